@@ -1,0 +1,124 @@
+"""Training files: JSON Lines, one `{"prompt": ..., "completion": ...}` a line.
+
+Source: the reference's guide to fine-tuning, "Prepare training data".
+"""
+
+import json
+from collections.abc import Iterator
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from aiofinetune.errors import DatasetError
+
+# The longest line read, in bytes. A prompt and a completion within any model's bounds fit many times over; a file
+# without line ends does not end up in memory whole.
+MAX_LINE_BYTES: Final = 1024 * 1024
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@attrs.frozen
+class Example:
+    """One line of a training file: what the model is given, and what it is to answer."""
+
+    prompt: str
+    completion: str
+
+
+def read_examples(path: str | PathLike[str]) -> Iterator[Example]:
+    """Read the training file at `path` an example at a time, in constant memory.
+
+    Blank lines are skipped, and so is a byte order mark at the start.
+
+    Raises:
+        DatasetError: A line is not an example, or no line is; it carries the line's number, from 1.
+        OSError: The file cannot be read.
+    """
+    name, found = fspath(path), False
+    for number, line in _lines(name):
+        try:
+            example = parse_example(line)
+        except ValueError as error:
+            raise DatasetError(name, number, str(error)) from error
+        found = True
+        yield example
+    if not found:
+        raise DatasetError(name, None, "there is no example in it; at least one line is expected")
+
+
+def parse_example(line: bytes) -> Example:
+    """Read one line of a training file.
+
+    Raises:
+        ValueError: It is not an example; the message says what was found and what is expected.
+    """
+    record = _parse_json(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"{_kind(record)} was found; an object with the keys prompt and completion is expected")
+    for key in ("prompt", "completion"):
+        if key not in record:
+            raise ValueError(f"the key {key!r} is missing; exactly prompt and completion are expected")
+    if extra := sorted(record.keys() - {"prompt", "completion"}):
+        raise ValueError(f"unknown key {', '.join(map(ascii, extra))}; exactly prompt and completion are expected")
+    example = Example(_text(record, "prompt"), _text(record, "completion"))
+    if not example.completion:
+        raise ValueError("the completion is empty; at least one character is expected")
+    return example
+
+
+def _lines(path: str) -> Iterator[tuple[int, bytes]]:
+    with Path(path).open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if number == 1:
+                line = line.removeprefix(_BYTE_ORDER_MARK)
+            if len(line) > MAX_LINE_BYTES:
+                raise DatasetError(path, number, f"the line is too long; at most {MAX_LINE_BYTES:,} bytes are expected")
+            if line.strip():
+                yield number, line
+
+
+def _parse_json(line: bytes) -> object:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} of the line is not UTF-8, which is expected") from error
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}; an object a line is expected") from error
+    except (ValueError, RecursionError) as error:  # A number of thousands of digits; brackets nested without end.
+        raise ValueError("a value too large or too deep for an example was found; two strings are expected") from error
+
+
+def _text(record: dict[str, object], key: str) -> str:
+    value = record[key]
+    if not isinstance(value, str):
+        raise ValueError(f"the {key} is {_kind(value)}; a string is expected")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        place = error.start + 1
+        raise ValueError(f"the {key} holds half a surrogate pair at character {place}; text is expected") from error
+    return value
+
+
+def _kind(value: object) -> str:
+    """Name the JSON type of `value`."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"

@@ -1,0 +1,318 @@
+"""What the API takes and gives, as frozen attrs classes.
+
+Each class names its place in the API reference (the fine-tunes, files, models and completions objects). Times are
+Unix times in whole seconds. How these are read from and written to JSON is the business of `aiofinetune.wire`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Generic, TypeAlias, TypeGuard, TypeVar
+
+import attrs
+
+from aiofinetune.errors import RequestInvalid
+
+T = TypeVar("T")
+
+_LARGEST: Final = 2**63 - 1
+"""The largest whole number that every JSON reader takes."""
+
+# Any: one validator serves fields of several types, and is there for values of the wrong one.
+_Validator: TypeAlias = "Callable[[Any, attrs.Attribute[Any], Any], None]"
+
+
+class Status:
+    """The job statuses that the reference names. A service may send others, so a status stays a plain ``str``."""
+
+    PENDING: Final = "pending"
+    RUNNING: Final = "running"
+    SUCCEEDED: Final = "succeeded"
+    FAILED: Final = "failed"
+    CANCELLED: Final = "cancelled"
+
+    TERMINAL: Final = frozenset({SUCCEEDED, FAILED, CANCELLED})
+    KNOWN: Final = frozenset({"created", PENDING, RUNNING}) | TERMINAL
+
+
+@attrs.frozen
+class File:
+    """A file at the service (reference: the file object)."""
+
+    id: str
+    filename: str = ""
+    purpose: str = ""
+    """``"fine-tune"`` for training data, ``"fine-tune-results"`` for a job's results."""
+    bytes: int = 0
+    """Size in bytes."""
+    created_at: int = 0
+    status: str | None = None
+    """``"uploaded"``, ``"processed"``, ``"error"`` or a service's own word; None where it sends none."""
+    status_details: str | None = None
+    object: str = "file"
+
+
+@attrs.frozen
+class FineTuneEvent:
+    """One line of a job's history (reference: the fine-tune event object). Its text is for people."""
+
+    message: str
+    level: str = "info"
+    created_at: int = 0
+    object: str = "fine-tune-event"
+
+
+@attrs.frozen
+class Hyperparams:
+    """The hyperparameters that a job runs with; None where the service has not said."""
+
+    n_epochs: int | None = None
+    batch_size: int | None = None
+    """Training examples in one step."""
+    learning_rate_multiplier: float | None = None
+    """Times the rate that the base model was pretrained at."""
+    prompt_loss_weight: float | None = None
+    """Weight of the loss on a prompt's tokens; a completion's have weight 1."""
+    compute_classification_metrics: bool | None = None
+    classification_n_classes: int | None = None
+    classification_positive_class: str | None = None
+    classification_betas: tuple[float, ...] | None = None
+
+
+@attrs.frozen
+class FineTune:
+    """A fine-tuning job (reference: the fine-tune object)."""
+
+    id: str
+    status: str
+    """One of `Status`, or a service's own word."""
+    model: str
+    """The base model, or the fine-tuned model that the job trains further."""
+    created_at: int
+    training_files: tuple[File, ...]
+    updated_at: int = 0
+    fine_tuned_model: str | None = None
+    """The name of the model that the job made; None until it has succeeded."""
+    hyperparams: Hyperparams = Hyperparams()
+    validation_files: tuple[File, ...] = ()
+    result_files: tuple[File, ...] = ()
+    events: tuple[FineTuneEvent, ...] = ()
+    """Oldest first. Empty in lists, where the service leaves them out."""
+    organization_id: str = ""
+    object: str = "fine-tune"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job is over: succeeded, failed or cancelled."""
+        return self.status in Status.TERMINAL
+
+
+@attrs.frozen
+class Model:
+    """A model (reference: the model object)."""
+
+    id: str
+    created: int = 0
+    owned_by: str = ""
+    object: str = "model"
+
+
+@attrs.frozen
+class Deleted:
+    """The service's word that a file or a model is gone."""
+
+    id: str
+    deleted: bool
+    object: str = ""
+
+
+@attrs.frozen
+class CompletionLogprobs:
+    """Log probabilities of a completion's tokens (reference: the completion object)."""
+
+    tokens: tuple[str, ...] = ()
+    token_logprobs: tuple[float | None, ...] = ()
+    """Natural logarithms."""
+
+
+@attrs.frozen
+class CompletionChoice:
+    """One completion of a prompt."""
+
+    text: str
+    index: int = 0
+    finish_reason: str | None = None
+    """``"stop"`` at the model's end of text or a stop sequence, ``"length"`` at `max_tokens`."""
+    logprobs: CompletionLogprobs | None = None
+
+
+@attrs.frozen
+class CompletionUsage:
+    """Tokens that a completion took."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+@attrs.frozen
+class Completion:
+    """What a model makes of a prompt (reference: the completion object)."""
+
+    id: str
+    choices: tuple[CompletionChoice, ...]
+    model: str = ""
+    created: int = 0
+    usage: CompletionUsage | None = None
+    object: str = "text_completion"
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice."""
+        return self.choices[0].text if self.choices else ""
+
+
+@attrs.frozen
+class Listing(Generic[T]):
+    """The envelope around every list of the API."""
+
+    data: tuple[T, ...]
+    has_more: bool = False
+    """Whether the service kept some back. The reference has no pages; hosts that came after it may."""
+    object: str = "list"
+
+
+def _check(expected: str, fits: Callable[[object], bool]) -> _Validator:
+    """A validator that lets None and what `fits` pass, and says what was `expected` of the rest."""
+
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value is not None and not fits(value):
+            raise RequestInvalid(attribute.name, f"expected {expected}, got {_shown(value)}")
+
+    return check
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no whole number of more than some thousands of digits.
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:80]}… ({type(value).__name__})"
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= _LARGEST)
+
+
+def _is_count(at_least: int) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and at_least <= value <= _LARGEST
+
+
+def _is_text(value: object, most: int | None = None) -> bool:
+    return isinstance(value, str) and value != "" and (most is None or len(value) <= most) and _is_unicode(value)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_beta_list(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(_is_number(beta) and beta > 0 for beta in value)
+
+
+def _required(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        raise RequestInvalid(attribute.name, "is required")
+
+
+def _as_tuple(value: Iterable[float] | None) -> tuple[float, ...] | None:
+    # What is not a list passes through, for the validator to name it: hence the ignored type.
+    return tuple(value) if isinstance(value, list | tuple) else value  # type: ignore[return-value]
+
+
+_POSITIVE = _check("a number above 0", lambda value: _is_number(value) and value > 0)
+_NOT_NEGATIVE = _check("a number, 0 or above", lambda value: _is_number(value) and value >= 0)
+_COUNT = _check("a whole number, 1 or above", _is_count(1))
+_FILE_ID = _check("the id of an uploaded file, such as 'file-abc123'", _is_text)
+
+
+@attrs.frozen(kw_only=True)
+class FineTuneRequest:
+    """The parameters of a job (reference: create fine-tune), checked when they are put together.
+
+    Every parameter but `training_file` may be left at None: then the service decides. ``attrs.evolve(request,
+    n_epochs=8)`` gives a changed copy, checked again.
+
+    Args:
+        training_file: The id of an uploaded file of training examples.
+        validation_file: The id of an uploaded file of examples to validate with.
+        model: ``"ada"``, ``"babbage"``, ``"curie"`` (the reference's default), ``"davinci"``, or a fine-tuned model.
+        n_epochs: Passes over the training data; the reference's default is 4.
+        batch_size: Examples in one step; by default about 0.2 % of the training set, at most 256.
+        learning_rate_multiplier: Times the pretraining rate; by default 0.05, 0.1 or 0.2 by final batch size.
+        prompt_loss_weight: Weight of the loss on the prompt's tokens; the reference's default is 0.01.
+        compute_classification_metrics: Whether to compute them at the end of every epoch. Needs `validation_file`
+            and exactly one of `classification_n_classes` and `classification_positive_class`.
+        classification_n_classes: The number of classes, for a classifier of several classes.
+        classification_positive_class: The completion that counts as positive, for a classifier of two classes.
+        classification_betas: F-beta scores to compute, for a classifier of two classes only.
+        suffix: 1 to 40 characters that the tuned model's name will contain.
+
+    Raises:
+        RequestInvalid: A parameter is wrong; it says which, what it got and what it may be.
+    """
+
+    training_file: str = attrs.field(validator=[_required, _FILE_ID])
+    validation_file: str | None = attrs.field(default=None, validator=_FILE_ID)
+    model: str | None = attrs.field(default=None, validator=_check("the name of a model, such as 'curie'", _is_text))
+    n_epochs: int | None = attrs.field(default=None, validator=_COUNT)
+    batch_size: int | None = attrs.field(default=None, validator=_COUNT)
+    learning_rate_multiplier: float | None = attrs.field(default=None, validator=_POSITIVE)
+    prompt_loss_weight: float | None = attrs.field(default=None, validator=_NOT_NEGATIVE)
+    compute_classification_metrics: bool | None = attrs.field(
+        default=None, validator=_check("True or False", lambda value: isinstance(value, bool))
+    )
+    classification_n_classes: int | None = attrs.field(
+        default=None, validator=_check("a whole number, 2 or above", _is_count(2))
+    )
+    classification_positive_class: str | None = attrs.field(
+        default=None, validator=_check("the text of a completion", _is_text)
+    )
+    classification_betas: tuple[float, ...] | None = attrs.field(
+        default=None, converter=_as_tuple, validator=_check("a list of numbers above 0", _is_beta_list)
+    )
+    suffix: str | None = attrs.field(
+        default=None,
+        validator=_check("1 to 40 characters", lambda value: _is_text(value, most=40)),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        """Check the rules that join several parameters."""
+        n_classes, positive = self.classification_n_classes, self.classification_positive_class
+        if self.compute_classification_metrics:
+            if self.validation_file is None:
+                raise RequestInvalid("validation_file", "is required when compute_classification_metrics is True")
+            if n_classes is None and positive is None:
+                raise RequestInvalid(
+                    "compute_classification_metrics",
+                    "needs classification_n_classes (several classes) or classification_positive_class (two classes)",
+                )
+            if n_classes is not None and positive is not None:
+                raise RequestInvalid(
+                    "classification_n_classes",
+                    f"got {n_classes} beside classification_positive_class={positive!r}; give exactly one of them",
+                )
+        else:
+            for name in ("classification_n_classes", "classification_positive_class", "classification_betas"):
+                if getattr(self, name) is not None:
+                    raise RequestInvalid(name, "is only used with compute_classification_metrics=True")
+        if self.classification_betas is not None and positive is None:
+            raise RequestInvalid(
+                "classification_betas", "are for two classes only; give classification_positive_class too"
+            )

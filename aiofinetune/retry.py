@@ -1,0 +1,112 @@
+"""When to try again, as a pure function. All times are in seconds."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+import attrs
+
+from aiofinetune.errors import (
+    BadRequest,
+    ConfigurationError,
+    Conflict,
+    ConnectFailed,
+    FineTuneError,
+    QuotaExceeded,
+    RateLimited,
+    ServerError,
+    TooManyJobs,
+    TransportError,
+)
+
+
+@attrs.frozen
+class Retry:
+    """How often, and how slowly, what failed is tried again.
+
+    Args:
+        attempts: Tries that may fail, the first included; 1 never tries again. Being told to slow down (429) is not
+            counted, nor is being told that a file is still being processed.
+        base: The longest wait before the second try; it doubles with each further one.
+        cap: The longest wait of our own choosing. A service may ask for more (``Retry-After``).
+        deadline: How long after a call's start a new try may begin. A service that asks to wait for longer gets its
+            error raised.
+        grace: How long a job whose create got no reply may take to show up in the service's list, before it counts as
+            never created and the create is sent again.
+
+    Raises:
+        ConfigurationError: A figure makes no sense.
+    """
+
+    attempts: int = 5
+    base: float = 0.5
+    cap: float = 8.0
+    deadline: float = 300.0
+    grace: float = 30.0
+
+    def __attrs_post_init__(self) -> None:
+        """Check that the figures make sense."""
+        if self.attempts < 1:
+            raise ConfigurationError(f"attempts: expected 1 or more, got {self.attempts!r}")
+        for name in ("base", "cap", "deadline", "grace"):
+            if not getattr(self, name) >= 0:
+                raise ConfigurationError(f"{name}: expected seconds, 0 or more, got {getattr(self, name)!r}")
+
+
+_SPREAD: Final = 0.2
+"""Over what share of the wait that a service asked for those who wait begin again."""
+
+
+def is_safe_to_repeat(failure: FineTuneError, *, idempotent: bool) -> bool:
+    """Whether a call that ended in `failure` may be sent again, and may then do better.
+
+    A call that is not idempotent may be only where it surely had no effect: it did not arrive, or the service
+    refused it before looking (429, or a 503 that names a time to come back).
+    """
+    match failure:
+        case QuotaExceeded() | TooManyJobs():
+            return False
+        case ConnectFailed() | RateLimited():
+            return True
+        case ServerError(status=503, retry_after=float()):
+            return True
+        case TransportError() | ServerError():
+            return idempotent
+        case _:
+            return is_not_ready(failure)
+
+
+def is_not_ready(failure: FineTuneError) -> bool:
+    """Whether a call was refused only because a file, just uploaded, is not ready yet.
+
+    The reference's service said so in words alone: "File … is still being processed".
+    """
+    return isinstance(failure, BadRequest | Conflict) and "being processed" in failure.message
+
+
+def delay(policy: Retry, failure: FineTuneError, attempt: int, elapsed: float, *, idempotent: bool) -> float | None:
+    """Seconds to wait before trying again, or None to give up.
+
+    Full jitter: evenly spread between nothing and a bound that doubles, so that clients which failed together do not
+    come back together (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). Where the service
+    says when (``Retry-After``), the wait is that long at least.
+
+    Args:
+        policy: The bounds.
+        failure: What the last try ended in.
+        attempt: How many tries have failed, this one included.
+        elapsed: Seconds since the first try began.
+        idempotent: Whether the call does the same when sent twice.
+    """
+    counts = policy.attempts <= 1 or not (isinstance(failure, RateLimited) or is_not_ready(failure))
+    if not is_safe_to_repeat(failure, idempotent=idempotent) or (counts and attempt >= policy.attempts):
+        return None
+    asked = getattr(failure, "retry_after", None) or 0.0
+    # Far beyond the cap, and still a float: an attempt may be any number where throttling is not counted.
+    bound = min(policy.cap, policy.base * 2.0 ** min(attempt - 1, 60))
+    if asked and isinstance(failure, RateLimited):
+        # The service knows when: a longer wait only wastes what it allows.
+        bound = min(bound, _SPREAD * asked)
+    seconds: float = asked + random.uniform(0, bound)  # noqa: S311  # no secret
+    return seconds if elapsed + seconds <= policy.deadline else None

@@ -1,0 +1,104 @@
+"""Server-sent events, bytes to payloads and back, without I/O.
+
+The fine-tunes API sends data-only events: of each event only the ``data`` lines matter. The grammar is the HTML
+standard's, section 9.2.5 (https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiofinetune.errors import ProtocolViolation
+
+MOST_BYTES: Final = 1 << 20
+"""The most that one event may take, in bytes: a thousand times the longest that was seen, and small enough to hold
+for each of a thousand streams that misbehave."""
+
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+def encode(data: bytes) -> bytes:
+    """Write `data`, which holds no line break (as JSON on one line does), as one event."""
+    return b"data: %b\n\n" % data
+
+
+class EventDecoder:
+    """Turns the bytes of an event stream, however they are cut, into the events' data."""
+
+    def __init__(self) -> None:
+        self._line: list[bytes] = []
+        self._line_size = 0
+        self._data: list[bytes] = []
+        self._data_size = 0
+        self._at_start = True
+        self._after_cr = False
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take the next bytes; give the data of each event that they complete.
+
+        Events without data, such as the comments by which a proxy keeps a connection open, give nothing.
+
+        Raises:
+            ProtocolViolation: One event is longer than `MOST_BYTES`.
+        """
+        events = []
+        for line in self._whole_lines(chunk):
+            if event := self._take(line):
+                events.append(event)
+            self._check_size(max(len(line), self._data_size))
+        self._check_size(self._line_size + self._data_size)
+        return events
+
+    def close(self) -> bytes:
+        """Give the data of the event that the stream's end cut off; empty if there is none.
+
+        The standard drops such an event, and so must a reader that cannot tell that it is whole.
+        """
+        if line := b"".join(self._line):
+            self._take(line)
+        return b"\n".join(self._data)
+
+    def _whole_lines(self, chunk: bytes) -> list[bytes]:
+        """Cut what came so far at CRLF, LF and CR; keep the last, unfinished line."""
+        if self._at_start:
+            chunk = b"".join((*self._line, chunk))
+            if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+                self._line = [chunk]
+                return []
+            self._line = []
+            self._at_start = False
+            chunk = chunk.removeprefix(_BOM)
+        if self._after_cr and chunk:
+            # The CR that ended the last chunk has ended its line already.
+            chunk = chunk.removeprefix(b"\n")
+            self._after_cr = False
+        if b"\r" in chunk:
+            self._after_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        first, *rest = chunk.split(b"\n")
+        self._line.append(first)
+        self._line_size += len(first)
+        if not rest:
+            return []
+        lines = [b"".join(self._line), *rest[:-1]]
+        self._line = [rest[-1]]
+        self._line_size = len(rest[-1])
+        return lines
+
+    def _take(self, line: bytes) -> bytes:
+        """Take one line; give the data of the event that it ends, if it ends one with any."""
+        if line == b"":
+            data = b"\n".join(self._data)
+            self._data = []
+            self._data_size = 0
+            return data
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            self._data.append(value.removeprefix(b" "))
+            # The line break counts too: there may be any number of empty lines of data.
+            self._data_size += len(value) + 1
+        return b""
+
+    def _check_size(self, size: int) -> None:
+        if size > MOST_BYTES:
+            raise ProtocolViolation(f"an event of the stream is longer than {MOST_BYTES} bytes")

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from strategies import ANYTHING, REQUESTS
+
+from aiofinetune import (
+    Completion,
+    CompletionChoice,
+    File,
+    FineTune,
+    FineTuneEvent,
+    FineTuneRequest,
+    Hyperparams,
+    RequestInvalid,
+    Status,
+    wire,
+)
+
+BINARY = {"validation_file": "file-2", "compute_classification_metrics": True, "classification_positive_class": " yes"}
+SEVERAL = {"validation_file": "file-2", "compute_classification_metrics": True, "classification_n_classes": 3}
+
+
+def request(**parameters: object) -> FineTuneRequest:
+    # Any: the point is to hand over what the annotations forbid.
+    return FineTuneRequest(**{"training_file": "file-1", **parameters})  # type: ignore[arg-type]
+
+
+FILE_ID = "expected the id of an uploaded file, such as 'file-abc123'"
+COUNT = "expected a whole number, 1 or above"
+POSITIVE = "expected a number above 0"
+NOT_NEGATIVE = "expected a number, 0 or above"
+BETAS = "expected a list of numbers above 0"
+NEEDS_METRICS = "is only used with compute_classification_metrics=True"
+
+
+@pytest.mark.parametrize(
+    ("field", "parameters", "words"),
+    [
+        ("training_file", {"training_file": None}, "is required"),
+        ("training_file", {"training_file": ""}, f"{FILE_ID}, got ''"),
+        ("training_file", {"training_file": 7}, f"{FILE_ID}, got 7"),
+        ("training_file", {"training_file": Path("a")}, f"{FILE_ID}, got "),
+        ("validation_file", {"validation_file": b"file-1"}, f"{FILE_ID}, got b'file-1'"),
+        ("validation_file", {"validation_file": ""}, f"{FILE_ID}, got ''"),
+        ("model", {"model": ""}, "expected the name of a model, such as 'curie', got ''"),
+        ("model", {"model": 3}, "expected the name of a model, such as 'curie', got 3"),
+        *(
+            (field, {field: value}, f"{COUNT}, got {value!r}")
+            for field in ("n_epochs", "batch_size")
+            for value in (0, -1, 1.0, 1.5, "4", True, [4])
+        ),
+        *(
+            ("learning_rate_multiplier", {"learning_rate_multiplier": value}, f"{POSITIVE}, got {value!r}")
+            for value in (0, -0.1, float("nan"), float("inf"), "0.1", True)
+        ),
+        *(
+            ("prompt_loss_weight", {"prompt_loss_weight": value}, f"{NOT_NEGATIVE}, got {value!r}")
+            for value in (-0.1, float("nan"), float("inf"), "0.1", False)
+        ),
+        *(
+            (
+                "compute_classification_metrics",
+                {**BINARY, "compute_classification_metrics": value},
+                f"expected True or False, got {value!r}",
+            )
+            for value in (1, 0, "true")
+        ),
+        *(
+            (
+                "classification_n_classes",
+                {**SEVERAL, "classification_n_classes": value},
+                f"expected a whole number, 2 or above, got {value!r}",
+            )
+            for value in (1, 0, 2.0, "3", True)
+        ),
+        *(
+            (
+                "classification_positive_class",
+                {**BINARY, "classification_positive_class": value},
+                f"expected the text of a completion, got {value!r}",
+            )
+            for value in ("", 1, True)
+        ),
+        *(
+            ("classification_betas", {**BINARY, "classification_betas": value}, f"{BETAS}, got {shown}")
+            for value, shown in (
+                ([], "()"),
+                ([0], "(0,)"),
+                ([1, -1], "(1, -1)"),
+                (["1"], "('1',)"),
+                ([True], "(True,)"),
+                ([float("inf")], "(inf,)"),
+                (1.0, "1.0"),
+                ("1.0", "'1.0'"),
+            )
+        ),
+        ("suffix", {"suffix": ""}, "expected 1 to 40 characters, got ''"),
+        ("suffix", {"suffix": "x" * 41}, "expected 1 to 40 characters, got 'xxx"),
+        ("suffix", {"suffix": 5}, "expected 1 to 40 characters, got 5"),
+        # What joins several parameters.
+        (
+            "validation_file",
+            {"compute_classification_metrics": True, "classification_n_classes": 3},
+            "is required when compute_classification_metrics is True",
+        ),
+        (
+            "compute_classification_metrics",
+            {"compute_classification_metrics": True, "validation_file": "file-2"},
+            "needs classification_n_classes (several classes) or classification_positive_class (two classes)",
+        ),
+        (
+            "classification_n_classes",
+            {**BINARY, "classification_n_classes": 3},
+            "got 3 beside classification_positive_class=' yes'; give exactly one of them",
+        ),
+        ("classification_n_classes", {"classification_n_classes": 3}, NEEDS_METRICS),
+        ("classification_positive_class", {"classification_positive_class": " yes"}, NEEDS_METRICS),
+        ("classification_betas", {"classification_betas": [1.0]}, NEEDS_METRICS),
+        (
+            "classification_n_classes",
+            {"compute_classification_metrics": False, "classification_n_classes": 3},
+            NEEDS_METRICS,
+        ),
+        (
+            "classification_betas",
+            {**SEVERAL, "classification_betas": [1.0]},
+            "are for two classes only; give classification_positive_class too",
+        ),
+    ],
+)
+def test_wrong(field: str, parameters: dict[str, object], words: str) -> None:
+    """A wrong parameter is refused by its name, with what it got and what it may be."""
+    with pytest.raises(RequestInvalid, match="^" + re.escape(f"{field}: {words}")) as caught:
+        request(**parameters)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"model": "ada:ft-acme-2022-02-15-04-21-04"},
+        {"n_epochs": 1, "batch_size": 1},
+        {"learning_rate_multiplier": 1, "prompt_loss_weight": 0},
+        {"learning_rate_multiplier": 5e-324, "prompt_loss_weight": 0.0},
+        {"suffix": "x"},
+        {"suffix": "ü" * 40},
+        {"compute_classification_metrics": False},
+        BINARY,
+        SEVERAL,
+        {**SEVERAL, "classification_n_classes": 2},
+        {**BINARY, "classification_betas": [0.5, 1, 2]},
+    ],
+)
+def test_right(parameters: dict[str, object]) -> None:
+    """What the reference allows, up to its bounds, is taken as it stands."""
+    made = attrs.asdict(request(**parameters), filter=lambda _, value: value is not None)
+    betas = parameters.get("classification_betas")
+    expected = {**parameters, **({"classification_betas": tuple(betas)} if isinstance(betas, list) else {})}
+    assert made == {"training_file": "file-1", **expected}
+
+
+def test_long_values_are_shown_short() -> None:
+    """A wrong value of any length makes a short message, which still tells what kind of value it was."""
+    with pytest.raises(RequestInvalid, match=r"… \(list\)$") as caught:
+        request(n_epochs=["x" * 10_000])
+    assert len(str(caught.value)) < 200
+
+
+def test_by_name_only() -> None:
+    """Parameters go by name: twelve of them in a row would be a trap."""
+    with pytest.raises(TypeError):
+        FineTuneRequest("file-1")  # type: ignore[call-arg]
+
+
+def test_evolve_checks_again() -> None:
+    """A changed copy is checked like any other; a right one leaves the first as it was."""
+    first = request(n_epochs=4)
+    assert attrs.evolve(first, n_epochs=8) == request(n_epochs=8)
+    assert first.n_epochs == 4
+    with pytest.raises(RequestInvalid, match="n_epochs"):
+        attrs.evolve(first, n_epochs=0)
+    with pytest.raises(RequestInvalid, match="validation_file"):
+        attrs.evolve(first, compute_classification_metrics=True, classification_n_classes=3)
+
+
+@pytest.mark.parametrize(
+    "value", [request(), Hyperparams(), File("file-1"), FineTuneEvent("hello"), CompletionChoice("x")], ids=repr
+)
+def test_frozen(value: attrs.AttrsInstance) -> None:
+    """What the API says does not change under whoever holds it, and can be a key of a dictionary."""
+    name = attrs.fields_dict(type(value)).popitem()[0]
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        setattr(value, name, "changed")
+    assert {value: 1}[value] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "is_terminal"),
+    [
+        (Status.SUCCEEDED, True),
+        (Status.FAILED, True),
+        (Status.CANCELLED, True),
+        (Status.PENDING, False),
+        (Status.RUNNING, False),
+        ("created", False),
+        ("validating_files", False),
+        ("SUCCEEDED", False),
+        ("", False),
+    ],
+)
+def test_is_terminal(status: str, is_terminal: bool) -> None:  # a column of the table
+    """A job is over in the three states that the reference says so of, and in no state that it does not know."""
+    assert FineTune("ft-1", status, "ada", 1, ()).is_terminal is is_terminal
+
+
+def test_statuses() -> None:
+    """Statuses are the reference's words, as plain text."""
+    assert {"succeeded", "failed", "cancelled"} == Status.TERMINAL
+    assert {"created", "pending", "running", "succeeded", "failed", "cancelled"} == Status.KNOWN
+
+
+@given(REQUESTS)
+def test_survives_the_wire(made: FineTuneRequest) -> None:
+    """Any request that can be made arrives at the other side as it was."""
+    assert wire.read_request(wire.read_json(wire.write_request(made)), FineTuneRequest) == made
+
+
+@given(st.sampled_from([field.name for field in attrs.fields(FineTuneRequest)]), ANYTHING)
+@example("learning_rate_multiplier", 10**400)
+@example("prompt_loss_weight", 10**400)
+@example("n_epochs", -(10**5000))
+@example("n_epochs", 2**64)
+@example("training_file", "\ud800")
+def test_any_value(field: str, value: object) -> None:
+    """Whatever a parameter is given, it is refused by the parameter's name, or can be sent and read."""
+    try:
+        made = request(**{field: value})
+    except RequestInvalid as error:
+        blamed = error.field
+    else:
+        blamed = field
+        assert wire.read_request(wire.read_json(wire.write_request(made)), FineTuneRequest) == made
+    assert blamed in {field, "validation_file", "compute_classification_metrics"}
+
+
+def test_completion_text() -> None:
+    """A completion's `text` is that of its first choice."""
+    choices = (CompletionChoice("first", index=0), CompletionChoice("second", index=1))
+    assert Completion("cmpl-1", choices).text == "first"
