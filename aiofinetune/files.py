@@ -1,0 +1,236 @@
+"""Local files, read and written off the event loop and in constant memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import secrets
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO, Final, TypeAlias
+
+import attrs
+
+from aiofinetune.errors import LocalFileError, RequestInvalid
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | AsyncIterable[bytes]
+"""What can be uploaded: the path of a file, its bytes, a file open in binary mode, or an iterator of pieces."""
+
+Progress: TypeAlias = Callable[[int, int | None], object]
+"""Called on the event loop with the bytes moved so far, and their total where it is known."""
+
+_PIECE: Final = 256 << 10
+"""Bytes read or written at once: enough that the hop to a thread and back costs little beside them."""
+
+
+@attrs.frozen
+class Content:
+    """The bytes of a source, in pieces.
+
+    Args:
+        name: The file's own name, where it has one.
+        size: Its length in bytes, where that is known.
+        read: Gives the next piece; none at the end.
+        rewind: Starts again from the first piece; None where that cannot be done.
+    """
+
+    name: str | None
+    size: int | None
+    read: Callable[[], Awaitable[bytes]]
+    rewind: Callable[[], Awaitable[object]] | None
+
+
+@asynccontextmanager
+async def opened_source(source: Source) -> AsyncIterator[Content]:
+    """Open what is to be uploaded, and close it if it was opened here.
+
+    Raises:
+        LocalFileError: The file at a path cannot be opened.
+        RequestInvalid: The source is of no kind that can be read as bytes.
+    """
+    match source:
+        case bytes():
+            yield await _content_of_file(io.BytesIO(source), None)
+        case str() | os.PathLike():
+            async with opened(Path(source), "rb") as file:
+                yield await _content_of_file(file, Path(source).name)
+        case AsyncIterable():
+            yield Content(None, None, _reader_of(aiter(source)), None)
+        case _ if hasattr(source, "read") and _is_binary(source):
+            name = getattr(source, "name", None)
+            yield await _content_of_file(source, Path(name).name if isinstance(name, str) else None)
+        case _:
+            raise RequestInvalid(
+                "file",
+                "expected a path, bytes, a file opened in binary mode ('rb') or an async iterator of bytes,"
+                f" got {type(source).__name__}",
+            )
+
+
+def _is_binary(file: BinaryIO) -> bool:
+    try:
+        return isinstance(file.read(0), bytes)
+    except (OSError, ValueError) as error:
+        raise LocalFileError(f"the file cannot be read: {error}") from error
+
+
+async def _content_of_file(file: BinaryIO, name: str | None) -> Content:
+    reading: asyncio.Future[bytes] | None = None
+
+    async def read() -> bytes:
+        nonlocal reading
+        reading = asyncio.get_running_loop().run_in_executor(None, file.read, _PIECE)
+        # Of a try that was given up, nobody asks what became of its last read.
+        reading.add_done_callback(lambda read: read.cancelled() or read.exception())
+        return await asyncio.shield(reading)
+
+    start, size = await asyncio.to_thread(_extent, file)
+    if start is None:
+        return Content(name, None, read, None)
+
+    async def rewind() -> None:
+        if reading is not None:
+            # A thread that still reads for a try that was given up would move the file under the next.
+            await asyncio.wait([reading])
+        await asyncio.to_thread(file.seek, start)
+
+    return Content(name, size, read, rewind)
+
+
+def _extent(file: BinaryIO) -> tuple[int | None, int | None]:
+    """Where a file stands and how many bytes follow; nothing of one that cannot go back, such as a pipe."""
+    if not file.seekable():
+        return None, None
+    start = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(start)
+    return start, end - start
+
+
+def _reader_of(pieces: AsyncIterator[bytes]) -> Callable[[], Awaitable[bytes]]:
+    async def read() -> bytes:
+        # An empty piece is not the end.
+        async for piece in pieces:
+            if piece:
+                return piece
+        return b""
+
+    return read
+
+
+class Form:
+    """The body of an upload: what goes before a file's bytes, the bytes, and what goes after.
+
+    An async iterator rather than a generator: one that is dropped half read needs no clean-up.
+
+    Args:
+        content: The file.
+        frame: What goes before and after it.
+        progress: Is told of each piece.
+    """
+
+    def __init__(self, content: Content, frame: tuple[bytes, bytes], progress: Progress | None) -> None:
+        self._content = content
+        self._head, self._tail = frame
+        self._progress = progress
+        self._sent = 0
+        self.failure: Exception | None = None
+        """What went wrong here, as against on the network."""
+
+    @property
+    def size(self) -> int | None:
+        """The length of the whole body in bytes, where that is known."""
+        return None if self._content.size is None else len(self._head) + self._content.size + len(self._tail)
+
+    def __aiter__(self) -> Form:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._next()
+        except StopAsyncIteration:
+            raise
+        except Exception as error:
+            # aiohttp reports it as a broken connection.
+            self.failure = error
+            raise
+
+    async def _next(self) -> bytes:
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        if piece := await self._content.read():
+            if not isinstance(piece, bytes):
+                raise LocalFileError(f"the source gave {type(piece).__name__}, not bytes")
+            self._sent += len(piece)
+            if self._progress is not None:
+                self._progress(self._sent, self._content.size)
+            return piece
+        if self._content.size not in (None, self._sent):
+            raise LocalFileError(f"the file changed while it was sent: {self._sent} bytes, not {self._content.size}")
+        if self._tail:
+            tail, self._tail = self._tail, b""
+            return tail
+        raise StopAsyncIteration
+
+
+async def save(path: Path, read: Callable[[], Awaitable[bytes]]) -> None:
+    """Write what `read` gives to a file that appears under its name only when it is whole.
+
+    Args:
+        path: Where to. A file that is there already is replaced.
+        read: Gives the next piece; none at the end.
+
+    Raises:
+        LocalFileError: The file cannot be written.
+    """
+    partial = path.parent / f".{secrets.token_hex(8)}.part"
+    try:
+        async with opened(partial, "xb", named=path) as file:
+            while piece := await read():
+                await _in_thread(path, file.write, piece)
+            await _in_thread(path, _flush_to_disk, file)
+        await _in_thread(path, os.replace, partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError, ValueError):
+            await asyncio.to_thread(partial.unlink, missing_ok=True)
+        raise
+
+
+@asynccontextmanager
+async def opened(path: Path, mode: str, named: Path | None = None) -> AsyncIterator[BinaryIO]:
+    """Open a file in binary `mode`, and close it, in a thread.
+
+    Raises:
+        LocalFileError: It cannot be opened.
+    """
+    opening = asyncio.get_running_loop().run_in_executor(None, open, path, mode)
+    try:
+        file = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # The thread opens it all the same.
+        await asyncio.wait([opening])
+        if opening.exception() is None:
+            opening.result().close()
+        raise
+    except (OSError, ValueError) as error:
+        raise LocalFileError(f"{named or path}: {getattr(error, 'strerror', error)}") from error
+    try:
+        yield file  # type: ignore[misc]  # open() is typed by a literal mode; both modes used here are binary
+    finally:
+        await asyncio.to_thread(file.close)
+
+
+async def _in_thread(path: Path, function: Callable[..., object], *arguments: object) -> None:
+    try:
+        await asyncio.to_thread(function, *arguments)
+    except (OSError, ValueError) as error:
+        raise LocalFileError(f"{path}: {getattr(error, 'strerror', error)}") from error
+
+
+def _flush_to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,231 @@
+"""Finding again what a lost reply was about, so that nothing is made twice. No I/O.
+
+No service is known to honour an idempotency key. When the reply to a create is lost, all that is left is the
+service's list; this module says which entries of it could be the one, and keeps equal requests of one session from
+being taken for one another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Container, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final, Generic, TypeVar
+
+import attrs
+
+from aiofinetune.errors import APIError, ConnectFailed, FineTuneError, ProtocolViolation, ServerError, TransportError
+from aiofinetune.models import File, FineTune, FineTuneRequest
+
+T = TypeVar("T")
+
+CLOCK_SLACK: Final = 5.0
+"""Seconds by which the clocks of one service's machines may differ: the one that dates replies, and the one that dates
+jobs. The client's own clock plays no part."""
+
+
+def may_have_arrived(failure: FineTuneError) -> bool:
+    """Whether a request that ended in `failure` may have had its effect all the same.
+
+    It may unless it surely did not arrive, or the service said in so many words that it refused it. A 503 that names
+    a time to come back is such a word; a 408 is none, for a proxy may send it.
+    """
+    match failure:
+        case ConnectFailed():
+            return False
+        case ServerError(status=503, retry_after=float()):
+            return False
+        case APIError(status=status):
+            return status >= 500 or status == 408
+        case _:
+            return isinstance(failure, TransportError | ProtocolViolation)
+
+
+@attrs.frozen
+class Verdict:
+    """What the service's list says of a create whose reply was lost.
+
+    Args:
+        job: The job that it made.
+        unclear: Jobs that it may have made, or something else may have.
+    Neither: the list holds no trace of it.
+    """
+
+    job: FineTune | None = None
+    unclear: tuple[FineTune, ...] = ()
+
+
+def judge(
+    jobs: Iterable[FineTune],
+    request: FineTuneRequest,
+    since: float | None,
+    lost: Sequence[FineTuneRequest],
+    own: Container[str],
+) -> Verdict:
+    """Say which job of a list a create made, if the list can tell.
+
+    Args:
+        jobs: The service's list.
+        request: What was asked for.
+        since: The service's time when it was first sent, in Unix seconds; None where that is unknown.
+        lost: Every request of the session whose reply was lost and which is not found yet, `request` among them.
+        own: Ids of jobs that the session has given to somebody already.
+    """
+    near = sorted(
+        (job for job in jobs if job.id not in own and _is_near(job, request, since)), key=lambda job: job.created_at
+    )
+    fitting = [job for job in near if fits(job, request)]
+    if fitting:
+        equal = sum(other == request for other in lost)
+        is_contested = any(other != request and fits(job, other) for other in lost for job in fitting)
+        if since is not None and not is_contested and len(fitting) <= equal:
+            return Verdict(job=fitting[0])
+        return Verdict(unclear=tuple(fitting))
+    # A service may have changed a parameter: a job that nothing else of this session explains may be the one.
+    return Verdict(unclear=tuple(job for job in near if not any(fits(job, other) for other in lost)))
+
+
+def _is_near(job: FineTune, request: FineTuneRequest, since: float | None) -> bool:
+    is_recent = since is None or job.created_at >= since - CLOCK_SLACK
+    return is_recent and request.training_file in {file.id for file in job.training_files}
+
+
+def fits(job: FineTune, request: FineTuneRequest) -> bool:
+    """Whether a listed job is what `request` asks for, as far as the list says.
+
+    What the request leaves to the service fits anything, and so does what the service does not tell.
+    """
+    given = attrs.asdict(request, filter=lambda _attribute, value: value is not None, recurse=False)
+    return (
+        [file.id for file in job.training_files] == [request.training_file]
+        and [file.id for file in job.validation_files] == ([request.validation_file] if request.validation_file else [])
+        and request.model in (None, job.model)
+        and all(getattr(job.hyperparams, name, None) in (None, value) for name, value in given.items())
+        and _suffix_fits(job.fine_tuned_model, request.suffix)
+    )
+
+
+def _suffix_fits(fine_tuned_model: str | None, suffix: str | None) -> bool:
+    """Whether a model's name could hold a suffix; services spell it in their own way, so only what all keep counts."""
+    if fine_tuned_model is None or suffix is None:
+        return True
+    return _letters(suffix) in _letters(fine_tuned_model)
+
+
+def _letters(text: str) -> str:
+    return "".join(character for character in text.lower() if character.isascii() and character.isalnum())
+
+
+def find_file(
+    files: Iterable[File], name: str, size: int | None, purpose: str, since: float | None, own: Container[str]
+) -> File | None:
+    """Give the file of a list that an upload made, if there is just one that it can be.
+
+    Args:
+        files: The service's list.
+        name: The name that was sent.
+        size: The bytes that were sent; None where they were not counted to the end.
+        purpose: What for.
+        since: The service's time when it was first sent, in Unix seconds; None where that is unknown.
+        own: Ids of files that the session has given to somebody already.
+    """
+    if since is None:
+        return None
+    found = [
+        file
+        for file in files
+        if file.id not in own
+        and (file.filename, file.bytes, file.purpose) == (name, size, purpose)
+        and file.created_at >= since - CLOCK_SLACK
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+class Own:
+    """Ids of what a session made, for as long as they could be taken for what another of its calls made.
+
+    What was made before the oldest call under way began is told from what that call made by its date.
+    """
+
+    def __init__(self) -> None:
+        self._ids: dict[str, float] = {}
+        self._calls: dict[object, float] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._ids
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Be under way."""
+        key = object()
+        self._calls[key] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._calls[key]
+
+    def add(self, name: str) -> None:
+        """Remember an id, and forget those that are too old to matter."""
+        now = time.monotonic()
+        self._ids[name] = now
+        # Both are in the order of their times. Whole seconds, and clocks that differ: hence twice the slack.
+        oldest = next(iter(self._calls.values()), now) - 2 * CLOCK_SLACK
+        while next(iter(self._ids.values())) < oldest:
+            del self._ids[next(iter(self._ids))]
+
+
+class Group(Generic[T]):
+    """Sends of one session that its service's list could not tell apart.
+
+    Any number may be under way at once. Once the reply to one is lost, it is looked for alone: after those under way
+    have ended, and before a new one starts.
+    """
+
+    def __init__(self) -> None:
+        self.lost: list[T] = []
+        """What was sent, the reply was lost, and is not found yet."""
+        self.is_contested = False
+        """Whether, of several that were lost, it cannot be told which is which."""
+        self._sending = 0
+        self._searching = 0
+        self._all_sent = asyncio.Event()
+        self._none_searching = asyncio.Event()
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def sending(self) -> AsyncIterator[None]:
+        """Be under way."""
+        while self._searching:
+            await self._none_searching.wait()
+        self._sending += 1
+        try:
+            yield
+        finally:
+            self._sending -= 1
+            self._all_sent.set()
+
+    @contextmanager
+    def losing(self, what: T) -> Iterator[None]:
+        """Have lost the reply to what was sent."""
+        self.lost.append(what)
+        try:
+            yield
+        finally:
+            self.lost.remove(what)
+
+    @asynccontextmanager
+    async def searching(self) -> AsyncIterator[None]:
+        """Be the only one that is under way."""
+        self._searching += 1
+        self._none_searching.clear()
+        try:
+            async with self._turn:
+                while self._sending:
+                    self._all_sent.clear()
+                    await self._all_sent.wait()
+                yield
+        finally:
+            self._searching -= 1
+            if not self._searching:
+                self._none_searching.set()

@@ -1,0 +1,745 @@
+"""The session: one coroutine for each endpoint of the fine-tunes API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar, overload
+
+import aiohttp
+import attrs
+
+from aiofinetune import files, protocol, reconcile, results, retry, wire
+from aiofinetune._version import __version__
+from aiofinetune.errors import (
+    APIError,
+    BadRequest,
+    ConfigurationError,
+    Conflict,
+    ConnectionLost,
+    CreateUncertain,
+    FineTuneCancelled,
+    FineTuneError,
+    FineTuneFailed,
+    LocalFileError,
+    NotFound,
+    ProtocolViolation,
+    RateLimited,
+    ServerError,
+    StreamInterrupted,
+    TransportError,
+    WaitTimeout,
+)
+from aiofinetune.models import Completion, Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Model, Status
+from aiofinetune.pause import Pause
+from aiofinetune.protocol import Endpoint, Reply, Request
+from aiofinetune.reconcile import Group, Own
+from aiofinetune.results import ResultRow
+from aiofinetune.retry import Retry
+from aiofinetune.stream import EventStream
+from aiofinetune.transport import Incoming, Secret, Timeout, Transport, collect, without_secret
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_log = logging.getLogger("aiofinetune")
+
+_USER_AGENT: Final = f"aiofinetune/{__version__}"
+_DECODED_ON_LOOP: Final = 128 << 10
+"""Bytes of JSON that are decoded on the event loop, in a millisecond or two; longer replies go to a thread."""
+_LAST_EVENTS: Final = 10
+"""Events that a failed job's error carries."""
+_SHORTEST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
+"""Seconds between two looks at a job whose stream does not last."""
+
+
+class FineTuneSession:
+    """A connection to one service that speaks the fine-tunes API.
+
+    An async context manager; `aclose` does the same as leaving it. It may be shared by any number of coroutines.
+
+    Args:
+        api_key: The service's key; by default ``OPENAI_API_KEY`` of the environment.
+        base_url: Where the API is, with its ``/v1``; by default ``OPENAI_BASE_URL``, else the reference's own,
+            ``https://api.openai.com/v1``, which retired fine-tunes on 2024-01-04.
+        organization: Sent with every call; by default ``OPENAI_ORG_ID``, else nothing.
+        timeout: How long to wait, in seconds, for what.
+        retry: How often and how slowly to try again.
+        http: An aiohttp session to use; it is never closed here, and its own connection limit holds for streams too.
+            By default one is made at the first call, and closed with this session.
+        allow_plain_http: Whether the key may travel over plain http to another machine.
+
+    Raises:
+        ConfigurationError: There is no key, it cannot be a header, or `base_url` is wrong or unsafe.
+
+    All coroutines raise, besides what each names:
+        RequestInvalid: The request is wrong; nothing was sent.
+        APIError: The service answered with an error.
+        TransportError: No whole reply came, and trying again did not help or was not safe.
+        ProtocolViolation: The reply is not what the API promises.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        organization: str | None = None,
+        timeout: Timeout = Timeout(),
+        retry: Retry = Retry(),
+        http: aiohttp.ClientSession | None = None,
+        allow_plain_http: bool = False,
+    ) -> None:
+        # Rebound, so that no traceback of a failure below shows it.
+        api_key = Secret(api_key or os.environ.get("OPENAI_API_KEY", ""))
+        if not api_key:
+            raise ConfigurationError("api_key: there is none; pass it, or set OPENAI_API_KEY")
+        self._api_key = _checked_header("api_key", api_key)
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or protocol.DEFAULT_BASE_URL
+        self.base_url = protocol.check_base_url(base_url, allow_plain_http=allow_plain_http)
+        organization = organization or os.environ.get("OPENAI_ORG_ID")
+        headers = {"Authorization": Secret(f"Bearer {api_key}"), "User-Agent": _USER_AGENT}
+        if organization:
+            headers["OpenAI-Organization"] = _checked_header("organization", organization)
+        self._retry = retry
+        self._pause = Pause()
+        self._own = Own()
+        self._groups: weakref.WeakValueDictionary[tuple[str, str], Group[Any]] = weakref.WeakValueDictionary()
+        self._transport = Transport(self.base_url, headers, timeout, http)
+
+    def __repr__(self) -> str:
+        return f"FineTuneSession(base_url={self.base_url!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def times_throttled(self) -> int:
+        """How often the service has told this session to slow down (429)."""
+        return self._pause.count
+
+    async def aclose(self) -> None:
+        """Close the connections, and the aiohttp session if it was made here."""
+        await self._transport.aclose()
+
+    # Fine-tunes
+
+    async def create_fine_tune(self, request: FineTuneRequest, *, known: Container[str] = ()) -> FineTune:
+        """Create a job, once: it is sent again only where it surely made none.
+
+        When the reply is lost, the job is looked for in the service's list, for as long as ``Retry.grace`` says, among
+        those made since by no other call of this session. A training file that is still being processed is waited for.
+        When the call is cancelled after the request was sent, a note on the ``CancelledError`` says so.
+
+        Args:
+            request: What to ask for.
+            known: Ids of jobs that are known to be another request's. Those of this session are known to it.
+
+        Raises:
+            CreateUncertain: The reply was lost, and the list cannot tell whether a job was made.
+            QuotaExceeded: The service takes no more jobs today, or for this money.
+            TooManyJobs: The service takes no more jobs until one is over.
+
+        Source: ``POST /fine-tunes``.
+        """
+        # No service is known to honour the key; it costs nothing to send, and nothing here depends on it.
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        endpoint = protocol.CREATE_FINE_TUNE
+        call = protocol.build(endpoint, self.base_url, body=wire.write_request(request), headers=headers)
+        group = self._group("fine-tune", request.training_file)
+        begin = time.time()
+
+        async def attempt() -> FineTune:
+            async with group.sending():
+                with _noted_if_cancelled(request):
+                    job = await self._decode(endpoint, await self._transport.fetch(call))
+                self._own.add(job.id)
+                return job
+
+        async def find(_failure: FineTuneError) -> FineTune | None:
+            lost_at = time.time()
+            with _noted_if_cancelled(request), group.losing(request):
+                async with group.searching():
+                    return await self.find_fine_tune(request, begin, lost_at=lost_at, lost=group.lost, known=known)
+
+        with self._own.call():
+            return await self._retrying(endpoint, attempt, find)
+
+    async def find_fine_tune(
+        self,
+        request: FineTuneRequest,
+        sent_at: float,
+        *,
+        lost_at: float | None = None,
+        lost: Sequence[FineTuneRequest] = (),
+        known: Container[str] = (),
+    ) -> FineTune | None:
+        """Look for the job of a create whose reply was lost; None if it surely made none.
+
+        `create_fine_tune` does so itself. This is for whoever keeps a record of creates across sessions.
+
+        Args:
+            request: What was asked for.
+            sent_at: When it was first sent, in Unix seconds by this machine's clock. A service whose clock is set
+                otherwise does no harm.
+            lost_at: When its reply was given up; the job may still show up until ``Retry.grace`` after. By default
+                `sent_at`.
+            lost: All requests whose job is not known, which might be taken for one another; `request` may be left out.
+            known: Ids of jobs that are known to be another request's. Those of this session are known to it.
+
+        Raises:
+            CreateUncertain: It cannot be told.
+        """
+        lost = lost if request in lost else (*lost, request)
+        pause = self._retry.base
+        while True:
+            try:
+                listing, reply = await self._exchange(protocol.LIST_FINE_TUNES)
+            except FineTuneError as error:
+                raise CreateUncertain(request, sent_at) from error
+            since = _at_service(reply, sent_at)
+            others = [job for job in listing.data if job.id not in known]
+            verdict = reconcile.judge(others, request, since, lost, self._own)
+            if verdict.job is not None:
+                self._own.add(verdict.job.id)
+                return verdict.job
+            left = self._retry.grace - (time.time() - (sent_at if lost_at is None else lost_at))
+            if left <= 0:
+                break
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, self._retry.cap)
+        if verdict.unclear or listing.has_more:
+            raise CreateUncertain(request, sent_at, verdict.unclear)
+        return None
+
+    async def list_fine_tunes(self) -> tuple[FineTune, ...]:
+        """List the jobs, without their events.
+
+        Source: ``GET /fine-tunes``.
+        """
+        return (await self._call(protocol.LIST_FINE_TUNES)).data
+
+    async def retrieve_fine_tune(self, fine_tune_id: str) -> FineTune:
+        """Give a job as it stands, with its events so far.
+
+        Source: ``GET /fine-tunes/{id}``.
+        """
+        return await self._call(protocol.RETRIEVE_FINE_TUNE, fine_tune_id)
+
+    async def cancel_fine_tune(self, fine_tune_id: str) -> FineTune:
+        """Cancel a job; give it as it stands then. One that is cancelled already is given as it is.
+
+        Source: ``POST /fine-tunes/{id}/cancel``.
+        """
+        try:
+            return await self._call(protocol.CANCEL_FINE_TUNE, fine_tune_id)
+        except (BadRequest, Conflict):
+            # What cancelled it may have been a try of this very call, whose reply was lost.
+            job = await self.retrieve_fine_tune(fine_tune_id)
+            if job.status != Status.CANCELLED:
+                raise
+            return job
+
+    async def list_fine_tune_events(self, fine_tune_id: str) -> tuple[FineTuneEvent, ...]:
+        """List a job's events so far, oldest first.
+
+        Source: ``GET /fine-tunes/{id}/events``.
+        """
+        return (await self._call(protocol.LIST_FINE_TUNE_EVENTS, fine_tune_id)).data
+
+    def stream_fine_tune_events(self, fine_tune_id: str) -> EventStream:
+        """Give a job's events from its first to its last, each as it happens; see `EventStream`.
+
+        Source: ``GET /fine-tunes/{id}/events?stream=true``.
+        """
+        # Identity: a compressed stream comes in lumps.
+        headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+        request = protocol.build(
+            protocol.STREAM_FINE_TUNE_EVENTS, self.base_url, fine_tune_id, query={"stream": "true"}, headers=headers
+        )
+
+        async def connect() -> Incoming:
+            await self._pause.wait()
+            try:
+                incoming = await self._open(protocol.STREAM_FINE_TUNE_EVENTS, request, self._transport.timeout.stream)
+            except RateLimited as limited:
+                self._pause.extend(limited.retry_after or self._retry.base)
+                raise
+            content_type = incoming.headers.get("Content-Type", "")
+            if content_type.startswith("application/json"):
+                incoming.close()
+                raise ProtocolViolation("the service does not stream events; list_fine_tune_events() gives them so far")
+            return incoming
+
+        return EventStream(connect, self._retry, self._clean)
+
+    async def wait(self, fine_tune_id: str, timeout: float | None = None) -> FineTune:  # noqa: ASYNC109  # for most callers handier than a context
+        """Wait until a job is over; give it.
+
+        It follows the job's events, looks at the job now and then where a service does not stream them, and believes
+        only what `retrieve_fine_tune` says. Interruptions shorter than ``Retry.deadline`` are survived. A status that
+        the reference does not know keeps it waiting, with a warning in the log.
+
+        Args:
+            fine_tune_id: The job.
+            timeout: Seconds to wait; None waits for as long as the job takes.
+
+        Raises:
+            FineTuneFailed: The job failed; the error carries it and its last events.
+            FineTuneCancelled: The job was cancelled; likewise.
+            WaitTimeout: The job was not over in time; it goes on at the service.
+        """
+        deadline = asyncio.timeout(timeout)
+        try:
+            async with deadline:
+                job, events = await self._wait(fine_tune_id)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise WaitTimeout(f"fine-tune {fine_tune_id} was not over after {timeout} s; it goes on") from error
+        if job.status == Status.SUCCEEDED:
+            return job
+        kind = FineTuneCancelled if job.status == Status.CANCELLED else FineTuneFailed
+        raise kind(job, (job.events or events)[-_LAST_EVENTS:])
+
+    async def results(self, fine_tune: FineTune) -> list[ResultRow]:
+        """Download and read the results file of a job that succeeded.
+
+        Args:
+            fine_tune: The job; one that was given before it had results is looked up again.
+
+        Raises:
+            NotFound: The job has no results file.
+        """
+        if not fine_tune.result_files:
+            fine_tune = await self.retrieve_fine_tune(fine_tune.id)
+        if not fine_tune.result_files:
+            raise NotFound(404, f"fine-tune {fine_tune.id} has no results file; its status is {fine_tune.status}")
+        return results.read_results(await self.download_file(fine_tune.result_files[0].id))
+
+    # Models
+
+    async def list_models(self) -> tuple[Model, ...]:
+        """List the models that the key may use.
+
+        Source: ``GET /models``.
+        """
+        return (await self._call(protocol.LIST_MODELS)).data
+
+    async def retrieve_model(self, model: str) -> Model:
+        """Give a model.
+
+        Source: ``GET /models/{model}``.
+        """
+        return await self._call(protocol.RETRIEVE_MODEL, model)
+
+    async def delete_model(self, model: str) -> Deleted:
+        """Delete a fine-tuned model.
+
+        Source: ``DELETE /models/{model}``.
+        """
+        return await self._delete(protocol.DELETE_MODEL, model)
+
+    async def create_completion(
+        self,
+        model: str,
+        prompt: str | Sequence[str],
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int | None = None,
+        seed: int | None = None,
+    ) -> Completion:
+        """Let a model continue a prompt; with several prompts, one choice for each. What is None the service decides.
+
+        Args:
+            model: A base model or a fine-tuned one.
+            prompt: The text to continue. A model continues best what ends as its training prompts did.
+            max_tokens: The longest completion, in tokens.
+            temperature: 0 takes the likeliest token each time; higher is more varied.
+            stop: Where to end; not part of the text given.
+            logprobs: How many of the likeliest tokens to give log probabilities for.
+            seed: The same seed gives the same completion, where the service can.
+
+        Source: ``POST /completions``.
+        """
+        parameters = {
+            "model": model,
+            "prompt": prompt if isinstance(prompt, str) else list(prompt),
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "stop": stop if stop is None or isinstance(stop, str) else list(stop),
+            "logprobs": logprobs,
+            "seed": seed,
+        }
+        body = wire.write_request({name: value for name, value in parameters.items() if value is not None})
+        return await self._call(protocol.CREATE_COMPLETION, body=body)
+
+    # Files
+
+    async def upload_file(
+        self,
+        source: files.Source,
+        *,
+        purpose: str = "fine-tune",
+        filename: str | None = None,
+        progress: files.Progress | None = None,
+    ) -> File:
+        """Upload a file, in constant memory; give it as the service knows it.
+
+        Args:
+            source: A path, bytes, a file opened in binary mode, or an async iterator of bytes. The last can be read
+                only once, so that a failed upload of it is not tried again.
+            purpose: ``"fine-tune"`` for training and validation data.
+            filename: The name at the service; by default the file's own, or ``"data.jsonl"``.
+            progress: Called on the event loop with the bytes sent so far and their total, or None if it is unknown.
+
+        Raises:
+            LocalFileError: The file cannot be read.
+
+        Source: ``POST /files``.
+        """
+        async with files.opened_source(source) as content:
+            name = filename or content.name or "data.jsonl"
+            group = self._group("file", name)
+            begin = time.time()
+
+            async def attempt() -> File:
+                if content.rewind is not None:
+                    await content.rewind()
+                async with group.sending():
+                    file = await self._send_file(content, purpose, name, progress)
+                    self._own.add(file.id)
+                    return file
+
+            async def find(_failure: FineTuneError) -> File | None:
+                with group.losing(content):
+                    async with group.searching():
+                        # Two that were lost may be two contents: then only sending both again is safe.
+                        group.is_contested |= len(group.lost) > 1
+                        if group.is_contested:
+                            return None
+                        return await self._find_file(name, content.size, purpose, begin)
+
+            policy = self._retry if content.rewind is not None else attrs.evolve(self._retry, attempts=1)
+            with self._own.call():
+                return await self._retrying(protocol.UPLOAD_FILE, attempt, find, policy)
+
+    async def list_files(self, purpose: str | None = None) -> tuple[File, ...]:
+        """List the files, or those of one purpose.
+
+        Source: ``GET /files``.
+        """
+        query = None if purpose is None else {"purpose": purpose}
+        return (await self._call(protocol.LIST_FILES, query=query)).data
+
+    async def retrieve_file(self, file_id: str) -> File:
+        """Give what the service knows of a file.
+
+        Source: ``GET /files/{id}``.
+        """
+        return await self._call(protocol.RETRIEVE_FILE, file_id)
+
+    @overload
+    async def download_file(self, file_id: str) -> bytes: ...
+
+    @overload
+    async def download_file(self, file_id: str, path: str | os.PathLike[str]) -> Path: ...
+
+    async def download_file(self, file_id: str, path: str | os.PathLike[str] | None = None) -> bytes | Path:
+        """Download a file's content: as bytes, or to a path in constant memory.
+
+        Args:
+            file_id: The file.
+            path: Where to write it. The file appears there only when it is whole, and replaces one that is there.
+                None gives the content as bytes.
+
+        Raises:
+            LocalFileError: The file cannot be written.
+
+        Source: ``GET /files/{id}/content``.
+        """
+        # What was sent is held against the size that the service knows: a body may be whole, and not the file.
+        expected = (await self.retrieve_file(file_id)).bytes
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
+        request = protocol.build(protocol.DOWNLOAD_FILE, self.base_url, file_id, headers=headers)
+
+        async def attempt() -> bytes | Path:
+            incoming = await self._open(protocol.DOWNLOAD_FILE, request, self._transport.timeout.stall)
+            with contextlib.closing(incoming):
+                read = _reader_of(incoming, file_id, expected)
+                if path is not None:
+                    await files.save(Path(path), read)
+                    return Path(path)
+                content = await collect(read, expected or protocol.MOST_REPLY_BYTES)
+            if not expected and len(content) > protocol.MOST_REPLY_BYTES:
+                raise ProtocolViolation(f"{file_id} is of an unknown length, and too long for the memory; give a path")
+            return content
+
+        return await self._retrying(protocol.DOWNLOAD_FILE, attempt)
+
+    async def delete_file(self, file_id: str) -> Deleted:
+        """Delete a file.
+
+        Source: ``DELETE /files/{id}``.
+        """
+        return await self._delete(protocol.DELETE_FILE, file_id)
+
+    # What the endpoints share
+
+    async def _call(
+        self, endpoint: Endpoint[T], *ids: str, query: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> T:
+        return (await self._exchange(endpoint, *ids, query=query, body=body))[0]
+
+    async def _exchange(
+        self,
+        endpoint: Endpoint[T],
+        *ids: str,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        policy: Retry | None = None,
+    ) -> tuple[T, Reply]:
+        """Make a plain call; give what its reply says, and the reply itself."""
+        request = protocol.build(endpoint, self.base_url, *ids, query=query, body=body)
+
+        async def attempt() -> tuple[T, Reply]:
+            reply = await self._transport.fetch(request)
+            return await self._decode(endpoint, reply), reply
+
+        return await self._retrying(endpoint, attempt, policy=policy)
+
+    async def _delete(self, endpoint: Endpoint[Deleted], name: str) -> Deleted:
+        """Delete something. Where the reply to one try was lost, the next finds it gone: that is success too."""
+        request = protocol.build(endpoint, self.base_url, name)
+        was_lost = False
+
+        async def attempt() -> Deleted:
+            nonlocal was_lost
+            try:
+                return await self._decode(endpoint, await self._transport.fetch(request))
+            except NotFound:
+                if not was_lost:
+                    raise
+                return Deleted(name, deleted=True)
+            except FineTuneError as failure:
+                was_lost = was_lost or reconcile.may_have_arrived(failure)
+                raise
+
+        return await self._retrying(endpoint, attempt)
+
+    async def _retrying(
+        self,
+        endpoint: Endpoint[T],
+        attempt: Callable[[], Awaitable[R]],
+        find: Callable[[FineTuneError], Awaitable[R | None]] | None = None,
+        policy: Retry | None = None,
+    ) -> R:
+        """Attempt a call until it succeeds, or fails in a way that trying again cannot or must not mend.
+
+        Args:
+            endpoint: What is called.
+            attempt: Sends it once.
+            find: Looks for what a call made whose reply was lost; None says that it surely made nothing.
+            policy: How often and how slowly; the session's by default.
+        """
+        policy = policy or self._retry
+        begin = self._now()
+        failures = 0
+        while True:
+            await self._pause.wait()
+            try:
+                return await attempt()
+            except FineTuneError as error:
+                failure = self._clean(error)
+            is_repeatable = endpoint.idempotent
+            if find is not None and reconcile.may_have_arrived(failure):
+                try:
+                    found = await find(failure)
+                except CreateUncertain as uncertain:
+                    raise uncertain from uncertain.__cause__ or failure
+                if found is not None:
+                    return found
+                is_repeatable = True
+            failures += 1
+            seconds = retry.delay(policy, failure, failures, self._now() - begin, idempotent=is_repeatable)
+            if seconds is None:
+                raise failure
+            if isinstance(failure, RateLimited):
+                self._pause.extend(seconds if failure.retry_after is None else failure.retry_after)
+            _log.info(
+                "%s %s, failure %d: %s; again in %.1f s", endpoint.method, endpoint.path, failures, failure, seconds
+            )
+            await asyncio.sleep(seconds)
+
+    async def _find_file(self, name: str, size: int | None, purpose: str, begin: float) -> File | None:
+        """Look for the file of an upload whose reply was lost; None if there is none that is surely it."""
+        try:
+            listing, reply = await self._exchange(protocol.LIST_FILES, policy=attrs.evolve(self._retry, attempts=1))
+        except FineTuneError as error:
+            # A file sent twice costs little; a job never gets here.
+            _log.info("looking for the upload of %s: %s", name, error)
+            return None
+        since = _at_service(reply, begin)
+        file = reconcile.find_file(listing.data, name, size, purpose, since, self._own)
+        if file is not None:
+            self._own.add(file.id)
+        return file
+
+    def _group(self, kind: str, name: str) -> Group[Any]:  # Any: requests in one kind, files in the other
+        """The group of all calls under way that make things which a list cannot tell apart."""
+        group = self._groups.get((kind, name))
+        if group is None:
+            group = self._groups[kind, name] = Group()
+        return group
+
+    def _clean(self, error: FineTuneError) -> FineTuneError:
+        """An error without the key, which some services and proxies echo."""
+        return without_secret(error, self._api_key)
+
+    async def _decode(self, endpoint: Endpoint[T], reply: Reply) -> T:
+        if reply.status >= 300:
+            raise self._error_of(endpoint, reply)
+        if len(reply.body) > _DECODED_ON_LOOP:
+            return await asyncio.to_thread(protocol.decode, endpoint, reply)
+        return protocol.decode(endpoint, reply)
+
+    def _error_of(self, endpoint: Endpoint[T], reply: Reply) -> APIError:
+        error = protocol.error_of(reply)
+        if isinstance(error, NotFound) and self.base_url == protocol.DEFAULT_BASE_URL:
+            return protocol.explained(error, endpoint)
+        return error
+
+    async def _open(self, endpoint: Endpoint[T], request: Request, stall: float) -> Incoming:
+        """Send a request for a body that is read in pieces; raise the error that came instead."""
+        incoming = await self._transport.open(request, stall)
+        if incoming.status < 300:
+            return incoming
+        with contextlib.closing(incoming):
+            raise self._error_of(endpoint, await incoming.read_reply())
+
+    async def _send_file(
+        self, content: files.Content, purpose: str, filename: str, progress: files.Progress | None
+    ) -> File:
+        boundary = secrets.token_hex(16)
+        form = files.Form(content, protocol.multipart(purpose, filename, boundary), progress)
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        if form.size is not None:
+            headers["Content-Length"] = str(form.size)
+        request = protocol.build(protocol.UPLOAD_FILE, self.base_url, headers=headers)
+        try:
+            reply = await self._transport.fetch(request, form)
+        except TransportError:
+            if form.failure is None:
+                raise
+            failure = form.failure
+        else:
+            return await self._decode(protocol.UPLOAD_FILE, reply)
+        if isinstance(failure, FineTuneError):
+            raise failure
+        raise LocalFileError(f"the upload was given up on this side: {failure!r}") from failure
+
+    async def _wait(self, fine_tune_id: str) -> tuple[FineTune, tuple[FineTuneEvent, ...]]:
+        """Give the finished job, and the last events that its stream told."""
+        events: deque[FineTuneEvent] = deque(maxlen=_LAST_EVENTS)
+        streams = True
+        pause = _SHORTEST_PAUSE
+        last_seen = self._now()
+        strange: str | None = None
+        while True:
+            if streams:
+                streams = await self._follow(fine_tune_id, events)
+            try:
+                job = await self.retrieve_fine_tune(fine_tune_id)
+            except (TransportError, ServerError, RateLimited) as failure:
+                if self._now() - last_seen > self._retry.deadline:
+                    raise
+                _log.info("waiting for %s: %s", fine_tune_id, failure)
+            else:
+                last_seen = self._now()
+                if job.is_terminal:
+                    return job, tuple(events)
+                if job.status not in Status.KNOWN and job.status != strange:
+                    strange = job.status
+                    _log.warning("%s has a status that the API does not name, %r; still waiting", fine_tune_id, strange)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _follow(self, fine_tune_id: str, events: deque[FineTuneEvent]) -> bool:
+        """Follow a job's events for as long as they come; whether it is worth trying again."""
+        events.clear()
+        try:
+            async with self.stream_fine_tune_events(fine_tune_id) as stream:
+                async for event in stream:
+                    events.append(event)
+        except (StreamInterrupted, TransportError, ServerError, RateLimited) as failure:
+            _log.info("following %s: %s", fine_tune_id, failure)
+        except (APIError, ProtocolViolation) as failure:
+            # Whatever is wrong with the stream, or with the job, looking at the job will tell.
+            _log.info("following %s: %s; looking at it now and then instead", fine_tune_id, failure)
+            return False
+        return True
+
+    def _now(self) -> float:
+        """Seconds on a clock that is never set."""
+        return asyncio.get_running_loop().time()
+
+
+def _reader_of(incoming: Incoming, file_id: str, expected: int) -> Callable[[], Awaitable[bytes]]:
+    """What gives a download's pieces, and refuses to give less or more than the file holds, where that is known."""
+    size = 0
+
+    async def read() -> bytes:
+        nonlocal size
+        piece = await incoming.read()
+        size += len(piece)
+        if size > expected > 0:
+            raise ProtocolViolation(f"the download of {file_id} is longer than the {expected} bytes of the file")
+        if not piece and size < expected:
+            raise ConnectionLost(f"the download of {file_id} ended after {size} of {expected} bytes")
+        return piece
+
+    return read
+
+
+def _at_service(reply: Reply, moment: float) -> float | None:
+    """What the service's clock showed when this machine's showed `moment`; None if the service does not say."""
+    now = protocol.server_time(reply)
+    return None if now is None else now - (time.time() - moment)
+
+
+@contextlib.contextmanager
+def _noted_if_cancelled(request: FineTuneRequest) -> Iterator[None]:
+    """Say on a cancellation that a create was under way."""
+    try:
+        yield
+    except asyncio.CancelledError as cancelled:
+        cancelled.add_note(
+            "a create was under way when it was cancelled, and may have made a job: look in list_fine_tunes() for one"
+            f" with the training file {request.training_file}, created just now"
+        )
+        raise
+
+
+def _checked_header(name: str, value: str) -> str:
+    """Give a value that can stand in a header (RFC 9110, section 5.5); never show it."""
+    if not (value.isascii() and value.isprintable()) or value != value.strip():
+        raise ConfigurationError(f"{name}: holds a space at an end, or a character that no header may hold")
+    return value

@@ -1,0 +1,204 @@
+"""The events of a job as they happen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from array import array
+from collections import deque
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, Self
+
+from aiofinetune import protocol, retry, wire
+from aiofinetune.errors import (
+    ConnectionLost,
+    FineTuneError,
+    RateLimited,
+    ServerError,
+    StreamHistoryChanged,
+    StreamInterrupted,
+    TransportError,
+)
+from aiofinetune.models import FineTuneEvent
+from aiofinetune.retry import Retry
+from aiofinetune.sse import EventDecoder
+from aiofinetune.transport import Incoming
+
+_DONE: Final = b"[DONE]"
+_BROKEN: Final = (TransportError, ServerError, RateLimited)
+"""What a new connection may mend."""
+
+_log = logging.getLogger("aiofinetune")
+
+
+class EventStream:
+    """A job's events: an async context manager, and within it an async iterator of `FineTuneEvent`.
+
+    ::
+
+        async with session.stream_fine_tune_events(job.id) as events:
+            async for event in events:
+                print(event.message)
+
+    The service sends the job's history first, then each event as it happens, and ends the stream with ``[DONE]`` when
+    the job is over; nothing else ends it. When the connection breaks or falls silent, it is made anew: the service
+    tells the history again, and what was given already is skipped, by position, for events have no ids and their
+    times are alike. Leaving the context frees the connection, however far the stream was read.
+
+    Raises, while it is read:
+        StreamInterrupted: The connection broke again and again without a new event; the last cause is chained.
+        StreamHistoryChanged: After a reconnect the service told another history than before.
+        APIError: The service sent an error in place of an event, or refused to go on.
+        ProtocolViolation: What came is no event of a job.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Incoming]],
+        policy: Retry,
+        clean: Callable[[FineTuneError], FineTuneError],
+    ) -> None:
+        self._connect = connect
+        self._clean = clean
+        self._policy = policy
+        self._incoming: Incoming | None = None
+        self._decoder = EventDecoder()
+        self._unread: deque[bytes] = deque()
+        self._given = array("q")
+        """Hashes of the events that were given: what is left of a long history."""
+        self._position = 0
+        """Where in the job's history this connection stands."""
+        self._has_caught_up = False
+        """Whether this connection has told all that was given."""
+        self._is_done = False
+        self._failures = 0
+        self._failing_since = 0.0
+        self._connected_at = 0.0
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except FineTuneError as error:
+            failure = self._clean(error)
+        else:
+            return self
+        await self._reopen(failure)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._unread.clear()
+        self._close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> FineTuneEvent:
+        while True:
+            try:
+                event = await self._next()
+            except FineTuneError as error:
+                failure = self._clean(error)
+            else:
+                if event is None:
+                    raise StopAsyncIteration
+                return event
+            await self._reopen(failure)
+
+    async def _next(self) -> FineTuneEvent | None:
+        """Give the next event that is new, or None after the last."""
+        while not self._is_done:
+            while self._unread:
+                data = self._unread.popleft()
+                if data == _DONE:
+                    self._end()
+                    return None
+                event = _event(data)
+                if self._is_new(event):
+                    return event
+            self._unread.extend(await self._receive())
+        return None
+
+    async def _receive(self) -> list[bytes]:
+        """Read once from the connection; give the data of the events that this completes."""
+        if self._incoming is None:
+            raise FineTuneError("the event stream is not open; read it inside 'async with'")
+        self._has_caught_up = 0 < self._position >= len(self._given)
+        chunk = await self._incoming.read()
+        if chunk:
+            return self._decoder.feed(chunk)
+        if self._decoder.close() == _DONE:
+            return [_DONE]
+        raise ConnectionLost("the event stream ended before [DONE]")
+
+    def _is_new(self, event: FineTuneEvent) -> bool:
+        """Count an event of this connection; whether it goes beyond the history that was given."""
+        fingerprint, position = hash(event), self._position
+        self._position += 1
+        if position < len(self._given):
+            if self._given[position] != fingerprint:
+                raise StreamHistoryChanged(f"event {position + 1} is another one than before: {event.message[:200]!r}")
+            return False
+        self._given.append(fingerprint)
+        self._failures = 0
+        return True
+
+    def _end(self) -> None:
+        if self._position < len(self._given):
+            raise StreamHistoryChanged(f"the stream ended after {self._position} of {len(self._given)} events given")
+        self._is_done = True
+        self._unread.clear()
+        self._close()
+
+    async def _open(self) -> None:
+        self._incoming = await self._connect()
+        self._decoder = EventDecoder()
+        self._unread.clear()
+        self._position = 0
+        self._connected_at = asyncio.get_running_loop().time()
+
+    async def _reopen(self, failure: FineTuneError) -> None:
+        """Connect again after a failure that this may mend; give up after too many without a new event.
+
+        Raises:
+            StreamInterrupted: Given up.
+            FineTuneError: The failure itself, where the stream never was open or no new connection mends it.
+        """
+        now = asyncio.get_running_loop().time
+        was_open = self._connected_at > 0
+        self._close()
+        if self._has_caught_up and now() - self._connected_at > self._policy.cap:
+            # A connection that told all and lasted is progress too: jobs are silent for longer than a proxy may wait.
+            self._failures = 0
+        self._has_caught_up = False
+        while isinstance(failure, _BROKEN):
+            if self._failures == 0:
+                self._failing_since = now()
+            self._failures += 1
+            seconds = retry.delay(self._policy, failure, self._failures, now() - self._failing_since, idempotent=True)
+            if seconds is None:
+                break
+            _log.info("event stream, failure %d: %s; again in %.1f s", self._failures, failure, seconds)
+            await asyncio.sleep(seconds)
+            try:
+                return await self._open()
+            except FineTuneError as error:
+                failure = self._clean(error)
+        if was_open and isinstance(failure, _BROKEN):
+            raise StreamInterrupted(f"{failure}; the job may still be running") from failure
+        raise failure
+
+    def _close(self) -> None:
+        if self._incoming is not None:
+            self._incoming.close()
+            self._incoming = None
+
+
+def _event(data: bytes) -> FineTuneEvent:
+    value = wire.read_json(data)
+    error = protocol.stream_error_of(value)
+    if error is not None:
+        raise error
+    return wire.fit_reply(value, FineTuneEvent)

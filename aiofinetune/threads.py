@@ -1,0 +1,25 @@
+"""Blocking work off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def in_thread(executor: Executor | None, call: Callable[[], T]) -> T:
+    """Run a blocking `call` on a thread; if cancelled, stay until it is over, so that it never outlives its caller.
+
+    Args:
+        executor: Whose thread; None is the event loop's own.
+        call: What to run.
+    """
+    future = asyncio.get_running_loop().run_in_executor(executor, call)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise

@@ -1,0 +1,340 @@
+"""The client's sockets: sends one request, reads one reply, and says in our own words what went wrong.
+
+Nothing else of the client calls aiohttp. Nothing here knows the API or tries twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import traceback
+import urllib.request
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp
+import attrs
+from multidict import CIMultiDict
+from yarl import URL
+
+from aiofinetune import protocol
+from aiofinetune.errors import (
+    ConfigurationError,
+    ConnectFailed,
+    ConnectionLost,
+    FineTuneError,
+    ProtocolViolation,
+    ReplyTimeout,
+)
+from aiofinetune.protocol import Reply, Request
+
+MOST_CALLS: Final = 100
+"""Plain calls under way at once; further ones wait their turn. Event streams do not count."""
+
+_MOST_REDIRECTS: Final = 5
+_DECOMPRESSED_AT_ONCE: Final = 256 << 10
+_SHORTEST_SECRET: Final = 6
+"""Characters. A key as short as a word of an error message is no secret, and would blot the message out."""
+_FAILURES: Final = (aiohttp.ClientError, OSError, UnicodeError)
+"""What aiohttp raises for a request that went wrong; a UnicodeError for a host that is no host's name."""
+
+
+@attrs.frozen
+class Timeout:
+    """How long to wait, in seconds.
+
+    Args:
+        connect: For a connection: name look-up, TCP and TLS.
+        reply: For a plain call, from its start to its reply's last byte; for an upload, from its last byte.
+        stall: For an upload or a download: while no byte moves.
+        stream: For an event stream: while no byte comes. Jobs may be silent for long.
+
+    Raises:
+        ConfigurationError: A figure makes no sense.
+    """
+
+    connect: float = 10.0
+    reply: float = 60.0
+    stall: float = 60.0
+    stream: float = 300.0
+
+    def __attrs_post_init__(self) -> None:
+        """Check that the figures make sense."""
+        for name, seconds in attrs.asdict(self).items():
+            if not seconds > 0:
+                raise ConfigurationError(f"{name}: expected seconds, more than 0, got {seconds!r}")
+
+
+class Secret(str):
+    """A text that shows itself to the wire, but to no repr: of a header, an exception, a traceback's locals."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'…'"
+
+
+class Transport:
+    """Sends requests on one aiohttp session, borrowed or its own.
+
+    Args:
+        base_url: Of the API; what proxy the environment names for it is looked up here, once.
+        headers: For every request.
+        timeout: How long to wait.
+        http: A session to use and to leave open; by default one is made at the first request.
+
+    Raises:
+        ConfigurationError: The environment names a proxy that aiohttp cannot use.
+    """
+
+    def __init__(
+        self, base_url: str, headers: Mapping[str, str], timeout: Timeout, http: aiohttp.ClientSession | None
+    ) -> None:
+        self.timeout = timeout
+        self._headers = headers
+        self._http = http
+        self._owns_http = http is None
+        self._closed = False
+        self._slots = asyncio.Semaphore(MOST_CALLS)
+        self._proxy = _proxy_for(base_url)
+        # Time is kept here: aiohttp's total would end a stream, and costs more than one timeout around the call.
+        self._client_timeout = aiohttp.ClientTimeout(total=None, connect=timeout.connect)
+
+    async def fetch(self, request: Request, upload: AsyncIterator[bytes] | None = None) -> Reply:
+        """Send a request; give its whole reply, whatever its status.
+
+        Args:
+            request: What to send.
+            upload: The request's body in pieces, in place of ``request.body``.
+
+        Raises:
+            TransportError: No whole reply came.
+            ProtocolViolation: What came is not HTTP, or is larger than any reply should be.
+        """
+        async with self._slots:
+            try:
+                async with asyncio.timeout(self.timeout.reply) as deadline:
+                    data = request.body if upload is None else _Timed(upload, deadline, self.timeout)
+                    response = await self._exchange(request, data)
+                    with contextlib.closing(Incoming(request, response, stall=None)) as incoming:
+                        return await incoming.read_reply()
+            except _FAILURES as error:
+                raise in_our_words(error, request.name) from error
+
+    async def open(self, request: Request, stall: float) -> Incoming:
+        """Send a request; give its reply with the body unread. The caller closes it.
+
+        Args:
+            request: What to send.
+            stall: How long, in seconds, no byte may come.
+
+        Raises:
+            TransportError: No reply came.
+            ProtocolViolation: What came is not HTTP.
+        """
+        try:
+            async with asyncio.timeout(stall):
+                response = await self._exchange(request, request.body)
+        except _FAILURES as error:
+            raise in_our_words(error, request.name) from error
+        return Incoming(request, response, stall)
+
+    async def aclose(self) -> None:
+        """Close the connections, and the aiohttp session if it was made here."""
+        self._closed = True
+        if self._http is not None and self._owns_http:
+            await self._http.close()
+
+    async def _exchange(self, request: Request, data: bytes | AsyncIterator[bytes] | None) -> aiohttp.ClientResponse:
+        """Send a request and follow its redirects; give the reply with its body unread."""
+        for _ in range(_MOST_REDIRECTS):
+            response = await self._send(request, data)
+            if response.status not in (301, 302, 303, 307, 308) or not isinstance(data, bytes | None):
+                return response
+            target = protocol.redirected(request, Reply(response.status, response.headers, b""))
+            if target is None:
+                return response
+            response.close()
+            request = target
+        raise ProtocolViolation(f"{request.name}: more than {_MOST_REDIRECTS} redirects")
+
+    async def _send(self, request: Request, data: bytes | AsyncIterator[bytes] | None) -> aiohttp.ClientResponse:
+        if self._http is None:
+            # Streams are unlimited, and plain calls are counted by `_slots`: hence no limit of connections.
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                middlewares=[_send_once],
+            )
+        if self._closed or self._http.closed:
+            raise FineTuneError("the session is closed; make a new one")
+        return await self._http.request(
+            request.method,
+            URL(request.url, encoded=True),
+            data=data,
+            headers=CIMultiDict({**self._headers, **request.headers}),
+            proxy=self._proxy,
+            allow_redirects=False,
+            auto_decompress=False,
+            raise_for_status=False,
+            timeout=self._client_timeout,
+        )
+
+
+class Incoming:
+    """A reply whose body comes in pieces."""
+
+    def __init__(self, request: Request, response: aiohttp.ClientResponse, stall: float | None) -> None:
+        self._request = request
+        self._response = response
+        self._stall = stall
+        self._encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        self._decompressor: zlib._Decompress | None = None
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self._response.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, looked up in any case."""
+        return self._response.headers
+
+    async def read(self) -> bytes:
+        """Give the next bytes of the body, in pieces of a bounded size; none at its end.
+
+        Raises:
+            TransportError: The body was cut, or stalled.
+            ProtocolViolation: It is not compressed as its headers say.
+        """
+        if self._encoding == "identity":
+            return await self._read_raw()
+        if self._decompressor is None:
+            self._decompressor = protocol.decompressor(self._encoding)
+        try:
+            return await self._read_compressed(self._decompressor)
+        except zlib.error as error:
+            raise ProtocolViolation(f"{self._request.name}: the body cannot be decompressed: {error}") from error
+
+    async def read_reply(self) -> Reply:
+        """Give the whole reply; of an error's body, which may be any page, only the start.
+
+        Raises:
+            TransportError: The body was cut.
+            ProtocolViolation: It is larger than any reply should be.
+        """
+        is_error = self.status >= 300
+        if is_error and self._encoding not in protocol.ENCODINGS:
+            return Reply(self.status, self.headers, b"")
+        most = protocol.MOST_ERROR_BYTES if is_error else protocol.MOST_REPLY_BYTES
+        body = await collect(self.read, most)
+        if len(body) > most and not is_error:
+            raise ProtocolViolation(f"{self._request.name}: the reply is longer than {most} bytes")
+        return Reply(self.status, self.headers, body)
+
+    def close(self) -> None:
+        """Free the connection: for the next request if the body was read whole, else for good."""
+        self._response.close()
+
+    async def _read_raw(self) -> bytes:
+        try:
+            async with asyncio.timeout(self._stall):
+                return await self._response.content.readany()
+        except _FAILURES as error:
+            raise in_our_words(error, self._request.name) from error
+
+    async def _read_compressed(self, decompressor: zlib._Decompress) -> bytes:
+        # What one read gives is bounded, so that a small body which stands for a huge one cannot fill the memory.
+        while True:
+            raw = decompressor.unconsumed_tail or await self._read_raw()
+            piece = decompressor.decompress(raw, _DECOMPRESSED_AT_ONCE)
+            if piece:
+                return piece
+            if decompressor.unused_data:
+                raise ProtocolViolation(f"{self._request.name}: more follows the end of the compressed body")
+            if not raw:
+                if not decompressor.eof:
+                    raise ConnectionLost(f"{self._request.name}: the compressed body ended early")
+                return b""
+
+
+class _Timed:
+    """An upload's body that puts off the deadline whenever a piece of it is asked for, since the last one moved."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], deadline: asyncio.Timeout, timeout: Timeout) -> None:
+        self._pieces = pieces
+        self._deadline = deadline
+        self._timeout = timeout
+
+    def __aiter__(self) -> _Timed:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._put_off(self._timeout.stall)
+        try:
+            return await anext(self._pieces)
+        except StopAsyncIteration:
+            self._put_off(self._timeout.reply)
+            raise
+
+    def _put_off(self, seconds: float) -> None:
+        # A RuntimeError: the exchange is over (an early reply), and the rest of the body goes nowhere.
+        with contextlib.suppress(RuntimeError):
+            self._deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+
+
+async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a request again, as it does once for a GET or DELETE: how often is decided above."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise in_our_words(error, f"{request.method} {request.url}") from error
+
+
+async def collect(read: Callable[[], Awaitable[bytes]], most: int) -> bytes:
+    """Give all that `read` gives, or, of more than `most` bytes, some more than `most`."""
+    pieces: list[bytes] = []
+    size = 0
+    while size <= most and (piece := await read()):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
+
+
+def in_our_words(error: aiohttp.ClientError | OSError | UnicodeError, name: str) -> FineTuneError:
+    """The error of ours that a failure of aiohttp, or of the socket under it, amounts to."""
+    match error:
+        case UnicodeError() | aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
+            return ConnectFailed(f"{name}: could not connect: {error}")
+        case aiohttp.ClientResponseError():
+            return ProtocolViolation(f"{name}: the reply is not HTTP: {error.message}")
+        case TimeoutError():
+            return ReplyTimeout(f"{name}: no whole reply in the time given")
+        case _:
+            return ConnectionLost(f"{name}: the connection broke: {error or type(error).__name__}")
+
+
+def _proxy_for(base_url: str) -> str | None:
+    """The proxy that the environment names for a URL; never one for this machine itself, which needs none."""
+    parts = urlsplit(base_url)
+    host = parts.hostname or ""
+    if protocol.is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is not None and urlsplit(proxy).scheme not in ("http", "https"):
+        raise ConfigurationError(f"the environment names a proxy for {parts.scheme} that is not an http one")
+    return proxy
+
+
+def without_secret(error: FineTuneError, secret: str) -> FineTuneError:
+    """An error that does not show `secret`: itself if it, and all that is chained to it, do not; else its like."""
+    shown = "".join(traceback.format_exception(error)) + repr(error.args)
+    if secret not in shown or len(secret) < _SHORTEST_SECRET:
+        return error
+    arguments = (argument.replace(secret, "…") if isinstance(argument, str) else argument for argument in error.args)
+    return type(error)(*arguments)

@@ -1,0 +1,23 @@
+"""Any interleaving of calls and faults: nothing made twice, nothing lost, nothing untrue."""
+
+from __future__ import annotations
+
+import asyncio
+
+import schedules
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> list[schedules.Step]:
+    """A schedule of a few steps."""
+    count = draw(st.integers(1, 8))
+    return [schedules.make_step(lambda options: draw(st.sampled_from(options))) for _ in range(count)]
+
+
+@given(steps=steps())
+@settings(max_examples=150)
+def test_schedules(steps: list[schedules.Step]) -> None:
+    """After any schedule the service holds the jobs that were reported, and each stream gave its job's events once."""
+    asyncio.run(schedules.run(steps))

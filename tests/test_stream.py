@@ -1,0 +1,487 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+from asyncio import StreamWriter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from rawserver import (
+    JOB,
+    STREAM_HEAD,
+    Handler,
+    Received,
+    answering,
+    chunk,
+    event,
+    reply,
+    session_for,
+    talking_to,
+    targets,
+)
+
+from aiofinetune import (
+    APIError,
+    AuthenticationFailed,
+    ConnectionLost,
+    FineTuneCancelled,
+    FineTuneError,
+    FineTuneFailed,
+    NotFound,
+    ProtocolViolation,
+    ReplyTimeout,
+    RequestInvalid,
+    Retry,
+    ServerError,
+    StreamInterrupted,
+    Timeout,
+    WaitTimeout,
+)
+from aiofinetune.sse import MOST_BYTES
+
+DONE = b"data: [DONE]\n\n"
+ONCE = Retry(attempts=1, grace=0.01)
+
+
+async def messages(raw: bytes, *, closes: bool = True) -> tuple[list[str], Exception | None]:
+    """What a stream of these bytes gives, and what it ends in."""
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        writer.write(raw)
+        if closes:
+            writer.close()
+        else:
+            await request.gone()
+
+    said: list[str] = []
+    async with talking_to(handler, retry=ONCE) as session:
+        try:
+            async with session.stream_fine_tune_events("ft-1") as events:
+                async for each in events:
+                    said.append(each.message)  # noqa: PERF401  # what came before a failure counts
+        except FineTuneError as failure:
+            return said, failure
+    return said, None
+
+
+async def test_request() -> None:
+    """A stream asks for events as they happen, uncompressed, of the job whose id is encoded."""
+    seen: list[Received] = []
+    async with talking_to(answering(STREAM_HEAD + chunk(DONE) + chunk(b""), seen=seen)) as session:  # noqa: SIM117
+        async with session.stream_fine_tune_events("ft/1") as events:
+            assert [each async for each in events] == []
+    assert targets(seen) == ["GET /v1/fine-tunes/ft%2F1/events?stream=true"]
+    assert seen[0].headers["accept"] == "text/event-stream"
+    assert seen[0].headers["accept-encoding"] == "identity"
+
+
+def test_wrong_id() -> None:
+    """What can be no id is refused where it is given."""
+    with pytest.raises(RequestInvalid):
+        session_for("http://127.0.0.1:1/v1").stream_fine_tune_events("..")
+
+
+async def test_reference_stream(samples: Path) -> None:
+    """The reference's own stream is its five events, and ends by itself though the connection stays open."""
+    raw = STREAM_HEAD + chunk((samples / "fine_tune_events.sse").read_bytes())
+    said, failure = await messages(raw, closes=False)
+    assert failure is None
+    assert len(said) == 5
+    assert said[-1] == "Job succeeded."
+
+
+@pytest.mark.parametrize("tail", [b"", chunk(b""), chunk(event("late")), chunk(b"data: {broken\n\n")])
+async def test_done_is_the_end(tail: bytes) -> None:
+    """Nothing after the mark of the end is looked at."""
+    assert await messages(STREAM_HEAD + chunk(event("a") + DONE + event("b")) + tail) == (["a"], None)
+
+
+@pytest.mark.parametrize("last", [b"data: [DONE]", b"data: [DONE]\n", b"data:[DONE]\r\n"])
+async def test_done_without_its_empty_line(last: bytes) -> None:
+    """The mark of the end counts even if the body ends with it, before the line that would end its event."""
+    assert await messages(STREAM_HEAD + chunk(event("a") + last) + chunk(b"")) == (["a"], None)
+
+
+@pytest.mark.parametrize("head", [STREAM_HEAD, b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"])
+async def test_early_end(head: bytes) -> None:
+    """A stream that ends before it said so is interrupted, after all that it did say."""
+    body = event("a") + event("b")
+    raw = head + (chunk(body) + chunk(b"") if head is STREAM_HEAD else body)
+    said, failure = await messages(raw)
+    assert said == ["a", "b"]
+    assert isinstance(failure, StreamInterrupted)
+
+
+async def test_cut_event() -> None:
+    """An event that the end cuts off is not told, whole as it may look."""
+    said, failure = await messages(STREAM_HEAD + chunk(event("a") + event("b").rstrip()) + chunk(b""))
+    assert said == ["a"]
+    assert isinstance(failure, StreamInterrupted)
+
+
+async def test_lost_connection() -> None:
+    """A stream whose connection breaks is interrupted by that, after all that was whole."""
+    said, failure = await messages(STREAM_HEAD + chunk(event("a")) + b"ff\r\ndata")
+    assert said == ["a"]
+    assert isinstance(failure, StreamInterrupted)
+    assert isinstance(failure.__cause__, ConnectionLost)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (
+            b'{"error": {"message": "out of memory", "type": "server_error"}}',
+            r"^200: out of memory \(type server_error\)$",
+        ),
+        (b'{"error": "out of memory"}', "^200: out of memory$"),
+    ],
+)
+async def test_error_in_the_stream(data: bytes, words: str) -> None:
+    """An error in place of an event is the service's error, after the events before it."""
+    said, failure = await messages(STREAM_HEAD + chunk(event("a") + event("b") + b"data: " + data + b"\n\n" + DONE))
+    assert said == ["a", "b"]
+    assert type(failure) is APIError
+    with pytest.raises(APIError, match=words):
+        raise failure
+
+
+@pytest.mark.parametrize("data", [b"{broken", b"[]", b"7", b'{"message": 7}', b"{}", b"[done]", b"\xff"])
+async def test_no_event(data: bytes) -> None:
+    """What is no event of a job is a violation, after the events before it."""
+    said, failure = await messages(STREAM_HEAD + chunk(event("a") + b"data: " + data + b"\n\n"))
+    assert said == ["a"]
+    assert isinstance(failure, ProtocolViolation)
+
+
+async def test_endless_event() -> None:
+    """An event that never ends is a violation, after the events before it, be it in one piece with them."""
+    said, failure = await messages(STREAM_HEAD + chunk(event("a") + b"data: " + b"x" * 2 * MOST_BYTES))
+    assert isinstance(failure, ProtocolViolation)
+    assert said == ["a"]
+
+
+async def test_event_by_event() -> None:
+    """Each event is told when it comes, not when the next does."""
+    told = asyncio.Event()
+
+    async def handler(_request: Received, writer: StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        for number in range(3):
+            told.clear()
+            writer.write(chunk(b": ping\n\n") + chunk(event(str(number))))
+            await told.wait()
+        writer.write(chunk(DONE))
+        await asyncio.Event().wait()
+
+    async with talking_to(handler) as session, session.stream_fine_tune_events("ft-1") as events:
+        said = []
+        async for each in events:
+            said.append(each.message)
+            told.set()
+    assert said == ["0", "1", "2"]
+
+
+async def test_bytewise() -> None:
+    """A stream that comes byte by byte is the same stream."""
+    whole = b"".join(map(event, ["ä", "b"])) + DONE
+
+    async def handler(_request: Received, writer: StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        for byte in whole:
+            writer.write(chunk(bytes([byte])))
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async with talking_to(handler) as session, session.stream_fine_tune_events("ft-1") as events:
+        assert [each.message async for each in events] == ["ä", "b"]
+
+
+async def test_outside_its_context() -> None:
+    """A stream is read inside `async with`, and says so to those who read it before or after."""
+    raw = STREAM_HEAD + chunk(event("a") + event("b"))
+    async with talking_to(answering(raw)) as session:
+        events = session.stream_fine_tune_events("ft-1")
+        with pytest.raises(FineTuneError, match="async with"):
+            await anext(events)
+        async with events:
+            assert (await anext(events)).message == "a"
+            assert (await anext(events)).message == "b"
+        with pytest.raises(FineTuneError, match="async with"):
+            await anext(events)
+
+
+async def test_left_with_events_unread() -> None:
+    """What was not read inside the context cannot be read outside, though it had come."""
+    async with talking_to(answering(STREAM_HEAD + chunk(event("a") + event("b")))) as session:
+        async with session.stream_fine_tune_events("ft-1") as events:
+            await anext(events)
+        with pytest.raises(FineTuneError, match="async with"):
+            await anext(events)
+
+
+async def test_read_past_the_end() -> None:
+    """A stream that has ended stays ended."""
+    async with talking_to(answering(STREAM_HEAD + chunk(event("a") + DONE))) as session:
+        async with session.stream_fine_tune_events("ft-1") as events:
+            assert len([each async for each in events]) == 1
+            assert [each async for each in events] == []
+        assert [each async for each in events] == []
+
+
+@pytest.mark.parametrize("how", ["left", "raised", "done", "cancelled"])
+async def test_connection_is_freed(how: str) -> None:
+    """However a stream is left, its connection is closed."""
+    gone = asyncio.Event()
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunk(event("a") + (DONE if how == "done" else b"")))
+        await request.gone()
+        gone.set()
+
+    async with talking_to(handler) as session:
+        with contextlib.suppress(ZeroDivisionError, TimeoutError):
+            async with asyncio.timeout(None) as deadline:
+                async with session.stream_fine_tune_events("ft-1") as events:
+                    async for _ in events:
+                        if how == "raised":
+                            raise ZeroDivisionError
+                        if how == "left":
+                            break
+                        if how == "cancelled":
+                            deadline.reschedule(0)
+        await gone.wait()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, AuthenticationFailed), (404, NotFound), (500, ServerError)])
+async def test_refused(status: int, kind: type[APIError]) -> None:
+    """A stream that is refused is the service's error, on entering."""
+    async with talking_to(answering(reply(status, {"error": {"message": "no"}})), retry=ONCE) as session:
+        with pytest.raises(kind, match="no"):
+            async with session.stream_fine_tune_events("ft-1"):
+                raise AssertionError
+
+
+async def test_refused_for_now() -> None:
+    """A stream that is refused for now is asked for again."""
+    seen: list[Received] = []
+    good = STREAM_HEAD + chunk(event("a") + DONE) + chunk(b"")
+    async with talking_to(answering(reply(503), reply(429), good, seen=seen)) as session:  # noqa: SIM117
+        async with session.stream_fine_tune_events("ft-1") as events:
+            assert [each.message async for each in events] == ["a"]
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("before", [b"", STREAM_HEAD, STREAM_HEAD + chunk(event("a"))])
+async def test_stall(before: bytes) -> None:
+    """A stream from which nothing comes for the time set is given up."""
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        writer.write(before)
+        await request.gone()
+
+    async with talking_to(handler, retry=ONCE, timeout=Timeout(stream=0.1)) as session:
+        with pytest.raises((ReplyTimeout, StreamInterrupted)) as caught:  # either of these lines may fail
+            async with session.stream_fine_tune_events("ft-1") as events:
+                async for _ in events:
+                    pass
+        assert isinstance(caught.value.__cause__ if before else caught.value, ReplyTimeout)
+
+
+async def test_stream_outlives_other_timeouts() -> None:
+    """A stream may take longer than any plain call, as long as something comes: a comment will do."""
+
+    async def handler(_request: Received, writer: StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        for _ in range(10):
+            writer.write(chunk(b": ping\n\n"))
+            await writer.drain()
+            await asyncio.sleep(0.02)
+        writer.write(chunk(DONE))
+
+    timeout = Timeout(reply=0.1, stall=0.1, stream=5)
+    async with talking_to(handler, retry=ONCE, timeout=timeout) as session:  # noqa: SIM117
+        async with session.stream_fine_tune_events("ft-1") as events:
+            assert [each async for each in events] == []
+
+
+@asynccontextmanager
+async def many_files() -> AsyncIterator[None]:
+    """As many open files as this system lets a process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_thousand_streams() -> None:
+    """A thousand open streams keep no other call from its turn, and each tells its own job's events."""
+    goes_on = asyncio.Event()
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        if "/events" not in request.target:
+            writer.write(reply(body=JOB))
+            return
+        writer.write(STREAM_HEAD + chunk(event(request.target.split("/")[3])))
+        await goes_on.wait()
+        writer.write(chunk(DONE) + chunk(b""))
+
+    # Debugging asyncio costs more here than all else.
+    asyncio.get_running_loop().set_debug(False)
+    async with many_files(), talking_to(handler) as session:
+
+        async def follow(number: int) -> bool:
+            async with session.stream_fine_tune_events(f"ft-{number}") as events:
+                first = await anext(events)
+                open_streams.append(number)
+                if len(open_streams) == 1000:
+                    all_open.set()
+                assert [each async for each in events] == []
+            return first.message == f"ft-{number}"
+
+        open_streams: list[int] = []
+        all_open = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            following = [group.create_task(follow(number)) for number in range(1000)]
+            await all_open.wait()
+            assert (await session.retrieve_fine_tune("ft-1")).id == "ft-1"
+            goes_on.set()
+    assert all(task.result() for task in following)
+
+
+# Waiting
+
+
+def ended(status: str, **fields: object) -> dict[str, object]:
+    return {**JOB, "status": status, **fields}
+
+
+def job_with(stream: bytes, *jobs: dict[str, object], seen: list[Received] | None = None) -> Handler:
+    """A service with one job: what it streams, and what it reports in turn."""
+    left = list(jobs)
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        if seen is not None:
+            seen.append(request)
+        if "/events" in request.target:
+            writer.write(stream)
+            writer.close()
+        else:
+            writer.write(reply(body=left.pop(0) if len(left) > 1 else left[0]))
+
+    return handler
+
+
+TOLD = STREAM_HEAD + chunk(b"".join(event(str(number)) for number in range(15)) + DONE) + chunk(b"")
+
+
+async def test_wait() -> None:
+    """Waiting gives the job that succeeded, as the service reports it after the stream's end."""
+    seen: list[Received] = []
+    async with talking_to(job_with(TOLD, ended("succeeded", fine_tuned_model="ada:ft-x"), seen=seen)) as session:
+        job = await session.wait("ft-1")
+    assert job.fine_tuned_model == "ada:ft-x"
+    assert targets(seen) == ["GET /v1/fine-tunes/ft-1/events?stream=true", "GET /v1/fine-tunes/ft-1"]
+
+
+@pytest.mark.parametrize(("status", "kind"), [("failed", FineTuneFailed), ("cancelled", FineTuneCancelled)])
+async def test_wait_for_what_ends_badly(status: str, kind: type[Exception]) -> None:
+    """A job that ended without a model is an error with the job and its last events."""
+    async with talking_to(job_with(TOLD, ended(status))) as session:
+        with pytest.raises(kind, match=f"^fine-tune ft-1 {status}: 12; 13; 14$") as caught:
+            await session.wait("ft-1")
+    assert isinstance(caught.value, FineTuneFailed | FineTuneCancelled)
+    assert caught.value.job.status == status
+    assert [each.message for each in caught.value.events] == [str(number) for number in range(5, 15)]
+
+
+async def test_events_of_the_job() -> None:
+    """Where the job itself brings its events, those are the ones that the error tells."""
+    failed = ended("failed", events=[{"message": "out of tokens"}])
+    async with talking_to(job_with(TOLD, failed)) as session:
+        with pytest.raises(FineTuneFailed, match=r"out of tokens$"):
+            await session.wait("ft-1")
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        STREAM_HEAD + chunk(event("a")) + chunk(b""),
+        STREAM_HEAD + chunk(event("a")),
+        b"",
+        reply(500),
+        STREAM_HEAD + chunk(b'data: {"error": {"message": "stream broke"}}\n\n'),
+    ],
+    ids=["ended", "lost", "reset", "500", "error event"],
+)
+async def test_wait_without_a_stream(stream: bytes) -> None:
+    """A stream that breaks does not end the wait: the job's own status does."""
+    async with talking_to(job_with(stream, ended("succeeded"))) as session:
+        assert (await session.wait("ft-1")).status == "succeeded"
+
+
+async def test_wait_goes_on() -> None:
+    """A job that is not over when its stream ends is waited for further, statuses that no one knows included."""
+    seen: list[Received] = []
+    jobs = (ended("validating"), ended("succeeded"))
+    async with talking_to(job_with(TOLD, *jobs, seen=seen)) as session:
+        assert (await session.wait("ft-1")).status == "succeeded"
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("status", [401, 404])
+async def test_wait_for_what_is_not_there(status: int) -> None:
+    """A job that cannot be waited for is an error at once."""
+    async with talking_to(answering(reply(status))) as session:
+        with pytest.raises((NotFound, AuthenticationFailed)):
+            await session.wait("ft-1")
+
+
+@pytest.mark.parametrize("timeout", [0, 0.1])
+async def test_wait_timeout(timeout: float) -> None:  # noqa: ASYNC109  # the call's own
+    """Waiting ends after the time given, and says that the job goes on; the connection is freed."""
+    came, gone = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        came.set()
+        writer.write(STREAM_HEAD + chunk(event("a")))
+        await request.gone()
+        gone.set()
+
+    async with talking_to(handler) as session:
+        with pytest.raises(WaitTimeout, match=f"ft-1 was not over after {timeout} s; it goes on") as caught:
+            await session.wait("ft-1", timeout=timeout)
+        assert isinstance(caught.value, TimeoutError)
+        if came.is_set():
+            await gone.wait()
+
+
+async def test_wait_within_a_callers_timeout() -> None:
+    """A caller's own timeout is the caller's, whatever the wait's own."""
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        await request.gone()
+
+    async with talking_to(handler) as session:
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(0.1):
+                await session.wait("ft-1", timeout=60)
+        assert type(caught.value) is TimeoutError
+
+
+async def test_wait_keeps_other_timeouts() -> None:
+    """A service that does not answer until the deadline is a reply that timed out, no job that took too long."""
+
+    async def handler(request: Received, _writer: StreamWriter) -> None:
+        await request.gone()
+
+    impatient = Retry(attempts=1, deadline=0)
+    async with talking_to(handler, retry=impatient, timeout=Timeout(reply=0.05, stream=0.05)) as session:
+        with pytest.raises(ReplyTimeout):
+            await session.wait("ft-1", timeout=60)
