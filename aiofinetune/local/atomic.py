@@ -1,0 +1,22 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` for writing, and put it in the place of `path` once the block has ended well.
+
+    The temporary name is fixed, so a process killed midway leaves one file at most, which the next attempt overwrites.
+    Only one writer at a time may replace the same `path`.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

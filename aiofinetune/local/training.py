@@ -1,0 +1,260 @@
+"""Fine-tuning as a pure computation: from texts and hyperparameters to a trained model and its results file's rows.
+
+Hyperparameters and columns follow the reference's "Create fine-tune" and "Analyzing your fine-tuned model".
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from aiofinetune.dataset import read_examples
+from aiofinetune.errors import DatasetError
+from aiofinetune.local import metrics
+from aiofinetune.local.model import Model, TextPair, evaluate, loss_and_gradients, score
+from aiofinetune.local.optimizer import Adagrad
+from aiofinetune.local.tokens import count_tokens, token_starts
+
+# How often in an epoch, the last time at its end, the model is measured on the whole validation file.
+VALIDATIONS_PER_EPOCH: Final = 2
+
+# Each class is scored for each validation example, so there may not be too many if `classification_n_classes` is null.
+MAX_CLASSES: Final = 100
+
+# Pretraining's is far smaller; `pretrain` says why.
+NGRAM_SCALE: Final = 1.0
+
+# What one step adds to the results file, by column; a column that is absent is an empty cell.
+Row = dict[str, float | None]
+
+
+class TrainingError(Exception):
+    """A job cannot be trained as it was asked for; the message is for its owner."""
+
+
+@attrs.frozen
+class Hyperparams:
+    """What a job is trained with, every default resolved; names and meanings are the API reference's."""
+
+    n_epochs: int
+    batch_size: int
+    learning_rate_multiplier: float
+    prompt_loss_weight: float
+    compute_classification_metrics: bool
+    classification_n_classes: int | None
+    classification_positive_class: str | None
+    classification_betas: tuple[float, ...]
+
+
+@attrs.frozen
+class Classification:
+    """The completions to choose among, and for binary metrics the positive one, without the space around it."""
+
+    classes: tuple[bytes, ...]
+    positive_class: bytes | None
+    betas: tuple[float, ...]
+
+
+# Any: values of JSON, which the server has checked.
+def resolve_hyperparams(requested: Mapping[str, Any], examples: int) -> Hyperparams:
+    """Fill in the defaults that depend on the number of `examples`, as the reference describes them.
+
+    `batch_size` is about 0.2 % of the examples, between 1 and 256; `learning_rate_multiplier` is 0.05, 0.1 or 0.2 as
+    the final batch size is under 8, under 64, or more.
+    """
+    batch_size = requested.get("batch_size") or max(1, min(256, round(0.002 * examples)))
+    multiplier = requested.get("learning_rate_multiplier")
+    if multiplier is None:
+        multiplier = 0.05 if batch_size < 8 else 0.1 if batch_size < 64 else 0.2
+    return Hyperparams(
+        n_epochs=requested["n_epochs"],
+        batch_size=batch_size,
+        learning_rate_multiplier=multiplier,
+        prompt_loss_weight=requested["prompt_loss_weight"],
+        compute_classification_metrics=requested["compute_classification_metrics"],
+        classification_n_classes=requested.get("classification_n_classes"),
+        classification_positive_class=requested.get("classification_positive_class"),
+        classification_betas=tuple(requested.get("classification_betas") or (1.0,)),
+    )
+
+
+def read_texts(path: str, role: str) -> list[TextPair]:
+    """Read a whole training file for the model; `role` is what messages call it.
+
+    Raises:
+        TrainingError: The file is not one, or holds a completion too long for the model.
+    """
+    texts = []
+    try:
+        for number, example in enumerate(read_examples(path), start=1):
+            try:
+                texts.append(TextPair.of(example.prompt, example.completion))
+            except ValueError as error:
+                raise TrainingError(f"The {role} file, example {number}: {error}.") from error
+    except DatasetError as error:
+        line = "" if error.line is None else f", line {error.line}"
+        raise TrainingError(f"The {role} file{line}: {error.problem}.") from error
+    except OSError as error:
+        raise TrainingError(f"The {role} file could not be read: {error.strerror}.") from error
+    return texts
+
+
+def find_classes(
+    hyperparams: Hyperparams, training: Sequence[TextPair], validation: Sequence[TextPair]
+) -> Classification | None:
+    """Return the classes, the distinct completions of both files; None if no metrics are asked for.
+
+    Raises:
+        TrainingError: The metrics were asked for without what they need, or the files hold other classes than was said.
+    """
+    if not hyperparams.compute_classification_metrics:
+        return None
+    if not validation:
+        raise TrainingError("compute_classification_metrics needs a validation file.")
+    expected, positive = hyperparams.classification_n_classes, hyperparams.classification_positive_class
+    if expected is None and positive is None:
+        raise TrainingError(
+            "compute_classification_metrics needs classification_n_classes or classification_positive_class."
+        )
+    classes = tuple(sorted({text.completion for text in (*training, *validation)}))
+    most = MAX_CLASSES if expected is None else expected
+    if len(classes) > most:
+        found = f"The files hold {len(classes):,} different completions"
+        raise TrainingError(f"{found}; at most {most:,} classes are expected.")
+    if positive is not None and positive.strip().encode() not in {name.strip() for name in classes}:
+        raise TrainingError(f"No completion in the files is the classification_positive_class {positive!r}.")
+    positive_class = None if positive is None else positive.strip().encode()
+    return Classification(classes, positive_class, hyperparams.classification_betas)
+
+
+def result_columns(*, has_validation: bool, classification: Classification | None) -> list[str]:
+    """Return the columns of the results file, in the reference's order."""
+    columns = ["step", "elapsed_tokens", "elapsed_examples"]
+    columns += ["training_loss", "training_sequence_accuracy", "training_token_accuracy"]
+    if has_validation:
+        columns += ["validation_loss", "validation_sequence_accuracy", "validation_token_accuracy"]
+    if classification is not None:
+        columns += ["classification/accuracy"]
+        if classification.positive_class is None:
+            columns += ["classification/weighted_f1_score"]
+        else:
+            columns += [f"classification/{name}" for name in ("precision", "recall", "auroc", "auprc")]
+            columns += [f"classification/f{beta}" for beta in classification.betas]
+    return columns
+
+
+def format_row(row: Row, columns: Sequence[str]) -> str:
+    """Return `row` as a line of CSV: whole numbers as they are, others to 6 significant digits, an absent one empty."""
+    return ",".join(_format(row.get(column)) for column in columns) + "\n"
+
+
+def count_text_tokens(text: TextPair) -> int:
+    """Count the tokens of a prompt and its completion."""
+    return count_tokens(text.prompt) + count_tokens(text.completion)
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Return how many batches hold all examples once; the last may be smaller."""
+    return -(-examples // batch_size)
+
+
+def train(
+    model: Model,
+    training: Sequence[TextPair],
+    validation: Sequence[TextPair],
+    hyperparams: Hyperparams,
+    classification: Classification | None,
+    seed: int,
+) -> Iterator[Row]:
+    """Train `model` in place, yielding a row for the results file after each step.
+
+    Each epoch takes the training texts in a new order, which `seed` decides. The learning rate starts at the multiplier
+    times the model's pretraining rate and falls to 0 along a line.
+    """
+    optimizer, rng = Adagrad(model, NGRAM_SCALE), np.random.default_rng(seed)
+    tokens = [count_text_tokens(text) for text in training]
+    steps = steps_per_epoch(len(training), hyperparams.batch_size)
+    validated = {steps * part // VALIDATIONS_PER_EPOCH for part in range(1, VALIDATIONS_PER_EPOCH + 1)}
+    peak_rate = hyperparams.learning_rate_multiplier * model.pretraining_rate
+    elapsed_tokens, elapsed_examples = 0, 0
+    for epoch in range(hyperparams.n_epochs):
+        order = rng.permutation(len(training))
+        for step in range(1, steps + 1):
+            indices = order[(step - 1) * hyperparams.batch_size : step * hyperparams.batch_size]
+            batch = [training[index] for index in indices]
+            outcome, gradients = loss_and_gradients(model, batch, hyperparams.prompt_loss_weight)
+            done = epoch * steps + step
+            optimizer.step(gradients, peak_rate * (1 - (done - 1) / (steps * hyperparams.n_epochs)))
+            elapsed_tokens += sum(tokens[index] for index in indices)
+            elapsed_examples += len(batch)
+            row: Row = {"step": done, "elapsed_tokens": elapsed_tokens, "elapsed_examples": elapsed_examples}
+            row |= _measures("training", outcome.loss, batch, outcome.hits)
+            if validation and step in validated:
+                held_out = evaluate(model, validation, hyperparams.prompt_loss_weight)
+                row |= _measures("validation", held_out.loss, validation, held_out.hits)
+            if classification is not None and step == steps:
+                row |= classification_metrics(model, validation, classification)
+            yield row
+
+
+def classification_metrics(model: Model, validation: Sequence[TextPair], classification: Classification) -> Row:
+    """Classify the validation prompts, by the completion that is likeliest as a whole, and measure the outcome."""
+    classes = classification.classes
+    truth = np.array([classes.index(text.completion) for text in validation], np.intp)
+    groups = (validation[start : start + 64] for start in range(0, len(validation), 64))
+    scores = np.concatenate([_score_classes(model, group, classes) for group in groups])
+    if classification.positive_class is None:
+        predicted = scores.argmax(axis=1)
+        return {
+            "classification/accuracy": metrics.accuracy(truth, predicted),
+            "classification/weighted_f1_score": metrics.weighted_f1(truth, predicted),
+        }
+    is_positive = np.array([name.strip() == classification.positive_class for name in classes])
+    chances = np.exp(scores - scores.max(axis=1, keepdims=True))
+    positive_chances = chances[:, is_positive].sum(axis=1) / chances.sum(axis=1)
+    return _binary_metrics(is_positive[truth], positive_chances, classification.betas)
+
+
+def _score_classes(model: Model, texts: Sequence[TextPair], classes: Sequence[bytes]) -> NDArray[np.float64]:
+    pairs = [TextPair(text.prompt, name) for text in texts for name in classes]
+    return score(model, pairs).reshape(len(texts), len(classes))
+
+
+def _binary_metrics(truth: metrics.Flags, positive_chances: NDArray[np.float64], betas: Iterable[float]) -> Row:
+    predicted = positive_chances >= 0.5
+    row: Row = {
+        "classification/accuracy": metrics.accuracy(truth, predicted),
+        "classification/precision": metrics.precision(truth, predicted),
+        "classification/recall": metrics.recall(truth, predicted),
+        "classification/auroc": metrics.auroc(truth, positive_chances),
+        "classification/auprc": metrics.auprc(truth, positive_chances),
+    }
+    return row | {f"classification/f{beta}": metrics.f_beta(truth, predicted, beta) for beta in betas}
+
+
+def _measures(kind: str, loss: float, texts: Sequence[TextPair], hits: NDArray[np.bool_]) -> Row:
+    """Return the loss and accuracies: a token is right if all its bytes are, a completion if all its tokens are."""
+    starts, ends, position = list[int](), list[int](), 0
+    for text in texts:
+        starts += (position + start for start in token_starts(text.completion))
+        position += len(text.completion)
+        ends.append(len(starts))
+        starts.append(position)  # The end of text, a group of its own, counts as no token.
+        position += 1
+    right = np.logical_and.reduceat(hits, starts)
+    right[ends] = True
+    sequences = np.logical_and.reduceat(right, [0, *(end + 1 for end in ends[:-1])])
+    tokens = len(starts) - len(texts)
+    return {
+        f"{kind}_loss": loss,
+        f"{kind}_sequence_accuracy": float(sequences.mean()),
+        f"{kind}_token_accuracy": float((right.sum() - len(texts)) / tokens),
+    }
+
+
+def _format(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

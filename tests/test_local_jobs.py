@@ -1,0 +1,277 @@
+"""The queue and its trainers: order, cancellation, failure, and what a restart or a ``kill -9`` leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aiofinetune.local import LocalServer, jobs
+
+if TYPE_CHECKING:
+    from conftest import Client, Connect, Launch
+
+LONG = 100_000
+"""Epochs that no test waits for."""
+
+RESTARTED = "Fine-tune interrupted: the server was restarted. It will start again from the beginning"
+
+
+def told(job: dict[str, Any]) -> list[str]:
+    return [event["message"] for event in job["events"]]
+
+
+class Gone:
+    """Wait, at the end of the block, until a process of somebody else is gone (by a pidfd, without polling)."""
+
+    def __init__(self, pid: int) -> None:
+        self._descriptor = os.pidfd_open(pid)
+
+    async def __aenter__(self) -> None:
+        self._gone = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self._descriptor, self._gone.set)
+
+    async def __aexit__(self, *_failure: object) -> None:
+        try:
+            async with asyncio.timeout(30):
+                await self._gone.wait()
+        finally:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+
+
+# The queue
+
+
+async def test_jobs_run_one_after_the_other_and_say_their_place(client: Client, examples: bytes) -> None:
+    """A job that waits tells its place in the queue, and again each time that it moves up."""
+    first, second, third = [await client.create(examples, n_epochs=n) for n in (LONG, 1, 1)]
+    await client.reach(first["id"], "Fine-tune started")
+    assert told(second)[-1] == "Fine-tune enqueued. Queue number: 1"
+    assert told(third)[-1] == "Fine-tune enqueued. Queue number: 2"
+    await client.call("POST", f"/fine-tunes/{first['id']}/cancel")
+    story = told(await client.finish(third["id"]))
+    places = [message for message in story if "Queue" in message]
+    assert places == [f"Fine-tune enqueued. Queue number: {place}" for place in (2, 1, 0)]
+    assert (await client.call("GET", f"/fine-tunes/{second['id']}"))["status"] == "succeeded"
+
+
+async def test_a_pending_job_can_be_cancelled(client: Client, examples: bytes) -> None:
+    """A job that is cancelled before its turn never starts, and those behind it move up."""
+    running, pending, last = [await client.create(examples, n_epochs=n) for n in (LONG, 1, 1)]
+    await client.reach(running["id"], "Fine-tune started")
+    cancelled = await client.call("POST", f"/fine-tunes/{pending['id']}/cancel")
+    assert (cancelled["status"], told(cancelled)[-1]) == ("cancelled", "Fine-tune cancelled")
+    await client.reach(last["id"], "Fine-tune enqueued. Queue number: 1")
+    await client.call("POST", f"/fine-tunes/{running['id']}/cancel")
+    await client.finish(last["id"])
+    assert "Fine-tune started" not in told(await client.call("GET", f"/fine-tunes/{pending['id']}"))
+
+
+async def test_a_running_job_can_be_cancelled(
+    client: Client, examples: bytes, data: Path, trainers: Callable[[Path], list[int]]
+) -> None:
+    """Cancelling answers at once with the cancelled job, ends its stream and its trainer, and leaves no model."""
+    job = await client.create(examples, n_epochs=LONG)
+    following = asyncio.create_task(client.follow(job["id"]))
+    await client.reach(job["id"], f"Completed epoch 1/{LONG}")
+    (pid,) = trainers(data)
+    async with Gone(pid):
+        cancelled = await client.call("POST", f"/fine-tunes/{job['id']}/cancel")
+        assert cancelled["status"] == "cancelled"
+        assert (await following)[-1] == "Fine-tune cancelled"
+    after = await client.create(examples, n_epochs=1)
+    assert (await client.finish(after["id"]))["status"] == "succeeded"
+    cancelled_later = await client.call("GET", f"/fine-tunes/{job['id']}")
+    assert cancelled_later == cancelled
+    assert [len(list((data / folder).iterdir())) for folder in ("models", "runs", "files")] == [1, 0, 3]
+
+
+async def test_cancelling_is_idempotent_but_not_for_a_job_that_has_ended(client: Client, examples: bytes) -> None:
+    """A cancelled job may be cancelled again; one that has succeeded may not, and nothing changes."""
+    job = await client.create(examples, n_epochs=LONG)
+    first, second = [await client.call("POST", f"/fine-tunes/{job['id']}/cancel") for _ in range(2)]
+    assert first == second
+    done = await client.finish((await client.create(examples, n_epochs=1))["id"])
+    assert "succeeded" in (await client.call("POST", f"/fine-tunes/{done['id']}/cancel", status=400))["message"]
+    assert await client.call("GET", f"/fine-tunes/{done['id']}") == done
+    await client.call("POST", "/fine-tunes/ft-unknown/cancel", status=404)
+
+
+# Failure
+
+
+async def test_a_broken_training_file_fails_the_job_with_the_line(client: Client, examples: bytes, data: Path) -> None:
+    """The error names the line and what is wrong with it, then the job fails, and the next one runs."""
+    job = await client.finish((await client.create(examples + b'{"prompt": 1}\n'))["id"])
+    assert (job["status"], job["fine_tuned_model"], job["result_files"]) == ("failed", None, [])
+    *_, error, last = job["events"]
+    assert (error["level"], last["message"]) == ("error", "Fine-tune failed")
+    assert "21" in error["message"]
+    assert str(data) not in error["message"]
+    assert (await client.finish((await client.create(examples, n_epochs=1))["id"]))["status"] == "succeeded"
+
+
+async def test_a_trainer_that_is_killed_fails_its_job(
+    client: Client, examples: bytes, data: Path, trainers: Callable[[Path], list[int]]
+) -> None:
+    """When a trainer dies without a word, the job says how it died."""
+    job = await client.create(examples, n_epochs=LONG)
+    await client.reach(job["id"], "Completed epoch 1/100000")
+    (pid,) = trainers(data)
+    os.kill(pid, signal.SIGKILL)
+    assert told(await client.finish(job["id"]))[-2:] == ["The trainer ended by SIGKILL", "Fine-tune failed"]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 7", "The trainer ended with exit status 7"),
+        ("echo trouble >&2; echo \"OSError: $4 in '/usr/my lib/x.py'\" >&2; exit 7", "exit status 7: OSError: run-"),
+        ('echo \'{"type": "succeeded"}\'; exit 7', "The trainer ended with exit status 7"),
+        ("echo nonsense; yes", "The server failed to run the training"),
+        ('echo \'{"type": "unknown"}\'; exec sleep 1000', "The server failed to run the training"),
+        ('echo \'{"type": "succeeded"}\'', "The server failed to run the training"),
+        ("trap '' TERM; echo nonsense; while :; do :; done", "The server failed to run the training"),
+    ],
+)
+async def test_a_trainer_that_misbehaves_fails_its_job_alone(
+    client: Client,
+    examples: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    reason: str,
+) -> None:
+    """Whatever a trainer does, its job fails with a reason that holds no path, and the server goes on."""
+    monkeypatch.setattr(jobs, "_GRACE", 0.2)
+    python = sys.executable
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
+    job = await client.finish((await client.create(examples))["id"])
+    assert job["status"] == "failed"
+    error = job["events"][-2]
+    assert (error["level"], reason in error["message"]) == ("error", True)
+    assert str(tmp_path) not in error["message"]
+    monkeypatch.setattr(sys, "executable", python)
+    assert (await client.finish((await client.create(examples, n_epochs=1))["id"]))["status"] == "succeeded"
+
+
+async def test_a_trainer_that_does_not_end_when_asked_is_killed(
+    client: Client, examples: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer that ignores SIGTERM is killed once its grace is over, and the next job gets its turn."""
+    monkeypatch.setattr(jobs, "_GRACE", 0.01)
+    python = sys.executable
+    started = '{"type": "epoch", "epoch": 1, "n_epochs": 1}'
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path, f"trap '' TERM; echo '{started}'; while :; do :; done"))
+    job = await client.create(examples)
+    await client.reach(job["id"], "Completed epoch 1/1")
+    monkeypatch.setattr(sys, "executable", python)
+    await client.call("POST", f"/fine-tunes/{job['id']}/cancel")
+    assert (await client.finish((await client.create(examples, n_epochs=1))["id"]))["status"] == "succeeded"
+
+
+def stand_in(folder: Path, script: str) -> str:
+    """Write a shell script that is run in the place of Python."""
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    return str(path)
+
+
+# Restarts
+
+
+async def test_a_restart_repeats_the_job_that_was_running(data: Path, connect: Connect, examples: bytes) -> None:
+    """A job cut short by the server's end runs again from its start; its history is kept, and says so."""
+    async with LocalServer(data, api_key="key") as server, connect(server.base_url, "key") as client:
+        job = await client.create(examples, n_epochs=120)
+        waiting = await client.create(examples, n_epochs=1)
+        await client.reach(job["id"], "Completed epoch 1/120")
+    async with LocalServer(data, api_key="key") as server, connect(server.base_url, "key") as client:
+        check_repeated(await client.finish(job["id"]), 120)
+        assert (await client.finish(waiting["id"]))["status"] == "succeeded"
+
+
+def check_repeated(job: dict[str, Any], n_epochs: int) -> None:
+    assert job["status"] == "succeeded"
+    story = told(job)
+    cut = story.index(RESTARTED)
+    before, after = story[:cut], story[cut + 1 :]
+    assert before[2:5] == ["Fine-tune enqueued. Queue number: 0", "Fine-tune started", f"Completed epoch 1/{n_epochs}"]
+    assert after[:2] == ["Fine-tune enqueued. Queue number: 0", "Fine-tune started"]
+    assert [message for message in after if message.startswith("Completed")] == [
+        f"Completed epoch {epoch}/{n_epochs}" for epoch in range(1, n_epochs + 1)
+    ]
+
+
+async def test_a_server_killed_in_training_repeats_the_job(
+    data: Path, launch: Launch, examples: bytes, trainers: Callable[[Path], list[int]]
+) -> None:
+    """After ``kill -9`` during a training the trainer ends by itself, and the next server trains the job again."""
+    async with AsyncExitStack() as stack, launch(data) as client:
+        job = await client.create(examples, n_epochs=120)
+        await client.reach(job["id"], "Completed epoch 1/120")
+        (pid,) = trainers(data)
+        await stack.enter_async_context(Gone(pid))
+    async with launch(data) as client:
+        check_repeated(await client.finish(job["id"]), 120)
+
+
+async def test_a_server_killed_after_an_answer_keeps_what_it_answered(
+    data: Path, launch: Launch, examples: bytes
+) -> None:
+    """A file, a job, a cancellation and a model outlive a ``kill -9`` that comes right after the answer."""
+    async with launch(data) as client:
+        file = await client.upload(examples)
+    async with launch(data) as client:
+        assert await client.call("GET", f"/files/{file['id']}") == file
+        asked = {"training_file": file["id"], "model": "ada", "n_epochs": 20}
+        job, other = [await client.call("POST", "/fine-tunes", json=asked) for _ in range(2)]
+        cancelled = await client.call("POST", f"/fine-tunes/{other['id']}/cancel")
+    async with launch(data) as client:
+        done = await client.finish(job["id"])
+        assert done["status"] == "succeeded"
+    async with launch(data) as client:
+        assert await client.call("GET", f"/fine-tunes/{job['id']}") == done
+        assert await client.call("GET", f"/fine-tunes/{other['id']}") == cancelled
+        completion = {"model": done["fine_tuned_model"], "prompt": "3 is", "max_tokens": 1, "temperature": 0}
+        assert (await client.call("POST", "/completions", json=completion))["choices"][0]["text"] == " odd"
+        async with client.http.get(f"{client.base_url}/files/{done['result_files'][0]['id']}/content") as response:
+            assert len(await response.read()) == done["result_files"][0]["bytes"]
+        await client.call("DELETE", f"/models/{done['fine_tuned_model']}")
+        await client.call("DELETE", f"/files/{file['id']}")
+    async with launch(data) as client:
+        await client.call("GET", f"/models/{done['fine_tuned_model']}", status=404)
+        await client.call("GET", f"/files/{file['id']}", status=404)
+        assert [len(list((data / folder).iterdir())) for folder in ("models", "runs", "files")] == [0, 0, 1]
+
+
+async def test_a_server_killed_in_an_upload_keeps_none_of_it(data: Path, launch: Launch) -> None:
+    """What was half uploaded at a ``kill -9`` is removed at the next start."""
+    async with launch(data) as client:
+        seen = asyncio.Event()
+
+        async def endless() -> Any:
+            yield b"--x\r\nContent-Disposition: form-data; name=file\r\n\r\n"
+            while True:
+                if any((data / "files").iterdir()):
+                    seen.set()
+                yield bytes(10_000)
+
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        upload = asyncio.create_task(client.call("POST", "/files", data=endless(), headers=headers))
+        await seen.wait()
+        upload.cancel()
+        await asyncio.wait([upload])
+    (data / "files" / "file-abcdefghijklmnopqrstuvwx.partial").touch()
+    async with launch(data) as client:
+        assert (await client.call("GET", "/files"))["data"] == []
+        assert list((data / "files").iterdir()) == []

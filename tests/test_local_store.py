@@ -1,0 +1,126 @@
+"""The server's folder: what it refuses to open, what it cleans up, and that nothing blocks or is lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from aiofinetune.errors import ConfigurationError
+from aiofinetune.local.store import Refused, Store
+from aiofinetune.models import FineTuneRequest
+from aiofinetune.threads import in_thread
+
+
+async def test_a_folder_of_another_schema_is_refused(data: Path) -> None:
+    """A folder that another version made is refused, and left as it is."""
+    async with Store(data).opened():
+        pass
+    with sqlite3.connect(data / "server.sqlite3") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(ConfigurationError, match="schema version 99"):
+        async with Store(data).opened():
+            pass
+
+
+async def test_a_database_of_somebody_else_is_refused(data: Path) -> None:
+    """A database with tables but without a schema version is not this server's."""
+    data.mkdir()
+    with sqlite3.connect(data / "server.sqlite3") as database:
+        database.execute("CREATE TABLE theirs (a)")
+    database.close()
+    with pytest.raises(ConfigurationError, match="schema version 0"):
+        async with Store(data).opened():
+            pass
+
+
+async def test_a_folder_that_cannot_be_used_is_refused(data: Path) -> None:
+    """A path that is a file, or a database that is none, gives a clear error."""
+    data.mkdir()
+    (data / "server.sqlite3").write_bytes(b"no database " * 1000)
+    for path in (data, data / "server.sqlite3"):
+        with pytest.raises(ConfigurationError, match="cannot be used"):
+            async with Store(path).opened():
+                pass
+
+
+async def test_opening_removes_orphans_and_nothing_else(data: Path) -> None:
+    """Files of this store's naming that no row knows are removed at the start; known and foreign ones stay."""
+    async with Store(data).opened() as store:
+        kept = await add_file(store, b"kept")
+    orphans = [data / "files" / ("file-" + "a" * 24), data / "models" / f"model-{'b' * 24}.npz.partial"]
+    foreign = data / "files" / "holiday.jpg"
+    for path in (*orphans, foreign):
+        path.touch()
+    async with Store(data).opened() as store:
+        assert [file.id for file in await store.files(None)] == [kept]
+    assert not any(path.exists() for path in orphans)
+    assert foreign.exists()
+    assert (data / "files" / kept).read_bytes() == b"kept"
+
+
+async def test_a_file_that_is_not_kept_leaves_nothing(data: Path) -> None:
+    """Without `keep_file`, a file taken in is gone, whether its writer failed or just stopped."""
+    async with Store(data).opened() as store:
+        with pytest.raises(ZeroDivisionError):
+            async with store.receive_file() as incoming:
+                await store.in_thread(lambda: incoming.write(b"half"))
+                raise ZeroDivisionError
+        assert list((data / "files").iterdir()) == []
+
+
+async def test_a_transaction_that_fails_changes_nothing(data: Path) -> None:
+    """A job whose validation file is missing is refused whole, and nobody is told of a change."""
+    changed: list[object] = []
+    async with Store(data).opened() as store:
+        store.on_change = changed.append
+        training = await add_file(store, b"x")
+        with pytest.raises(Refused, match="file-unknown"):
+            await store.create_job(FineTuneRequest(training_file=training, validation_file="file-unknown"))
+        assert await store.jobs() == ()
+        await store.create_job(FineTuneRequest(training_file=training))
+    assert len(changed) == 1
+
+
+async def test_creations_at_once_all_get_their_place(data: Path) -> None:
+    """A hundred jobs created together are all there, each with a queue number of its own."""
+    async with Store(data).opened() as store:
+        training = await add_file(store, b"x")
+        request = FineTuneRequest(training_file=training, model="ada")
+        jobs = await asyncio.gather(*(store.create_job(request) for _ in range(100)))
+        assert {job.id for job in jobs} == {job.id for job in await store.jobs()}
+    places = {event.message for job in jobs for event in job.events if "Queue number" in event.message}
+    assert places == {f"Fine-tune enqueued. Queue number: {place}" for place in range(100)}
+
+
+async def test_a_cancelled_call_stays_until_its_thread_is_done() -> None:
+    """Work on a thread never outlives the task that asked for it."""
+    begun, release, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        release.wait()
+        finished.set()
+
+    with ThreadPoolExecutor() as executor:
+        task = asyncio.create_task(in_thread(executor, work))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert finished.is_set()
+
+
+async def add_file(store: Store, content: bytes) -> str:
+    async with store.receive_file() as incoming:
+        await store.in_thread(lambda: incoming.write(content))
+        return (await store.keep_file(incoming, "a.jsonl", "fine-tune")).id
