@@ -1,0 +1,817 @@
+"""Many jobs at once: under the service's limits, followed to their ends, and safe to kill at any moment.
+
+Of all requests, only those that are under way are in memory. What was sent and what came of it is in the journal
+(`aiofinetune.journal`), which says after a crash what to look for before anything is sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import re
+import time
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+import attrs
+
+from aiofinetune.errors import (
+    AuthenticationFailed,
+    BatchStopped,
+    ConfigurationError,
+    CreateUncertain,
+    FineTuneCancelled,
+    FineTuneEnded,
+    FineTuneError,
+    FineTuneFailed,
+    JournalUnusable,
+    LocalFileError,
+    NotFound,
+    PermissionDenied,
+    QuotaExceeded,
+    RateLimited,
+    ServerError,
+    TooManyJobs,
+    TransportError,
+)
+from aiofinetune.journal import Journal, Record
+from aiofinetune.manifest import Entry, is_local
+from aiofinetune.models import FineTune, FineTuneRequest, Status
+from aiofinetune.results import last_figures, read_results
+from aiofinetune.session import FineTuneSession
+from aiofinetune.threads import in_thread
+
+Requests: TypeAlias = Iterable[Entry | FineTuneRequest] | AsyncIterable[Entry | FineTuneRequest]
+
+_log = logging.getLogger("aiofinetune")
+
+MOST_STREAMS: Final = 32
+"""Jobs that are followed by their event streams. Past that, one look at the list for all of them costs less."""
+
+_MOST_OUTCOMES_WAITING: Final = 100
+_RECENT: Final = 3600.0
+"""Seconds. What was made before cannot be taken for what is made now, whatever the clocks show."""
+_MOST_UNREACHED: Final = 3
+"""Requests in a row that could not be sent at all, each tried again and again, before no more are tried."""
+
+
+@attrs.frozen
+class Outcome:
+    """What came of one request of a batch."""
+
+    label: str
+    request: FineTuneRequest
+    """As the caller asked; its files may be local paths."""
+    job_id: str | None
+    """The job's id; None if none was made, or it is not known."""
+    job: FineTune | None
+    """The job as it ended; None if none was made, or the service does not know it any more."""
+    error: FineTuneError | None
+    """Why there is no tuned model, if there is none."""
+    sent_at: float | None
+    """Unix time at which the request was sent."""
+    ended_at: float
+    """Unix time at which its end was seen."""
+    figures: Mapping[str, float] = attrs.field(factory=dict)
+    """The last value of each column of the results file, where results are downloaded."""
+
+    def summary(self) -> dict[str, object]:
+        """What a person wants to know, as a JSON object."""
+        if self.job is not None:
+            status = self.job.status
+        elif isinstance(self.error, CreateUncertain):
+            status = "uncertain"
+        else:
+            status = "not created" if self.job_id is None else "lost"
+        return {
+            "label": self.label,
+            "status": status,
+            "job": self.job_id,
+            "model": None if self.job is None else self.job.fine_tuned_model,
+            "seconds": None if self.sent_at is None else round(self.ended_at - self.sent_at, 3),
+            "figures": dict(self.figures),
+            "error": None if self.error is None else str(self.error),
+        }
+
+
+@attrs.define
+class Progress:
+    """How far a batch is."""
+
+    seen: int = 0
+    """Requests read."""
+    active: int = 0
+    """Jobs of this batch that are not over."""
+    others: int = 0
+    """Jobs of other programs that are not over, at the last look."""
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    """Requests of which no job came."""
+    followed_by: str = "streams"
+    """How jobs are followed: ``"streams"``, or ``"list"`` where there are many."""
+    began: float = attrs.field(factory=time.monotonic)
+
+    @property
+    def ended(self) -> int:
+        """Requests of which the outcome is known."""
+        return self.succeeded + self.failed + self.cancelled + self.refused
+
+    @property
+    def ended_per_minute(self) -> float:
+        """Requests ended in a minute, so far."""
+        return 60 * self.ended / max(1e-9, time.monotonic() - self.began)
+
+
+class Pace:
+    """How fast creates may follow one another, and how many may be under way at once.
+
+    Time is not guessed: a session's pause says when to go on. What is learned is how many may go on together:
+    additive increase, multiplicative decrease, and one at the least.
+
+    Args:
+        per_second: Creates in a second; None for no limit of our own.
+        most: Creates at once.
+    """
+
+    def __init__(self, per_second: float | None, most: int) -> None:
+        self._gap = 0.0 if per_second is None else 1 / per_second
+        self._most = most
+        self._window = float(most)
+        self._under_way = 0
+        self._next = 0.0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more create may be under way."""
+        return self._under_way < int(self._window)
+
+    def begin(self) -> float:
+        """Count a create as under way; give the time of its turn, by the loop's clock."""
+        self._under_way += 1
+        turn = max(self._next, asyncio.get_running_loop().time())
+        self._next = turn + self._gap
+        return turn
+
+    def end(self, *, was_throttled: bool) -> None:
+        """Take note that a create is over, and whether the service said meanwhile that it was too fast."""
+        self._under_way -= 1
+        self._window = max(1.0, self._window / 2) if was_throttled else min(self._most, self._window + 1 / self._window)
+
+
+class Batch:
+    """A batch of jobs: an async context manager, and within it an async iterator of outcomes as they come.
+
+    ::
+
+        async with Batch(session, requests, max_active=3, journal="sweep.journal") as batch:
+            async for outcome in batch:
+                print(outcome.label, outcome.job and outcome.job.fine_tuned_model, outcome.error)
+
+    One failure stops nothing. With a journal the process may be killed at any moment: the same batch run again with
+    the same journal gives the outcomes that were known already, goes on with the jobs that run, looks for those that
+    may have been made, and sends the rest.
+
+    Args:
+        session: What to send with. It is not closed here.
+        requests: What to ask for, read as it is needed; each a `FineTuneRequest`, or an `Entry` with a label. Their
+            files may be local paths (see `aiofinetune.manifest.is_local`): each content is uploaded once.
+        max_active: Jobs that may be active at the service, those of other programs included; None for no limit but
+            the service's own word.
+        reserve: How many of them to leave to others.
+        concurrency: Requests under way at once.
+        per_minute: Creates in a minute, at most; slower where the service asks for it.
+        journal: The journal's path; None keeps none beyond this process.
+        results: A folder to download each job's results file to, as ``label.ft-….csv``.
+        fail_fast: Whether to send no more after the first request that ends without a model.
+        cancel_on_exit: Whether to cancel the jobs that are still active when the context is left.
+        accept_changes: Whether a request may be another than the journal knows under its label; it then makes a new
+            job, and the old one is forgotten.
+        progress: Called on the event loop whenever something has changed.
+        poll: Seconds between two looks at the service's list.
+
+    Raises, while it is iterated:
+        BatchStopped: Not all requests were sent: a quota is used up, the service cannot be reached, or `stop` was
+            called. The outcomes of those that were sent come first.
+        JournalUnusable: The journal is in use, broken, or of another batch; or two requests have one label.
+    """
+
+    def __init__(
+        self,
+        session: FineTuneSession,
+        requests: Requests,
+        *,
+        max_active: int | None = None,
+        reserve: int = 0,
+        concurrency: int = 8,
+        per_minute: float | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        results: str | os.PathLike[str] | None = None,
+        fail_fast: bool = False,
+        cancel_on_exit: bool = False,
+        accept_changes: bool = False,
+        progress: Callable[[Progress], object] | None = None,
+        poll: float = 10.0,
+    ) -> None:
+        if max_active is not None and max_active - reserve < 1:
+            raise ConfigurationError(f"max_active: {max_active} less a reserve of {reserve} leaves this batch no job")
+        if concurrency < 1:
+            raise ConfigurationError(f"concurrency: expected 1 or above, got {concurrency}")
+        if per_minute is not None and not per_minute > 0:
+            raise ConfigurationError(f"per_minute: expected a number above 0, got {per_minute}")
+        self.progress = Progress()
+        self.active: dict[str, Record] = {}
+        """The jobs of this batch that are not over, by id."""
+        path = None if journal is None else Path(journal)
+        self._journal = Journal(path, session.base_url, accept_changes=accept_changes)
+        self._session = session
+        self._requests = requests
+        self._most_active = math.inf if max_active is None else max_active - reserve
+        self._concurrency = concurrency
+        self._results = None if results is None else Path(results)
+        self._fail_fast = fail_fast
+        self._cancel_on_exit = cancel_on_exit
+        self._accept_changes = accept_changes
+        self._on_progress = progress
+        self._poll = poll
+        self._pace = Pace(None if per_minute is None else per_minute / 60, concurrency)
+        self._uploads = _Uploads(session, self._journal)
+        self._ending = asyncio.Semaphore(concurrency)
+        self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
+        self._changed = asyncio.Event()
+        self._sending = 0
+        self._others: set[str] = set()
+        """Ids of jobs that were active at the last look, and that this run does not follow."""
+        self._ended: set[str] | None = None
+        """Ids of jobs that ended while the list is being looked at."""
+        self._has_looked = False
+        self._is_full = False
+        """Whether the service said that it takes no more jobs until one is over."""
+        self._streamed: dict[str, asyncio.Task[None]] = {}
+        self._known: Container[str] = ()
+        """Ids of jobs that earlier runs made, but lately."""
+        self._uncertain: dict[str, CreateUncertain] = {}
+        self._unreached = 0
+        self._stopped: BatchStopped | None = None
+        self._is_entered = False
+        self._is_leaving = False
+        self._failure: Exception | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        if self._is_entered:
+            raise FineTuneError("a batch runs once; make a new one")
+        self._is_entered = True
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._journal.opened())
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            self._runner = group.create_task(self._run())
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        async with self._stack:
+            try:
+                if kind is None or issubclass(kind, Exception):
+                    # What is being sent is waited for, so that the journal knows what came of it.
+                    self.stop()
+                    await asyncio.wait([self._runner])
+            finally:
+                self._runner.cancel()
+                if self._cancel_on_exit:
+                    await self._cancel_active()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        if not self._is_entered:
+            raise FineTuneError("the batch does not run; read it inside 'async with'")
+        outcome = await self._outcomes.get()
+        self._notify()
+        if outcome is not None:
+            return outcome
+        self._outcomes.put_nowait(None)
+        if self._failure is not None:
+            raise self._failure
+        if self._stopped is not None:
+            raise self._stopped
+        raise StopAsyncIteration
+
+    async def run(self) -> list[Outcome]:
+        """Give all outcomes, when all are known.
+
+        Raises:
+            BatchStopped: Not all requests were sent; its `outcomes` are those of the requests that were.
+        """
+        outcomes: list[Outcome] = []
+        try:
+            async for outcome in self:
+                outcomes.append(outcome)  # noqa: PERF401  # kept, however far it comes
+        except BatchStopped as stopped:
+            stopped.outcomes = tuple(outcomes)
+            raise
+        return outcomes
+
+    def stop(self) -> None:
+        """Send no more, and leave the jobs that are active to the service; what is being sent now is waited for."""
+        self._is_leaving = True
+        self._send_no_more("it was asked to", None)
+
+    # The run: one task that reads the requests, one for each that is being sent or streamed, one that looks at the list
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                looking = tasks.create_task(self._look_now_and_then())
+                await self._find_lost()
+                reading = tasks.create_task(self._read(tasks))
+                reading.add_done_callback(lambda _reading: self._changed.set())
+                # An input may have nothing for long; that holds up nobody who wants to stop.
+                await self._until(lambda: reading.done() or self._stopped is not None)
+                reading.cancel()
+                await asyncio.wait([reading])
+                await self._until(lambda: not self._sending and (not self.active or self._is_leaving))
+                for task in (looking, *self._streamed.values()):
+                    task.cancel()
+            await self._warn_of_forgotten()
+        except* Exception as failures:  # noqa: BLE001  # whoever iterates gets it
+            self._failure = self._failure or _first(failures)
+        finally:
+            self._outcomes.put_nowait(None)
+
+    async def _read(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin with each request as it is read. If that fails, what is being sent still settles."""
+        try:
+            async with aclosing(_numbered(self._requests)) as entries:
+                async for entry in entries:
+                    await self._until(self._may_begin)
+                    await self._begin(entry, tasks)
+        except Exception as failure:  # noqa: BLE001  # whoever iterates gets it
+            self._give_up(failure)
+
+    def _give_up(self, failure: Exception) -> None:
+        self._failure = self._failure or failure
+        self.stop()
+
+    async def _begin(self, entry: Entry, tasks: asyncio.TaskGroup) -> None:
+        """Begin with one request, as far along as an earlier run left it."""
+        record = await self._journal.record(entry.label, entry.request)
+        self.progress.seen += 1
+        change = difference(record.request, entry.request) or await self._uploads.change_of(record)
+        if change:
+            if not self._accept_changes:
+                raise JournalUnusable(f"{entry.label!r} has changed since: {change}")
+            record = await self._journal.replace(entry.label, entry.request)
+        if record.job is not None:
+            await self._end(record, record.job)
+        elif (uncertain := self._uncertain.pop(record.label, None)) is not None:
+            self._tell(record, None, uncertain)
+        elif record.job_id is not None:
+            self._follow(record, record.job_id, tasks)
+        else:
+            await self._until(self._has_room)
+            self._sending += 1
+            tasks.create_task(self._send(record, tasks))
+
+    async def _send(self, record: Record, tasks: asyncio.TaskGroup) -> None:
+        """Create the job of a request, then follow it."""
+        try:
+            request = await self._uploads.with_ids(record.request)
+            record = await self._create(record, request)
+        except JournalUnusable as error:
+            self._sending -= 1
+            self._give_up(error)
+        except FineTuneError as error:
+            self._sending -= 1
+            self._note_failure(record, error)
+        else:
+            self._sending -= 1
+            self._unreached = 0
+            if record.job_id is not None:
+                self._follow(record, record.job_id, tasks)
+        self._notify()
+
+    async def _create(self, record: Record, request: FineTuneRequest) -> Record:
+        """Create a job, its intent on the disk before the request leaves, and its id after.
+
+        Returns:
+            The record with the job's id; without one if the batch was stopped before the service took the request.
+        """
+        while await self._may_send():
+            throttled = self._session.times_throttled
+            now = time.time()
+            record = attrs.evolve(record, sent_at=now)
+            try:
+                await self._journal.intend(record.label, request, now)
+                job = await self._session.create_fine_tune(request, known=self._known)
+            except (CreateUncertain, JournalUnusable):
+                raise
+            except FineTuneError as refused:
+                await self._journal.withdraw(record.label)
+                if not isinstance(refused, RateLimited) or isinstance(refused, QuotaExceeded):
+                    raise
+                if isinstance(refused, TooManyJobs):
+                    self._is_full = True
+            else:
+                await self._journal.create(record.label, job.id)
+                return attrs.evolve(record, job_id=job.id)
+            finally:
+                self._pace.end(was_throttled=self._session.times_throttled > throttled)
+                self._notify()
+        return record
+
+    async def _may_send(self) -> bool:
+        """Wait until a create may be sent; False if it may not any more. `Pace.end` is due after it."""
+        await self._until(lambda: self._stopped is not None or (self._pace.has_room and not self._is_full))
+        if self._stopped is not None:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._pace.begin()):
+                await self._until(lambda: self._stopped is not None)
+        if self._stopped is not None:
+            self._pace.end(was_throttled=False)
+        return self._stopped is None
+
+    def _note_failure(self, record: Record, error: FineTuneError) -> None:
+        """Tell that a request made no job, or, where it says nothing of the request, send no more."""
+        is_blind = isinstance(error, CreateUncertain) and not error.candidates
+        if isinstance(error, TransportError | ServerError) or is_blind:
+            self._unreached += 1
+        if isinstance(error, QuotaExceeded | AuthenticationFailed | PermissionDenied):
+            self._send_no_more(str(error), error)
+        elif self._unreached >= _MOST_UNREACHED:
+            self._send_no_more(f"the service cannot be reached: {error}", error)
+        else:
+            self._tell(record, None, error)
+
+    # Following
+
+    def _follow(self, record: Record, job_id: str, tasks: asyncio.TaskGroup) -> None:
+        """See to it that the end of a job is seen: by its events, or, where there are many, by the list."""
+        self.active[job_id] = record
+        self._others.discard(job_id)
+        if len(self._streamed) < MOST_STREAMS:
+            self._streamed[job_id] = tasks.create_task(self._stream(record, job_id))
+        elif self.progress.followed_by != "list":
+            _log.info("more than %d jobs are active; the further ones are followed by the list", MOST_STREAMS)
+        self._notify()
+
+    async def _stream(self, record: Record, job_id: str) -> None:
+        try:
+            job = await self._session.wait(job_id)
+        except FineTuneEnded as ended:
+            await self._end(record, ended.job, ended)
+        except NotFound as error:
+            self._lose(record, job_id, error)
+        except FineTuneError as error:
+            _log.warning("following %s: %s; looking at the list instead", job_id, error)
+        else:
+            await self._end(record, job)
+        finally:
+            del self._streamed[job_id]
+            self._notify()
+
+    async def _look_now_and_then(self) -> None:
+        """Look at the service's list as often as was asked for, where something depends on it."""
+        while True:
+            if self._is_full or self._most_active < math.inf or len(self.active) > len(self._streamed):
+                try:
+                    await self._look()
+                except FineTuneError as failure:
+                    _log.warning("looking at the list of jobs: %s", failure)
+            await asyncio.sleep(self._poll)
+
+    async def _look(self) -> None:
+        mine = set(self.active)
+        ended_meanwhile = self._ended = set()
+        try:
+            jobs = await self._session.list_fine_tunes()
+        finally:
+            self._ended = None
+        self._others = {job.id for job in jobs if not job.is_terminal} - self.active.keys() - ended_meanwhile
+        self._has_looked = True
+        self._is_full = False
+        self._notify()
+        ended = {job.id: job for job in jobs if job.is_terminal and job.id in mine}
+        missing = mine - {job.id for job in jobs}
+        async with asyncio.TaskGroup() as tasks:
+            for job_id in (ended.keys() | missing) - self._streamed.keys():
+                if job_id in self.active:
+                    tasks.create_task(self._end_listed(self.active[job_id], job_id, ended.get(job_id)))
+
+    async def _end_listed(self, record: Record, job_id: str, job: FineTune | None) -> None:
+        """End a job that the list says is over, or does not know."""
+        async with self._ending:
+            try:
+                if job is None or job.status != Status.SUCCEEDED:
+                    # With its events, which say why.
+                    job = await self._session.retrieve_fine_tune(job_id)
+            except NotFound as error:
+                self._lose(record, job_id, error)
+                return
+            except FineTuneError as error:
+                _log.info("looking at %s: %s", job_id, error)
+                return
+            if job.is_terminal:
+                await self._end(record, job)
+
+    # Ends
+
+    async def _end(self, record: Record, job: FineTune, error: FineTuneError | None = None) -> None:
+        """Write down how a job ended, and tell."""
+        ended_at = record.ended_at or time.time()
+        is_old = record.job is not None
+        if not is_old:
+            await self._journal.end(record.label, job, ended_at)
+        record = attrs.evolve(record, job=job, job_id=job.id, ended_at=ended_at)
+        if error is None and job.status != Status.SUCCEEDED:
+            kind = FineTuneCancelled if job.status == Status.CANCELLED else FineTuneFailed
+            error = kind(job, job.events)
+        figures: Mapping[str, float] = {}
+        if error is None and self._results is not None:
+            try:
+                figures = await self._fetch_results(record.label, job, self._results, is_old=is_old)
+            except FineTuneError as failure:
+                error = failure
+        self._tell(record, job, error, figures)
+
+    async def _fetch_results(self, label: str, job: FineTune, folder: Path, *, is_old: bool) -> Mapping[str, float]:
+        path = folder / f"{_filename(label)}.{_filename(job.id)}.csv"
+        try:
+            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+            if not (is_old and await asyncio.to_thread(path.exists)):
+                if not job.result_files:
+                    raise NotFound(404, f"fine-tune {job.id} has no results file")
+                await self._session.download_file(job.result_files[0].id, path)
+            content = await asyncio.to_thread(path.read_bytes)
+        except OSError as error:
+            raise LocalFileError(f"{path}: {error.strerror}") from error
+        return last_figures(read_results(content))
+
+    def _lose(self, record: Record, job_id: str, error: FineTuneError) -> None:
+        """Give up a job that the service does not know any more."""
+        self._tell(attrs.evolve(record, job_id=job_id), None, error)
+
+    def _tell(
+        self,
+        record: Record,
+        job: FineTune | None,
+        error: FineTuneError | None,
+        figures: Mapping[str, float] | None = None,
+    ) -> None:
+        ended_at = record.ended_at or time.time()
+        self._outcomes.put_nowait(
+            Outcome(record.label, record.request, record.job_id, job, error, record.sent_at, ended_at, figures or {})
+        )
+        if record.job_id is not None:
+            self.active.pop(record.job_id, None)
+            self._others.discard(record.job_id)
+            if self._ended is not None:
+                self._ended.add(record.job_id)
+        self._is_full = False
+        match job:
+            case None:
+                self.progress.refused += 1
+            case FineTune(status=Status.SUCCEEDED):
+                self.progress.succeeded += 1
+            case FineTune(status=Status.CANCELLED):
+                self.progress.cancelled += 1
+            case _:
+                self.progress.failed += 1
+        if error is not None and self._fail_fast:
+            self._send_no_more(f"{record.label} ended without a model: {error}", error)
+        self._notify()
+
+    def _send_no_more(self, why: str, cause: FineTuneError | None) -> None:
+        if self._stopped is None:
+            self._stopped = BatchStopped(f"the batch sends no more requests: {why}")
+            self._stopped.__cause__ = cause
+        self._notify()
+
+    async def _cancel_active(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for job_id in self.active:
+                tasks.create_task(self._cancel(job_id))
+
+    async def _cancel(self, job_id: str) -> None:
+        async with self._ending:
+            try:
+                await self._session.cancel_fine_tune(job_id)
+            except FineTuneError as error:
+                _log.warning("cancelling %s: %s", job_id, error)
+
+    # What earlier runs left
+
+    async def _find_lost(self) -> None:
+        """Find the jobs of requests that an earlier run sent, and whose reply it did not live to see."""
+        begin = time.time()
+        self._known = await self._journal.job_ids(begin - _RECENT)
+        lost = await self._journal.lost()
+        known = await self._journal.job_ids() if lost else set()
+        while lost:
+            entry = lost[0]
+            requests = [other.sent for other in lost]
+            try:
+                job = await self._session.find_fine_tune(
+                    entry.sent, entry.sent_at, lost_at=begin, lost=requests, known=known
+                )
+            except CreateUncertain as uncertain:
+                self._uncertain[entry.label] = uncertain
+            else:
+                if job is None:
+                    await self._journal.withdraw(entry.label)
+                else:
+                    known.add(job.id)
+                    await self._journal.create(entry.label, job.id)
+            del lost[0]
+
+    async def _warn_of_forgotten(self) -> None:
+        if self._stopped is None and (labels := await self._journal.unfinished_elsewhere()):
+            _log.warning("the journal has jobs that this batch did not ask for, and does not follow: %s", labels)
+
+    # Waiting
+
+    def _may_begin(self) -> bool:
+        return self._sending < self._concurrency and self._outcomes.qsize() < _MOST_OUTCOMES_WAITING
+
+    def _has_room(self) -> bool:
+        active = self._sending + len(self.active) + len(self._others)
+        is_known = self._has_looked or self._most_active == math.inf
+        return is_known and not self._is_full and self._may_begin() and active < self._most_active
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self.progress.active = len(self.active)
+        self.progress.others = len(self._others)
+        self.progress.followed_by = "list" if len(self.active) > MOST_STREAMS else "streams"
+        if self._on_progress is not None:
+            self._on_progress(self.progress)
+
+
+class _Uploads:
+    """Uploads each content once: what the journal, or the service's list, has by its digest is not sent again.
+
+    At the service a file bears the start of its digest in its name, so that one which was sent, and of which no
+    journal knows, is still found.
+    """
+
+    _MOST_REMEMBERED: Final = 1000
+
+    def __init__(self, session: FineTuneSession, journal: Journal) -> None:
+        self._session = session
+        self._journal = journal
+        self._digests: dict[str, str] = {}
+        """Digests by path, of the files last used in this run."""
+        self._ids: dict[str, str] = {}
+        """Ids by path, of the same files."""
+        self._there: dict[str, str] | None = None
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    async def with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
+        """A request with ids in place of local paths."""
+        if is_local(request.training_file):
+            request = attrs.evolve(request, training_file=await self._id_of(request.training_file))
+        if request.validation_file is not None and is_local(request.validation_file):
+            request = attrs.evolve(request, validation_file=await self._id_of(request.validation_file))
+        return request
+
+    async def change_of(self, record: Record) -> str:
+        """Say which local file of an entry is another than the one that was sent; nothing where none is."""
+        if record.sent is None:
+            return ""
+        for path, file_id in (
+            (record.request.training_file, record.sent.training_file),
+            (record.request.validation_file, record.sent.validation_file),
+        ):
+            if path is None or file_id is None or not is_local(path):
+                continue
+            sent = await self._journal.digest(file_id)
+            # A file that is gone from here has not changed.
+            if await asyncio.to_thread(os.path.isfile, path) and sent != await self._digest_of(path):
+                return f"the content of {path}"
+        return ""
+
+    async def _id_of(self, path: str) -> str:
+        async with self._lock(path):
+            if path not in self._ids:
+                digest = await self._digest_of(path)
+                async with self._lock(digest):
+                    self._ids[path] = await self._id_by_digest(Path(path), digest)
+                if len(self._ids) > self._MOST_REMEMBERED:
+                    del self._ids[next(iter(self._ids))]
+            return self._ids[path]
+
+    async def _digest_of(self, path: str) -> str:
+        """The digest of a file, which a sweep asks for many times, and which is read once a run."""
+        digest = self._digests.get(path)
+        if digest is None:
+            digest = self._digests[path] = await in_thread(None, lambda: _digest(path))
+            if len(self._digests) > self._MOST_REMEMBERED:
+                del self._digests[next(iter(self._digests))]
+        return digest
+
+    async def _id_by_digest(self, path: Path, digest: str) -> str:
+        name = f"{path.stem[:40]}-{digest[:16]}{path.suffix}"
+        known = await self._journal.file_id(digest)
+        there = await self._files_there()
+        file_id = there.get(known or name) or there.get(name)
+        if file_id is None:
+            file_id = (await self._session.upload_file(path, filename=name)).id
+            there.update({name: file_id, file_id: file_id})
+        if file_id != known:
+            await self._journal.keep_file(digest, file_id)
+        return file_id
+
+    async def _files_there(self) -> dict[str, str]:
+        """The ids of the files that the service has, by their names and by the ids themselves; asked for once a run."""
+        async with self._lock("the list"):
+            if self._there is None:
+                files = await self._session.list_files("fine-tune")
+                self._there = {name: file.id for file in files for name in (file.filename, file.id)}
+            return self._there
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+
+def _digest(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LocalFileError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise LocalFileError(f"{path!r}: {error}") from error
+
+
+async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -> list[str]:
+    """Say what an earlier run with a journal was asked for otherwise; nothing where there is no journal yet.
+
+    Raises:
+        JournalUnusable: It is in use, broken, or of another service.
+    """
+    if not await asyncio.to_thread(journal.exists):
+        return []
+    changes = []
+    async with Journal(journal, base_url).opened() as known:
+        gone = dict.fromkeys(await known.sent_labels())
+        for entry in entries:
+            gone.pop(entry.label, None)
+            before = await known.request(entry.label)
+            if before is not None and before != entry.request:
+                changes.append(f"{entry.label}: {difference(before, entry.request)}")
+    return [*changes, *(f"{label}: was sent, and is not asked for any more" for label in gone)]
+
+
+def difference(before: FineTuneRequest, now: FineTuneRequest) -> str:
+    """What differs between two requests, for people."""
+    pairs = zip(attrs.asdict(before).items(), attrs.asdict(now).values(), strict=True)
+    return ", ".join(f"{name} was {old!r}, is {new!r}" for (name, old), new in pairs if old != new)
+
+
+async def _numbered(requests: Requests) -> AsyncGenerator[Entry, None]:
+    """The entries of a batch; a request without a label is called by its number, from 1."""
+    number = 0
+    if isinstance(requests, AsyncIterable):
+        try:
+            async for item in requests:
+                number += 1
+                yield item if isinstance(item, Entry) else Entry(str(number), item)
+        finally:
+            if isinstance(requests, AsyncGenerator):
+                await requests.aclose()
+    else:
+        for item in requests:
+            number += 1
+            yield item if isinstance(item, Entry) else Entry(str(number), item)
+
+
+def _filename(label: str) -> str:
+    """A label as the name of a file; a label that had to be changed is told from others by its digest."""
+    plain = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", label)[:100].lstrip(".-")
+    return plain if plain == label else f"{plain}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+
+
+def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
+    failure = failures.exceptions[0]
+    return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure

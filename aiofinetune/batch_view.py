@@ -1,0 +1,177 @@
+"""What a batch shows of itself: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from aiofinetune import wire
+from aiofinetune.batch import Batch, Outcome, Progress, find_changes
+from aiofinetune.errors import BatchStopped, ConfigurationError, JournalUnusable, LocalFileError
+from aiofinetune.manifest import check_manifest, read_manifest
+from aiofinetune.session import FineTuneSession
+
+_SHOWN_ACTIVE: Final = 10
+_SHOWN_ENDED: Final = 10
+_INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+async def run_manifest(
+    manifest: Path,
+    journal: Path,
+    summary: Path | None,
+    console: Console,
+    *,
+    check: bool,
+    accept_changes: bool,
+    **options: Any,  # as `Batch` takes them, which says their types
+) -> int:
+    """Check a manifest whole, run it, show how it goes and what came of it.
+
+    Returns:
+        The exit status: 0 if every job succeeded, 130 if it was interrupted, else 1.
+
+    Raises:
+        ManifestInvalid: The manifest is wrong; nothing was sent.
+        JournalUnusable: The journal is in use, broken, or of another manifest.
+    """
+    if summary in (manifest, journal):
+        raise ConfigurationError(f"summary: {summary} is the manifest or the journal; give another file")
+    count = await asyncio.to_thread(check_manifest, manifest)
+    if check:
+        console.print(f"{manifest}: {count} jobs, nothing wrong")
+        return 0
+    async with FineTuneSession() as session:
+        if not accept_changes and (changes := await find_changes(journal, session.base_url, read_manifest(manifest))):
+            lines = "\n".join(changes)
+            raise JournalUnusable(
+                f"{manifest} has changed since {journal} was begun:\n{lines}\nTo go on: --accept-changes"
+            )
+        batch = Batch(session, read_manifest(manifest), journal=journal, accept_changes=accept_changes, **options)
+        run = _Run(batch, count, journal, console, cancels=bool(options.get("cancel_on_exit")))
+        return await run.to_the_end(summary)
+
+
+class _Run:
+    """One run of a batch, and its picture."""
+
+    def __init__(self, batch: Batch, count: int, journal: Path, console: Console, *, cancels: bool) -> None:
+        self._batch = batch
+        self._count = count
+        self._journal = journal
+        self._console = console
+        self._ended: list[Outcome] = []
+        """The last outcomes, for the picture."""
+        self._interrupts = 0
+        self._cancels = cancels
+
+    async def to_the_end(self, summary: Path | None) -> int:
+        """Run it; give the exit status."""
+        stopped = None
+        # The summary of another run is not touched before this one has the journal to itself.
+        async with self._batch:
+            with self._interruptible(), self._shown(), _opened(summary) as lines:
+                try:
+                    async for outcome in self._batch:
+                        self._show(outcome)
+                        if lines is not None:
+                            lines.write(wire.dumps(outcome.summary()) + b"\n")
+                except BatchStopped as error:
+                    stopped = error
+        progress = self._batch.progress
+        self._say(_counts(progress, self._count))
+        if stopped is not None:
+            left = self._count - progress.ended
+            self._say(f"{stopped}\n{left} of {self._count} jobs are not over; the same command goes on with them")
+        if self._interrupts:
+            return 130
+        return 0 if progress.succeeded == self._count else 1
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """At the first Ctrl-C or SIGTERM, send no more; at the second, end."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def interrupt() -> None:
+            self._interrupts += 1
+            if self._interrupts == 1:
+                fate = "is cancelled" if self._cancels else "goes on at the service"
+                self._say(f"Sending no more. What is active {fate}; the journal is {self._journal}")
+                self._batch.stop()
+            elif task is not None:
+                task.cancel()
+
+        for number in _INTERRUPTS:
+            loop.add_signal_handler(number, interrupt)
+        try:
+            yield
+        finally:
+            for number in _INTERRUPTS:
+                loop.remove_signal_handler(number)
+
+    def _shown(self) -> contextlib.AbstractContextManager[object]:
+        if self._console.is_terminal:
+            return Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
+        return contextlib.nullcontext()
+
+    def _show(self, outcome: Outcome) -> None:
+        self._ended = [*self._ended, outcome][-_SHOWN_ENDED:]
+        if outcome.error is not None or not self._console.is_terminal:
+            # On a terminal above the table, which goes in the end: what failed stays to be read.
+            self._say(" ".join(_cells(outcome)))
+
+    def _say(self, words: str) -> None:
+        # As it is: no markup in what a service says, and a line stays a line.
+        self._console.print(words, soft_wrap=True, highlight=False, markup=False)
+
+    def _picture(self) -> Group:
+        table = Table("job", "status", "seconds", "model or error", box=None, pad_edge=False)
+        for outcome in self._ended:
+            table.add_row(*map(escape, _cells(outcome)))
+        now = time.time()
+        active = list(self._batch.active.values())
+        for record in active[:_SHOWN_ACTIVE]:
+            table.add_row(escape(record.label), "active", f"{now - (record.sent_at or now):.0f}", record.job_id)
+        if len(active) > _SHOWN_ACTIVE:
+            table.add_row("…", f"{len(active) - _SHOWN_ACTIVE} more", "", "")
+        return Group(table, _counts(self._batch.progress, self._count))
+
+
+def _cells(outcome: Outcome) -> tuple[str, str, str, str]:
+    told = outcome.summary()
+    seconds = "" if told["seconds"] is None else f"{told['seconds']:.1f}"
+    return outcome.label, str(told["status"]), seconds, str(told["error"] or told["model"])
+
+
+def _counts(progress: Progress, count: int) -> str:
+    ended = (
+        f"{progress.ended} of {count} over: {progress.succeeded} succeeded, {progress.failed} failed,"
+        f" {progress.cancelled} cancelled, {progress.refused} not created"
+    )
+    if not progress.active:
+        return ended
+    rate = f"{progress.ended_per_minute:.1f} a minute"
+    return f"{ended}; {progress.active} active, followed by {progress.followed_by}; {rate}"
+
+
+@contextlib.contextmanager
+def _opened(summary: Path | None) -> Iterator[IO[bytes] | None]:
+    if summary is None:
+        yield None
+        return
+    try:
+        file = summary.open("wb", buffering=0)
+    except OSError as error:
+        raise LocalFileError(f"{summary}: {error.strerror}") from error
+    with file:
+        yield file

@@ -1,0 +1,387 @@
+# the files are small, and no one else waits for the loop
+"""The batch command, run as its users run it: as a process, on a pipe or on a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import sys
+import termios
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from batchserver import BatchServer, error
+from rawserver import KEY
+
+COMMAND = (sys.executable, "-m", "aiofinetune", "batch")
+PATIENCE = 30
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)  # they go before the terminal's own size
+
+
+def manifest(*lines: dict[str, object], name: str = "jobs.jsonl") -> str:
+    Path(name).write_text("\n".join(map(json.dumps, lines)))
+    return name
+
+
+def sweep(server: BatchServer, count: int) -> str:
+    """A manifest of so many jobs, called job-1 and so on, of a file that is at the service."""
+    file = server.add_file("train.jsonl", b"train")
+    return manifest(*({"label": f"job-{n}", "training_file": file, "n_epochs": n} for n in range(1, count + 1)))
+
+
+@asynccontextmanager
+async def running(*arguments: str, url: str = "", terminal: int | None = None) -> AsyncIterator[Process]:
+    """The command, on pipes or on a terminal, killed in the end if it still runs."""
+    environment = os.environ | {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url, "TERM": "xterm"}
+    output = PIPE if terminal is None else terminal
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *arguments, env=environment, stdin=terminal, stdout=output, stderr=output
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def run(*arguments: str, url: str = "") -> tuple[int | None, list[str], str]:
+    """Run the command to its end; its status, the lines on stdout, and stderr."""
+    async with running(*arguments, url=url) as process:
+        stdout, stderr = await process.communicate()
+    return process.returncode, stdout.decode().splitlines(), stderr.decode()
+
+
+async def line_of(process: Process) -> str:
+    assert process.stdout is not None
+    return (await process.stdout.readline()).decode().removesuffix("\n")
+
+
+async def test_check_says_that_nothing_is_wrong() -> None:
+    """A check needs no service, sends nothing, leaves nothing behind, and gives the number of jobs."""
+    name = manifest({"training_file": "file-1", "sweep": {"n_epochs": [1, 2, 3]}})
+    assert await run(name, "--check") == (0, ["jobs.jsonl: 3 jobs, nothing wrong"], "")
+    assert list(Path().iterdir()) == [Path("jobs.jsonl")]
+
+
+async def test_a_wrong_manifest_is_told_whole_and_nothing_is_sent() -> None:
+    """All complaints are on stderr, a line each, and the service is not asked for anything."""
+    server = BatchServer()
+    name = manifest({"training_file": "gone.jsonl"}, {"training_file": "file-1", "epochs": 3})
+    async with server.listening() as url:
+        for options in ([], ["--check"]):
+            status, lines, said = await run(name, *options, url=url)
+            assert (status, lines) == (1, [])
+            assert said.splitlines() == [
+                "aiofinetune: jobs.jsonl, line 1, training_file: there is no file 'gone.jsonl'",
+                "jobs.jsonl, line 2, epochs: is not a parameter of this request",
+            ]
+    assert not server.asked
+
+
+async def test_plain_lines_and_a_summary() -> None:
+    """Without a terminal there is a line for each outcome and one with the counts, and a JSON line each in the file."""
+    server = BatchServer()
+    async with server.listening() as url:
+        status, lines, said = await run(sweep(server, 3), "--summary", "summary.jsonl", url=url)
+    assert (status, said) == (0, "")
+    assert sorted(re.sub(r" \d+\.\d ", " 0.0 ", line) for line in lines[:-1]) == [
+        f"job-{n} succeeded 0.0 {job['fine_tuned_model']}"
+        for n in range(1, 4)
+        for job in server.jobs.values()
+        if job["hyperparams"]["n_epochs"] == n
+    ]
+    assert lines[-1] == "3 of 3 over: 3 succeeded, 0 failed, 0 cancelled, 0 not created"
+    told = [json.loads(line) for line in Path("summary.jsonl").read_text().splitlines()]
+    assert {outcome["job"] for outcome in told} == set(server.jobs)
+    assert {outcome["status"] for outcome in told} == {"succeeded"}
+
+
+async def test_a_failure_is_told_and_is_the_status() -> None:
+    """One failed job makes the status 1; its line says why, and the others are run to their ends."""
+    server = BatchServer(fate=lambda asked: "failed" if asked["n_epochs"] == 2 else "succeeded")
+    async with server.listening() as url:
+        status, lines, _ = await run(sweep(server, 3), "--results", "results", url=url)
+    assert status == 1
+    (failed,) = (line for line in lines if line.startswith("job-2 failed"))
+    assert failed.endswith(": Fine-tune failed")
+    assert lines[-1] == "3 of 3 over: 2 succeeded, 1 failed, 0 cancelled, 0 not created"
+    assert sorted(path.name.partition(".")[0] for path in Path("results").iterdir()) == ["job-1", "job-3"]
+
+
+async def test_fail_fast_says_what_is_left() -> None:
+    """With --fail-fast the first failure ends the sending, and the last lines say why and what is left."""
+    server = BatchServer(fate=lambda _asked: "failed")
+    async with server.listening() as url:
+        status, lines, _ = await run(sweep(server, 9), "--fail-fast", "--concurrency", "1", url=url)
+    assert status == 1
+    shown = "\n".join(lines)
+    assert "the batch sends no more requests: job-1 ended without a model: fine-tune ft-" in shown
+    left = 9 - len(server.jobs)
+    assert lines[-1] == f"{left} of 9 jobs are not over; the same command goes on with them"
+
+
+async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_command() -> None:
+    """Ctrl-C sends no more and says where the journal is; the same command takes up the jobs and sends the rest."""
+    server = BatchServer(lasts=None)
+    name = sweep(server, 5)
+    command = (name, "--max-active", "2", "--poll", "0.05")
+    async with server.listening() as url:
+        async with running(*command, url=url) as process:
+            await server.until(lambda: server.asked["stream"] == 2)
+            process.send_signal(signal.SIGINT)
+            assert await line_of(process) == (
+                "Sending no more. What is active goes on at the service; the journal is jobs.jsonl.journal"
+            )
+            stdout, stderr = await process.communicate()
+        assert (process.returncode, stderr) == (130, b"")
+        assert stdout.decode().splitlines()[-1] == "5 of 5 jobs are not over; the same command goes on with them"
+        assert len(server.active) == len(server.jobs) == 2
+        server.lasts = 0
+        for job_id in list(server.active):
+            server.end(job_id)
+        status, lines, _ = await run(*command, url=url)
+    assert (status, lines[-1]) == (0, "5 of 5 over: 5 succeeded, 0 failed, 0 cancelled, 0 not created")
+    assert len(server.jobs) == 5
+
+
+async def test_interrupted_twice_it_ends_now() -> None:
+    """A second Ctrl-C does not wait for what is being sent; what that made is found by the same command."""
+    server = BatchServer(lasts=None)
+    name = sweep(server, 3)
+    server.held["create"] = asyncio.Event()
+    async with server.listening() as url:
+        async with running(name, url=url) as process:
+            await server.until(lambda: len(server.active) == 3)
+            process.send_signal(signal.SIGINT)
+            assert (await line_of(process)).startswith("Sending no more.")
+            process.send_signal(signal.SIGINT)
+            _, stderr = await process.communicate()
+        assert (process.returncode, stderr) == (130, b"")
+        del server.held["create"]
+        for job_id in list(server.active):
+            server.end(job_id)
+        status, lines, _ = await run(name, url=url)
+    assert (status, lines[-1]) == (0, "3 of 3 over: 3 succeeded, 0 failed, 0 cancelled, 0 not created")
+    assert len(server.jobs) == 3
+
+
+async def test_interrupted_with_cancel_on_exit_it_cancels() -> None:
+    """With --cancel-on-exit an interrupt cancels the jobs that are active."""
+    server = BatchServer(lasts=None)
+    async with server.listening() as url, running(sweep(server, 2), "--cancel-on-exit", url=url) as process:
+        await server.until(lambda: server.asked["stream"] == 2)
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+        assert process.returncode == 130
+    assert [job["status"] for job in server.jobs.values()] == ["cancelled"] * 2
+
+
+async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
+    """A manifest that is not what the journal knows is refused with every change; --accept-changes goes on."""
+    server = BatchServer()
+    name = sweep(server, 3)
+    async with server.listening() as url:
+        assert (await run(name, url=url))[0] == 0
+        manifest(
+            {"label": "job-1", "training_file": "file-1", "n_epochs": 1}, {"label": "job-2", "training_file": "file-1"}
+        )
+        status, lines, said = await run(name, url=url)
+        assert (status, lines) == (1, [])
+        assert said.splitlines() == [
+            "aiofinetune: jobs.jsonl has changed since jobs.jsonl.journal was begun:",
+            "job-2: n_epochs was 2, is None",
+            "job-3: was sent, and is not asked for any more",
+            "To go on: --accept-changes",
+        ]
+        assert len(server.jobs) == 3
+        assert (await run(name, "--accept-changes", url=url))[0] == 0
+    assert len(server.jobs) == 4
+
+
+async def test_a_second_process_on_the_journal_is_refused() -> None:
+    """While the command runs, the same command elsewhere is refused in one line, and the first goes on."""
+    server = BatchServer(lasts=None)
+    name = sweep(server, 1)
+    async with server.listening() as url, running(name, url=url) as process:
+        await server.until(lambda: len(server.active) == 1)
+        status, lines, said = await run(name, url=url)
+        assert (status, lines) == (1, [])
+        assert said == "aiofinetune: jobs.jsonl.journal: another process is running this batch\n"
+        server.end(*server.active)
+        assert await process.wait() == 0
+
+
+async def test_a_quota_that_is_used_up_is_told() -> None:
+    """At the quota the last lines say what the service said, what is left, and how to go on."""
+    server = BatchServer(quota=2)
+    async with server.listening() as url:
+        status, lines, _ = await run(sweep(server, 4), url=url)
+    assert status == 1
+    assert "the batch sends no more requests: 429: You exceeded your current quota" in " ".join(lines)
+    assert lines[-1] == "2 of 4 jobs are not over; the same command goes on with them"
+
+
+async def test_words_of_the_service_are_shown_as_they_are() -> None:
+    """Square brackets in what a service says are no markup, and do not break the command."""
+    server = BatchServer()
+    server.refuse = lambda endpoint: error(403, "see [docs] or [/b]") if endpoint == "create" else None
+    async with server.listening() as url:
+        status, lines, said = await run(sweep(server, 2), url=url)
+    assert (status, said) == (1, "")
+    assert "403: see [docs] or [/b]" in " ".join(lines)
+
+
+async def test_plain_lines_are_not_wrapped() -> None:
+    """Where no terminal is, every message is one line, however long, for other programs to read."""
+    server = BatchServer(lasts=None)
+    journal = f"{'long-' * 20}journal"
+    async with server.listening() as url, running(sweep(server, 1), "--journal", journal, url=url) as process:
+        await server.until(lambda: server.asked["stream"] == 1)
+        process.send_signal(signal.SIGINT)
+        assert (await line_of(process)).endswith(f"the journal is {journal}")
+        await process.communicate()
+
+
+async def test_a_summary_that_cannot_be_written() -> None:
+    """A summary in a folder that is not there is one line on stderr, before anything is sent."""
+    server = BatchServer()
+    async with server.listening() as url:
+        status, _, said = await run(sweep(server, 1), "--summary", "nowhere/summary.jsonl", url=url)
+    assert (status, said.count("\n"), said[:12]) == (1, 1, "aiofinetune:")
+    assert not server.jobs
+
+
+# On a terminal
+
+
+@asynccontextmanager
+async def on_a_terminal(
+    *arguments: str, url: str, lines: int = 24, columns: int = 120
+) -> AsyncIterator[tuple[Process, Terminal]]:
+    """The command on a pseudo-terminal, and what that shows."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    screen = Terminal(master)
+    try:
+        async with running(*arguments, url=url, terminal=slave) as process:
+            os.close(slave)
+            yield process, screen
+    finally:
+        screen.close()
+
+
+class Terminal:
+    """As much of a terminal as the command needs: lines, the cursor up and down them, and erasing."""
+
+    def __init__(self, master: int) -> None:
+        self._master = master
+        self._rows = [""]
+        self._row = 0
+        self._unread = b""
+        self._news = asyncio.Event()
+        asyncio.get_running_loop().add_reader(master, self._read)
+
+    def close(self) -> None:
+        """Read no more."""
+        asyncio.get_running_loop().remove_reader(self._master)
+        os.close(self._master)
+
+    @property
+    def text(self) -> str:
+        """What is on the screen."""
+        return "\n".join(row.rstrip() for row in self._rows).rstrip()
+
+    async def shows(self, *words: str) -> str:
+        """Wait until all these words are on the screen at once; give the screen."""
+        while not all(word in self.text for word in words):
+            self._news.clear()
+            await self._news.wait()
+        return self.text
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._master, 1 << 16)
+        except OSError:  # the command is gone
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._master)
+        # A sequence that was cut waits for its rest.
+        whole, cut, rest = (self._unread + data).rpartition(b"\x1b")
+        is_whole = not cut or re.match(rb"\[[0-9;?]*[A-Za-z]", rest) is not None
+        self._unread = b"" if is_whole else cut + rest
+        for piece in re.findall(
+            rb"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", whole + cut + rest if is_whole else whole
+        ):
+            self._show(piece.decode(errors="replace"))
+        self._news.set()
+
+    def _show(self, piece: str) -> None:
+        match piece:
+            case "\r":
+                pass
+            case "\n":
+                self._row += 1
+            case "\x1b[2K":
+                self._rows[self._row] = ""
+            case _ if found := re.fullmatch(r"\x1b\[(\d+)A", piece):
+                self._row = max(0, self._row - int(found[1]))
+            case _ if not piece.startswith("\x1b"):
+                self._rows[self._row] += piece
+        self._rows += [""] * (self._row + 1 - len(self._rows))
+
+
+async def test_a_live_table() -> None:
+    """On a terminal a table shows what ended and what is active, with the counts and how jobs are followed."""
+    server = BatchServer(lasts=None, fate=lambda _asked: "failed")
+    async with (
+        server.listening() as url,
+        on_a_terminal(sweep(server, 16), "--max-active", "12", "--poll", "0.1", url=url) as (
+            process,
+            screen,
+        ),
+    ):
+        await server.until(lambda: server.asked["stream"] >= 12)
+        first, second = sorted(server.active)[:2]
+        server.end(first)
+        server.end(second, "failed")
+        shown = await screen.shows("succeeded  ", "failed  ", "2 more", "12 active, followed by streams")
+        assert "job" in shown
+        assert f"fine-tune {second} failed: Fine-tune failed" in shown
+        assert re.search(r"^2 of 16 over: 1 succeeded, 1 failed, .*; [\d.]+ a minute$", shown, flags=re.MULTILINE)
+        server.lasts = 0
+        for job_id in sorted(server.active):
+            server.end(job_id)
+        await process.wait()
+        shown = await screen.shows("16 of 16 over: ")
+    assert process.returncode == 1
+    assert shown.splitlines()[-1].startswith("16 of 16 over: ")
+
+
+async def test_brackets_in_the_live_table() -> None:
+    """Labels and errors with square brackets are shown as they are in the table too."""
+    server = BatchServer(lasts=None)
+    file = server.add_file("train.jsonl", b"train")
+    name = manifest({"label": "betas=[1.0]", "training_file": file}, {"label": "x[/b]", "training_file": file})
+    async with server.listening() as url, on_a_terminal(name, url=url) as (process, screen):
+        await screen.shows("betas=[1.0]", "x[/b]", "2 active")
+        for job_id in sorted(server.active):
+            server.end(job_id)
+        assert await process.wait() == 0

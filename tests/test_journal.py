@@ -1,0 +1,237 @@
+# the files are small, and no one else waits for the loop
+"""The journal of a batch: what it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+
+from aiofinetune import FineTune, FineTuneRequest
+from aiofinetune.errors import JournalUnusable
+from aiofinetune.journal import Journal, Lost, Record
+
+URL = "http://127.0.0.1:1/v1"
+ASKED = FineTuneRequest(training_file="data/train.jsonl", model="ada", n_epochs=2)
+SENT = attrs.evolve(ASKED, training_file="file-1")
+JOB = FineTune(id="ft-1", status="succeeded", model="ada", created_at=1, training_files=(), fine_tuned_model="ada:ft-x")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sweep.journal"
+
+
+@asynccontextmanager
+async def opened(path: Path | None, base_url: str = URL, *, accept_changes: bool = False) -> AsyncIterator[Journal]:
+    async with Journal(path, base_url, accept_changes=accept_changes).opened() as journal:
+        yield journal
+
+
+async def test_a_new_entry_is_what_was_asked_for_and_nothing_more(path: Path) -> None:
+    """The record of an entry that the journal did not know holds its request alone."""
+    async with opened(path) as journal:
+        assert await journal.record("a", ASKED) == Record("a", ASKED)
+        assert await journal.request("a") == ASKED
+        assert await journal.request("b") is None
+
+
+async def test_what_came_of_an_entry_is_known_to_the_next_run(path: Path) -> None:
+    """Intent, job and end of an entry outlive the process that wrote them."""
+    async with opened(path) as journal:
+        await journal.record("a", ASKED)
+        await journal.intend("a", SENT, 100.5)
+        await journal.create("a", "ft-1")
+        await journal.end("a", JOB, 200.25)
+    async with opened(path) as journal:
+        assert await journal.record("a", ASKED) == Record("a", ASKED, SENT, 100.5, "ft-1", JOB, 200.25)
+        assert await journal.job_ids() == {"ft-1"}
+        assert await journal.sent_labels() == ["a"]
+
+
+async def test_the_request_of_the_first_run_is_given_whatever_is_asked_now(path: Path) -> None:
+    """A changed request does not change the record: whoever asks has to compare."""
+    async with opened(path) as journal:
+        await journal.record("a", ASKED)
+    async with opened(path) as journal:
+        assert (await journal.record("a", SENT)).request == ASKED
+
+
+async def test_an_entry_that_was_sent_and_has_no_job_is_lost(path: Path) -> None:
+    """What was sent and got no answer is lost, until it is known to have made a job, or surely none."""
+    async with opened(path) as journal:
+        for label in ("a", "b", "c"):
+            await journal.record(label, ASKED)
+        await journal.intend("a", SENT, 1.0)
+        await journal.intend("b", SENT, 2.0)
+        assert await journal.lost() == [Lost("a", SENT, 1.0), Lost("b", SENT, 2.0)]
+        await journal.withdraw("a")
+        await journal.create("b", "ft-1")
+        assert await journal.lost() == []
+
+
+async def test_a_label_is_there_once_in_a_run(path: Path) -> None:
+    """Two entries of one run cannot have one label; the entry of an earlier run can be asked for again."""
+    async with opened(path) as journal:
+        await journal.record("a", ASKED)
+        with pytest.raises(
+            JournalUnusable, match=r"^'a' is there twice; each entry of a batch needs a label of its own$"
+        ):
+            await journal.record("a", ASKED)
+    async with opened(path) as journal:
+        await journal.record("a", ASKED)
+
+
+async def test_replacing_an_entry_forgets_what_came_of_it(path: Path) -> None:
+    """A replaced entry has the new request and neither intent nor job nor end."""
+    async with opened(path) as journal:
+        await journal.record("a", ASKED)
+        await journal.intend("a", SENT, 1.0)
+        await journal.create("a", "ft-1")
+        await journal.end("a", JOB, 2.0)
+        assert await journal.replace("a", SENT) == Record("a", SENT)
+    async with opened(path) as journal:
+        assert await journal.record("a", SENT) == Record("a", SENT)
+        assert await journal.job_ids() == set()
+
+
+async def test_jobs_that_run_and_are_not_asked_for_any_more(path: Path) -> None:
+    """Of earlier runs' entries, those that were sent, did not end and are not asked for now are told."""
+    async with opened(path) as journal:
+        for label in ("over", "running", "asked again", "never sent"):
+            await journal.record(label, ASKED)
+        for label in ("over", "running", "asked again"):
+            await journal.intend(label, SENT, 1.0)
+            await journal.create(label, f"ft-{label}")
+        await journal.end("over", JOB, 2.0)
+    async with opened(path) as journal:
+        await journal.record("asked again", ASKED)
+        assert await journal.unfinished_elsewhere() == ["running"]
+
+
+async def test_files_are_known_by_their_content(path: Path) -> None:
+    """A digest leads to the id that it was last kept with."""
+    async with opened(path) as journal:
+        assert await journal.file_id("d1") is None
+        await journal.keep_file("d1", "file-1")
+        await journal.keep_file("d1", "file-2")
+    async with opened(path) as journal:
+        assert await journal.file_id("d1") == "file-2"
+
+
+async def test_a_second_opener_is_refused(path: Path) -> None:
+    """A journal is open once at a time, and can be opened again when it is closed."""
+    async with opened(path):
+        with pytest.raises(JournalUnusable, match=r"sweep\.journal: another process is running this batch$"):
+            async with opened(path):
+                pass
+    async with opened(path):
+        pass
+
+
+async def test_a_journal_without_a_path_keeps_all_the_same() -> None:
+    """Without a path the journal does what it does with one, and two of them do not meet."""
+    async with opened(None) as one, opened(None) as other:
+        await one.record("a", ASKED)
+        await one.intend("a", SENT, 1.0)
+        assert [lost.label for lost in await one.lost()] == ["a"]
+        assert await other.lost() == []
+
+
+async def test_what_is_no_database_is_no_journal(path: Path) -> None:
+    """A file that is something else is refused, and left as it is."""
+    text = b"label,model\n" * 1000
+    path.write_bytes(text)
+    with pytest.raises(JournalUnusable, match=r"sweep\.journal: is no journal: file is not a database$"):
+        async with opened(path):
+            pass
+    assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        pytest.param("CREATE TABLE runs (number INTEGER PRIMARY KEY, base_url TEXT)", id="another program's"),
+        pytest.param("PRAGMA application_id = 0x61696674; PRAGMA user_version = 2; CREATE TABLE t (x)", id="newer"),
+    ],
+)
+async def test_another_database_is_refused(path: Path, statements: str) -> None:
+    """A database of another program, or a journal of a version to come, is not touched."""
+    db = sqlite3.connect(path)
+    db.executescript(statements)
+    db.close()
+    with pytest.raises(JournalUnusable, match=r"sweep\.journal: is no journal of this version$"):
+        async with opened(path):
+            pass
+
+
+async def test_a_journal_is_of_one_service(path: Path) -> None:
+    """A journal of another service is refused, naming both, unless changes are accepted."""
+    async with opened(path):
+        pass
+    other = "https://api.example.org/v1"
+    with pytest.raises(JournalUnusable, match=f"is of a batch at {URL}, not at {other}$"):
+        async with opened(path, other):
+            pass
+    async with opened(path, other, accept_changes=True):
+        pass
+
+
+async def test_a_journal_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """A journal that cannot be made is an error that names it."""
+    with pytest.raises(JournalUnusable, match=r"nowhere/sweep\.journal: unable to open database file"):
+        async with opened(tmp_path / "nowhere" / "sweep.journal"):
+            pass
+
+
+async def test_a_journal_that_cannot_be_written_says_so(path: Path) -> None:
+    """An error of SQLite on the way is one of ours, which names the journal."""
+    async with opened(path) as journal:
+        journal._db.execute("PRAGMA query_only = ON")
+        with pytest.raises(JournalUnusable, match=r"sweep\.journal: attempt to write a readonly database"):
+            await journal.record("a", ASKED)
+        assert await journal.request("a") is None
+
+
+INTEND = """
+import asyncio, sys
+from pathlib import Path
+from aiofinetune import FineTuneRequest
+from aiofinetune.journal import Journal
+
+async def main():
+    async with Journal(Path(sys.argv[1]), sys.argv[2]).opened() as journal:
+        request = FineTuneRequest(training_file="file-1")
+        await journal.record("a", request)
+        await journal.intend("a", request, 1.5)
+        print("intended", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_an_intent_outlives_kill_9(path: Path) -> None:
+    """A process that is killed after it noted an intent leaves it to the next, which finds the journal free."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", INTEND, str(path), URL),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"intended\n"
+    with pytest.raises(JournalUnusable, match="another process is running this batch"):
+        async with opened(path):
+            pass
+    process.send_signal(signal.SIGKILL)
+    await process.communicate()
+    async with opened(path) as journal:
+        assert await journal.lost() == [Lost("a", FineTuneRequest(training_file="file-1"), 1.5)]
