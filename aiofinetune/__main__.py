@@ -1,0 +1,20 @@
+"""``python -m aiofinetune`` and the ``aiofinetune`` command."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say how to install what it needs."""
+    try:
+        from aiofinetune.cli import cli  # noqa: PLC0415  # it may not be installed
+    except ModuleNotFoundError as error:
+        if error.name not in ("click", "rich"):
+            raise
+        sys.exit(f"the command line needs {error.name}: pip install 'aiofinetune[cli]'")
+    cli()
+
+
+if __name__ == "__main__":
+    main()

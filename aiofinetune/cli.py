@@ -1,0 +1,101 @@
+"""The command line: reads options, calls the library, prints. It has no logic of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from aiofinetune import demo as demonstration
+from aiofinetune._version import __version__
+from aiofinetune.batch_view import run_manifest
+from aiofinetune.errors import FineTuneError
+from aiofinetune.local import LocalServer
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Fine-tune models through the fine-tunes API, or serve that API on this machine."""
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Not loopback: needs a key.")
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Folder to keep; else a temporary one.")
+@click.option("--api-key", envvar="AIOFINETUNE_API_KEY", help="Key that clients must send; else a random one.")
+def serve(host: str, port: int, data: Path | None, api_key: str | None) -> None:
+    """Serve the fine-tunes API, training small models for real."""
+    _run(_serve(host, port, data, api_key))
+
+
+async def _serve(host: str, port: int, data: Path | None, api_key: str | None) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    async with LocalServer(data, host=host, port=port, api_key=api_key) as server:
+        click.echo(f"export OPENAI_BASE_URL={server.base_url}")
+        click.echo(f"export OPENAI_API_KEY={server.api_key}")
+        click.echo("Serving; Ctrl-C stops. Paste the lines above where the client runs.", err=True)
+        await stopped.wait()
+
+
+@cli.command()
+@click.option("--model", default="curie", show_default=True, type=click.Choice(["ada", "babbage", "curie", "davinci"]))
+def demo(model: str) -> None:
+    """Fine-tune a model on real data, offline, and show what it learned."""
+    _run(demonstration.run(model, Console()))
+
+
+@cli.command()
+@click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Default: MANIFEST.journal.")
+@click.option("--max-active", type=click.IntRange(1), help="Jobs that may be active at the service, others' included.")
+@click.option("--reserve", type=click.IntRange(0), default=0, help="How many of those to leave to others.")
+@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at once.")
+@click.option("--per-minute", type=click.FloatRange(0, min_open=True), help="Jobs to create in a minute, at most.")
+@click.option(
+    "--poll",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds between looks at the list.",
+)
+@click.option("--results", type=click.Path(path_type=Path, file_okay=False), help="Folder for the results files.")
+@click.option("--summary", type=click.Path(path_type=Path, dir_okay=False), help="JSON Lines file for the outcomes.")
+@click.option("--fail-fast", is_flag=True, help="Send no more after the first failure.")
+@click.option("--cancel-on-exit", is_flag=True, help="Cancel what is still active when this ends.")
+@click.option("--accept-changes", is_flag=True, help="Go on though the manifest is not what the journal knows.")
+@click.option("--check", is_flag=True, help="Check the manifest, and send nothing.")
+def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: bool, **options: Any) -> None:
+    """Run all jobs of a MANIFEST (JSON Lines or TOML).
+
+    Killed or interrupted, the same command goes on where it was. Ctrl-C once sends no more and leaves the jobs that are
+    active to the service; twice ends at once.
+    """
+    journal = journal or manifest.with_name(f"{manifest.name}.journal")
+    _run(run_manifest(manifest, journal, summary, Console(), check=check, **options))
+
+
+def _run(main: Coroutine[object, object, int | None]) -> None:
+    """Run a coroutine to its end and exit with the status that it gives; an error of ours is told on stderr."""
+    try:
+        status = asyncio.run(main)
+    except FineTuneError as error:
+        sys.exit(f"aiofinetune: {error}")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(130)
+    sys.exit(status)

@@ -1,0 +1,86 @@
+"""The command line, run as its users run it: as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aiofinetune import FineTuneSession
+
+COMMAND = (sys.executable, "-m", "aiofinetune")
+
+
+@asynccontextmanager
+async def running(*arguments: str, **environment: str) -> AsyncIterator[Process]:
+    """The command, killed in the end if it still runs."""
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env=os.environ | environment
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def exported(process: Process) -> dict[str, str]:
+    """The two variables that ``serve`` says to export."""
+    assert process.stdout is not None
+    lines = [(await process.stdout.readline()).decode().strip() for _ in range(2)]
+    return dict(line.removeprefix("export ").split("=", 1) for line in lines)
+
+
+async def test_serve_prints_what_points_a_client_at_it_and_stops_at_ctrl_c(tmp_path: Path) -> None:
+    """A session made from the two exported lines works, and an interrupt ends the server with status 0."""
+    async with running("serve", "--port", "0", "--data", str(tmp_path / "data")) as process:
+        variables = await exported(process)
+        assert list(variables) == ["OPENAI_BASE_URL", "OPENAI_API_KEY"]
+        async with FineTuneSession(variables["OPENAI_API_KEY"], base_url=variables["OPENAI_BASE_URL"]) as session:
+            assert "ada" in {model.id for model in await session.list_models()}
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+    assert process.returncode == 0
+
+
+async def test_serve_takes_the_key_from_the_environment() -> None:
+    """A key that is given is the key that clients must send."""
+    async with running("serve", "--port", "0", AIOFINETUNE_API_KEY="the-key") as process:
+        assert (await exported(process))["OPENAI_API_KEY"] == "the-key"
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 0
+
+
+async def test_serve_refuses_other_machines_without_a_key() -> None:
+    """Listening on every address without a key of one's own is one line on stderr and a failure."""
+    async with running("serve", "--host", "0.0.0.0", "--port", "0") as process:  # to see it refused
+        stdout, stderr = await process.communicate()
+    assert (process.returncode, stdout) == (1, b"")
+    assert stderr.startswith(b"aiofinetune: host: ")
+    assert stderr.count(b"\n") == 1
+
+
+async def test_demo_tunes_a_model_that_beats_the_majority() -> None:
+    """The demonstration runs to its end and shows its events, its learning curve and its answers."""
+    async with running("demo", "--model", "ada", COLUMNS="100") as process:
+        stdout, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()
+    shown = stdout.decode()
+    for words in ("Fine-tune succeeded", "Learning curve", "Held-out prompts", "Accuracy of the answers"):
+        assert words in shown
+
+
+async def test_the_command_line_says_what_it_needs() -> None:
+    """Without click, the command says in one line what to install."""
+    code = "import sys; sys.modules['click'] = None; from aiofinetune.__main__ import main; main()"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=PIPE, stderr=PIPE)
+    _, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert stderr == b"the command line needs click: pip install 'aiofinetune[cli]'\n"

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import aiofinetune
+from aiofinetune import errors
+
+ROOT = Path(aiofinetune.__file__).parent
+MODULES = {
+    ".".join(("aiofinetune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
+PUBLIC = [
+    "APIError",
+    "AuthenticationFailed",
+    "BadRequest",
+    "Batch",
+    "BatchStopped",
+    "Completion",
+    "CompletionChoice",
+    "CompletionLogprobs",
+    "CompletionUsage",
+    "ConfigurationError",
+    "Conflict",
+    "ConnectFailed",
+    "ConnectionLost",
+    "CreateUncertain",
+    "DatasetError",
+    "Deleted",
+    "Entry",
+    "EventStream",
+    "File",
+    "FineTune",
+    "FineTuneCancelled",
+    "FineTuneEnded",
+    "FineTuneError",
+    "FineTuneEvent",
+    "FineTuneFailed",
+    "FineTuneRequest",
+    "FineTuneSession",
+    "Hyperparams",
+    "JournalUnusable",
+    "LocalFileError",
+    "ManifestInvalid",
+    "Model",
+    "NotFound",
+    "Outcome",
+    "PermissionDenied",
+    "Problem",
+    "Progress",
+    "ProtocolViolation",
+    "QuotaExceeded",
+    "RateLimited",
+    "ReplyTimeout",
+    "RequestInvalid",
+    "ResultRow",
+    "Retry",
+    "ServerError",
+    "Status",
+    "StreamHistoryChanged",
+    "StreamInterrupted",
+    "Timeout",
+    "TooManyJobs",
+    "TransportError",
+    "WaitTimeout",
+    "__version__",
+    "check_manifest",
+    "last_figures",
+    "read_manifest",
+]
+
+
+def imports(module: str) -> Iterator[str]:
+    """Every module that a module imports, anywhere in its text, and every ``module.name`` it takes from one."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports by a relative name"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def is_local(module: str) -> bool:
+    return is_within(module, "aiofinetune.local")
+
+
+def test_all_is_pinned() -> None:
+    """What the package offers changes on purpose only."""
+    assert aiofinetune.__all__ == PUBLIC
+
+
+def test_all_is_sorted_and_there() -> None:
+    """Each name offered exists, once, in order."""
+    assert sorted(set(aiofinetune.__all__)) == aiofinetune.__all__
+    assert all(hasattr(aiofinetune, name) for name in aiofinetune.__all__)
+
+
+def test_errors_are_all_public() -> None:
+    """Whoever wants to catch an error can import it from the top."""
+    assert set(errors.__all__) <= set(aiofinetune.__all__)
+
+
+def test_typed() -> None:
+    """Type checkers are told to read the package's annotations (PEP 561)."""
+    assert (ROOT / "py.typed").is_file()
+
+
+def test_aiohttp_has_few_doors() -> None:
+    """Aiohttp is imported where sockets are, and nowhere else."""
+    users = {module for module in MODULES if any(is_within(name, "aiohttp") for name in imports(module))}
+    assert {module for module in users if not is_local(module)} == {"aiofinetune.session", "aiofinetune.transport"}
+
+
+def test_client_and_server_are_apart() -> None:
+    """The client never imports the embedded server, nor that the client: either works, and is tested, without it."""
+    client = ("session", "transport", "stream")
+    for module in client:
+        assert not [name for name in imports(f"aiofinetune.{module}") if is_local(name)]
+    for module in filter(is_local, MODULES):
+        assert not [name for name in imports(module) for part in client if is_within(name, f"aiofinetune.{part}")]
+
+
+PURE = ("errors", "models", "wire", "protocol", "sse", "retry", "results")
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules(module: str) -> None:
+    """What is pure cannot so much as name a socket, a loop, a file or the environment."""
+    effects = {"aiohttp", "asyncio", "socket", "os", "pathlib", "subprocess", "threading", "logging"}
+    assert not {name.partition(".")[0] for name in imports(f"aiofinetune.{module}")} & effects
+
+
+def test_import_has_no_effects(tmp_path: Path) -> None:
+    """Importing the package starts no thread and no loop, opens no socket, and reads neither NumPy nor a key."""
+    script = """
+import sys, threading
+opened = []
+sys.addaudithook(lambda event, args: opened.append(event) if event.startswith("socket.connect") else None)
+import aiofinetune
+assert threading.active_count() == 1
+assert not opened
+assert not {"numpy", "click", "rich", "aiofinetune.local"} & set(sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "OPENAI_BASE_URL": "no URL at all"}
+    done = subprocess.run(  # noqa: S603  # the script above
+        [sys.executable, "-W", "error", "-c", script], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == done.stderr == b""
+    assert list(tmp_path.iterdir()) == []
