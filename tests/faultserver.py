@@ -25,6 +25,7 @@ from typing import Any, Final, Self, TypeAlias
 from urllib.parse import unquote
 
 import attrs
+from rawserver import all_accepted
 
 from aiofinetune import FineTuneSession, Retry, Timeout
 
@@ -391,7 +392,9 @@ class FaultServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for starting in self._starting:
-            (await starting).close()
+            server = await starting
+            await all_accepted(server.sockets[0].getsockname()[1])
+            server.close()
         self._socket.close()
         under_way = list(self.connections)
         for task in under_way:

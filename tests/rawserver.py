@@ -99,6 +99,7 @@ async def serve(handler: Handler, *, reads_body: bool = True, tls: ssl.SSLContex
     try:
         yield f"{'http' if tls is None else 'https'}://127.0.0.1:{port}/v1"
     finally:
+        await all_accepted(port)
         server.close()
         under_way = dict(tasks)
         for task in under_way:
@@ -110,6 +111,21 @@ async def serve(handler: Handler, *, reads_body: bool = True, tls: ssl.SSLContex
         await server.wait_closed()
     if failures:
         raise failures[0]
+
+
+async def all_accepted(port: int) -> None:
+    """Wait until a server has taken every connection that was made to it so far.
+
+    One that asyncio is just taking when its server is closed is lost, and its socket never closed. They are taken in
+    turn, so that none is left once this one's end is seen.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.suppress(ConnectionError):
+        writer.write_eof()
+        await reader.read()
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def _read_request(reader: asyncio.StreamReader, *, reads_body: bool) -> Received | None:
