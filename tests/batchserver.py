@@ -21,7 +21,7 @@ from aiofinetune import FineTuneSession, Retry
 
 Object: TypeAlias = "dict[str, Any]"
 
-QUICK: Final = Retry(attempts=3, base=0.001, cap=0.001, grace=0.05)
+QUICK: Final = Retry(attempts=3, base=0.001, cap=1, grace=0.05)
 """Tries again at once, and believes after a twentieth of a second that a job which is not listed was not made."""
 
 OVER: Final = frozenset({"succeeded", "failed", "cancelled"})

@@ -19,7 +19,7 @@ from aiofinetune.transport import Timeout
 KEY: Final = "sk-secret-4f1c9a7e"
 """The key that the tests' sessions send, and that nothing but the service may ever see."""
 
-FAST: Final = Retry(base=0.001, cap=0.001, grace=0.01)
+FAST: Final = Retry(base=0.001, cap=1, grace=0.01)
 """Retries that lose no time."""
 
 JOB: Final = {
