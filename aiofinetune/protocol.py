@@ -339,8 +339,12 @@ def server_time(reply: Reply) -> float | None:
         return None
 
 
-def stream_error_of(event: object) -> APIError | None:
-    """The error that an event of a stream carries, if it carries one in place of an event."""
+def stream_error_of(data: bytes) -> APIError | None:
+    """The error that a stream carries in place of an event, if what is no event is one."""
+    try:
+        event = wire.read_json(data)
+    except ProtocolViolation:
+        return None
     if isinstance(event, dict) and "message" not in event and isinstance(event.get("error"), dict | str):
         error = event["error"]
         return APIError(200, *_error_fields(error if isinstance(error, dict) else {"message": error}))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, Union, get_args, get_origin
 
 import attrs
@@ -101,6 +101,14 @@ def _is_optional(cls: Any) -> bool:
     return get_origin(cls) in (Union, types.UnionType) and type(None) in get_args(cls)
 
 
+def _without_none(cls: Any) -> Any:
+    """What an optional type is when there is something; any other type is itself."""
+    if not _is_optional(cls):
+        return cls
+    (kind,) = (arg for arg in get_args(cls) if arg is not type(None))
+    return kind
+
+
 def _converter(*, strict: bool) -> Converter:
     converter = Converter(forbid_extra_keys=strict, omit_if_default=strict)
 
@@ -121,7 +129,7 @@ def _converter(*, strict: bool) -> Converter:
 
     def structure_optional(cls: Any) -> Callable[[Any, Any], Any]:
         # A null never gets here: it was dropped as absent.
-        (kind,) = (arg for arg in get_args(cls) if arg is not type(None))
+        kind = _without_none(cls)
         hook = converter.get_structure_hook(kind)
         return lambda value, _type: None if value is None else hook(value, kind)
 
@@ -148,8 +156,63 @@ def _response() -> Converter:
 
 
 @functools.cache
-def _reply_hook(kind: Any) -> Callable[[Any, Any], Any]:
-    return _response().get_structure_hook(kind)
+def _quick_reader(kind: Any) -> Callable[[Any], Any]:
+    """A function that reads as a class just what RESPONSE does, and raises a `_Misfit` without a word for the rest.
+
+    It is written out for the class, as cattrs and attrs write theirs, but without a call for each field: a list of
+    10,000 jobs takes half of what it does by cattrs' hooks. (msgspec knows these classes too, and takes a third less
+    still; but to it 1.0 is a whole number, and a null is no absent field.) What was read it may have used up.
+    """
+    cls = get_origin(kind) or kind
+    arguments = get_args(kind)
+    scope: dict[str, Any] = {"cls": cls, "Misfit": _Misfit}
+    lines = ["def read(value):", "    if type(value) is not dict: raise Misfit", "    get = value.get"]
+    fields = attrs.fields(attrs.resolve_types(cls))
+    for number, field in enumerate(fields):
+        name, wanted = f"value_{number}", _without_none(field.type)
+        lines += [f"    {name} = get({field.name!r})", f"    if {name} is None:"]
+        if field.default is attrs.NOTHING:
+            lines.append("        raise Misfit")
+        else:
+            scope[f"default_{number}"] = field.default
+            lines.append(f"        {name} = default_{number}")
+        if wanted in (str, int, bool):
+            lines.append(f"    elif type({name}) is not {wanted.__name__}: raise Misfit")
+        elif wanted is float:
+            lines.append(f"    elif type({name}) is not float and type({name}) is not int: raise Misfit")
+        else:
+            scope[f"read_{number}"] = _quick_part(wanted[arguments] if arguments else wanted)
+            lines.append(f"    else: {name} = read_{number}({name})")
+    # A frozen class's own __init__ sets each field by a call of object.__setattr__, which takes twice as long.
+    scope["new"] = object.__new__
+    lines.append("    made = new(cls)")
+    for number, field in enumerate(fields):
+        scope[f"set_{number}"] = cls.__dict__[field.name].__set__
+        lines.append(f"    set_{number}(made, value_{number})")
+    lines.append("    return made")
+    exec("\n".join(lines), scope)  # noqa: S102  # the names of our own classes' fields
+    read: Callable[[Any], Any] = scope["read"]
+    return read
+
+
+def _quick_part(kind: Any) -> Callable[[Any], Any]:
+    """A function that reads a field's value: of a class, a list of such, or whatever RESPONSE knows besides."""
+    if _is_attrs(kind):
+        return _quick_reader(kind)
+    if not _is_list_type(kind) or not _is_attrs(get_args(kind)[0]):
+        hook = _response().get_structure_hook(kind)
+        return lambda value: hook(value, kind)
+    read = _quick_reader(get_args(kind)[0])
+
+    def read_list(values: Any) -> tuple[Any, ...]:
+        if type(values) is not list:
+            raise _Misfit
+        # Each item is freed as soon as it is read: the garbage collector, which else runs the oftener the more there
+        # are, takes a third of the time of a list of 10,000 jobs.
+        values.reverse()
+        return tuple([read(values.pop()) for _ in range(len(values))])
+
+    return read_list
 
 
 def read_reply(body: bytes, kind: type[T]) -> T:
@@ -158,7 +221,25 @@ def read_reply(body: bytes, kind: type[T]) -> T:
     Raises:
         ProtocolViolation: It is not JSON, or does not fit; the message holds each path that does not.
     """
-    return fit_reply(read_json(body), kind)
+    value = read_json(body)
+    try:
+        quick: T = _quick_reader(kind)(value)  # type: ignore[arg-type]  # mypy does not see that types can be hashed
+    except (_Misfit, BaseValidationError):
+        return fit_reply(read_json(body), kind)
+    return quick
+
+
+def read_replies(bodies: Iterable[bytes], kind: type[T]) -> list[T]:
+    """Read several, as `read_reply` does each, in half the time where they are short.
+
+    Raises:
+        ProtocolViolation: One does not fit; `read_reply` says of each whether it does.
+    """
+    read = _quick_reader(kind)  # type: ignore[arg-type]  # likewise
+    try:
+        return [read(value) for value in map(loads, bodies)]
+    except (ValueError, _Misfit, BaseValidationError) as error:
+        raise ProtocolViolation("one of the replies is not what the API promises") from error
 
 
 def read_json(body: bytes) -> object:
@@ -175,10 +256,13 @@ def read_json(body: bytes) -> object:
 
 
 def fit_reply(value: object, kind: type[T]) -> T:
-    """Read a JSON value that was decoded already as `kind`; see `read_reply`."""
-    hook = _reply_hook(kind)  # type: ignore[arg-type]  # classes can be hashed, which mypy does not see in a type[T]
+    """Read a JSON value that was decoded already as `kind`, by cattrs, which can say what does not fit.
+
+    Raises:
+        ProtocolViolation: As `read_reply` does.
+    """
     try:
-        structured: T = hook(value, kind)
+        structured: T = _response().get_structure_hook(kind)(value, kind)
     except (_Misfit, BaseValidationError) as error:
         problems = "; ".join(f"{path} {words}" for path, words in itertools.islice(_problems(error), _MOST_PROBLEMS))
         raise ProtocolViolation(f"the reply is not what the API promises: {problems}") from error

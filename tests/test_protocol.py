@@ -398,7 +398,7 @@ def test_kinds_of_limits(kind: str | None, code: str | None, message: str, expec
 )  # fmt: skip
 def test_stream_error(event: object, message: str | None) -> None:
     """An object with an error in place of a message is the stream's error; an event that mentions one is an event."""
-    error = protocol.stream_error_of(event)
+    error = protocol.stream_error_of(json.dumps(event).encode())
     assert (None if error is None else str(error)) == message
 
 

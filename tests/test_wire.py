@@ -5,14 +5,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import attrs
 import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import JSON
+from strategies import INT64, JSON, TEXT
 
 from aiofinetune import (
     Completion,
@@ -371,6 +371,39 @@ def test_any_json_in_place(value: object, kind: Any, data: st.DataObject) -> Non
         wire.fit_reply({name: value}, kind)
     except ProtocolViolation as error:
         assert re.search(r"promises: \$\.\w", str(error))  # noqa: PT017
+
+
+def fit(kind: Any) -> st.SearchStrategy[Any]:
+    """JSON that fits a type of a model's field, but for a place now and then."""
+    kind = wire._without_none(kind)
+    if kind in (str, int, float, bool):
+        good = {str: TEXT, int: INT64, float: st.floats(allow_nan=False, allow_infinity=False), bool: st.booleans()}
+        return st.one_of(*[good[kind]] * 9, st.none(), JSON)
+    if get_origin(kind) is tuple:
+        return st.one_of(*[st.lists(fit(get_args(kind)[0]), max_size=2)] * 9, st.none(), JSON)
+    arguments = get_args(kind)
+    fields = attrs.fields(attrs.resolve_types(get_origin(kind) or kind))
+    types: dict[str, Any] = {field.name: field.type for field in fields}
+    if arguments:
+        types["data"] = types["data"][arguments]
+    required = {field.name: fit(types.pop(field.name)) for field in fields if field.default is attrs.NOTHING}
+    return st.fixed_dictionaries(required, optional={name: fit(kind) for name, kind in types.items()})
+
+
+@given(st.data(), st.sampled_from(KINDS))
+def test_quick_and_careful(data: st.DataObject, kind: Any) -> None:
+    """What is read quickly is what cattrs reads; what cattrs refuses is refused, and nothing else is."""
+    body = orjson.dumps(data.draw(fit(kind)))
+    try:
+        careful = wire.fit_reply(wire.read_json(body), kind)
+    except ProtocolViolation:
+        with pytest.raises(ProtocolViolation, match=r"\$"):
+            wire.read_reply(body, kind)
+        with pytest.raises(ProtocolViolation):
+            wire.read_replies([body], kind)
+    else:
+        assert wire.read_reply(body, kind) == careful
+        assert wire.read_replies([body, body], kind) == [careful, careful]
 
 
 @given(st.binary(), st.sampled_from(KINDS))
