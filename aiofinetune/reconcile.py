@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Container, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
 from typing import Final, Generic, TypeVar
 
 import attrs
@@ -155,15 +156,15 @@ class Own:
     def __contains__(self, name: object) -> bool:
         return name in self._ids
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """Be under way."""
-        key = object()
-        self._calls[key] = time.monotonic()
-        try:
-            yield
-        finally:
-            del self._calls[key]
+    def begin(self) -> object:
+        """Begin a call; give what ends it."""
+        call = object()
+        self._calls[call] = time.monotonic()
+        return call
+
+    def end(self, call: object) -> None:
+        """End a call."""
+        del self._calls[call]
 
     def add(self, name: str) -> None:
         """Remember an id, and forget those that are too old to matter."""
@@ -178,8 +179,8 @@ class Own:
 class Group(Generic[T]):
     """Sends of one session that its service's list could not tell apart.
 
-    Any number may be under way at once. Once the reply to one is lost, it is looked for alone: after those under way
-    have ended, and before a new one starts.
+    Any number may be under way at once, each in the group's context once it is its `turn`. Where the reply to one is
+    lost, it is looked for alone: after those under way have ended, and before a new one starts.
     """
 
     def __init__(self) -> None:
@@ -193,17 +194,19 @@ class Group(Generic[T]):
         self._none_searching = asyncio.Event()
         self._turn = asyncio.Lock()
 
-    @asynccontextmanager
-    async def sending(self) -> AsyncIterator[None]:
-        """Be under way."""
+    async def turn(self) -> None:
+        """Wait until nobody is looking for what was lost."""
         while self._searching:
             await self._none_searching.wait()
+
+    def __enter__(self) -> None:
         self._sending += 1
-        try:
-            yield
-        finally:
-            self._sending -= 1
-            self._all_sent.set()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._sending -= 1
+        self._all_sent.set()
 
     @contextmanager
     def losing(self, what: T) -> Iterator[None]:

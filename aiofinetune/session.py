@@ -8,10 +8,9 @@ import logging
 import os
 import secrets
 import time
-import uuid
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
@@ -159,27 +158,30 @@ class FineTuneSession:
         Source: ``POST /fine-tunes``.
         """
         # No service is known to honour the key; it costs nothing to send, and nothing here depends on it.
-        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        headers = {"Idempotency-Key": secrets.token_hex(16)}
         endpoint = protocol.CREATE_FINE_TUNE
         call = protocol.build(endpoint, self.base_url, body=wire.write_request(request), headers=headers)
         group = self._group("fine-tune", request.training_file)
         begin = time.time()
 
         async def attempt() -> FineTune:
-            async with group.sending():
-                with _noted_if_cancelled(request):
-                    job = await self._decode(endpoint, await self._transport.fetch(call))
+            await group.turn()
+            with group, _Noted(request):
+                job = await self._decode(endpoint, await self._transport.fetch(call))
                 self._own.add(job.id)
                 return job
 
         async def find(_failure: FineTuneError) -> FineTune | None:
             lost_at = time.time()
-            with _noted_if_cancelled(request), group.losing(request):
+            with _Noted(request), group.losing(request):
                 async with group.searching():
                     return await self.find_fine_tune(request, begin, lost_at=lost_at, lost=group.lost, known=known)
 
-        with self._own.call():
+        call_under_way = self._own.begin()
+        try:
             return await self._retrying(endpoint, attempt, find)
+        finally:
+            self._own.end(call_under_way)
 
     async def find_fine_tune(
         self,
@@ -424,7 +426,8 @@ class FineTuneSession:
             async def attempt() -> File:
                 if content.rewind is not None:
                     await content.rewind()
-                async with group.sending():
+                await group.turn()
+                with group:
                     file = await self._send_file(content, purpose, name, progress)
                     self._own.add(file.id)
                     return file
@@ -439,8 +442,11 @@ class FineTuneSession:
                         return await self._find_file(name, content.size, purpose, begin)
 
             policy = self._retry if content.rewind is not None else attrs.evolve(self._retry, attempts=1)
-            with self._own.call():
+            call_under_way = self._own.begin()
+            try:
                 return await self._retrying(protocol.UPLOAD_FILE, attempt, find, policy)
+            finally:
+                self._own.end(call_under_way)
 
     async def list_files(self, purpose: str | None = None) -> tuple[File, ...]:
         """List the files, or those of one purpose.
@@ -725,17 +731,23 @@ def _at_service(reply: Reply, moment: float) -> float | None:
     return None if now is None else now - (time.time() - moment)
 
 
-@contextlib.contextmanager
-def _noted_if_cancelled(request: FineTuneRequest) -> Iterator[None]:
-    """Say on a cancellation that a create was under way."""
-    try:
-        yield
-    except asyncio.CancelledError as cancelled:
-        cancelled.add_note(
-            "a create was under way when it was cancelled, and may have made a job: look in list_fine_tunes() for one"
-            f" with the training file {request.training_file}, created just now"
-        )
-        raise
+class _Noted:
+    """Says on a cancellation that a create was under way."""
+
+    def __init__(self, request: FineTuneRequest) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            error.add_note(
+                "a create was under way when it was cancelled, and may have made a job: look in list_fine_tunes() for"
+                f" one with the training file {self._request.training_file}, created just now"
+            )
 
 
 def _checked_header(name: str, value: str) -> str:

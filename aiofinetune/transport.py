@@ -164,9 +164,7 @@ class Transport:
         if self._http is None:
             # Streams are unlimited, and plain calls are counted by `_slots`: hence no limit of connections.
             self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                middlewares=[_send_once],
+                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
             )
         if self._closed or self._http.closed:
             raise FineTuneError("the session is closed; make a new one")
@@ -180,6 +178,7 @@ class Transport:
             auto_decompress=False,
             raise_for_status=False,
             timeout=self._client_timeout,
+            middlewares=_SEND_ONCE if self._owns_http and request.method != "POST" else None,
         )
 
 
@@ -241,6 +240,8 @@ class Incoming:
 
     async def _read_raw(self) -> bytes:
         try:
+            if self._stall is None:
+                return await self._response.content.readany()
             async with asyncio.timeout(self._stall):
                 return await self._response.content.readany()
         except _FAILURES as error:
@@ -287,13 +288,16 @@ class _Timed:
 
 
 async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a request again, as it does once for a GET or DELETE: how often is decided above."""
+    """Keep aiohttp from sending a request again, as it does once for all but a POST: how often is decided above."""
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
         raise in_our_words(error, f"{request.method} {request.url}") from error
+
+
+_SEND_ONCE: Final = (_send_once,)
 
 
 async def collect(read: Callable[[], Awaitable[bytes]], most: int) -> bytes:

@@ -146,7 +146,7 @@ async def _read_body(headers: Mapping[str, str], reader: asyncio.StreamReader) -
     if headers.get("transfer-encoding") != "chunked":
         return await reader.readexactly(int(headers.get("content-length", "0")))
     pieces = []
-    while size := int(await reader.readline(), 16):
+    while size := int(await reader.readuntil(b"\r\n"), 16):
         pieces.append(await reader.readexactly(size))
         await reader.readexactly(2)
     await reader.readexactly(2)
