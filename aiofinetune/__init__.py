@@ -3,8 +3,12 @@
 Start at `FineTuneSession`; `FineTuneRequest` holds a job's parameters; everything raised is a `FineTuneError`.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from aiofinetune._version import __version__
-from aiofinetune.batch import Batch, Outcome, Progress
 from aiofinetune.errors import (
     APIError,
     AuthenticationFailed,
@@ -37,7 +41,6 @@ from aiofinetune.errors import (
     TransportError,
     WaitTimeout,
 )
-from aiofinetune.manifest import Entry, Problem, check_manifest, read_manifest
 from aiofinetune.models import (
     Completion,
     CompletionChoice,
@@ -57,6 +60,10 @@ from aiofinetune.retry import Retry
 from aiofinetune.session import FineTuneSession
 from aiofinetune.stream import EventStream
 from aiofinetune.transport import Timeout
+
+if TYPE_CHECKING:
+    from aiofinetune.batch import Batch, Outcome, Progress
+    from aiofinetune.manifest import Entry, Problem, check_manifest, read_manifest
 
 __all__ = [
     "APIError",
@@ -116,3 +123,20 @@ __all__ = [
     "last_figures",
     "read_manifest",
 ]
+
+_MODULE_OF = {
+    "Batch": "batch",
+    "Entry": "manifest",
+    "Outcome": "batch",
+    "Problem": "manifest",
+    "Progress": "batch",
+    "check_manifest": "manifest",
+    "read_manifest": "manifest",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what batches are made of when it is asked for: it takes as long as the rest of the client."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import attrs
 
-from aiofinetune import wire
+from aiofinetune import converters, wire
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.models import FineTune, FineTuneRequest
 from aiofinetune.threads import in_thread
@@ -171,7 +171,7 @@ class Journal:
     @_transaction
     def end(self, label: str, job: FineTune, at: float) -> None:
         """Note how the job ended."""
-        blob = wire.dumps(wire.write_reply(job))
+        blob = wire.dumps(converters.write_reply(job))
         self._db.execute("UPDATE entries SET job = ?, ended_at = ? WHERE label = ?", (blob, at, label))
 
     @_transaction
@@ -288,4 +288,4 @@ def _record(
 
 
 def _request(blob: bytes) -> FineTuneRequest:
-    return wire.read_request(wire.loads(blob), FineTuneRequest)
+    return converters.read_request(wire.loads(blob), FineTuneRequest)

@@ -33,7 +33,7 @@ from typing import Final
 
 import attrs
 
-from aiofinetune import wire
+from aiofinetune import converters, wire
 from aiofinetune.errors import LocalFileError, ManifestInvalid, RequestInvalid
 from aiofinetune.models import FineTuneRequest
 
@@ -169,7 +169,7 @@ def _entries(path: Path) -> Iterator[tuple[_Table, Entry | Problem]]:
 def _problems_of(table: _Table, values: Mapping[str, object]) -> list[Problem]:
     """What is wrong with parameters, each by itself."""
     parameters = {name: value for name, value in values.items() if name not in _OWN_FIELDS}
-    wrong = wire.wrong_parameters(parameters, FineTuneRequest)
+    wrong = converters.wrong_parameters(parameters, FineTuneRequest)
     return [Problem(table.line_of(field), field or "request", words) for field, words in wrong]
 
 
@@ -272,7 +272,7 @@ def _entry(table: _Table, label: str, values: Mapping[str, object], folder: Path
         yield from wrong
         return
     try:
-        request = wire.read_request(values, FineTuneRequest)
+        request = converters.read_request(values, FineTuneRequest)
     except RequestInvalid as error:
         yield Problem(table.line_of(error.field), error.field, error.problem)
         return

@@ -29,6 +29,7 @@ from aiofinetune import (
     ProtocolViolation,
     RequestInvalid,
     _json,
+    converters,
     wire,
 )
 from aiofinetune.models import Listing
@@ -131,7 +132,7 @@ def test_reference_reply_written(name: str, samples: Path) -> None:
     """What is written as a reply holds each field of the reference's, with the same value."""
     sample = json.loads((samples / f"{name}.json").read_bytes())
     kind: Any = {"fine_tunes": Listing[FineTune], "fine_tune_events": Listing[FineTuneEvent]}.get(name, FineTune)
-    written = json.loads(wire.dumps(wire.write_reply(wire.fit_reply(sample, kind))))
+    written = json.loads(wire.dumps(converters.write_reply(converters.fit_reply(sample, kind))))
     assert_holds(written, sample)
 
 
@@ -311,14 +312,14 @@ def test_unknown_fields_pass_in_replies() -> None:
 def test_request_refused(value: object, field: str, words: str) -> None:
     """A wrong request is refused by the parameter's name, unknown ones too."""
     with pytest.raises(RequestInvalid) as caught:
-        wire.read_request(value, FineTuneRequest)
+        converters.read_request(value, FineTuneRequest)
     assert (caught.value.field, caught.value.problem) == (field, words)
 
 
 def test_null_parameter_is_absent() -> None:
     """A parameter that is null is left to the service."""
     value = {"training_file": "f", "n_epochs": None, "suffix": None}
-    assert wire.read_request(value, FineTuneRequest) == FineTuneRequest(training_file="f")
+    assert converters.read_request(value, FineTuneRequest) == FineTuneRequest(training_file="f")
 
 
 def test_many_problems() -> None:
@@ -359,7 +360,7 @@ def test_any_json(value: object, kind: Any) -> None:
     except ProtocolViolation as error:
         assert "$" in str(error)  # noqa: PT017  # most JSON does not fit; what does is checked below
     else:
-        assert wire.fit_reply(orjson.loads(orjson.dumps(wire.write_reply(model))), kind) == model
+        assert converters.fit_reply(orjson.loads(orjson.dumps(converters.write_reply(model))), kind) == model
 
 
 @given(JSON, st.sampled_from(KINDS), st.data())
@@ -368,14 +369,14 @@ def test_any_json_in_place(value: object, kind: Any, data: st.DataObject) -> Non
     fields = [field.name for field in attrs.fields(kind if attrs.has(kind) else Listing)]
     name = data.draw(st.sampled_from(fields))
     try:
-        wire.fit_reply({name: value}, kind)
+        converters.fit_reply({name: value}, kind)
     except ProtocolViolation as error:
         assert re.search(r"promises: \$\.\w", str(error))  # noqa: PT017
 
 
 def fit(kind: Any) -> st.SearchStrategy[Any]:
     """JSON that fits a type of a model's field, but for a place now and then."""
-    kind = wire._without_none(kind)
+    kind = wire.without_none(kind)
     if kind in (str, int, float, bool):
         good = {str: TEXT, int: INT64, float: st.floats(allow_nan=False, allow_infinity=False), bool: st.booleans()}
         return st.one_of(*[good[kind]] * 9, st.none(), JSON)
@@ -395,7 +396,7 @@ def test_quick_and_careful(data: st.DataObject, kind: Any) -> None:
     """What is read quickly is what cattrs reads; what cattrs refuses is refused, and nothing else is."""
     body = orjson.dumps(data.draw(fit(kind)))
     try:
-        careful = wire.fit_reply(wire.read_json(body), kind)
+        careful = converters.fit_reply(wire.read_json(body), kind)
     except ProtocolViolation:
         with pytest.raises(ProtocolViolation, match=r"\$"):
             wire.read_reply(body, kind)
@@ -428,9 +429,9 @@ def test_deep(body: bytes, frame: bytes, loads: Callable[[bytes], object]) -> No
         return
     for kind in (File, Listing[File]):
         with contextlib.suppress(ProtocolViolation):
-            wire.fit_reply(value, kind)
+            converters.fit_reply(value, kind)
     with pytest.raises(RequestInvalid):
-        wire.read_request(value, FineTuneRequest)
+        converters.read_request(value, FineTuneRequest)
 
 
 @given(
@@ -444,7 +445,7 @@ def test_deep(body: bytes, frame: bytes, loads: Callable[[bytes], object]) -> No
 def test_any_request(value: object) -> None:
     """Any JSON at all is a request, or is refused by name; what is a request is written as it came, but for nulls."""
     try:
-        request = wire.read_request(value, FineTuneRequest)
+        request = converters.read_request(value, FineTuneRequest)
     except RequestInvalid as error:
         assert error.field  # noqa: PT017
     else:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from aiohttp import BodyPartReader, web
 
-from aiofinetune import sse, wire
+from aiofinetune import converters, sse, wire
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local.completions import Completer, read_completion_request
 from aiofinetune.local.jobs import Jobs
@@ -137,14 +137,16 @@ class Api:
 
     async def _create_fine_tune(self, request: web.Request) -> web.StreamResponse:
         value = _with_n_epochs(await _json_object(request))
-        return _json(wire.write_reply(await self._store.create_job(wire.read_request(value, FineTuneRequest))))
+        return _json(
+            converters.write_reply(await self._store.create_job(converters.read_request(value, FineTuneRequest)))
+        )
 
     async def _list_fine_tunes(self, _request: web.Request) -> web.StreamResponse:
         jobs = await self._store.jobs()
         return await self._listing(jobs, without="events")
 
     async def _retrieve_fine_tune(self, request: web.Request) -> web.StreamResponse:
-        return _json(wire.write_reply(await self._store.job(request.match_info["id"])))
+        return _json(converters.write_reply(await self._store.job(request.match_info["id"])))
 
     async def _delete_fine_tune(self, request: web.Request) -> web.StreamResponse:
         job = await self._store.job(request.match_info["id"])
@@ -155,7 +157,7 @@ class Api:
         )
 
     async def _cancel_fine_tune(self, request: web.Request) -> web.StreamResponse:
-        return _json(wire.write_reply(await self._store.cancel_job(request.match_info["id"])))
+        return _json(converters.write_reply(await self._store.cancel_job(request.match_info["id"])))
 
     async def _list_events(self, request: web.Request) -> web.StreamResponse:
         stream = request.query.get("stream", "false").lower()
@@ -194,7 +196,7 @@ class Api:
             if purpose != PURPOSE:
                 raise Refused(400, f"purpose: expected '{PURPOSE}', got {purpose!r}", param="purpose")
             file = await self._store.keep_file(incoming, filename, purpose)
-        return _json(wire.write_reply(file))
+        return _json(converters.write_reply(file))
 
     async def _read_form(self, request: web.Request, incoming: Incoming) -> tuple[str, str]:
         """Read purpose and file, in whichever order; return the purpose and the file's name."""
@@ -237,12 +239,12 @@ class Api:
         return await self._listing(await self._store.files(request.query.get("purpose")))
 
     async def _retrieve_file(self, request: web.Request) -> web.StreamResponse:
-        return _json(wire.write_reply(await self._store.file(request.match_info["id"])))
+        return _json(converters.write_reply(await self._store.file(request.match_info["id"])))
 
     async def _delete_file(self, request: web.Request) -> web.StreamResponse:
         file_id = request.match_info["id"]
         await self._store.delete_file(file_id)
-        return _json(wire.write_reply(Deleted(file_id, True, "file")))
+        return _json(converters.write_reply(Deleted(file_id, True, "file")))
 
     async def _download_file(self, request: web.Request) -> web.StreamResponse:
         file = await self._store.file(request.match_info["id"])
@@ -259,18 +261,20 @@ class Api:
         return await self._listing(await self._store.models())
 
     async def _retrieve_model(self, request: web.Request) -> web.StreamResponse:
-        return _json(wire.write_reply(await self._store.model(request.match_info["id"])))
+        return _json(converters.write_reply(await self._store.model(request.match_info["id"])))
 
     async def _delete_model(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["id"]
         await self._store.delete_model(name)
-        return _json(wire.write_reply(Deleted(name, True, "model")))
+        return _json(converters.write_reply(Deleted(name, True, "model")))
 
     async def _listing(self, items: Iterable[object], without: str | None = None) -> web.StreamResponse:
         """Answer with a list; a long one takes long to write, which the event loop should not wait for."""
 
         def write() -> bytes:
-            data = [{key: value for key, value in wire.write_reply(item).items() if key != without} for item in items]
+            data = [
+                {key: value for key, value in converters.write_reply(item).items() if key != without} for item in items
+            ]
             return wire.dumps({"object": "list", "data": data})
 
         return web.Response(body=await self._store.in_thread(write), content_type="application/json")
@@ -280,7 +284,7 @@ class Api:
     async def _create_completion(self, request: web.Request) -> web.StreamResponse:
         asked = read_completion_request(await _json_object(request))
         weights = await self._store.weights_path(asked.model)
-        return _json(wire.write_reply(await self._completer.complete(asked, weights)))
+        return _json(converters.write_reply(await self._completer.complete(asked, weights)))
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:

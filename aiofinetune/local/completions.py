@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from aiofinetune import wire
+from aiofinetune import converters, wire
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local.store import new_id, now
 from aiofinetune.models import Completion, CompletionChoice, CompletionLogprobs, CompletionUsage
@@ -88,7 +88,7 @@ def read_completion_request(value: dict[str, object]) -> CompletionRequest:
             evened[name] = [given]
         elif name not in _IGNORED and not (name == "suffix" and given is None):
             evened[name] = given
-    return wire.read_request(evened, CompletionRequest)
+    return converters.read_request(evened, CompletionRequest)
 
 
 class Completer:

@@ -20,7 +20,7 @@ from typing import Final
 
 import attrs
 
-from aiofinetune import sse, wire
+from aiofinetune import converters, sse, wire
 from aiofinetune.errors import ProtocolViolation
 from aiofinetune.local.store import Run, Store
 from aiofinetune.models import Hyperparams, Status
@@ -83,7 +83,7 @@ class Feed:
             except BaseException:
                 self._changed.set()
                 raise
-            self._encoded += [sse.encode(wire.dumps(wire.write_reply(event))) for event in events]
+            self._encoded += [sse.encode(wire.dumps(converters.write_reply(event))) for event in events]
 
 
 @attrs.define
@@ -166,7 +166,7 @@ class Jobs:
         async for line in process.stdout:
             match wire.loads(line):
                 case {"type": "started", "hyperparams": hyperparams}:
-                    await self._store.note_start(run.job.id, wire.fit_reply(hyperparams, Hyperparams))
+                    await self._store.note_start(run.job.id, converters.fit_reply(hyperparams, Hyperparams))
                 case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs)}:
                     await self._store.note_event(run.job.id, f"Completed epoch {epoch}/{n_epochs}")
                 case {"type": "succeeded"}:
@@ -194,7 +194,7 @@ def _orders(run: Run) -> dict[str, object]:
         "model": run.start,
         "model_path": str(run.model_path),
         "results_path": str(run.results_path),
-        "hyperparams": wire.write_reply(run.job.hyperparams),
+        "hyperparams": converters.write_reply(run.job.hyperparams),
         "seed": _SEED,
     }
 

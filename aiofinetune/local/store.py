@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Concatenate, Final, ParamSpec, TypeVar
 
 import attrs
 
-from aiofinetune import wire
+from aiofinetune import converters, wire
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.models import File, FineTune, FineTuneEvent, FineTuneRequest, Hyperparams, Model, Status
 from aiofinetune.threads import in_thread
@@ -635,7 +635,7 @@ def _no_model(name: str) -> Refused:
 
 
 def _record(job: FineTune) -> bytes:
-    return wire.dumps({key: value for key, value in wire.write_reply(job).items() if key != "events"})
+    return wire.dumps({key: value for key, value in converters.write_reply(job).items() if key != "events"})
 
 
 def _job(record: bytes) -> FineTune:
