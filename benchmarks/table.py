@@ -1,4 +1,4 @@
-"""The tables of a run, in Markdown: ``python -m benchmarks.table out.json``."""
+"""The tables of a run, in Markdown: ``python -m benchmarks.table out.json``; ``--readme`` renews the README's own."""
 
 from __future__ import annotations
 
@@ -170,6 +170,49 @@ def _heading(report: Report) -> str:
     )
 
 
+def summary(report: Report) -> str:
+    """The README's table: what each client takes of the CPU for one operation, next to bare aiohttp."""
+    machine = report["machine"]
+    columns = {
+        _OURS: "aiofinetune",
+        "openai-0.28-shared": "openai 0.28.1",
+        "openai-1.7": "openai 1.7.1",
+        "openai": _newest(report, "openai"),
+        "openai-aiohttp": f"{_newest(report, 'openai')}, aiohttp",
+        "httpx": "httpx, httpx-sse",
+    }
+    rows = []
+    for work, unit in dict.fromkeys((run["work"], run["unit"]) for run in report["runs"]):
+        bare = _median(run["cpu"] / run["ops"] for run in _by_round(report, work, _BARE).values())
+        ratios = (_median(_ratios(report, work, peer)) for peer in columns)
+        name = work if unit in work else f"{unit} of: {work}"
+        rows.append([name, _seconds(bare), *("failed" if ratio is None else f"{ratio:.2g}" for ratio in ratios)])
+    return (
+        f"{_markdown(['CPU of the client', 'bare aiohttp', *(f'× {name}' for name in columns.values())], rows)}\n\n"
+        f'{machine["cpu"]}, {machine["cores"]} cores; medians of {_rounds(report)} rounds in turns. "Bare" is aiohttp with'
+        " orjson and dicts; the batch beside it only creates and lists, without journal, limits or following."
+    )
+
+
+def _newest(report: Report, name: str) -> str:
+    return f"{name} {report['environments'][name]['distributions'][name]}" if name in report["environments"] else name
+
+
+def _rounds(report: Report) -> int:
+    return 1 + max(run["round"] for run in report["runs"] if run["work"].startswith("create"))
+
+
+_BETWEEN: Final = ("<!-- python -m benchmarks.table --readme -->\n", "\n<!-- end -->")
+
+
+def renew(readme: Path, report: Report) -> None:
+    """Put a run's summary in the place of the README's."""
+    begin, end = _BETWEEN
+    before, _, rest = readme.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    readme.write_text(before + begin + summary(report) + end + after)
+
+
 def _works(report: Report) -> str:
     works = dict.fromkeys(run["work"] for run in report["runs"])
     return "\n\n".join(_work(report, work) for work in works)
@@ -249,5 +292,14 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def main(arguments: list[str]) -> None:
+    """Print the tables of a run, or renew the README's."""
+    report: Report = json.loads(Path(arguments[0]).read_text())
+    if "--readme" in arguments:
+        renew(Path(__file__).parent.parent / "README.md", report)
+    else:
+        sys.stdout.write(rendered(report))
+
+
 if __name__ == "__main__":
-    sys.stdout.write(rendered(json.loads(Path(sys.argv[1]).read_text())))
+    main(sys.argv[1:])

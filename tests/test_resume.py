@@ -219,6 +219,16 @@ async def test_progress_resets_the_tries() -> None:
         assert await read(session, job) == told(server, job)
 
 
+async def test_lasting_resets_the_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that told all there was, and lasted, is progress too: a silent job is followed to its end."""
+    monkeypatch.setattr("aiofinetune.stream._LASTING", 0.0)
+    async with talking(retry=attrs.evolve(QUICK, cap=0)) as (server, session):
+        job = add_job(server)
+        whole = len(b"".join(map(sse, server.service.events[job])))
+        server.fail(STREAM, *[cut_at(whole)] * (QUICK.attempts + 3))
+        assert await read(session, job) == told(server, job)
+
+
 async def test_tries_are_bounded() -> None:
     """A stream that brings nothing new is given up after the tries allowed; the cause is chained."""
     async with talking() as (server, session):
