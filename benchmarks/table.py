@@ -185,12 +185,13 @@ def summary(report: Report) -> str:
     for work, unit in dict.fromkeys((run["work"], run["unit"]) for run in report["runs"]):
         bare = _median(run["cpu"] / run["ops"] for run in _by_round(report, work, _BARE).values())
         ratios = (_median(_ratios(report, work, peer)) for peer in columns)
-        name = work if unit in work else f"{unit} of: {work}"
+        name = work if work.startswith(unit) else f"{unit}; {work}"
         rows.append([name, _seconds(bare), *("failed" if ratio is None else f"{ratio:.2g}" for ratio in ratios)])
+    head = ["one", "bare aiohttp", *columns.values()]
     return (
-        f"{_markdown(['CPU of the client', 'bare aiohttp', *(f'× {name}' for name in columns.values())], rows)}\n\n"
-        f'{machine["cpu"]}, {machine["cores"]} cores; medians of {_rounds(report)} rounds in turns. "Bare" is aiohttp with'
-        " orjson and dicts; the batch beside it only creates and lists, without journal, limits or following."
+        f"{_markdown(head, rows)}\n\n{machine['cpu']}, {machine['cores']} cores; medians of {_rounds(report)} rounds. Bare"
+        " is aiohttp with orjson and dicts. For the batch, all but aiofinetune only create and list: no journal, no"
+        " limits, no job followed."
     )
 
 
@@ -199,7 +200,8 @@ def _newest(report: Report, name: str) -> str:
 
 
 def _rounds(report: Report) -> int:
-    return 1 + max(run["round"] for run in report["runs"] if run["work"].startswith("create"))
+    rounds = {int(run["round"]) for run in report["runs"] if run["work"].startswith("create")}
+    return len(rounds)
 
 
 _BETWEEN: Final = ("<!-- python -m benchmarks.table --readme -->\n", "\n<!-- end -->")
