@@ -185,13 +185,18 @@ def summary(report: Report) -> str:
     for work, unit in dict.fromkeys((run["work"], run["unit"]) for run in report["runs"]):
         bare = _median(run["cpu"] / run["ops"] for run in _by_round(report, work, _BARE).values())
         ratios = (_median(_ratios(report, work, peer)) for peer in columns)
-        name = work if work.startswith(unit) else f"{unit}; {work}"
-        rows.append([name, _seconds(bare), *("failed" if ratio is None else f"{ratio:.2g}" for ratio in ratios)])
-    head = ["one", "bare aiohttp", *columns.values()]
+        rows.append(
+            [
+                f"{work} (one {unit})",
+                _seconds(bare),
+                *("failed" if ratio is None else f"{ratio:.2g}" for ratio in ratios),
+            ]
+        )
+    head = ["CPU", "bare aiohttp", *columns.values()]
     return (
-        f"{_markdown(head, rows)}\n\n{machine['cpu']}, {machine['cores']} cores; medians of {_rounds(report)} rounds. Bare"
-        " is aiohttp with orjson and dicts. For the batch, all but aiofinetune only create and list: no journal, no"
-        " limits, no job followed."
+        f"{_markdown(head, rows)}\n\n{machine['cpu']}, {machine['cores']} cores; medians of {_rounds(report)} rounds."
+        " Bare is aiohttp with orjson and dicts. For the batch, all but aiofinetune only create and list: no journal,"
+        " no limits, no job followed."
     )
 
 
