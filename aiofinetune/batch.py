@@ -15,6 +15,7 @@ import os
 import re
 import time
 import weakref
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -38,6 +39,7 @@ from aiofinetune.errors import (
     PermissionDenied,
     QuotaExceeded,
     RateLimited,
+    RequestInvalid,
     ServerError,
     TooManyJobs,
     TransportError,
@@ -61,6 +63,8 @@ _RECENT: Final = 3600.0
 """Seconds. What was made before cannot be taken for what is made now, whatever the clocks show."""
 _MOST_UNREACHED: Final = 3
 """Requests in a row that could not be sent at all, each tried again and again, before no more are tried."""
+_LONGEST_BLIND: Final = 300.0
+"""Seconds for which the list of jobs, once it was read, may be out of reach."""
 
 
 @attrs.frozen
@@ -222,12 +226,7 @@ class Batch:
         progress: Callable[[Progress], object] | None = None,
         poll: float = 10.0,
     ) -> None:
-        if max_active is not None and max_active - reserve < 1:
-            raise ConfigurationError(f"max_active: {max_active} less a reserve of {reserve} leaves this batch no job")
-        if concurrency < 1:
-            raise ConfigurationError(f"concurrency: expected 1 or above, got {concurrency}")
-        if per_minute is not None and not per_minute > 0:
-            raise ConfigurationError(f"per_minute: expected a number above 0, got {per_minute}")
+        _check_limits(max_active, reserve, concurrency, per_minute, poll)
         self.progress = Progress()
         self.active: dict[str, Record] = {}
         """The jobs of this batch that are not over, by id."""
@@ -261,6 +260,11 @@ class Batch:
         """Ids of jobs that earlier runs made, but lately."""
         self._uncertain: dict[str, CreateUncertain] = {}
         self._unreached = 0
+        self._blind = 0
+        """Looks at the list in a row that failed."""
+        self._looked_at = 0.0
+        self._misses: Counter[str] = Counter()
+        """How often a job was looked for that is not in the list, and the service did not say why."""
         self._stopped: BatchStopped | None = None
         self._is_entered = False
         self._is_leaving = False
@@ -491,7 +495,23 @@ class Batch:
                     await self._look()
                 except FineTuneError as failure:
                     _log.warning("looking at the list of jobs: %s", failure)
+                    self._note_blindness(failure)
+                else:
+                    self._blind = 0
+                    self._looked_at = time.monotonic()
             await asyncio.sleep(self._poll)
+
+    def _note_blindness(self, failure: FineTuneError) -> None:
+        """Without the list nothing can be sent, and what no stream follows cannot be followed: not for ever."""
+        self._blind += 1
+        passes = self._has_looked and isinstance(failure, TransportError | ServerError | RateLimited)
+        if passes and time.monotonic() - self._looked_at < _LONGEST_BLIND:
+            return
+        if self._blind < _MOST_UNREACHED and not isinstance(failure, AuthenticationFailed):
+            return
+        if len(self.active) > len(self._streamed):
+            self._is_leaving = True
+        self._send_no_more(f"the list of jobs cannot be read: {failure}", failure)
 
     async def _look(self) -> None:
         mine = set(self.active)
@@ -523,7 +543,12 @@ class Batch:
                 return
             except FineTuneError as error:
                 _log.info("looking at %s: %s", job_id, error)
-                return
+                if job is None:
+                    self._misses[job_id] += 1
+                    if self._misses[job_id] >= _MOST_UNREACHED:
+                        self._lose(record, job_id, error)
+                    return
+                # The list says that it is over; all that is missing are its events.
             if job.is_terminal:
                 await self._end(record, job)
 
@@ -662,7 +687,26 @@ class Batch:
         self.progress.others = len(self._others)
         self.progress.followed_by = "list" if len(self.active) > MOST_STREAMS else "streams"
         if self._on_progress is not None:
-            self._on_progress(self.progress)
+            try:
+                self._on_progress(self.progress)
+            except Exception as failure:  # noqa: BLE001  # whoever iterates gets it
+                self._on_progress = None
+                self._give_up(failure)
+
+
+def _check_limits(
+    max_active: int | None, reserve: int, concurrency: int, per_minute: float | None, poll: float
+) -> None:
+    if reserve < 0 or (reserve and max_active is None):
+        raise ConfigurationError(f"reserve: expected 0 or above, and max_active with it, got {reserve}")
+    if max_active is not None and max_active - reserve < 1:
+        raise ConfigurationError(f"max_active: {max_active} less a reserve of {reserve} leaves this batch no job")
+    if concurrency < 1:
+        raise ConfigurationError(f"concurrency: expected 1 or above, got {concurrency}")
+    if per_minute is not None and not per_minute > 0:
+        raise ConfigurationError(f"per_minute: expected a number above 0, got {per_minute}")
+    if not poll > 0:
+        raise ConfigurationError(f"poll: expected seconds, more than 0, got {poll}")
 
 
 class _Uploads:
@@ -756,6 +800,8 @@ class _Uploads:
 
 def _digest(path: str) -> str:
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise LocalFileError(f"{path}: is no regular file")
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -796,14 +842,23 @@ async def _numbered(requests: Requests) -> AsyncGenerator[Entry, None]:
         try:
             async for item in requests:
                 number += 1
-                yield item if isinstance(item, Entry) else Entry(str(number), item)
+                yield _entry(item, number)
         finally:
             if isinstance(requests, AsyncGenerator):
                 await requests.aclose()
     else:
         for item in requests:
             number += 1
-            yield item if isinstance(item, Entry) else Entry(str(number), item)
+            yield _entry(item, number)
+
+
+def _entry(item: object, number: int) -> Entry:
+    entry = item if isinstance(item, Entry) else Entry(str(number), item)  # type: ignore[arg-type]  # checked below
+    if not isinstance(entry.request, FineTuneRequest):
+        raise RequestInvalid("request", f"{number}: expected a FineTuneRequest, got {type(entry.request).__name__}")
+    if not isinstance(entry.label, str) or not entry.label.isprintable():
+        raise RequestInvalid("label", f"{number}: expected a line of text, got {entry.label!r}")
+    return entry
 
 
 def _filename(label: str) -> str:

@@ -23,6 +23,9 @@ from aiofinetune.session import FineTuneSession
 
 _SHOWN_ACTIVE: Final = 10
 _SHOWN_ENDED: Final = 10
+_TOLD: Final = ("label", "status", "job")
+"""What each line of a summary holds; see `Outcome.summary`."""
+_MOST_LINE_BYTES: Final = 1 << 20
 _INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -45,8 +48,8 @@ async def run_manifest(
         ManifestInvalid: The manifest is wrong; nothing was sent.
         JournalUnusable: The journal is in use, broken, or of another manifest.
     """
-    if summary in (manifest, journal):
-        raise ConfigurationError(f"summary: {summary} is the manifest or the journal; give another file")
+    if summary is not None:
+        await asyncio.to_thread(_check_summary, summary, (manifest, journal))
     count = await asyncio.to_thread(check_manifest, manifest)
     if check:
         console.print(f"{manifest}: {count} jobs, nothing wrong")
@@ -73,6 +76,7 @@ class _Run:
         self._ended: list[Outcome] = []
         """The last outcomes, for the picture."""
         self._interrupts = 0
+        self._failures = 0
         self._cancels = cancels
 
     async def to_the_end(self, summary: Path | None) -> int:
@@ -95,7 +99,7 @@ class _Run:
             self._say(f"{stopped}\n{left} of {self._count} jobs are not over; the same command goes on with them")
         if self._interrupts:
             return 130
-        return 0 if progress.succeeded == self._count else 1
+        return 0 if progress.succeeded == self._count and not self._failures else 1
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -125,6 +129,7 @@ class _Run:
         return contextlib.nullcontext()
 
     def _show(self, outcome: Outcome) -> None:
+        self._failures += outcome.error is not None
         self._ended = [*self._ended, outcome][-_SHOWN_ENDED:]
         if outcome.error is not None or not self._console.is_terminal:
             # On a terminal above the table, which goes in the end: what failed stays to be read.
@@ -162,6 +167,22 @@ def _counts(progress: Progress, count: int) -> str:
         return ended
     rate = f"{progress.ended_per_minute:.1f} a minute"
     return f"{ended}; {progress.active} active, followed by {progress.followed_by}; {rate}"
+
+
+def _check_summary(summary: Path, others: tuple[Path, ...]) -> None:
+    """Refuse to write over what is no summary: a manifest, a journal, training data."""
+    if summary.resolve() in [other.resolve() for other in others]:
+        raise ConfigurationError(f"summary: {summary} is the manifest or the journal; give another file")
+    try:
+        with summary.open("rb") as file:
+            line = file.readline(_MOST_LINE_BYTES)
+        told = wire.loads(line) if line else dict.fromkeys(_TOLD)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        told = None
+    if not isinstance(told, dict) or not told.keys() >= set(_TOLD):
+        raise ConfigurationError(f"summary: {summary} is there, and is no summary; give another file")
 
 
 @contextlib.contextmanager

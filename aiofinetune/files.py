@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, TypeAlias
+from typing import IO, BinaryIO, Final, TypeAlias
 
 import attrs
 
@@ -192,6 +193,7 @@ async def save(path: Path, read: Callable[[], Awaitable[bytes]]) -> None:
     Raises:
         LocalFileError: The file cannot be written.
     """
+    path = await asyncio.to_thread(_target, path)
     partial = path.parent / f".{secrets.token_hex(8)}.part"
     try:
         async with opened(partial, "xb", named=path) as file:
@@ -219,7 +221,7 @@ async def opened(path: Path, mode: str, named: Path | None = None) -> AsyncItera
     Raises:
         LocalFileError: It cannot be opened.
     """
-    opening = asyncio.get_running_loop().run_in_executor(None, open, path, mode)
+    opening = asyncio.get_running_loop().run_in_executor(None, _open, path, mode)
     try:
         file = await asyncio.shield(opening)
     except asyncio.CancelledError:
@@ -231,9 +233,27 @@ async def opened(path: Path, mode: str, named: Path | None = None) -> AsyncItera
     except (OSError, ValueError) as error:
         raise LocalFileError(f"{named or path}: {getattr(error, 'strerror', error)}") from error
     try:
-        yield file  # type: ignore[misc]  # open() is typed by a literal mode; both modes used here are binary
+        yield file  # type: ignore[misc]  # it is what BinaryIO stands for
     finally:
         await asyncio.to_thread(file.close)
+
+
+def _target(path: Path) -> Path:
+    """The file that a path leads to, which may be replaced; a device, or the like, may not."""
+    try:
+        target = path.resolve()
+        if not target.exists() or target.is_file():
+            return target
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LocalFileError(f"{path}: {error}") from error
+    raise LocalFileError(f"{path}: is no regular file")
+
+
+def _open(path: Path, mode: str) -> IO[bytes]:
+    # A pipe without another end would hold up whoever opens it for ever, cancelled or not.
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no regular file")
+    return path.open(mode)
 
 
 async def _write(path: Path, file: BinaryIO, gathered: io.BytesIO) -> None:

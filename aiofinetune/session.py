@@ -34,6 +34,7 @@ from aiofinetune.errors import (
     NotFound,
     ProtocolViolation,
     RateLimited,
+    RequestInvalid,
     ServerError,
     StreamInterrupted,
     TransportError,
@@ -46,7 +47,7 @@ from aiofinetune.reconcile import Group, Own
 from aiofinetune.results import ResultRow
 from aiofinetune.retry import Retry
 from aiofinetune.stream import EventStream
-from aiofinetune.transport import Incoming, Secret, Timeout, Transport, collect, without_secret
+from aiofinetune.transport import SHORTEST_SECRET, Incoming, Secret, Timeout, Transport, collect, without_secret
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -58,6 +59,8 @@ _DECODED_ON_LOOP: Final = 128 << 10
 """Bytes of JSON that are decoded on the event loop, in a millisecond or two; longer replies go to a thread."""
 _LAST_EVENTS: Final = 10
 """Events that a failed job's error carries."""
+_UNSEEN: Final = 60.0
+"""Seconds between two looks at a job whose stream goes on: one that is kept alive need not be of a job that is."""
 _SHORTEST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 """Seconds between two looks at a job whose stream does not last."""
@@ -105,6 +108,7 @@ class FineTuneSession:
         if not api_key:
             raise ConfigurationError("api_key: there is none; pass it, or set OPENAI_API_KEY")
         self._api_key = _checked_header("api_key", api_key)
+        self._secret = api_key.encode() if len(api_key) >= SHORTEST_SECRET else b""
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or protocol.DEFAULT_BASE_URL
         self.base_url = protocol.check_base_url(base_url, allow_plain_http=allow_plain_http)
         organization = organization or os.environ.get("OPENAI_ORG_ID")
@@ -157,6 +161,8 @@ class FineTuneSession:
 
         Source: ``POST /fine-tunes``.
         """
+        if not isinstance(request, FineTuneRequest):
+            raise RequestInvalid("request", f"expected a FineTuneRequest, got {type(request).__name__}")
         # No service is known to honour the key; it costs nothing to send, and nothing here depends on it.
         headers = {"Idempotency-Key": secrets.token_hex(16)}
         endpoint = protocol.CREATE_FINE_TUNE
@@ -289,14 +295,14 @@ class FineTuneSession:
                 raise ProtocolViolation("the service does not stream events; list_fine_tune_events() gives them so far")
             return incoming
 
-        return EventStream(connect, self._retry, self._clean)
+        return EventStream(connect, self._retry, self._clean, self._scrubbed)
 
     async def wait(self, fine_tune_id: str, timeout: float | None = None) -> FineTune:  # noqa: ASYNC109  # for most callers handier than a context
         """Wait until a job is over; give it.
 
-        It follows the job's events, looks at the job now and then where a service does not stream them, and believes
-        only what `retrieve_fine_tune` says. Interruptions shorter than ``Retry.deadline`` are survived. A status that
-        the reference does not know keeps it waiting, with a warning in the log.
+        It follows the job's events, looks at the job now and then (each minute; oftener where a service does not stream
+        them), and believes only what `retrieve_fine_tune` says. Interruptions shorter than ``Retry.deadline`` are
+        survived. A status that the reference does not know keeps it waiting, with a warning in the log.
 
         Args:
             fine_tune_id: The job.
@@ -333,7 +339,7 @@ class FineTuneSession:
             fine_tune = await self.retrieve_fine_tune(fine_tune.id)
         if not fine_tune.result_files:
             raise NotFound(404, f"fine-tune {fine_tune.id} has no results file; its status is {fine_tune.status}")
-        return results.read_results(await self.download_file(fine_tune.result_files[0].id))
+        return results.read_results(self._scrubbed(await self.download_file(fine_tune.result_files[0].id)))
 
     # Models
 
@@ -620,7 +626,13 @@ class FineTuneSession:
         """An error without the key, which some services and proxies echo."""
         return without_secret(error, self._api_key)
 
+    def _scrubbed(self, data: bytes) -> bytes:
+        """What a service said without the key, which it may echo in whatever field: an event's text, a status."""
+        return data.replace(self._secret, b"...") if self._secret and self._secret in data else data
+
     async def _decode(self, endpoint: Endpoint[T], reply: Reply) -> T:
+        if (body := self._scrubbed(reply.body)) is not reply.body:
+            reply = attrs.evolve(reply, body=body)
         if reply.status >= 300:
             raise self._error_of(endpoint, reply)
         if len(reply.body) > _DECODED_ON_LOOP:
@@ -689,19 +701,35 @@ class FineTuneSession:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _follow(self, fine_tune_id: str, events: deque[FineTuneEvent]) -> bool:
-        """Follow a job's events for as long as they come; whether it is worth trying again."""
+        """Follow a job's events until they end, or the job is over; whether it is worth trying again."""
         events.clear()
+        stream = self.stream_fine_tune_events(fine_tune_id)
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(self._read_events(stream, fine_tune_id, events))
+            while not (await asyncio.wait([reading], timeout=_UNSEEN))[0]:
+                if await self._seems_over(fine_tune_id):
+                    reading.cancel()
+        return reading.cancelled() or reading.result()
+
+    async def _read_events(self, stream: EventStream, fine_tune_id: str, events: deque[FineTuneEvent]) -> bool:
         try:
-            async with self.stream_fine_tune_events(fine_tune_id) as stream:
+            async with stream:
                 async for event in stream:
                     events.append(event)
         except (StreamInterrupted, TransportError, ServerError, RateLimited) as failure:
             _log.info("following %s: %s", fine_tune_id, failure)
-        except (APIError, ProtocolViolation) as failure:
+        except FineTuneError as failure:
             # Whatever is wrong with the stream, or with the job, looking at the job will tell.
             _log.info("following %s: %s; looking at it now and then instead", fine_tune_id, failure)
             return False
         return True
+
+    async def _seems_over(self, fine_tune_id: str) -> bool:
+        try:
+            return (await self.retrieve_fine_tune(fine_tune_id)).is_terminal
+        except FineTuneError as failure:
+            _log.info("looking at %s: %s", fine_tune_id, failure)
+            return False
 
     def _now(self) -> float:
         """Seconds on a clock that is never set."""

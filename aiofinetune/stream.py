@@ -63,9 +63,11 @@ class EventStream:
         connect: Callable[[], Awaitable[Incoming]],
         policy: Retry,
         clean: Callable[[FineTuneError], FineTuneError],
+        scrub: Callable[[bytes], bytes],
     ) -> None:
         self._connect = connect
         self._clean = clean
+        self._scrub = scrub
         self._policy = policy
         self._incoming: Incoming | None = None
         self._decoder = EventDecoder()
@@ -124,7 +126,7 @@ class EventStream:
             received = await self._receive()
             if self._position < len(self._given) or not self._take_all(received):
                 self._unread = received[::-1]
-        elif (data := self._unread.pop()) == _DONE:
+        elif (data := self._unread.pop()).strip() == _DONE:
             self._end()
         else:
             event = _event(data)
@@ -138,8 +140,10 @@ class EventStream:
         self._has_caught_up = 0 < self._position >= len(self._given)
         chunk = await self._incoming.read()
         if chunk:
-            return self._decoder.feed(chunk)
-        if self._decoder.close() == _DONE:
+            events = self._decoder.feed(chunk)
+            whole = b"\n".join(events)
+            return events if self._scrub(whole) is whole else [*map(self._scrub, events)]
+        if self._decoder.close().strip() == _DONE:
             return [_DONE]
         raise ConnectionLost("the event stream ended before [DONE]")
 

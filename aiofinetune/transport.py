@@ -35,7 +35,7 @@ MOST_CALLS: Final = 100
 
 _MOST_REDIRECTS: Final = 5
 _DECOMPRESSED_AT_ONCE: Final = 256 << 10
-_SHORTEST_SECRET: Final = 6
+SHORTEST_SECRET: Final = 6
 """Characters. A key as short as a word of an error message is no secret, and would blot the message out."""
 _FAILURES: Final = (aiohttp.ClientError, OSError, UnicodeError)
 """What aiohttp raises for a request that went wrong; a UnicodeError for a host that is no host's name."""
@@ -338,7 +338,7 @@ def _proxy_for(base_url: str) -> str | None:
 def without_secret(error: FineTuneError, secret: str) -> FineTuneError:
     """An error that does not show `secret`: itself if it, and all that is chained to it, do not; else its like."""
     shown = "".join(traceback.format_exception(error)) + repr(error.args)
-    if secret not in shown or len(secret) < _SHORTEST_SECRET:
+    if secret not in shown or len(secret) < SHORTEST_SECRET:
         return error
     arguments = (argument.replace(secret, "…") if isinstance(argument, str) else argument for argument in error.args)
     return type(error)(*arguments)

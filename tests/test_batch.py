@@ -25,6 +25,7 @@ from aiofinetune import (
     FineTuneSession,
     LocalFileError,
     NotFound,
+    RequestInvalid,
 )
 from aiofinetune.batch import MOST_STREAMS, Batch, Outcome, Progress, difference, find_changes
 from aiofinetune.errors import (
@@ -379,7 +380,10 @@ async def test_a_reserve_that_leaves_nothing() -> None:
             Batch(session, [], max_active=2, reserve=2)
 
 
-@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"per_minute": 0}, {"per_minute": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"concurrency": 0}, {"per_minute": 0}, {"per_minute": -1}, {"reserve": -1}, {"reserve": 1}, {"poll": 0}],
+)
 async def test_limits_that_are_none(wrong: dict[str, int]) -> None:
     """A limit that lets nothing through is refused as it is set up, by its name."""
     async with talking_to(BatchServer()) as session:
@@ -536,6 +540,56 @@ async def test_a_list_that_makes_no_sense_ends_nothing() -> None:
         for job_id in list(server.active):
             server.end(job_id)
         assert [outcome.error for outcome in await batch.run()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "answer", [error(401, "Wrong key"), error(404, "No such path"), ok("<html>"), error(502, "away")]
+)
+async def test_a_list_that_cannot_be_read_stops_the_batch(answer: bytes) -> None:
+    """Where the list, without which nothing may be sent, is not to be had, the batch ends, and says so."""
+    server = BatchServer()
+    server.refuse = lambda endpoint: answer if endpoint == "list" else None
+    async with talking_to(server) as session, asyncio.timeout(20):
+        outcomes, stop = await stopped(Batch(session, entries(server, 3), max_active=2, poll=POLL))
+    assert outcomes == []
+    assert str(stop).startswith("the batch sends no more requests: the list of jobs cannot be read: ")
+    assert isinstance(stop.__cause__, FineTuneError)
+    assert not server.jobs
+
+
+async def test_a_key_that_is_withdrawn_ends_the_batch() -> None:
+    """Where jobs can be looked at no more, in any way, the batch leaves them to the service."""
+    server = BatchServer(lasts=None)
+    followed = {"stream", "retrieve"}
+    server.refuse = lambda endpoint: (
+        error(401, "Wrong key") if endpoint in followed or (endpoint == "list" and server.active) else None
+    )
+    async with talking_to(server) as session, asyncio.timeout(20):
+        outcomes, _stop = await stopped(Batch(session, entries(server, 2), concurrency=1, max_active=1, poll=POLL))
+    assert outcomes == []
+    assert len(server.active) == 1
+
+
+@pytest.mark.parametrize("wrong", [{}, None, Entry("\ud800", FineTuneRequest(training_file="file-1"))])
+async def test_what_is_no_request(wrong: object) -> None:
+    """What is no request, or has a label that is no text, is named; nothing of it is sent."""
+    server = BatchServer()
+    async with talking_to(server) as session:
+        with pytest.raises(RequestInvalid, match="1: expected"):
+            await outcomes_of(Batch(session, [wrong]))  # type: ignore[list-item]  # what is to be refused
+    assert not server.jobs
+
+
+async def test_a_callback_that_fails() -> None:
+    """What a callback raises is what the batch raises; what was sent by then settles."""
+    server = BatchServer()
+
+    def fail(_progress: Progress) -> None:
+        raise ZeroDivisionError
+
+    async with talking_to(server) as session:
+        with pytest.raises(ZeroDivisionError):
+            await outcomes_of(Batch(session, entries(server, 3), progress=fail))
 
 
 async def test_a_slow_consumer_bounds_what_is_read() -> None:

@@ -269,6 +269,31 @@ async def test_a_summary_that_cannot_be_written() -> None:
     assert not server.jobs
 
 
+async def test_a_summary_writes_over_no_other_file() -> None:
+    """What is there and is no summary is left alone, by whatever path it is called: manifest, journal, data."""
+    server = BatchServer()
+    name = sweep(server, 1)
+    Path("train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    async with server.listening() as url:
+        assert (await run(name, url=url))[0] == 0
+        for other in (name, f"{name}.journal", "train.jsonl"):
+            before = Path(other).read_bytes()
+            status, _, said = await run(name, "--summary", str(Path(other).absolute()), url=url)
+            assert (status, said[:21]) == (1, "aiofinetune: summary:")
+            assert Path(other).read_bytes() == before
+        for _ in range(2):
+            assert (await run(name, "--summary", "summary.jsonl", url=url))[0] == 0
+
+
+async def test_results_that_cannot_be_saved_are_the_status() -> None:
+    """Where jobs succeeded, and what was asked for of them did not, the status is 1."""
+    server = BatchServer()
+    Path("results").write_bytes(b"no folder")
+    async with server.listening() as url:
+        status, lines, _ = await run(sweep(server, 1), "--results", "results/of/jobs", url=url)
+    assert (status, lines[-1]) == (1, "1 of 1 over: 1 succeeded, 0 failed, 0 cancelled, 0 not created")
+
+
 # On a terminal
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import os
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from faultserver import nothing_left_open
 
 from aiofinetune import LocalFileError, RequestInvalid
 from aiofinetune.files import Content, Form, opened, opened_source, save
@@ -311,26 +311,38 @@ async def test_save_under_a_long_name(tmp_path: Path) -> None:
 
 async def test_opening_that_is_cancelled(tmp_path: Path) -> None:
     """A file whose opening is cancelled is closed once the thread has opened it."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
 
     async def open_it() -> None:
-        async with opened(pipe, "rb"):
+        async with opened(path, "rb"):
             raise AssertionError
 
-    task = asyncio.create_task(open_it())
-    await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.sleep(0)
-    # Opening a pipe for writing succeeds once the thread is there to open it for reading.
-    while True:
-        with contextlib.suppress(OSError):
-            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-            break
+    async with nothing_left_open():
+        task = asyncio.create_task(open_it())
         await asyncio.sleep(0)
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    # No one holds the reading end any more.
-    with pytest.raises(BrokenPipeError):
-        os.write(writer, b"x")
-    os.close(writer)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """What would hold up whoever opens it until another process comes along is not opened, to read or to write."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(LocalFileError, match="is no regular file"):
+        async with opened(pipe, "rb"):
+            raise AssertionError
+    with pytest.raises(LocalFileError, match="is no regular file"):
+        await save(pipe, reader(b"x"))
+    assert pipe.is_fifo()
+
+
+async def test_saving_through_a_link(tmp_path: Path) -> None:
+    """A link stays one, and the file that it leads to is replaced."""
+    link = tmp_path / "link"
+    (tmp_path / "file").write_bytes(b"old")
+    link.symlink_to("file")
+    await save(link, reader(b"new"))
+    assert link.is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rawserver import (
     JOB,
+    KEY,
     STREAM_HEAD,
     Handler,
     Received,
@@ -423,6 +424,41 @@ async def test_wait_without_a_stream(stream: bytes) -> None:
     """A stream that breaks does not end the wait: the job's own status does."""
     async with talking_to(job_with(stream, ended("succeeded"))) as session:
         assert (await session.wait("ft-1")).status == "succeeded"
+
+
+@pytest.mark.parametrize("frame", [STREAM_HEAD, STREAM_HEAD + chunk(event("a")), STREAM_HEAD + chunk(b": here\n\n")])
+async def test_wait_beside_a_stream_without_an_end(frame: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job is over when its own status says so, though its stream is kept open and never says it."""
+    monkeypatch.setattr("aiofinetune.session._UNSEEN", 0.01)
+    jobs = [{**JOB, "status": "running"}, ended("succeeded")]
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        if "/events" in request.target:
+            writer.write(frame)
+            await request.gone()
+        else:
+            writer.write(reply(body=jobs.pop(0) if len(jobs) > 1 else jobs[0]))
+
+    async with talking_to(handler) as session:
+        assert (await session.wait("ft-1")).status == "succeeded"
+
+
+async def test_wait_hides_an_echoed_key() -> None:
+    """A service that puts the key into an event, a status or a field does not make an error show it."""
+    told = STREAM_HEAD + chunk(event(f"the key {KEY} is spent") + DONE) + chunk(b"")
+    async with talking_to(job_with(told, ended("failed", organization_id=KEY))) as session:
+        async with session.stream_fine_tune_events("ft-1") as events:
+            assert KEY not in repr([each async for each in events])
+        with pytest.raises(FineTuneFailed, match="is spent") as caught:
+            await session.wait("ft-1")
+    assert KEY not in repr(caught.value)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("done", [b"data: [DONE] \n\n", b"data: [DONE]\t\n\n", b"data:  [DONE]\n\n"])
+async def test_done_with_a_space(done: bytes) -> None:
+    """A space around the mark of the end changes nothing."""
+    assert await messages(STREAM_HEAD + chunk(event("a") + done)) == (["a"], None)
 
 
 async def test_wait_goes_on() -> None:
