@@ -108,7 +108,6 @@ class FineTuneSession:
         if not api_key:
             raise ConfigurationError("api_key: there is none; pass it, or set OPENAI_API_KEY")
         self._api_key = _checked_header("api_key", api_key)
-        self._secret = api_key.encode() if len(api_key) >= SHORTEST_SECRET else b""
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or protocol.DEFAULT_BASE_URL
         self.base_url = protocol.check_base_url(base_url, allow_plain_http=allow_plain_http)
         organization = organization or os.environ.get("OPENAI_ORG_ID")
@@ -628,7 +627,9 @@ class FineTuneSession:
 
     def _scrubbed(self, data: bytes) -> bytes:
         """What a service said without the key, which it may echo in whatever field: an event's text, a status."""
-        return data.replace(self._secret, b"...") if self._secret and self._secret in data else data
+        if len(self._api_key) < SHORTEST_SECRET or self._api_key.encode() not in data:
+            return data
+        return data.replace(self._api_key.encode(), b"...")
 
     async def _decode(self, endpoint: Endpoint[T], reply: Reply) -> T:
         if (body := self._scrubbed(reply.body)) is not reply.body:
