@@ -24,12 +24,11 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | AsyncIterable[by
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called on the event loop with the bytes moved so far, and their total where it is known."""
 
-_PIECE: Final = 256 << 10
-"""Bytes read at once: enough that the hop to a thread and back costs little beside them."""
+PIECE: Final = 256 << 10
+"""Bytes moved at once: what aiohttp takes from a socket, and enough that the hop to a thread and back costs little."""
 
 _GATHERED: Final = 1 << 20
-"""Bytes gathered before they are written, and copied into one place: kept apart, or written each by itself, they would
-cost a download half as much again of the CPU, in hops to a thread and in memory that the kernel has to find."""
+"""Bytes that are gathered before they are written, so that there are fewer hops."""
 
 
 @attrs.frozen
@@ -88,7 +87,7 @@ async def _content_of_file(file: BinaryIO, name: str | None) -> Content:
 
     async def read() -> bytes:
         nonlocal reading
-        reading = asyncio.get_running_loop().run_in_executor(None, file.read, _PIECE)
+        reading = asyncio.get_running_loop().run_in_executor(None, file.read, PIECE)
         # Of a try that was given up, nobody asks what became of its last read.
         reading.add_done_callback(lambda read: read.cancelled() or read.exception())
         return await asyncio.shield(reading)
@@ -198,14 +197,18 @@ async def save(path: Path, read: Callable[[], Awaitable[bytes]]) -> None:
     try:
         async with opened(partial, "xb", named=path) as file:
             # The C library keeps memory at hand for blocks as large as the largest that was ever freed: without this, a
-            # process's first download asks the kernel for each, and takes half as much again.
-            bytearray(2 * _GATHERED)
-            gathered = io.BytesIO()
+            # process's first download asks the kernel for each, and takes half as much again of the CPU.
+            bytearray(_GATHERED)
+            pieces: list[bytes] = []
+            size = 0
             while piece := await read():
-                gathered.write(piece)
-                if gathered.tell() >= _GATHERED:
-                    await _write(path, file, gathered)
-            await _write(path, file, gathered)
+                pieces.append(piece)
+                size += len(piece)
+                if size >= _GATHERED:
+                    await _in_thread(path, file.writelines, pieces)
+                    pieces = []
+                    size = 0
+            await _in_thread(path, file.writelines, pieces)
             await _in_thread(path, _flush_to_disk, file)
         await _in_thread(path, os.replace, partial, path)
     except BaseException:
@@ -254,13 +257,6 @@ def _open(path: Path, mode: str) -> IO[bytes]:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "is no regular file")
     return path.open(mode)
-
-
-async def _write(path: Path, file: BinaryIO, gathered: io.BytesIO) -> None:
-    """Write what was gathered, and begin to gather anew in the same memory."""
-    with gathered.getbuffer() as memory, memory[: gathered.tell()] as written:
-        await _in_thread(path, file.write, written)
-    gathered.seek(0)
 
 
 async def _in_thread(path: Path, function: Callable[..., object], *arguments: object) -> None:

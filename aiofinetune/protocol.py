@@ -11,6 +11,7 @@ import ipaddress
 import time
 import zlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 from urllib.parse import quote, urldefrag, urlencode, urljoin, urlsplit
 
@@ -37,6 +38,12 @@ from aiofinetune.models import Completion, Deleted, File, FineTune, FineTuneEven
 T = TypeVar("T")
 
 DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
+
+HEADERS: Final[Mapping[str, str]] = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
+"""Of every request that does not say otherwise."""
+
+STREAM_HEADERS: Final[Mapping[str, str]] = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+"""Of an event stream: a compressed one comes in lumps."""
 
 MOST_REPLY_BYTES: Final = 256 << 20
 """The longest JSON reply that is read: a list of some 250,000 jobs."""
@@ -104,7 +111,7 @@ LIST_FINE_TUNES = Endpoint("GET", "/fine-tunes", Listing[FineTune])
 RETRIEVE_FINE_TUNE = Endpoint("GET", "/fine-tunes/{}", FineTune)
 CANCEL_FINE_TUNE = Endpoint("POST", "/fine-tunes/{}/cancel", FineTune)
 LIST_FINE_TUNE_EVENTS = Endpoint("GET", "/fine-tunes/{}/events", Listing[FineTuneEvent])
-STREAM_FINE_TUNE_EVENTS = Endpoint("GET", "/fine-tunes/{}/events", FineTuneEvent)
+STREAM_FINE_TUNE_EVENTS = Endpoint("GET", "/fine-tunes/{}/events?stream=true", FineTuneEvent)
 LIST_MODELS = Endpoint("GET", "/models", Listing[Model])
 RETRIEVE_MODEL = Endpoint("GET", "/models/{}", Model)
 DELETE_MODEL = Endpoint("DELETE", "/models/{}", Deleted)
@@ -123,13 +130,13 @@ class Request:
     Args:
         method: The HTTP method.
         url: Absolute, percent-encoded.
-        headers: Those of this request alone; the session adds its own (key, organization).
+        headers: Those of this request alone, besides or in place of those of every request.
         body: The JSON to send, if any.
     """
 
     method: str
     url: str
-    headers: Mapping[str, str] = attrs.field(factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     body: bytes | None = None
 
     @property
@@ -153,7 +160,7 @@ def build(
     *ids: str,
     query: Mapping[str, str] | None = None,
     body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Request:
     """Build the request of a call.
 
@@ -163,7 +170,7 @@ def build(
         ids: What stands in the path's places, percent-encoded here so that none can reach another path.
         query: Parameters of the URL.
         body: JSON.
-        headers: Besides, or in place of, those for JSON.
+        headers: Besides, or in place of, those of every request.
 
     Raises:
         RequestInvalid: An id that no encoding makes safe.
@@ -171,12 +178,9 @@ def build(
     url = base_url + endpoint.path.format(*map(_path_segment, ids))
     if query:
         url += "?" + urlencode(query)
-    all_headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
     if body is not None:
-        all_headers["Content-Type"] = "application/json"
-    if headers is not None:
-        all_headers.update(headers)
-    return Request(endpoint.method, url, all_headers, body)
+        headers = {"Content-Type": "application/json", **headers}
+    return Request(endpoint.method, url, headers, body)
 
 
 def _path_segment(name: str) -> str:

@@ -47,7 +47,16 @@ from aiofinetune.reconcile import Group, Own
 from aiofinetune.results import ResultRow
 from aiofinetune.retry import Retry
 from aiofinetune.stream import EventStream
-from aiofinetune.transport import SHORTEST_SECRET, Incoming, Secret, Timeout, Transport, collect, without_secret
+from aiofinetune.transport import (
+    SHORTEST_SECRET,
+    SMALL_BUFFER,
+    Incoming,
+    Secret,
+    Timeout,
+    Transport,
+    collect,
+    without_secret,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -111,7 +120,7 @@ class FineTuneSession:
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or protocol.DEFAULT_BASE_URL
         self.base_url = protocol.check_base_url(base_url, allow_plain_http=allow_plain_http)
         organization = organization or os.environ.get("OPENAI_ORG_ID")
-        headers = {"Authorization": Secret(f"Bearer {api_key}"), "User-Agent": _USER_AGENT}
+        headers = {**protocol.HEADERS, "Authorization": Secret(f"Bearer {api_key}"), "User-Agent": _USER_AGENT}
         if organization:
             headers["OpenAI-Organization"] = _checked_header("organization", organization)
         self._retry = retry
@@ -275,16 +284,14 @@ class FineTuneSession:
 
         Source: ``GET /fine-tunes/{id}/events?stream=true``.
         """
-        # Identity: a compressed stream comes in lumps.
-        headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
-        request = protocol.build(
-            protocol.STREAM_FINE_TUNE_EVENTS, self.base_url, fine_tune_id, query={"stream": "true"}, headers=headers
-        )
+        endpoint = protocol.STREAM_FINE_TUNE_EVENTS
+        request = protocol.build(endpoint, self.base_url, fine_tune_id, headers=protocol.STREAM_HEADERS)
 
         async def connect() -> Incoming:
             await self._pause.wait()
             try:
-                incoming = await self._open(protocol.STREAM_FINE_TUNE_EVENTS, request, self._transport.timeout.stream)
+                stall = self._transport.timeout.stream
+                incoming = await self._open(endpoint, request, stall, SMALL_BUFFER)
             except RateLimited as limited:
                 self._pause.extend(limited.retry_after or self._retry.base)
                 raise
@@ -646,9 +653,9 @@ class FineTuneSession:
             return protocol.explained(error, endpoint)
         return error
 
-    async def _open(self, endpoint: Endpoint[T], request: Request, stall: float) -> Incoming:
+    async def _open(self, endpoint: Endpoint[T], request: Request, stall: float, buffer: int | None = None) -> Incoming:
         """Send a request for a body that is read in pieces; raise the error that came instead."""
-        incoming = await self._transport.open(request, stall)
+        incoming = await self._transport.open(request, stall, buffer)
         if incoming.status < 300:
             return incoming
         with contextlib.closing(incoming):
@@ -743,7 +750,7 @@ def _reader_of(incoming: Incoming, file_id: str, expected: int) -> Callable[[], 
 
     async def read() -> bytes:
         nonlocal size
-        piece = await incoming.read()
+        piece = await incoming.read(files.PIECE)
         size += len(piece)
         if size > expected > 0:
             raise ProtocolViolation(f"the download of {file_id} is longer than the {expected} bytes of the file")

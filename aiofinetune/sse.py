@@ -68,7 +68,7 @@ class EventDecoder:
         self._line = []
         self._line_size = 0
         self._at_start = self._after_cr = False
-        return events + self._parse(rest)
+        return events + self._parse(rest) if rest else events
 
     def _parse(self, chunk: bytes) -> list[bytes]:
         events = []

@@ -31,6 +31,9 @@ _BROKEN: Final = (TransportError, ServerError, RateLimited)
 """What a new connection may mend."""
 _IDENTITY: Final = attrgetter("created_at", "level", "message")
 """What tells an event from others: a hash of it is what is kept of those that were given."""
+_AT_ONCE: Final = 100
+"""Events that are read together, which takes a third less time than one by one; few enough that the garbage collector
+need not run for them."""
 _LASTING: Final = 5.0
 """Seconds after which a connection that told all has done what it could: proxies cut those that are silent for long."""
 
@@ -121,24 +124,19 @@ class EventStream:
         return self._new.pop()
 
     async def _advance(self) -> None:
-        """Take the next event that was received; where there is none, receive some."""
+        """Take what was received next; where there is nothing, receive some."""
         if not self._unread:
-            received = await self._receive()
-            if self._position < len(self._given) or not self._take_all(received):
-                self._unread = received[::-1]
-        elif (data := self._unread.pop()).strip() == _DONE:
-            self._end()
-        else:
-            event = _event(data)
-            if self._is_new(event):
-                self._new.append(event)
+            if self._incoming is None:
+                raise FineTuneError("the event stream is not open; read it inside 'async with'")
+            self._has_caught_up = 0 < self._position >= len(self._given)
+            self._unread = self._events_of(await self._incoming.read())[::-1]
+            if not self._unread:
+                return
+        if self._position < len(self._given) or not self._take_some():
+            self._take_one()
 
-    async def _receive(self) -> list[bytes]:
-        """Read once from the connection; give the data of the events that this completes."""
-        if self._incoming is None:
-            raise FineTuneError("the event stream is not open; read it inside 'async with'")
-        self._has_caught_up = 0 < self._position >= len(self._given)
-        chunk = await self._incoming.read()
+    def _events_of(self, chunk: bytes) -> list[bytes]:
+        """Give the data of the events that the next bytes of the connection complete; none is its end."""
         if chunk:
             events = self._decoder.feed(chunk)
             whole = b"\n".join(events)
@@ -147,20 +145,33 @@ class EventStream:
             return [_DONE]
         raise ConnectionLost("the event stream ended before [DONE]")
 
-    def _take_all(self, received: list[bytes]) -> bool:
-        """Take all that was received, which takes a third less time than one by one; not if one of them is odd."""
-        is_done = received[-1:] == [_DONE]
+    def _take_some(self) -> bool:
+        """Take several of the events that were received, all of them new; not if one of them is odd."""
+        received = self._unread[-_AT_ONCE:]
+        if received[0] == _DONE:
+            del received[0]
         try:
-            events = wire.read_replies(received[:-1] if is_done else received, FineTuneEvent)
+            events = wire.read_replies(reversed(received), FineTuneEvent)
         except ProtocolViolation:
+            return False
+        if not events:
             return False
         self._given.extend(map(hash, map(_IDENTITY, events)))
         self._position = len(self._given)
-        if events:
-            self._failures = 0
+        self._failures = 0
         self._new = events[::-1]
-        self._unread = [_DONE] if is_done else []
+        del self._unread[-len(events) :]
         return True
+
+    def _take_one(self) -> None:
+        """Take one event that was received."""
+        data = self._unread.pop()
+        if data.strip() == _DONE:
+            self._end()
+            return
+        event = _event(data)
+        if self._is_new(event):
+            self._new.append(event)
 
     def _is_new(self, event: FineTuneEvent) -> bool:
         """Count an event of this connection; whether it goes beyond the history that was given."""

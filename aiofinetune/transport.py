@@ -11,12 +11,11 @@ import traceback
 import urllib.request
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
-from multidict import CIMultiDict
 from yarl import URL
 
 from aiofinetune import protocol
@@ -30,10 +29,15 @@ from aiofinetune.errors import (
 )
 from aiofinetune.protocol import Reply, Request
 
+T = TypeVar("T")
+
 MOST_CALLS: Final = 100
 """Plain calls under way at once; further ones wait their turn. Event streams do not count."""
 
 _MOST_REDIRECTS: Final = 5
+SMALL_BUFFER: Final = 16 << 10
+"""Bytes that aiohttp holds of an event stream before it stops reading. By its default it holds so many that it looks,
+at each small chunk which is taken, whether to go on: a quarter of what a stream of small chunks costs."""
 _DECOMPRESSED_AT_ONCE: Final = 256 << 10
 SHORTEST_SECRET: Final = 6
 """Characters. A key as short as a word of an error message is no secret, and would blot the message out."""
@@ -123,12 +127,13 @@ class Transport:
             except _FAILURES as error:
                 raise in_our_words(error, request.name) from error
 
-    async def open(self, request: Request, stall: float) -> Incoming:
+    async def open(self, request: Request, stall: float, buffer: int | None = None) -> Incoming:
         """Send a request; give its reply with the body unread. The caller closes it.
 
         Args:
             request: What to send.
             stall: How long, in seconds, no byte may come.
+            buffer: Bytes that may wait to be read; by default as many as aiohttp likes.
 
         Raises:
             TransportError: No reply came.
@@ -136,7 +141,7 @@ class Transport:
         """
         try:
             async with asyncio.timeout(stall):
-                response = await self._exchange(request, request.body)
+                response = await self._exchange(request, request.body, buffer)
         except _FAILURES as error:
             raise in_our_words(error, request.name) from error
         return Incoming(request, response, stall)
@@ -147,10 +152,12 @@ class Transport:
         if self._http is not None and self._owns_http:
             await self._http.close()
 
-    async def _exchange(self, request: Request, data: bytes | AsyncIterator[bytes] | None) -> aiohttp.ClientResponse:
+    async def _exchange(
+        self, request: Request, data: bytes | AsyncIterator[bytes] | None, buffer: int | None = None
+    ) -> aiohttp.ClientResponse:
         """Send a request and follow its redirects; give the reply with its body unread."""
         for _ in range(_MOST_REDIRECTS):
-            response = await self._send(request, data)
+            response = await self._send(request, data, buffer)
             if response.status not in (301, 302, 303, 307, 308) or not isinstance(data, bytes | None):
                 return response
             target = protocol.redirected(request, Reply(response.status, response.headers, b""))
@@ -160,20 +167,23 @@ class Transport:
             request = target
         raise ProtocolViolation(f"{request.name}: more than {_MOST_REDIRECTS} redirects")
 
-    async def _send(self, request: Request, data: bytes | AsyncIterator[bytes] | None) -> aiohttp.ClientResponse:
+    def _send(
+        self, request: Request, data: bytes | AsyncIterator[bytes] | None, buffer: int | None
+    ) -> Awaitable[aiohttp.ClientResponse]:
+        if self._closed or (self._http is not None and self._http.closed):
+            raise FineTuneError("the session is closed; make a new one")
         if self._http is None:
             # Streams are unlimited, and plain calls are counted by `_slots`: hence no limit of connections.
             self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers
             )
-        if self._closed or self._http.closed:
-            raise FineTuneError("the session is closed; make a new one")
-        return await self._http.request(
+        return self._http.request(
             request.method,
             URL(request.url, encoded=True),
             data=data,
-            headers=CIMultiDict({**self._headers, **request.headers}),
+            headers=request.headers if self._owns_http else {**self._headers, **request.headers},
             proxy=self._proxy,
+            read_bufsize=buffer,
             allow_redirects=False,
             auto_decompress=False,
             raise_for_status=False,
@@ -183,12 +193,18 @@ class Transport:
 
 
 class Incoming:
-    """A reply whose body comes in pieces."""
+    """A reply whose body comes in pieces.
+
+    Args:
+        request: What it answers.
+        response: The reply, its body unread.
+        stall: How long, in seconds, a read may wait; None if the caller sees to that.
+    """
 
     def __init__(self, request: Request, response: aiohttp.ClientResponse, stall: float | None) -> None:
         self._request = request
         self._response = response
-        self._stall = stall
+        self._watch = None if stall is None else _Watch(stall, response.close)
         self._encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         self._decompressor: zlib._Decompress | None = None
 
@@ -202,21 +218,25 @@ class Incoming:
         """The headers, looked up in any case."""
         return self._response.headers
 
-    async def read(self) -> bytes:
-        """Give the next bytes of the body, in pieces of a bounded size; none at its end.
+    async def read(self, most: int | None = None) -> bytes:
+        """Give the next bytes of the body; none at its end.
+
+        Args:
+            most: How many at most. By default as many as there are: a bounded number, which may have to be copied
+                together.
 
         Raises:
             TransportError: The body was cut, or stalled.
             ProtocolViolation: It is not compressed as its headers say.
         """
-        if self._encoding == "identity":
-            return await self._read_raw()
-        if self._decompressor is None:
-            self._decompressor = protocol.decompressor(self._encoding)
         try:
-            return await self._read_compressed(self._decompressor)
+            if self._encoding == "identity":
+                return await self._read_raw(most)
+            return await self._read_decompressed()
         except zlib.error as error:
             raise ProtocolViolation(f"{self._request.name}: the body cannot be decompressed: {error}") from error
+        except _FAILURES as error:
+            raise in_our_words(error, self._request.name) from error
 
     async def read_reply(self) -> Reply:
         """Give the whole reply; of an error's body, which may be any page, only the start.
@@ -236,18 +256,19 @@ class Incoming:
 
     def close(self) -> None:
         """Free the connection: for the next request if the body was read whole, else for good."""
+        if self._watch is not None:
+            self._watch.end()
         self._response.close()
 
-    async def _read_raw(self) -> bytes:
-        try:
-            if self._stall is None:
-                return await self._response.content.readany()
-            async with asyncio.timeout(self._stall):
-                return await self._response.content.readany()
-        except _FAILURES as error:
-            raise in_our_words(error, self._request.name) from error
+    def _read_raw(self, most: int | None = None) -> Awaitable[bytes]:
+        content = self._response.content
+        piece = content.readany() if most is None else content.read(most)
+        return piece if self._watch is None else self._watch.over(piece)
 
-    async def _read_compressed(self, decompressor: zlib._Decompress) -> bytes:
+    async def _read_decompressed(self) -> bytes:
+        if self._decompressor is None:
+            self._decompressor = protocol.decompressor(self._encoding)
+        decompressor = self._decompressor
         # What one read gives is bounded, so that a small body which stands for a huge one cannot fill the memory.
         while True:
             raw = decompressor.unconsumed_tail or await self._read_raw()
@@ -260,6 +281,58 @@ class Incoming:
                 if not decompressor.eof:
                     raise ConnectionLost(f"{self._request.name}: the compressed body ended early")
                 return b""
+
+
+class _Watch:
+    """Gives up a wait that lasts for too long, with one timer for all waits that follow one another.
+
+    A timer for each would cost a stream whose events come singly a seventh of what it costs.
+
+    Args:
+        seconds: How long one may last.
+        give_up: What then makes it fail.
+    """
+
+    def __init__(self, seconds: float, give_up: Callable[[], object]) -> None:
+        self._seconds = seconds
+        self._give_up = give_up
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def over(self, wait: Awaitable[T]) -> T:
+        """Give what a wait gives.
+
+        Raises:
+            TimeoutError: It was given up.
+        """
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._look)
+        try:
+            return await wait
+        except _FAILURES:
+            if self._since is not None:
+                raise
+            raise TimeoutError from None
+        finally:
+            self._since = None
+
+    def end(self) -> None:
+        """Give no wait up any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._since is None:
+            return
+        left = self._since + self._seconds - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self._since = None
+            self._give_up()
 
 
 class _Timed:

@@ -36,7 +36,7 @@ ENDPOINTS = [
     (protocol.RETRIEVE_FINE_TUNE, ["ft-1"], "GET", "/fine-tunes/ft-1", True),
     (protocol.CANCEL_FINE_TUNE, ["ft-1"], "POST", "/fine-tunes/ft-1/cancel", True),
     (protocol.LIST_FINE_TUNE_EVENTS, ["ft-1"], "GET", "/fine-tunes/ft-1/events", True),
-    (protocol.STREAM_FINE_TUNE_EVENTS, ["ft-1"], "GET", "/fine-tunes/ft-1/events", True),
+    (protocol.STREAM_FINE_TUNE_EVENTS, ["ft-1"], "GET", "/fine-tunes/ft-1/events?stream=true", True),
     (protocol.LIST_MODELS, [], "GET", "/models", True),
     (protocol.RETRIEVE_MODEL, ["ada:ft-x"], "GET", "/models/ada%3Aft-x", True),
     (protocol.DELETE_MODEL, ["ada:ft-x"], "DELETE", "/models/ada%3Aft-x", True),
@@ -62,17 +62,13 @@ def test_completion_is_an_endpoint() -> None:
 
 
 def test_headers() -> None:
-    """A request asks for JSON, says when it holds some, and lets its maker say otherwise."""
-    plain = protocol.build(protocol.LIST_MODELS, BASE)
-    assert plain.headers == {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
-    created = protocol.build(protocol.CREATE_FINE_TUNE, BASE, body=b"{}", headers={"Accept": "x/y", "X-Id": "7"})
-    assert created.headers == {
-        "Accept": "x/y",
-        "Accept-Encoding": "gzip, deflate",
-        "Content-Type": "application/json",
-        "X-Id": "7",
-    }
+    """A request says when it holds JSON, and lets its maker say otherwise; it adds nothing else."""
+    assert protocol.build(protocol.LIST_MODELS, BASE).headers == {}
+    created = protocol.build(protocol.CREATE_FINE_TUNE, BASE, body=b"{}", headers={"X-Id": "7"})
+    assert created.headers == {"Content-Type": "application/json", "X-Id": "7"}
     assert created.body == b"{}"
+    other = protocol.build(protocol.CREATE_FINE_TUNE, BASE, body=b"{}", headers={"Content-Type": "x/y"})
+    assert other.headers == {"Content-Type": "x/y"}
 
 
 def test_query() -> None:

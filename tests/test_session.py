@@ -185,6 +185,25 @@ async def test_borrowed_session_stays_open() -> None:
             await session.list_models()
 
 
+@pytest.mark.parametrize("is_borrowed", [False, True])
+async def test_headers_on_the_wire(is_borrowed: bool) -> None:
+    """Calls ask for JSON, and streams for events as they come, with our name and key, whoever made the connections."""
+    seen: list[Received] = []
+    models = reply(body=MODELS, content_type="application/json")
+    async with serve(answering(models, seen=seen)) as url, contextlib.AsyncExitStack() as resources:
+        http = await resources.enter_async_context(aiohttp.ClientSession()) if is_borrowed else None
+        session = await resources.enter_async_context(FineTuneSession(KEY, base_url=url, http=http))
+        await session.list_models()
+        with pytest.raises(ProtocolViolation, match="does not stream"):
+            async with session.stream_fine_tune_events("ft-1"):
+                pass
+    for request in seen:
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        assert request.headers["user-agent"].startswith("aiofinetune/")
+    accepted = [(request.headers["accept"], request.headers["accept-encoding"]) for request in seen]
+    assert accepted == [("application/json", "gzip, deflate"), ("text/event-stream", "identity")]
+
+
 async def test_closed_borrowed_session() -> None:
     """A ClientSession that its owner has closed is said to be, rather than failing as aiohttp does."""
     async with serve(answering(reply(body=MODELS))) as url:
