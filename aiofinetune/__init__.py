@@ -55,7 +55,6 @@ from aiofinetune.models import (
     Model,
     Status,
 )
-from aiofinetune.results import ResultRow, last_figures
 from aiofinetune.retry import Retry
 from aiofinetune.session import FineTuneSession
 from aiofinetune.stream import EventStream
@@ -64,6 +63,7 @@ from aiofinetune.transport import Timeout
 if TYPE_CHECKING:
     from aiofinetune.batch import Batch, Outcome, Progress
     from aiofinetune.manifest import Entry, Problem, check_manifest, read_manifest
+    from aiofinetune.results import ResultRow, last_figures
 
 __all__ = [
     "APIError",
@@ -130,13 +130,15 @@ _MODULE_OF = {
     "Outcome": "batch",
     "Problem": "manifest",
     "Progress": "batch",
+    "ResultRow": "results",
     "check_manifest": "manifest",
+    "last_figures": "results",
     "read_manifest": "manifest",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import what batches are made of when it is asked for: it takes as long as the rest of the client."""
+    """Import when it is asked for what few programs need: batches alone take as long as the rest of the client."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
