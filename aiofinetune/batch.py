@@ -44,6 +44,7 @@ from aiofinetune.errors import (
     TooManyJobs,
     TransportError,
 )
+from aiofinetune.files import check_regular
 from aiofinetune.journal import Journal, Record
 from aiofinetune.manifest import Entry, is_local
 from aiofinetune.models import FineTune, FineTuneRequest, Status
@@ -800,8 +801,7 @@ class _Uploads:
 
 def _digest(path: str) -> str:
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise LocalFileError(f"{path}: is no regular file")
+        check_regular(Path(path))
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Final
 
-_SPREAD: Final = 0.2
-"""Over what share of a pause those who waited for its end begin again."""
+from aiofinetune.retry import SPREAD
 
 
 class Pause:
@@ -23,7 +21,7 @@ class Pause:
         """Let no call begin for so long."""
         self.count += 1
         self._until = max(self._until, asyncio.get_running_loop().time() + seconds)
-        self._spread = _SPREAD * seconds
+        self._spread = SPREAD * seconds
 
     async def wait(self) -> None:
         """Wait until the pause is over, and then a little, so that those who wait do not all begin at once."""

@@ -156,15 +156,15 @@ class Own:
     def __contains__(self, name: object) -> bool:
         return name in self._ids
 
-    def begin(self) -> object:
-        """Begin a call; give what ends it."""
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Have a call under way."""
         call = object()
         self._calls[call] = time.monotonic()
-        return call
-
-    def end(self, call: object) -> None:
-        """End a call."""
-        del self._calls[call]
+        try:
+            yield
+        finally:
+            del self._calls[call]
 
     def add(self, name: str) -> None:
         """Remember an id, and forget those that are too old to matter."""

@@ -54,7 +54,7 @@ class Retry:
                 raise ConfigurationError(f"{name}: expected seconds, 0 or more, got {getattr(self, name)!r}")
 
 
-_SPREAD: Final = 0.2
+SPREAD: Final = 0.2
 """Over what share of the wait that a service asked for those who wait begin again."""
 
 
@@ -107,6 +107,6 @@ def delay(policy: Retry, failure: FineTuneError, attempt: int, elapsed: float, *
     bound = min(policy.cap, policy.base * 2.0 ** min(attempt - 1, 60))
     if asked and isinstance(failure, RateLimited):
         # The service knows when: a longer wait only wastes what it allows.
-        bound = min(bound, _SPREAD * asked)
+        bound = min(bound, SPREAD * asked)
     seconds: float = asked + random.uniform(0, bound)  # noqa: S311  # no secret
     return seconds if elapsed + seconds <= policy.deadline else None

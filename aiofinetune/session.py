@@ -193,11 +193,7 @@ class FineTuneSession:
                 async with group.searching():
                     return await self.find_fine_tune(request, begin, lost_at=lost_at, lost=group.lost, known=known)
 
-        call_under_way = self._own.begin()
-        try:
-            return await self._retrying(endpoint, attempt, find)
-        finally:
-            self._own.end(call_under_way)
+        return await self._retrying(endpoint, attempt, find)
 
     async def find_fine_tune(
         self,
@@ -458,11 +454,7 @@ class FineTuneSession:
                         return await self._find_file(name, content.size, purpose, begin)
 
             policy = self._retry if content.rewind is not None else attrs.evolve(self._retry, attempts=1)
-            call_under_way = self._own.begin()
-            try:
-                return await self._retrying(protocol.UPLOAD_FILE, attempt, find, policy)
-            finally:
-                self._own.end(call_under_way)
+            return await self._retrying(protocol.UPLOAD_FILE, attempt, find, policy)
 
     async def list_files(self, purpose: str | None = None) -> tuple[File, ...]:
         """List the files, or those of one purpose.
@@ -585,31 +577,32 @@ class FineTuneSession:
         policy = policy or self._retry
         begin = self._now()
         failures = 0
-        while True:
-            await self._pause.wait()
-            try:
-                return await attempt()
-            except FineTuneError as error:
-                failure = self._clean(error)
-            is_repeatable = endpoint.idempotent
-            if find is not None and reconcile.may_have_arrived(failure):
+        with self._own.calling():
+            while True:
+                await self._pause.wait()
                 try:
-                    found = await find(failure)
-                except CreateUncertain as uncertain:
-                    raise uncertain from uncertain.__cause__ or failure
-                if found is not None:
-                    return found
-                is_repeatable = True
-            failures += 1
-            seconds = retry.delay(policy, failure, failures, self._now() - begin, idempotent=is_repeatable)
-            if seconds is None:
-                raise failure
-            if isinstance(failure, RateLimited):
-                self._pause.extend(seconds if failure.retry_after is None else failure.retry_after)
-            _log.info(
-                "%s %s, failure %d: %s; again in %.1f s", endpoint.method, endpoint.path, failures, failure, seconds
-            )
-            await asyncio.sleep(seconds)
+                    return await attempt()
+                except FineTuneError as error:
+                    failure = self._clean(error)
+                is_repeatable = endpoint.idempotent
+                if find is not None and reconcile.may_have_arrived(failure):
+                    try:
+                        found = await find(failure)
+                    except CreateUncertain as uncertain:
+                        raise uncertain from uncertain.__cause__ or failure
+                    if found is not None:
+                        return found
+                    is_repeatable = True
+                failures += 1
+                seconds = retry.delay(policy, failure, failures, self._now() - begin, idempotent=is_repeatable)
+                if seconds is None:
+                    raise failure
+                if isinstance(failure, RateLimited):
+                    self._pause.extend(seconds if failure.retry_after is None else failure.retry_after)
+                _log.info(
+                    "%s %s, failure %d: %s; again in %.1f s", endpoint.method, endpoint.path, failures, failure, seconds
+                )
+                await asyncio.sleep(seconds)
 
     async def _find_file(self, name: str, size: int | None, purpose: str, begin: float) -> File | None:
         """Look for the file of an upload whose reply was lost; None if there is none that is surely it."""

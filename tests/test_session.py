@@ -47,6 +47,8 @@ from aiofinetune import (
     ConnectFailed,
     ConnectionLost,
     CreateUncertain,
+    File,
+    FineTune,
     FineTuneError,
     FineTuneRequest,
     FineTuneSession,
@@ -1023,6 +1025,15 @@ async def test_escaped_key() -> None:
     assert key not in str(caught.value)
 
 
+async def test_key_in_results() -> None:
+    """Nor one that echoes it in a results file."""
+    table = f"step,note\n1,{KEY}\n".encode()
+    job = FineTune("ft-1", "succeeded", "ada", 0, (), result_files=(File("file-1"),))
+    async with talking_to(knowing_file(len(table), answering(reply(body=table)))) as session:
+        (row,) = await session.results(job)
+    assert row.other == {"note": "..."}
+
+
 async def test_warnings_and_logs(caplog: pytest.LogCaptureFixture) -> None:
     """What is tried again is logged, by endpoint, reason and wait, and at a level that is silent by default."""
     caplog.set_level(logging.DEBUG, "aiofinetune")
@@ -1031,6 +1042,15 @@ async def test_warnings_and_logs(caplog: pytest.LogCaptureFixture) -> None:
     (record,) = [record for record in caplog.records if record.name.startswith("aiofinetune")]
     assert record.levelno == logging.INFO
     assert "GET /models, failure 1: 500: busy; again in 0.0 s" in record.getMessage()
+
+
+async def test_create_of_no_request() -> None:
+    """A dict is no request: the error says so, and nothing is sent."""
+    seen: list[Received] = []
+    async with talking_to(answering(reply(), seen=seen)) as session:
+        with pytest.raises(RequestInvalid, match="expected a FineTuneRequest, got dict"):
+            await session.create_fine_tune({"training_file": "file-1"})  # type: ignore[arg-type]  # it is the point
+    assert seen == []
 
 
 # Redirects

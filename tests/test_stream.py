@@ -455,6 +455,14 @@ async def test_wait_hides_an_echoed_key() -> None:
     assert KEY not in str(caught.value)
 
 
+async def test_wait_logs_no_echoed_key(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor does a status that no one knows, which is logged."""
+    async with talking_to(job_with(TOLD, ended(f"odd {KEY}"), ended("succeeded"))) as session:
+        await session.wait("ft-1")
+    assert "'odd ...'" in caplog.text
+    assert KEY not in caplog.text
+
+
 @pytest.mark.parametrize("done", [b"data: [DONE] \n\n", b"data: [DONE]\t\n\n", b"data:  [DONE]\n\n"])
 async def test_done_with_a_space(done: bytes) -> None:
     """A space around the mark of the end changes nothing."""
