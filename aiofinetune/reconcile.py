@@ -156,15 +156,15 @@ class Own:
     def __contains__(self, name: object) -> bool:
         return name in self._ids
 
-    @contextmanager
-    def calling(self) -> Iterator[None]:
-        """Have a call under way."""
+    def begin(self) -> object:
+        """Begin a call; give what ends it."""
         call = object()
         self._calls[call] = time.monotonic()
-        try:
-            yield
-        finally:
-            del self._calls[call]
+        return call
+
+    def end(self, call: object) -> None:
+        """End a call."""
+        del self._calls[call]
 
     def add(self, name: str) -> None:
         """Remember an id, and forget those that are too old to matter."""

@@ -577,7 +577,8 @@ class FineTuneSession:
         policy = policy or self._retry
         begin = self._now()
         failures = 0
-        with self._own.calling():
+        call_under_way = self._own.begin()
+        try:
             while True:
                 await self._pause.wait()
                 try:
@@ -603,6 +604,8 @@ class FineTuneSession:
                     "%s %s, failure %d: %s; again in %.1f s", endpoint.method, endpoint.path, failures, failure, seconds
                 )
                 await asyncio.sleep(seconds)
+        finally:
+            self._own.end(call_under_way)
 
     async def _find_file(self, name: str, size: int | None, purpose: str, begin: float) -> File | None:
         """Look for the file of an upload whose reply was lost; None if there is none that is surely it."""
