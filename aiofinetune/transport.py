@@ -286,7 +286,7 @@ class Incoming:
 class _Watch:
     """Gives up a wait that lasts for too long, with one timer for all waits that follow one another.
 
-    A timer for each would cost a stream whose events come singly a seventh of what it costs.
+    A timer for each would be a tenth of what a stream costs whose events come singly.
 
     Args:
         seconds: How long one may last.
