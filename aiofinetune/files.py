@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import secrets
+import shutil
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,7 +26,8 @@ Progress: TypeAlias = Callable[[int, int | None], object]
 """Called on the event loop with the bytes moved so far, and their total where it is known."""
 
 PIECE: Final = 256 << 10
-"""Bytes of a download that are taken at once: as many as aiohttp takes from a socket, so that none are copied."""
+"""Bytes of a download that are taken at once, and of an upload that are given at once: as many as aiohttp takes from a
+socket, so that none are copied."""
 
 _HOP: Final = 1 << 20
 """Bytes that are read or written in one hop to a thread. With a quarter of it an upload takes half as much again of
@@ -84,14 +86,17 @@ def _is_binary(file: BinaryIO) -> bool:
 
 
 async def _content_of_file(file: BinaryIO, name: str | None) -> Content:
-    reading: asyncio.Future[bytes] | None = None
+    reading: asyncio.Future[bytes | None] | None = None
 
     async def read() -> bytes:
         nonlocal reading
         reading = asyncio.get_running_loop().run_in_executor(None, file.read, _HOP)
         # Of a try that was given up, nobody asks what became of its last read.
         reading.add_done_callback(lambda read: read.cancelled() or read.exception())
-        return await asyncio.shield(reading)
+        piece = await asyncio.shield(reading)
+        if piece is None:
+            raise LocalFileError("the file is in non-blocking mode; give an async iterator of its bytes")
+        return piece
 
     start, size = await asyncio.to_thread(_extent, file)
     if start is None:
@@ -142,6 +147,7 @@ class Form:
         self._content = content
         self._head, self._tail = frame
         self._progress = progress
+        self._rest = memoryview(b"")
         self._sent = 0
         self.failure: Exception | None = None
         """What went wrong here, as against on the network."""
@@ -154,7 +160,7 @@ class Form:
     def __aiter__(self) -> Form:
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> bytes | memoryview:
         try:
             return await self._next()
         except StopAsyncIteration:
@@ -164,17 +170,22 @@ class Form:
             self.failure = error
             raise
 
-    async def _next(self) -> bytes:
+    async def _next(self) -> bytes | memoryview:
         if self._head:
             head, self._head = self._head, b""
             return head
-        if piece := await self._content.read():
+        if not self._rest:
+            piece = await self._content.read()
             if not isinstance(piece, bytes):
                 raise LocalFileError(f"the source gave {type(piece).__name__}, not bytes")
-            self._sent += len(piece)
+            self._rest = memoryview(piece)
+        if self._rest:
+            # However large a piece is: each that is taken shows that the upload moves.
+            part, self._rest = self._rest[:PIECE], self._rest[PIECE:]
+            self._sent += len(part)
             if self._progress is not None:
                 self._progress(self._sent, self._content.size)
-            return piece
+            return part
         if self._content.size not in (None, self._sent):
             raise LocalFileError(f"the file changed while it was sent: {self._sent} bytes, not {self._content.size}")
         if self._tail:
@@ -211,10 +222,10 @@ async def save(path: Path, read: Callable[[], Awaitable[bytes]]) -> None:
                     size = 0
             await _in_thread(path, file.writelines, pieces)
             await _in_thread(path, _flush_to_disk, file)
-        await _in_thread(path, os.replace, partial, path)
+        await _in_thread(path, _replace, partial, path)
     except BaseException:
         with contextlib.suppress(OSError, ValueError):
-            await asyncio.to_thread(partial.unlink, missing_ok=True)
+            await in_thread(None, lambda: partial.unlink(missing_ok=True))
         raise
 
 
@@ -232,7 +243,7 @@ async def opened(path: Path, mode: str, named: Path | None = None) -> AsyncItera
         yield files[0]  # type: ignore[misc]  # it is what BinaryIO stands for
     finally:
         for file in files:
-            await asyncio.to_thread(file.close)
+            await in_thread(None, file.close)
 
 
 def _target(path: Path) -> Path:
@@ -265,6 +276,13 @@ async def _in_thread(path: Path, function: Callable[..., object], *arguments: ob
         await in_thread(None, lambda: function(*arguments))
     except (OSError, ValueError) as error:
         raise LocalFileError(f"{path}: {getattr(error, 'strerror', error)}") from error
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """Give a whole file its name, and the permissions of the one that it replaces."""
+    if path.exists():
+        shutil.copymode(path, partial)
+    partial.replace(path)
 
 
 def _flush_to_disk(file: BinaryIO) -> None:

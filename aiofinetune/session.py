@@ -420,7 +420,8 @@ class FineTuneSession:
 
         Args:
             source: A path, bytes, a file opened in binary mode, or an async iterator of bytes. The last can be read
-                only once, so that a failed upload of it is not tried again.
+                only once, so that a failed upload of it is not tried again. It is the way for a pipe: a thread that
+                waits for a pipe's other end cannot be given up, and would keep the program from ending.
             purpose: ``"fine-tune"`` for training and validation data.
             filename: The name at the service; by default the file's own, or ``"data.jsonl"``.
             progress: Called on the event loop with the bytes sent so far and their total, or None if it is unknown.
@@ -659,7 +660,7 @@ class FineTuneSession:
         if incoming.status < 300:
             return incoming
         with contextlib.closing(incoming):
-            raise self._error_of(endpoint, await incoming.read_reply())
+            raise self._error_of(endpoint, await self._transport.read_reply(incoming))
 
     async def _send_file(
         self, content: files.Content, purpose: str, filename: str, progress: files.Progress | None

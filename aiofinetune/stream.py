@@ -89,6 +89,9 @@ class EventStream:
         self._failures = 0
         self._failing_since = 0.0
         self._connected_at = 0.0
+        self._again_at: float | None = None
+        """When to connect again, by the event loop's clock, while there is no connection. Kept here, so that whoever
+        was cancelled while waiting for it may go on."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -97,7 +100,9 @@ class EventStream:
             failure = self._clean(error)
         else:
             return self
-        await self._reopen(failure)
+        self._fail(failure)
+        while self._again_at is not None:
+            await self._reopen(self._again_at)
         return self
 
     async def __aexit__(
@@ -105,6 +110,7 @@ class EventStream:
     ) -> None:
         self._unread.clear()
         self._new.clear()
+        self._again_at = None
         self._close()
 
     def __aiter__(self) -> Self:
@@ -114,13 +120,16 @@ class EventStream:
         while not self._new:
             if self._is_done:
                 raise StopAsyncIteration
+            if self._again_at is not None:
+                await self._reopen(self._again_at)
+                continue
             try:
                 await self._advance()
             except FineTuneError as error:
                 failure = self._clean(error)
             else:
                 continue
-            await self._reopen(failure)
+            self._fail(failure)
         return self._new.pop()
 
     async def _advance(self) -> None:
@@ -198,37 +207,47 @@ class EventStream:
         self._unread.clear()
         self._position = 0
         self._connected_at = asyncio.get_running_loop().time()
+        self._again_at = None
 
-    async def _reopen(self, failure: FineTuneError) -> None:
-        """Connect again after a failure that this may mend; give up after too many without a new event.
+    async def _reopen(self, moment: float) -> None:
+        """Connect again, at that moment."""
+        await asyncio.sleep(moment - asyncio.get_running_loop().time())
+        try:
+            await self._open()
+        except FineTuneError as error:
+            failure = self._clean(error)
+        else:
+            return
+        self._fail(failure)
+
+    def _fail(self, failure: FineTuneError) -> None:
+        """Say when to connect again after a failure that this may mend; give up after too many without a new event.
 
         Raises:
             StreamInterrupted: Given up.
             FineTuneError: The failure itself, where the stream never was open or no new connection mends it.
         """
-        now = asyncio.get_running_loop().time
+        now = asyncio.get_running_loop().time()
         was_open = self._connected_at > 0
         self._close()
-        if self._has_caught_up and now() - self._connected_at > max(self._policy.cap, _LASTING):
+        self._again_at = None
+        if self._has_caught_up and now - self._connected_at > max(self._policy.cap, _LASTING):
             # That is progress too: jobs are silent for longer than a proxy may wait.
             self._failures = 0
         self._has_caught_up = False
-        while isinstance(failure, _BROKEN):
-            if self._failures == 0:
-                self._failing_since = now()
-            self._failures += 1
-            seconds = retry.delay(self._policy, failure, self._failures, now() - self._failing_since, idempotent=True)
-            if seconds is None:
-                break
+        if not isinstance(failure, _BROKEN):
+            raise failure
+        if self._failures == 0:
+            self._failing_since = now
+        self._failures += 1
+        seconds = retry.delay(self._policy, failure, self._failures, now - self._failing_since, idempotent=True)
+        if seconds is not None:
+            self._again_at = now + seconds
             _log.info("event stream, failure %d: %s; again in %.1f s", self._failures, failure, seconds)
-            await asyncio.sleep(seconds)
-            try:
-                return await self._open()
-            except FineTuneError as error:
-                failure = self._clean(error)
-        if was_open and isinstance(failure, _BROKEN):
+        elif was_open:
             raise StreamInterrupted(f"{failure}; the job may still be running") from failure
-        raise failure
+        else:
+            raise failure
 
     def _close(self) -> None:
         if self._incoming is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
@@ -21,5 +22,8 @@ async def in_thread(executor: Executor | None, call: Callable[[], T]) -> T:
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        await asyncio.wait([future])
+        while not future.done():
+            # Cancelled once more, it stays all the same; it ends with the first cancellation.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([future])
         raise

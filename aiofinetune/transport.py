@@ -51,8 +51,9 @@ class Timeout:
 
     Args:
         connect: For a connection: name look-up, TCP and TLS.
-        reply: For a plain call, from its start to its reply's last byte; for an upload, from its last byte.
-        stall: For an upload or a download: while no byte moves.
+        reply: For a plain call, from its start to its reply's last byte; for an upload, from when its last bytes were
+            handed to the system, which may hold some hundred KB of them.
+        stall: For a download: while no byte comes. For an upload: while the next 256 KB are not taken.
         stream: For an event stream: while no byte comes. Jobs may be silent for long.
 
     Raises:
@@ -106,7 +107,7 @@ class Transport:
         # Time is kept here: aiohttp's total would end a stream, and costs more than one timeout around the call.
         self._client_timeout = aiohttp.ClientTimeout(total=None, connect=timeout.connect)
 
-    async def fetch(self, request: Request, upload: AsyncIterator[bytes] | None = None) -> Reply:
+    async def fetch(self, request: Request, upload: AsyncIterator[bytes | memoryview] | None = None) -> Reply:
         """Send a request; give its whole reply, whatever its status.
 
         Args:
@@ -146,6 +147,19 @@ class Transport:
             raise in_our_words(error, request.name) from error
         return Incoming(request, response, stall)
 
+    async def read_reply(self, incoming: Incoming) -> Reply:
+        """Read the whole of what was opened, in the time that a plain call has.
+
+        Raises:
+            TransportError: It did not come whole.
+            ProtocolViolation: It is larger than any reply should be.
+        """
+        try:
+            async with asyncio.timeout(self.timeout.reply):
+                return await incoming.read_reply()
+        except TimeoutError as error:
+            raise in_our_words(error, incoming.name) from error
+
     async def aclose(self) -> None:
         """Close the connections, and the aiohttp session if it was made here."""
         self._closed = True
@@ -153,11 +167,17 @@ class Transport:
             await self._http.close()
 
     async def _exchange(
-        self, request: Request, data: bytes | AsyncIterator[bytes] | None, buffer: int | None = None
+        self, request: Request, data: bytes | AsyncIterator[bytes | memoryview] | None, buffer: int | None = None
     ) -> aiohttp.ClientResponse:
         """Send a request and follow its redirects; give the reply with its body unread."""
         for _ in range(_MOST_REDIRECTS):
-            response = await self._send(request, data, buffer)
+            try:
+                response = await self._send(request, data, buffer)
+            except _FAILURES:
+                raise
+            except ValueError as error:
+                # Of a session that was handed in, with an auth of its own.
+                raise ConfigurationError(f"http: aiohttp refuses to send {request.name}: {error}") from error
             if response.status not in (301, 302, 303, 307, 308) or not isinstance(data, bytes | None):
                 return response
             target = protocol.redirected(request, Reply(response.status, response.headers, b""))
@@ -168,7 +188,7 @@ class Transport:
         raise ProtocolViolation(f"{request.name}: more than {_MOST_REDIRECTS} redirects")
 
     def _send(
-        self, request: Request, data: bytes | AsyncIterator[bytes] | None, buffer: int | None
+        self, request: Request, data: bytes | AsyncIterator[bytes | memoryview] | None, buffer: int | None
     ) -> Awaitable[aiohttp.ClientResponse]:
         if self._closed or (self._http is not None and self._http.closed):
             raise FineTuneError("the session is closed; make a new one")
@@ -207,6 +227,11 @@ class Incoming:
         self._watch = None if stall is None else _Watch(stall, response.close)
         self._encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         self._decompressor: zlib._Decompress | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in an error."""
+        return self._request.name
 
     @property
     def status(self) -> int:
@@ -338,7 +363,7 @@ class _Watch:
 class _Timed:
     """An upload's body that puts off the deadline whenever a piece of it is asked for, since the last one moved."""
 
-    def __init__(self, pieces: AsyncIterator[bytes], deadline: asyncio.Timeout, timeout: Timeout) -> None:
+    def __init__(self, pieces: AsyncIterator[bytes | memoryview], deadline: asyncio.Timeout, timeout: Timeout) -> None:
         self._pieces = pieces
         self._deadline = deadline
         self._timeout = timeout
@@ -346,7 +371,7 @@ class _Timed:
     def __aiter__(self) -> _Timed:
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> bytes | memoryview:
         self._put_off(self._timeout.stall)
         try:
             return await anext(self._pieces)

@@ -193,6 +193,26 @@ async def test_form(data: bytes, known: bool) -> None:
         await anext(body)
 
 
+async def test_form_of_a_large_piece() -> None:
+    """However large the pieces of a source are, the body comes in parts that a slow network takes one by one."""
+    async with opened_source(generated(DATA * 2, b"end")) as content:
+        parts = [part async for part in Form(content, (b"<", b">"), None)]
+    assert b"".join(parts) == b"<" + DATA * 2 + b"end>"
+    assert max(map(len, parts)) == 256 << 10
+
+
+async def test_file_that_does_not_block() -> None:
+    """A file that says "nothing yet" is refused: what came so far is not all of it."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with os.fdopen(writing, "wb", 0) as far, os.fdopen(reading, "rb", 0) as near:
+        far.write(b"half")
+        async with opened_source(near) as content:
+            assert await content.read() == b"half"
+            with pytest.raises(LocalFileError, match="non-blocking"):
+                await content.read()
+
+
 @pytest.mark.parametrize("size", [2499, 2501, 0, 10_000])
 async def test_file_that_changes(size: int) -> None:
     """A file that shrank or grew while it was sent is an error of the file, known before the body ends."""
@@ -255,11 +275,13 @@ async def test_save_replaces_at_once(tmp_path: Path) -> None:
         seen.append(target.read_bytes())
         return left.pop(0) if left else b""
 
+    target.chmod(0o640)
     with target.open("rb") as held:
         await save(target, read)
         assert held.read() == b"old"
     assert seen == [b"old"] * 3
     assert target.read_bytes() == b"newer"
+    assert target.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("failure", [ValueError("broken"), OSError("broken"), asyncio.CancelledError()], ids=repr)

@@ -13,6 +13,7 @@ import socket
 import threading
 import traceback
 import tracemalloc
+import warnings
 import zlib
 from asyncio import StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -204,6 +205,21 @@ async def test_headers_on_the_wire(is_borrowed: bool) -> None:
         assert request.headers["user-agent"].startswith("aiofinetune/")
     accepted = [(request.headers["accept"], request.headers["accept-encoding"]) for request in seen]
     assert accepted == [("application/json", "gzip, deflate"), ("text/event-stream", "identity")]
+
+
+async def test_borrowed_session_with_a_key_of_its_own() -> None:
+    """One that would send another key than ours is an error of configuration, for aiohttp sends neither."""
+    with warnings.catch_warnings():
+        # Newer versions of aiohttp want it said otherwise.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        lent = aiohttp.ClientSession(auth=aiohttp.BasicAuth("name", "word"))
+    async with (
+        serve(answering(reply(body=MODELS))) as url,
+        lent as http,
+        FineTuneSession(KEY, base_url=url, http=http) as session,
+    ):
+        with pytest.raises(ConfigurationError, match="AUTH"):
+            await session.list_models()
 
 
 async def test_closed_borrowed_session() -> None:

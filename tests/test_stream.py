@@ -18,6 +18,7 @@ from rawserver import (
     answering,
     chunk,
     event,
+    knowing_file,
     reply,
     session_for,
     talking_to,
@@ -290,6 +291,69 @@ async def test_stall(before: bytes) -> None:
                 async for _ in events:
                     pass
         assert isinstance(caught.value.__cause__ if before else caught.value, ReplyTimeout)
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_error_that_drips(is_stream: bool) -> None:
+    """An error's body has the time of a plain reply, however long the body that was asked for may take."""
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 100\r\n\r\nx")
+        await request.gone()
+
+    timeout = Timeout(reply=0.1, stall=60, stream=60)
+    async with talking_to(knowing_file(1, handler), retry=ONCE, timeout=timeout) as session, asyncio.timeout(20):
+        with pytest.raises(ReplyTimeout):
+            if is_stream:
+                async with session.stream_fine_tune_events("ft-1"):
+                    pass
+            else:
+                await session.download_file("file-1")
+
+
+async def test_cancelled_while_it_connects_again() -> None:
+    """Whoever is cancelled while a stream is taken up again may go on with it, as with any other read."""
+    asked, goes_on = asyncio.Event(), asyncio.Event()
+    seen: list[Received] = []
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        seen.append(request)
+        if len(seen) == 1:
+            writer.write(STREAM_HEAD + chunk(event("a")))
+            writer.close()
+            return
+        asked.set()
+        await goes_on.wait()
+        writer.write(STREAM_HEAD + chunk(event("a") + event("b") + DONE) + chunk(b""))
+
+    async with talking_to(handler) as session, session.stream_fine_tune_events("ft-1") as events:
+        assert (await anext(events)).message == "a"
+        reading = asyncio.ensure_future(anext(events))
+        await asked.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        goes_on.set()
+        assert [each.message async for each in events] == ["b"]
+
+
+async def test_polling_uses_up_no_tries() -> None:
+    """Polling a stream that waits to be taken up again is no failure of the stream."""
+    seen: list[Received] = []
+    slow = Retry(attempts=2, base=1e6, cap=1e6, deadline=1e7)
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        seen.append(request)
+        writer.write(STREAM_HEAD + chunk(event("a")))
+        writer.close()
+
+    async with talking_to(handler, retry=slow) as session, session.stream_fine_tune_events("ft-1") as events:
+        assert (await anext(events)).message == "a"
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await anext(events)
+    assert len(seen) == 1
 
 
 async def test_stream_outlives_other_timeouts() -> None:
