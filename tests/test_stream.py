@@ -356,6 +356,26 @@ async def test_polling_uses_up_no_tries() -> None:
     assert len(seen) == 1
 
 
+async def test_given_up_for_good() -> None:
+    """A stream that was given up asks for nothing any more, however often it is read."""
+    seen: list[Received] = []
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        seen.append(request)
+        writer.write(STREAM_HEAD + chunk(event("a")) if len(seen) == 1 else b"")
+        writer.close()
+
+    async with talking_to(handler, retry=Retry(attempts=2, base=0)) as session:  # noqa: SIM117
+        async with session.stream_fine_tune_events("ft-1") as events:
+            assert (await anext(events)).message == "a"
+            with pytest.raises(StreamInterrupted):
+                await anext(events)
+            asked = len(seen)
+            with pytest.raises(FineTuneError, match="not open"):
+                await anext(events)
+    assert len(seen) == asked
+
+
 async def test_stream_outlives_other_timeouts() -> None:
     """A stream may take longer than any plain call, as long as something comes: a comment will do."""
 
