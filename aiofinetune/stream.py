@@ -90,19 +90,13 @@ class EventStream:
         self._failing_since = 0.0
         self._connected_at = 0.0
         self._again_at: float | None = None
-        """When to connect again, by the event loop's clock, while there is no connection. Kept here, so that whoever
+        """When to connect, by the event loop's clock, while there is no connection. Kept here, so that whoever
         was cancelled while waiting for it may go on."""
 
     async def __aenter__(self) -> Self:
-        try:
-            await self._open()
-        except FineTuneError as error:
-            failure = self._clean(error)
-        else:
-            return self
-        self._fail(failure)
+        self._again_at = asyncio.get_running_loop().time()
         while self._again_at is not None:
-            await self._reopen(self._again_at)
+            await self._advance()
         return self
 
     async def __aexit__(
@@ -120,29 +114,30 @@ class EventStream:
         while not self._new:
             if self._is_done:
                 raise StopAsyncIteration
-            if self._again_at is not None:
-                await self._reopen(self._again_at)
-                continue
-            try:
-                await self._advance()
-            except FineTuneError as error:
-                failure = self._clean(error)
-            else:
-                continue
-            self._fail(failure)
+            await self._advance()
         return self._new.pop()
 
     async def _advance(self) -> None:
-        """Take what was received next; where there is nothing, receive some."""
-        if not self._unread:
-            if self._incoming is None:
-                raise FineTuneError("the event stream is not open; read it inside 'async with'")
-            self._has_caught_up = 0 < self._position >= len(self._given)
-            self._unread = self._events_of(await self._incoming.read())[::-1]
-            if not self._unread:
+        """Connect, if that is due; else take what was received next, and where there is nothing, receive some."""
+        try:
+            if self._again_at is not None:
+                await self._open(self._again_at)
                 return
-        if self._position < len(self._given) or not self._take_some():
-            self._take_one()
+            if not self._unread:
+                self._has_caught_up = 0 < self._position >= len(self._given)
+                self._unread = self._events_of(await self._connection().read())[::-1]
+            if self._unread and (self._position < len(self._given) or not self._take_some()):
+                self._take_one()
+        except FineTuneError as error:
+            failure = self._clean(error)
+        else:
+            return
+        self._fail(failure)
+
+    def _connection(self) -> Incoming:
+        if self._incoming is None:
+            raise FineTuneError("the event stream is not open; read it inside 'async with'")
+        return self._incoming
 
     def _events_of(self, chunk: bytes) -> list[bytes]:
         """Give the data of the events that the next bytes of the connection complete; none is its end."""
@@ -201,24 +196,15 @@ class EventStream:
         self._unread.clear()
         self._close()
 
-    async def _open(self) -> None:
+    async def _open(self, moment: float) -> None:
+        """Connect, at that moment."""
+        await asyncio.sleep(moment - asyncio.get_running_loop().time())
         self._incoming = await self._connect()
         self._decoder = EventDecoder()
         self._unread.clear()
         self._position = 0
         self._connected_at = asyncio.get_running_loop().time()
         self._again_at = None
-
-    async def _reopen(self, moment: float) -> None:
-        """Connect again, at that moment."""
-        await asyncio.sleep(moment - asyncio.get_running_loop().time())
-        try:
-            await self._open()
-        except FineTuneError as error:
-            failure = self._clean(error)
-        else:
-            return
-        self._fail(failure)
 
     def _fail(self, failure: FineTuneError) -> None:
         """Say when to connect again after a failure that this may mend; give up after too many without a new event.
