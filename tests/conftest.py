@@ -26,6 +26,11 @@ settings.load_profile("aiofinetune")
 SAMPLES = Path(__file__).parent / "samples"
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a test by the first line of a reply: the rest may hold the second of its making, and workers must agree."""
+    return val.partition(b"\r\n")[0].decode() if isinstance(val, bytes) and val.startswith(b"HTTP/") else None
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the key, the service and the proxies of whoever runs the tests."""
