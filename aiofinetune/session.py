@@ -45,17 +45,9 @@ from aiofinetune.pause import Pause
 from aiofinetune.protocol import Endpoint, Reply, Request
 from aiofinetune.reconcile import Group, Own
 from aiofinetune.retry import Retry
+from aiofinetune.secret import Secret, scrubbed, without_secret
 from aiofinetune.stream import EventStream
-from aiofinetune.transport import (
-    SHORTEST_SECRET,
-    SMALL_BUFFER,
-    Incoming,
-    Secret,
-    Timeout,
-    Transport,
-    collect,
-    without_secret,
-)
+from aiofinetune.transport import SMALL_BUFFER, Incoming, Timeout, Transport, collect
 
 if TYPE_CHECKING:
     from aiofinetune.results import ResultRow
@@ -282,24 +274,10 @@ class FineTuneSession:
 
         Source: ``GET /fine-tunes/{id}/events?stream=true``.
         """
-        endpoint = protocol.STREAM_FINE_TUNE_EVENTS
-        request = protocol.build(endpoint, self.base_url, fine_tune_id, headers=protocol.STREAM_HEADERS)
-
-        async def connect() -> Incoming:
-            await self._pause.wait()
-            try:
-                stall = self._transport.timeout.stream
-                incoming = await self._open(endpoint, request, stall, SMALL_BUFFER)
-            except RateLimited as limited:
-                self._pause.extend(limited.retry_after or self._retry.base)
-                raise
-            content_type = incoming.headers.get("Content-Type", "")
-            if content_type.startswith("application/json"):
-                incoming.close()
-                raise ProtocolViolation("the service does not stream events; list_fine_tune_events() gives them so far")
-            return incoming
-
-        return EventStream(connect, self._retry, self._clean, self._scrubbed)
+        request = protocol.build(
+            protocol.STREAM_FINE_TUNE_EVENTS, self.base_url, fine_tune_id, headers=protocol.STREAM_HEADERS
+        )
+        return EventStream(self._connect, request, self._retry, self._api_key)
 
     async def wait(self, fine_tune_id: str, timeout: float | None = None) -> FineTune:  # noqa: ASYNC109  # for most callers handier than a context
         """Wait until a job is over; give it.
@@ -345,7 +323,7 @@ class FineTuneSession:
             raise NotFound(404, f"fine-tune {fine_tune.id} has no results file; its status is {fine_tune.status}")
         from aiofinetune import results  # noqa: PLC0415  # a tenth of the client's import, which few programs need
 
-        return results.read_results(self._scrubbed(await self.download_file(fine_tune.result_files[0].id)))
+        return results.read_results(scrubbed(await self.download_file(fine_tune.result_files[0].id), self._api_key))
 
     # Models
 
@@ -497,7 +475,9 @@ class FineTuneSession:
         request = protocol.build(protocol.DOWNLOAD_FILE, self.base_url, file_id, headers=headers)
 
         async def attempt() -> bytes | Path:
-            incoming = await self._open(protocol.DOWNLOAD_FILE, request, self._transport.timeout.stall)
+            incoming = await self._transport.open(request, self._transport.timeout.stall)
+            if incoming.status >= 300:
+                raise await self._refusal(protocol.DOWNLOAD_FILE, incoming)
             with contextlib.closing(incoming):
                 read = _reader_of(incoming, file_id, expected)
                 if path is not None:
@@ -585,7 +565,7 @@ class FineTuneSession:
                 try:
                     return await attempt()
                 except FineTuneError as error:
-                    failure = self._clean(error)
+                    failure = without_secret(error, self._api_key)
                 is_repeatable = endpoint.idempotent
                 if find is not None and reconcile.may_have_arrived(failure):
                     try:
@@ -629,18 +609,8 @@ class FineTuneSession:
             group = self._groups[kind, name] = Group()
         return group
 
-    def _clean(self, error: FineTuneError) -> FineTuneError:
-        """An error without the key, which some services and proxies echo."""
-        return without_secret(error, self._api_key)
-
-    def _scrubbed(self, data: bytes) -> bytes:
-        """What a service said without the key, which it may echo in whatever field: an event's text, a status."""
-        if len(self._api_key) < SHORTEST_SECRET or self._api_key.encode() not in data:
-            return data
-        return data.replace(self._api_key.encode(), b"...")
-
     async def _decode(self, endpoint: Endpoint[T], reply: Reply) -> T:
-        if (body := self._scrubbed(reply.body)) is not reply.body:
+        if (body := scrubbed(reply.body, self._api_key)) is not reply.body:
             reply = attrs.evolve(reply, body=body)
         if reply.status >= 300:
             raise self._error_of(endpoint, reply)
@@ -654,13 +624,24 @@ class FineTuneSession:
             return protocol.explained(error, endpoint)
         return error
 
-    async def _open(self, endpoint: Endpoint[T], request: Request, stall: float, buffer: int | None = None) -> Incoming:
-        """Send a request for a body that is read in pieces; raise the error that came instead."""
-        incoming = await self._transport.open(request, stall, buffer)
-        if incoming.status < 300:
-            return incoming
+    async def _connect(self, request: Request) -> Incoming:
+        """Send a request for an event stream."""
+        await self._pause.wait()
+        incoming = await self._transport.open(request, self._transport.timeout.stream, SMALL_BUFFER)
+        if incoming.status >= 300:
+            refusal = await self._refusal(protocol.STREAM_FINE_TUNE_EVENTS, incoming)
+            if isinstance(refusal, RateLimited):
+                self._pause.extend(refusal.retry_after or self._retry.base)
+            raise refusal
+        if incoming.headers.get("Content-Type", "").startswith("application/json"):
+            incoming.close()
+            raise ProtocolViolation("the service does not stream events; list_fine_tune_events() gives them so far")
+        return incoming
+
+    async def _refusal(self, endpoint: Endpoint[T], incoming: Incoming) -> APIError:
+        """The error that came in place of a body to read in pieces."""
         with contextlib.closing(incoming):
-            raise self._error_of(endpoint, await self._transport.read_reply(incoming))
+            return self._error_of(endpoint, await self._transport.read_reply(incoming))
 
     async def _send_file(
         self, content: files.Content, purpose: str, filename: str, progress: files.Progress | None

@@ -22,7 +22,9 @@ from aiofinetune.errors import (
     TransportError,
 )
 from aiofinetune.models import FineTuneEvent
+from aiofinetune.protocol import Request
 from aiofinetune.retry import Retry
+from aiofinetune.secret import scrubbed, without_secret
 from aiofinetune.sse import EventDecoder
 from aiofinetune.transport import Incoming
 
@@ -61,17 +63,37 @@ class EventStream:
         ProtocolViolation: What came is no event of a job.
     """
 
+    # Here and in what it holds: there may be thousands.
+    __slots__ = (
+        "_again_at",
+        "_api_key",
+        "_connect",
+        "_connected_at",
+        "_decoder",
+        "_failing_since",
+        "_failures",
+        "_given",
+        "_has_caught_up",
+        "_incoming",
+        "_is_done",
+        "_new",
+        "_policy",
+        "_position",
+        "_request",
+        "_unread",
+    )
+
     def __init__(
         self,
-        connect: Callable[[], Awaitable[Incoming]],
+        connect: Callable[[Request], Awaitable[Incoming]],
+        request: Request,
         policy: Retry,
-        clean: Callable[[FineTuneError], FineTuneError],
-        scrub: Callable[[bytes], bytes],
+        api_key: str,
     ) -> None:
         self._connect = connect
-        self._clean = clean
-        self._scrub = scrub
+        self._request = request
         self._policy = policy
+        self._api_key = api_key
         self._incoming: Incoming | None = None
         self._decoder = EventDecoder()
         # Both with the next one last: a list takes less than a deque, of which each of a thousand streams had two.
@@ -121,15 +143,18 @@ class EventStream:
         """Connect, if that is due; else take what was received next, and where there is nothing, receive some."""
         try:
             if self._again_at is not None:
-                await self._open(self._again_at)
+                if (seconds := self._again_at - asyncio.get_running_loop().time()) > 0:
+                    await asyncio.sleep(seconds)
+                self._start(await self._connect(self._request))
                 return
             if not self._unread:
                 self._has_caught_up = 0 < self._position >= len(self._given)
-                self._unread = self._events_of(await self._connection().read())[::-1]
+                self._unread = self._events_of(await self._connection().read())
+                self._unread.reverse()
             if self._unread and (self._position < len(self._given) or not self._take_some()):
                 self._take_one()
         except FineTuneError as error:
-            failure = self._clean(error)
+            failure = without_secret(error, self._api_key)
         else:
             return
         self._fail(failure)
@@ -144,7 +169,8 @@ class EventStream:
         if chunk:
             events = self._decoder.feed(chunk)
             whole = b"\n".join(events)
-            return events if self._scrub(whole) is whole else [*map(self._scrub, events)]
+            shows_key = scrubbed(whole, self._api_key) is not whole
+            return [scrubbed(event, self._api_key) for event in events] if shows_key else events
         if self._decoder.close().strip() == _DONE:
             return [_DONE]
         raise ConnectionLost("the event stream ended before [DONE]")
@@ -154,17 +180,17 @@ class EventStream:
         received = self._unread[-_AT_ONCE:]
         if received[0] == _DONE:
             del received[0]
+        if not received:
+            return False
         try:
-            events = wire.read_replies(reversed(received), FineTuneEvent)
+            self._new = wire.read_replies(received, FineTuneEvent)
         except ProtocolViolation:
             return False
-        if not events:
-            return False
-        self._given.extend(map(hash, map(_IDENTITY, events)))
+        for event in reversed(self._new):
+            self._given.append(hash(_IDENTITY(event)))
         self._position = len(self._given)
         self._failures = 0
-        self._new = events[::-1]
-        del self._unread[-len(events) :]
+        del self._unread[-len(received) :]
         return True
 
     def _take_one(self) -> None:
@@ -196,10 +222,9 @@ class EventStream:
         self._unread.clear()
         self._close()
 
-    async def _open(self, moment: float) -> None:
-        """Connect, at that moment."""
-        await asyncio.sleep(moment - asyncio.get_running_loop().time())
-        self._incoming = await self._connect()
+    def _start(self, incoming: Incoming) -> None:
+        """Read from a new connection, from the start of the job's history."""
+        self._incoming = incoming
         self._decoder = EventDecoder()
         self._unread.clear()
         self._position = 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import traceback
 import urllib.request
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -39,10 +38,8 @@ SMALL_BUFFER: Final = 16 << 10
 """Bytes that aiohttp holds of an event stream before it stops reading. By its default it holds so many that it looks,
 at each small chunk which is taken, whether to go on: a quarter of what a stream of small chunks costs."""
 _DECOMPRESSED_AT_ONCE: Final = 256 << 10
-SHORTEST_SECRET: Final = 6
-"""Characters. A key as short as a word of an error message is no secret, and would blot the message out."""
-_FAILURES: Final = (aiohttp.ClientError, OSError, UnicodeError)
-"""What aiohttp raises for a request that went wrong; a UnicodeError for a host that is no host's name."""
+_FAILURES: Final = (aiohttp.ClientError, OSError, ValueError)
+"""What aiohttp raises for a request that went wrong; a ValueError for one that it does not send."""
 
 
 @attrs.frozen
@@ -70,15 +67,6 @@ class Timeout:
         for name, seconds in attrs.asdict(self).items():
             if not seconds > 0:
                 raise ConfigurationError(f"{name}: expected seconds, more than 0, got {seconds!r}")
-
-
-class Secret(str):
-    """A text that shows itself to the wire, but to no repr: of a header, an exception, a traceback's locals."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'…'"
 
 
 class Transport:
@@ -122,7 +110,9 @@ class Transport:
             try:
                 async with asyncio.timeout(self.timeout.reply) as deadline:
                     data = request.body if upload is None else _Timed(upload, deadline, self.timeout)
-                    response = await self._exchange(request, data)
+                    response = await self._send(request, data)
+                    if 300 <= response.status < 400 and upload is None:
+                        response = await self._redirected(request, response)
                     with contextlib.closing(Incoming(request, response, stall=None)) as incoming:
                         return await incoming.read_reply()
             except _FAILURES as error:
@@ -142,7 +132,9 @@ class Transport:
         """
         try:
             async with asyncio.timeout(stall):
-                response = await self._exchange(request, request.body, buffer)
+                response = await self._send(request, request.body, buffer)
+                if 300 <= response.status < 400:
+                    response = await self._redirected(request, response, buffer)
         except _FAILURES as error:
             raise in_our_words(error, request.name) from error
         return Incoming(request, response, stall)
@@ -166,29 +158,22 @@ class Transport:
         if self._http is not None and self._owns_http:
             await self._http.close()
 
-    async def _exchange(
-        self, request: Request, data: bytes | AsyncIterator[bytes | memoryview] | None, buffer: int | None = None
+    async def _redirected(
+        self, request: Request, response: aiohttp.ClientResponse, buffer: int | None = None
     ) -> aiohttp.ClientResponse:
-        """Send a request and follow its redirects; give the reply with its body unread."""
-        for _ in range(_MOST_REDIRECTS):
-            try:
-                response = await self._send(request, data, buffer)
-            except _FAILURES:
-                raise
-            except ValueError as error:
-                # Of a session that was handed in, with an auth of its own.
-                raise ConfigurationError(f"http: aiohttp refuses to send {request.name}: {error}") from error
-            if response.status not in (301, 302, 303, 307, 308) or not isinstance(data, bytes | None):
-                return response
-            target = protocol.redirected(request, Reply(response.status, response.headers, b""))
-            if target is None:
-                return response
+        """Follow a reply's redirects, as far as they are to be followed; give the last reply with its body unread."""
+        followed = 0
+        while (target := protocol.redirected(request, Reply(response.status, response.headers, b""))) is not None:
             response.close()
+            if followed == _MOST_REDIRECTS:
+                raise ProtocolViolation(f"{request.name}: more than {_MOST_REDIRECTS} redirects")
+            followed += 1
             request = target
-        raise ProtocolViolation(f"{request.name}: more than {_MOST_REDIRECTS} redirects")
+            response = await self._send(request, request.body, buffer)
+        return response
 
     def _send(
-        self, request: Request, data: bytes | AsyncIterator[bytes | memoryview] | None, buffer: int | None
+        self, request: Request, data: bytes | AsyncIterator[bytes | memoryview] | None, buffer: int | None = None
     ) -> Awaitable[aiohttp.ClientResponse]:
         if self._closed or (self._http is not None and self._http.closed):
             raise FineTuneError("the session is closed; make a new one")
@@ -220,6 +205,14 @@ class Incoming:
         response: The reply, its body unread.
         stall: How long, in seconds, a read may wait; None if the caller sees to that.
     """
+
+    __slots__ = (
+        "_decompressor",
+        "_encoding",
+        "_request",
+        "_response",
+        "_watch",
+    )
 
     def __init__(self, request: Request, response: aiohttp.ClientResponse, stall: float | None) -> None:
         self._request = request
@@ -318,6 +311,14 @@ class _Watch:
         give_up: What then makes it fail.
     """
 
+    __slots__ = (
+        "_give_up",
+        "_loop",
+        "_seconds",
+        "_since",
+        "_timer",
+    )
+
     def __init__(self, seconds: float, give_up: Callable[[], object]) -> None:
         self._seconds = seconds
         self._give_up = give_up
@@ -408,7 +409,7 @@ async def collect(read: Callable[[], Awaitable[bytes]], most: int) -> bytes:
     return b"".join(pieces)
 
 
-def in_our_words(error: aiohttp.ClientError | OSError | UnicodeError, name: str) -> FineTuneError:
+def in_our_words(error: aiohttp.ClientError | OSError | ValueError, name: str) -> FineTuneError:
     """The error of ours that a failure of aiohttp, or of the socket under it, amounts to."""
     match error:
         case UnicodeError() | aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
@@ -417,6 +418,9 @@ def in_our_words(error: aiohttp.ClientError | OSError | UnicodeError, name: str)
             return ProtocolViolation(f"{name}: the reply is not HTTP: {error.message}")
         case TimeoutError():
             return ReplyTimeout(f"{name}: no whole reply in the time given")
+        case ValueError():
+            # Of a session that was handed in, with an auth of its own.
+            return ConfigurationError(f"http: aiohttp refuses to send {name}: {error}")
         case _:
             return ConnectionLost(f"{name}: the connection broke: {error or type(error).__name__}")
 
@@ -431,12 +435,3 @@ def _proxy_for(base_url: str) -> str | None:
     if proxy is not None and urlsplit(proxy).scheme not in ("http", "https"):
         raise ConfigurationError(f"the environment names a proxy for {parts.scheme} that is not an http one")
     return proxy
-
-
-def without_secret(error: FineTuneError, secret: str) -> FineTuneError:
-    """An error that does not show `secret`: itself if it, and all that is chained to it, do not; else its like."""
-    shown = "".join(traceback.format_exception(error)) + repr(error.args)
-    if secret not in shown or len(secret) < SHORTEST_SECRET:
-        return error
-    arguments = (argument.replace(secret, "…") if isinstance(argument, str) else argument for argument in error.args)
-    return type(error)(*arguments)

@@ -164,7 +164,7 @@ def read_replies(bodies: Iterable[bytes], kind: type[T]) -> list[T]:
     """
     read = _reader(kind)  # type: ignore[arg-type]  # likewise
     try:
-        return [read(value) for value in map(loads, bodies)]
+        return [read(loads(body)) for body in bodies]
     except (ValueError, _Misfit) as error:
         raise ProtocolViolation("one of the replies is not what the API promises") from error
 
