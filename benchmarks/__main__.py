@@ -76,7 +76,7 @@ WORKS: Final = (
     Work("list 10,000", "list", "list", (6, 1), size=(10_000, 10_000)),
     Work("stream, 1 event a chunk", "stream", "event", (1, 1), size=_EVENTS),
     Work("stream, 32 KB chunks", "stream", "event", (1, 1), size=_EVENTS, server=("chunk=32768",)),
-    Work("1,000 streams", "stream", "stream", (1000, 1000), 1000, (10, 2), ("every=1000",), scaled=False, rounds=2),
+    Work("1,000 streams", "stream", "stream", (1000, 1000), 1000, (10, 2), ("every=1000",), scaled=False, rounds=3),
     Work("upload 256 MB", "upload", "256 MB", (1, 1), scaled=False),
     Work("download 256 MB", "download", "256 MB", (1, 1), scaled=False),
     Work("batch of 10,000", "batch", "job", (10_000, 1000), rounds=2),
