@@ -295,7 +295,8 @@ def error_of(reply: Reply) -> APIError:
     kind = _ERROR_OF_STATUS.get(reply.status, ServerError if reply.status >= 500 else APIError)
     request_id = reply.headers.get("x-request-id")
     if 300 <= reply.status < 400:
-        location = reply.headers.get("location", "nowhere")[:200]
+        # Whole, as aiohttp bounds it: of a key that a cut halves, the rest would show.
+        location = reply.headers.get("location", "nowhere")
         return APIError(
             reply.status,
             f"a redirect to {location!r} that is not followed: to another origin, which must not get the key, or with"

@@ -81,7 +81,8 @@ class FineTuneSession:
         organization: Sent with every call; by default ``OPENAI_ORG_ID``, else nothing.
         timeout: How long to wait, in seconds, for what.
         retry: How often and how slowly to try again.
-        http: An aiohttp session to use; it is never closed here, and its own connection limit holds for streams too.
+        http: An aiohttp session to use; it is never closed here, its own connection limit holds for streams too, and
+            what it sends again by itself (once, what is no POST) comes on top of `retry`.
             By default one is made at the first call, and closed with this session.
         allow_plain_http: Whether the key may travel over plain http to another machine.
 
@@ -610,13 +611,16 @@ class FineTuneSession:
         return group
 
     async def _decode(self, endpoint: Endpoint[T], reply: Reply) -> T:
-        if (body := scrubbed(reply.body, self._api_key)) is not reply.body:
-            reply = attrs.evolve(reply, body=body)
+        reply = self._without_key(reply)
         if reply.status >= 300:
             raise self._error_of(endpoint, reply)
         if len(reply.body) > _DECODED_ON_LOOP:
             return await asyncio.to_thread(protocol.decode, endpoint, reply)
         return protocol.decode(endpoint, reply)
+
+    def _without_key(self, reply: Reply) -> Reply:
+        body = scrubbed(reply.body, self._api_key)
+        return reply if body is reply.body else attrs.evolve(reply, body=body)
 
     def _error_of(self, endpoint: Endpoint[T], reply: Reply) -> APIError:
         error = protocol.error_of(reply)
@@ -633,7 +637,7 @@ class FineTuneSession:
             if isinstance(refusal, RateLimited):
                 self._pause.extend(refusal.retry_after or self._retry.base)
             raise refusal
-        if incoming.headers.get("Content-Type", "").startswith("application/json"):
+        if incoming.headers.get("Content-Type", "").lower().startswith("application/json"):
             incoming.close()
             raise ProtocolViolation("the service does not stream events; list_fine_tune_events() gives them so far")
         return incoming
@@ -641,7 +645,7 @@ class FineTuneSession:
     async def _refusal(self, endpoint: Endpoint[T], incoming: Incoming) -> APIError:
         """The error that came in place of a body to read in pieces."""
         with contextlib.closing(incoming):
-            return self._error_of(endpoint, await self._transport.read_reply(incoming))
+            return self._error_of(endpoint, self._without_key(await self._transport.read_reply(incoming)))
 
     async def _send_file(
         self, content: files.Content, purpose: str, filename: str, progress: files.Progress | None

@@ -55,6 +55,8 @@ class EventStream:
     the job is over; nothing else ends it. When the connection breaks or falls silent, it is made anew: the service
     tells the history again, and what was given already is skipped, by position, for events have no ids and their
     times are alike. Leaving the context frees the connection, however far the stream was read.
+    A read may be cancelled and go on later; but while there is no connection, one that is cancelled sooner than a
+    connection takes makes none, however often it is repeated, and counts as no failure.
 
     Raises, while it is read:
         StreamInterrupted: The connection broke again and again without a new event; the last cause is chained.

@@ -1111,6 +1111,16 @@ async def test_redirect_elsewhere(status: int, call: Call) -> None:
     assert elsewhere == []
 
 
+async def test_redirect_with_the_key() -> None:
+    """The error of a redirect that echoes the key shows no part of it, however long the target is."""
+    for size in range(150, 210):
+        target = f"http://127.0.0.2:9/{'x' * size}{KEY}"
+        async with talking_to(answering(reply(302, Location=target))) as session:
+            with pytest.raises(APIError, match="another origin") as caught:
+                await session.list_models()
+        assert KEY[:6] not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "location",
     ["http://user:word@{}/v1/models", "/\xff", "", "http://[", "//", "http://{}:1/", "\x01", "/\\x", "%", "/%zz"],

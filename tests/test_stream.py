@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import resource
 from asyncio import StreamWriter
 from collections.abc import AsyncIterator
@@ -265,6 +266,27 @@ async def test_refused(status: int, kind: type[APIError]) -> None:
         with pytest.raises(kind, match="no"):
             async with session.stream_fine_tune_events("ft-1"):
                 raise AssertionError
+
+
+@pytest.mark.parametrize("room", [200, 2000])
+async def test_refused_with_the_key(room: int) -> None:
+    """A refusal that echoes the key just where its text is cut shows no part of it."""
+    body = b"x" * (room - len(KEY) + 1) + KEY.encode() + b" more"
+    body = body if room == 200 else json.dumps({"error": {"message": body.decode()}}).encode()
+    async with talking_to(answering(reply(403, body)), retry=ONCE) as session:
+        with pytest.raises(APIError) as caught:
+            async with session.stream_fine_tune_events("ft-1"):
+                pass
+    assert KEY[:6] not in str(caught.value)
+
+
+async def test_redirected_stream() -> None:
+    """A stream follows its service to another path."""
+    seen: list[Received] = []
+    answers = answering(reply(307, Location="/v2/events"), reply(body=DONE), seen=seen)
+    async with talking_to(answers) as session, session.stream_fine_tune_events("ft-1") as events:
+        assert [event async for event in events] == []
+    assert seen[1].target == "/v2/events"
 
 
 async def test_refused_for_now() -> None:
