@@ -290,12 +290,13 @@ async def test_redirected_stream() -> None:
 
 
 async def test_refused_for_now() -> None:
-    """A stream that is refused for now is asked for again."""
+    """A stream that is refused for now is asked for again, and a 429 slows the whole session down."""
     seen: list[Received] = []
     good = STREAM_HEAD + chunk(event("a") + DONE) + chunk(b"")
-    async with talking_to(answering(reply(503), reply(429), good, seen=seen)) as session:  # noqa: SIM117
+    async with talking_to(answering(reply(503), reply(429), good, seen=seen)) as session:
         async with session.stream_fine_tune_events("ft-1") as events:
             assert [each.message async for each in events] == ["a"]
+        assert session.times_throttled == 1
     assert len(seen) == 3
 
 
