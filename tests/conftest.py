@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import aiohttp
 import pytest
+from fastforward import FastForwardLoop
 from hypothesis import settings
 
 from aiofinetune.local import LocalServer
@@ -29,6 +30,13 @@ SAMPLES = Path(__file__).parent / "samples"
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name a test by the first line of a reply: the rest may hold the second of its making, and workers must agree."""
     return val.partition(b"\r\n")[0].decode() if isinstance(val, bytes) and val.startswith(b"HTTP/") else None
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests of timeouts and pauses on a clock that jumps."""
+    if item.get_closest_marker("fastforward"):
+        return {"fastforward": FastForwardLoop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

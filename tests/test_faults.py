@@ -10,9 +10,11 @@ from typing import Final, TypeAlias
 
 import attrs
 import pytest
-from faultserver import FAULTS, QUICK, FaultServer, OnRetry, assert_hidden, nothing_left_open, session_for
+from faultserver import FAULTS, FaultServer, OnRetry, assert_hidden, nothing_left_open, session_for
 
-from aiofinetune import FineTuneError, FineTuneRequest, FineTuneSession, Retry, Timeout, errors
+from aiofinetune import FineTuneError, FineTuneRequest, FineTuneSession, Retry, errors
+
+pytestmark = pytest.mark.fastforward
 
 CONTENT: Final = b'{"prompt": "a", "completion": " b"}\n' * 100
 
@@ -328,7 +330,7 @@ async def test_fault(
         world = populated(server, tmp_path)
         break_exchanges(server, cell)
         with OnRetry(lambda: None if cell.always else server.listen()):
-            async with session_for(server, retry=retry_for(cell), timeout=timeout_for(cell)) as session:
+            async with session_for(server, retry=retry_for(cell)) as session:
                 try:
                     await cell.call(session, world)
                 except FineTuneError as failure:
@@ -356,10 +358,6 @@ def break_exchanges(server: FaultServer, cell: Cell) -> None:
 
 
 def retry_for(cell: Cell) -> Retry:
-    """Throttling is tried again until the deadline, and so is waiting."""
+    """Throttling is tried again until the deadline, and so is waiting. No stream lasts for so long that it is progress."""
     is_until_deadline = cell.always and (cell.fault.startswith("429") or cell.call is wait)
-    return attrs.evolve(QUICK, deadline=0.05) if is_until_deadline else QUICK
-
-
-def timeout_for(cell: Cell) -> Timeout:
-    return Timeout(reply=0.04, stall=0.04, stream=0.04) if "stall" in cell.fault else Timeout()
+    return Retry(attempts=3, base=0.1, cap=1_000, deadline=1 if is_until_deadline else 10_000, grace=0.02)

@@ -1,0 +1,56 @@
+"""An event loop that waits for nothing but sockets and threads: while both are still, its clock jumps to the next timer.
+
+Tests marked ``fastforward`` run on it. So no test of a timeout depends on how fast the machine is. What has a minute in the test has a minute, however long
+the machine stalls; and a minute in which nothing happens is over at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable
+from typing import Any, Final, TypeVarTuple, Unpack
+
+Ts = TypeVarTuple("Ts")
+
+_STILL: Final = 0.01
+"""Seconds without a byte that count as stillness: longer than loopback keeps any."""
+
+
+class _Selector(selectors.DefaultSelector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead = 0.0
+        self.threads = 0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout <= _STILL or self.threads:
+            return super().select(timeout)
+        ready = super().select(_STILL)
+        if not ready:
+            self.ahead += timeout - _STILL
+        return ready
+
+
+class FastForwardLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock jumps. Child processes do not keep it from jumping."""
+
+    def __init__(self) -> None:
+        self._waits = _Selector()
+        super().__init__(self._waits)
+
+    def time(self) -> float:
+        """Seconds, those that were jumped over included."""
+        return super().time() + self._waits.ahead
+
+    def run_in_executor(  # type: ignore[override]  # as in asyncio itself, which its type stubs tell otherwise
+        self, executor: Any, func: Callable[[Unpack[Ts]], Any], *args: Unpack[Ts]
+    ) -> asyncio.Future[Any]:
+        """Run in a thread, in real time."""
+        future = super().run_in_executor(executor, func, *args)
+        self._waits.threads += 1
+        future.add_done_callback(self._back)
+        return future
+
+    def _back(self, _future: asyncio.Future[Any]) -> None:
+        self._waits.threads -= 1
