@@ -1,7 +1,7 @@
-"""An event loop that waits for nothing but sockets and threads: while both are still, its clock jumps to the next timer.
+"""An event loop that waits for sockets and threads alone: while they are still, its clock jumps to the next timer.
 
-Tests marked ``fastforward`` run on it. So no test of a timeout depends on how fast the machine is. What has a minute in the test has a minute, however long
-the machine stalls; and a minute in which nothing happens is over at once.
+Tests marked ``fastforward`` run on it. None of them depends on how fast the machine is: a call that has a minute has a
+minute, however long the machine stalls, and a minute in which nothing happens is over at once.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ class FastForwardLoop(asyncio.SelectorEventLoop):
         """Seconds, those that were jumped over included."""
         return super().time() + self._waits.ahead
 
-    def run_in_executor(  # type: ignore[override]  # as in asyncio itself, which its type stubs tell otherwise
-        self, executor: Any, func: Callable[[Unpack[Ts]], Any], *args: Unpack[Ts]
-    ) -> asyncio.Future[Any]:
+    def run_in_executor(self, executor: Any, func: Callable[[Unpack[Ts]], Any], *args: *Ts) -> asyncio.Future[Any]:
         """Run in a thread, in real time."""
         future = super().run_in_executor(executor, func, *args)
         self._waits.threads += 1

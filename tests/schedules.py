@@ -253,7 +253,7 @@ async def run(steps: Sequence[Step]) -> Figures:
             attrs.evolve(request, suffix="b"),
             attrs.evolve(request, n_epochs=2),
         )
-        async with session_for(server, retry=attrs.evolve(QUICK, deadline=1)) as session:
+        async with session_for(server, retry=attrs.evolve(QUICK, deadline=1000)) as session:
             this = _Run(server, session, requests)
             for step in steps:
                 this.take(step)
@@ -274,7 +274,7 @@ async def run(steps: Sequence[Step]) -> Figures:
 
 async def _settle(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Wait for all, and raise what one of them failed by."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(10_000):
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             # One that was given up before it began was never run.
             if isinstance(result, Exception):

@@ -322,7 +322,6 @@ async def test_fault(
 ) -> None:
     """A call gives the right result or the right error; the service holds what was reported, and nothing stays open."""
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr("aiofinetune.session._SHORTEST_PAUSE", 0.001)
     monkeypatch.setattr("aiofinetune.protocol.MOST_REPLY_BYTES", 1 << 20)
     error = None
     async with nothing_left_open(), FaultServer() as elsewhere, FaultServer(listens=cell.fault != "refused") as server:
@@ -358,6 +357,6 @@ def break_exchanges(server: FaultServer, cell: Cell) -> None:
 
 
 def retry_for(cell: Cell) -> Retry:
-    """Throttling is tried again until the deadline, and so is waiting. No stream lasts for so long that it is progress."""
+    """Throttling is tried again until the deadline, and so is waiting. No stream lasts so long that it is progress."""
     is_until_deadline = cell.always and (cell.fault.startswith("429") or cell.call is wait)
     return Retry(attempts=3, base=0.1, cap=1_000, deadline=1 if is_until_deadline else 10_000, grace=0.02)

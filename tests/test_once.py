@@ -48,6 +48,8 @@ from aiofinetune import (
 )
 from aiofinetune.errors import CreateUncertain, QuotaExceeded, TooManyJobs
 
+pytestmark = pytest.mark.fastforward
+
 LOST = FAULTS["reset after the request"]
 """The service made the job; nobody was told."""
 DROPPED = FAULTS["reset after the request, no effect"]
@@ -413,7 +415,7 @@ async def test_timeout_around_any_call(endpoint: str, fault: str) -> None:
         unread = Fault(Exchange.hold, reads="head", has_effect=False)
         server.fail_always(endpoint, unread if fault == "unread" else FAULTS[fault])
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
+            async with asyncio.timeout(10):
                 await CALLS[endpoint](session, request)
         await server.left()
 
@@ -439,7 +441,7 @@ async def test_still_being_processed() -> None:
 
 async def test_never_processed() -> None:
     """A training file that is never ready is waited for until the deadline."""
-    async with talking(retry=attrs.evolve(QUICK, deadline=0.02)) as (server, session, request):
+    async with talking() as (server, session, request):
         server.service.not_ready.add(request.training_file)
         with pytest.raises(BadRequest, match="being processed"):
             await session.create_fine_tune(request)
@@ -489,7 +491,7 @@ async def test_shared_pause(throttled: str) -> None:
     async with talking() as (server, session, request), session_for(server) as another:
         job = server.service.add_job(asked_for(request))
         server.service.finish(job)
-        server.fail(throttled, status(429, retry_after="0.3"))
+        server.fail(throttled, status(429, retry_after="5"))
         begun: list[asyncio.Task[object]] = []
 
         def begin() -> None:

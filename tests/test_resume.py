@@ -49,6 +49,8 @@ from aiofinetune import (
 )
 from aiofinetune.errors import QuotaExceeded, StreamHistoryChanged
 
+pytestmark = pytest.mark.fastforward
+
 STREAM = "stream_fine_tune_events"
 RETRIEVE = "retrieve_fine_tune"
 
@@ -175,7 +177,7 @@ async def test_live_events_between_cuts() -> None:
 
 async def test_stall() -> None:
     """A stream that falls silent is made anew."""
-    async with talking(timeout=Timeout(stream=0.04)) as (server, session):
+    async with talking() as (server, session):
         job = add_job(server)
         server.fail(STREAM, cut_at(100, "hold"), cut_at(200, "hold"))
         assert await read(session, job) == told(server, job)
@@ -219,13 +221,12 @@ async def test_progress_resets_the_tries() -> None:
         assert await read(session, job) == told(server, job)
 
 
-async def test_lasting_resets_the_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lasting_resets_the_tries() -> None:
     """A connection that told all there was, and lasted, is progress too: a silent job is followed to its end."""
-    monkeypatch.setattr("aiofinetune.stream._LASTING", 0.0)
-    async with talking(retry=attrs.evolve(QUICK, cap=0)) as (server, session):
+    async with talking() as (server, session):
         job = add_job(server)
         whole = len(b"".join(map(sse, server.service.events[job])))
-        server.fail(STREAM, *[cut_at(whole)] * (QUICK.attempts + 3))
+        server.fail(STREAM, *[cut_at(whole, "hold")] * (QUICK.attempts + 3))
         assert await read(session, job) == told(server, job)
 
 
@@ -256,12 +257,13 @@ async def test_cause_of_giving_up(fault: str, cause: type[Exception]) -> None:
 
 async def test_stalls_are_bounded() -> None:
     """A stream that falls silent on every connection is given up like any other."""
-    async with talking(timeout=Timeout(stream=0.03)) as (server, session):
+    async with talking(retry=attrs.evolve(QUICK, cap=1000, deadline=10_000)) as (server, session):
         job = add_job(server)
         server.fail_always(STREAM, cut_at(100, "hold"))
         with pytest.raises(StreamInterrupted) as caught:
             await read(session, job)
         assert isinstance(caught.value.__cause__, ReplyTimeout)
+        assert server.asked().count(STREAM) == QUICK.attempts
 
 
 async def test_never_open() -> None:
@@ -397,12 +399,6 @@ async def test_left_early(stop: str) -> None:
 # wait
 
 
-@pytest.fixture
-def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at a job again without the pause of a second."""
-    monkeypatch.setattr("aiofinetune.session._SHORTEST_PAUSE", 0.001)
-
-
 def status_now(server: FaultServer, job: str, words: str) -> Fault:
     """Answer a look at a job with this status; the job itself is as it is."""
     return answer(lambda _exchange: json_reply({**server.service.jobs[job], "status": words}).raw)
@@ -419,7 +415,6 @@ async def test_wait_for_a_job_without_a_model(end: str, kind: type[FineTuneFaile
         assert [event.message for event in caught.value.events] == told(server, job)
 
 
-@pytest.mark.usefixtures("_quick_looks")
 @pytest.mark.parametrize(
     "fault",
     [
@@ -442,7 +437,6 @@ async def test_wait_without_a_stream(fault: Fault) -> None:
         assert server.asked().count(RETRIEVE) == 3
 
 
-@pytest.mark.usefixtures("_quick_looks")
 async def test_wait_through_unknown_statuses(caplog: pytest.LogCaptureFixture) -> None:
     """A status that the reference does not name keeps the wait going, with one warning for each such word."""
     async with talking() as (server, session):
@@ -457,7 +451,6 @@ async def test_wait_through_unknown_statuses(caplog: pytest.LogCaptureFixture) -
     assert "validating" in warnings[1]
 
 
-@pytest.mark.usefixtures("_quick_looks")
 async def test_wait_trusts_no_text() -> None:
     """A stream that says "succeeded" and [DONE] ends no wait while the job runs."""
     async with talking() as (server, session):
@@ -468,21 +461,19 @@ async def test_wait_trusts_no_text() -> None:
             await session.wait(job)
 
 
-@pytest.mark.usefixtures("_quick_looks")
 async def test_wait_survives_interruptions() -> None:
     """A service that is away for less than the deadline ends no wait."""
-    async with talking() as (server, session):
+    async with talking(retry=attrs.evolve(QUICK, deadline=1000)) as (server, session):
         job = add_job(server)
         server.fail_always(STREAM, FAULTS["reset after the request"])
         server.fail(RETRIEVE, *[FAULTS["502 page"]] * (3 * QUICK.attempts))
         assert (await session.wait(job)).status == "succeeded"
 
 
-@pytest.mark.usefixtures("_quick_looks")
 @pytest.mark.parametrize(("fault", "kind"), [("502 page", ServerError), ("429", RateLimited)])
 async def test_wait_gives_up_after_the_deadline(fault: str, kind: type[Exception]) -> None:
     """A service that is away for longer than the deadline ends the wait with what it is away by."""
-    async with talking(retry=attrs.evolve(QUICK, deadline=0.02)) as (server, session):
+    async with talking() as (server, session):
         job = add_job(server)
         server.fail_always(STREAM, FAULTS[fault])
         server.fail_always(RETRIEVE, FAULTS[fault])
@@ -495,6 +486,6 @@ async def test_wait_times_out() -> None:
     async with talking() as (server, session):
         job = add_job(server, end=None)
         with pytest.raises(WaitTimeout):
-            await session.wait(job, timeout=0.05)
+            await session.wait(job, timeout=5)
         await server.left()
         assert server.service.jobs[job]["status"] == "pending"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import schedules
+from fastforward import FastForwardLoop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,4 +21,5 @@ def steps(draw: st.DrawFn) -> list[schedules.Step]:
 @settings(max_examples=150)
 def test_schedules(steps: list[schedules.Step]) -> None:
     """After any schedule the service holds the jobs that were reported, and each stream gave its job's events once."""
-    asyncio.run(schedules.run(steps))
+    with asyncio.Runner(loop_factory=FastForwardLoop) as runner:
+        runner.run(schedules.run(steps))

@@ -62,8 +62,9 @@ from aiofinetune import (
     RequestInvalid,
     Retry,
     ServerError,
-    Timeout,
 )
+
+pytestmark = pytest.mark.fastforward
 
 Call: TypeAlias = Callable[[FineTuneSession], Awaitable[object]]
 
@@ -828,7 +829,7 @@ async def silent(request: Received, _writer: StreamWriter) -> None:
 @pytest.mark.parametrize("call", [list_models, lambda session: session.upload_file(b"x")])
 async def test_reply_timeout(call: Call) -> None:
     """A service that never answers is given up: a transport's failure, and a TimeoutError."""
-    async with talking_to(silent, retry=ONCE, timeout=Timeout(reply=0.05, stall=0.05)) as session:
+    async with talking_to(silent, retry=ONCE) as session:
         with pytest.raises(ReplyTimeout) as caught:
             await call(session)
         assert isinstance(caught.value, TimeoutError)
@@ -843,9 +844,9 @@ async def test_reply_that_drips() -> None:
             while not writer.is_closing():
                 writer.write(chunk(b" "))
                 await writer.drain()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(10)
 
-    async with talking_to(handler, retry=ONCE, timeout=Timeout(reply=0.1)) as session:
+    async with talking_to(handler, retry=ONCE) as session:
         with pytest.raises(ReplyTimeout):
             await session.list_models()
 
@@ -861,7 +862,7 @@ async def test_get_is_repeated_after_a_timeout() -> None:
         else:
             await request.gone()
 
-    async with talking_to(handler, timeout=Timeout(reply=0.2)) as session:
+    async with talking_to(handler) as session:
         assert await session.list_models()
         assert len(seen) > 1
         with pytest.raises(CreateUncertain):
@@ -880,9 +881,8 @@ async def test_connect_timeout() -> None:
         for each in waiting:
             each.setblocking(False)
             each.connect_ex(address)
-        timeout = Timeout(connect=0.05)
         try:
-            async with session_for(f"http://127.0.0.1:{address[1]}/v1", retry=ONCE, timeout=timeout) as session:
+            async with session_for(f"http://127.0.0.1:{address[1]}/v1", retry=ONCE) as session:
                 with pytest.raises(ConnectFailed):
                     await session.create_fine_tune(REQUEST)
         finally:
@@ -916,7 +916,7 @@ async def test_callers_own_timeout() -> None:
     """A caller's own `asyncio.timeout` ends a call with a plain TimeoutError, none of ours."""
     async with talking_to(silent) as session:
         with pytest.raises(TimeoutError) as caught:
-            async with asyncio.timeout(0.05):
+            async with asyncio.timeout(10):
                 await session.list_models()
         assert type(caught.value) is TimeoutError
 
@@ -1356,11 +1356,11 @@ async def test_slow_upload() -> None:
 
     async def slow() -> AsyncIterator[bytes]:
         for _ in range(10):
-            await asyncio.sleep(0.08)
+            await asyncio.sleep(50)
             yield b"x"
 
     seen: list[Received] = []
-    async with talking_to(answering(reply(body=FILE), seen=seen), timeout=Timeout(reply=0.5, stall=0.5)) as session:
+    async with talking_to(answering(reply(body=FILE), seen=seen)) as session:
         await session.upload_file(slow())
     assert content_of(seen[0]) == b"x" * 10
 
@@ -1371,7 +1371,7 @@ async def test_upload_that_stalls() -> None:
     async def handler(_request: Received, _writer: StreamWriter) -> None:
         await asyncio.Event().wait()
 
-    async with talking_to(handler, retry=ONCE, reads_body=False, timeout=Timeout(reply=1, stall=0.1)) as session:
+    async with talking_to(handler, retry=ONCE, reads_body=False) as session:
         with pytest.raises(ReplyTimeout):
             await session.upload_file(b"x" * (24 << 20))
 
@@ -1441,7 +1441,7 @@ async def test_download_that_stalls(tmp_path: Path) -> None:
         writer.write(reply(body=DATA)[:-1])
         await request.gone()
 
-    async with talking_to(knowing_file(len(DATA), handler), retry=ONCE, timeout=Timeout(stall=0.1)) as session:
+    async with talking_to(knowing_file(len(DATA), handler), retry=ONCE) as session:
         with pytest.raises(ReplyTimeout):
             await session.download_file("file-1", tmp_path / "a.csv")
     assert list(tmp_path.iterdir()) == []

@@ -45,6 +45,8 @@ from aiofinetune import (
 )
 from aiofinetune.sse import MOST_BYTES
 
+pytestmark = pytest.mark.fastforward
+
 DONE = b"data: [DONE]\n\n"
 ONCE = Retry(attempts=1, grace=0.01)
 
@@ -308,7 +310,7 @@ async def test_stall(before: bytes) -> None:
         writer.write(before)
         await request.gone()
 
-    async with talking_to(handler, retry=ONCE, timeout=Timeout(stream=0.1)) as session:
+    async with talking_to(handler, retry=ONCE) as session:
         with pytest.raises((ReplyTimeout, StreamInterrupted)) as caught:  # either of these lines may fail
             async with session.stream_fine_tune_events("ft-1") as events:
                 async for _ in events:
@@ -324,8 +326,8 @@ async def test_error_that_drips(is_stream: bool) -> None:
         writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 100\r\n\r\nx")
         await request.gone()
 
-    timeout = Timeout(reply=0.1, stall=60, stream=60)
-    async with talking_to(knowing_file(1, handler), retry=ONCE, timeout=timeout) as session, asyncio.timeout(20):
+    timeout = Timeout(reply=60, stall=6000, stream=6000)
+    async with talking_to(knowing_file(1, handler), retry=ONCE, timeout=timeout) as session, asyncio.timeout(600):
         with pytest.raises(ReplyTimeout):
             if is_stream:
                 async with session.stream_fine_tune_events("ft-1"):
@@ -374,7 +376,7 @@ async def test_polling_uses_up_no_tries() -> None:
         assert (await anext(events)).message == "a"
         for _ in range(5):
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.02):
+                async with asyncio.timeout(100):
                     await anext(events)
     assert len(seen) == 1
 
@@ -407,11 +409,10 @@ async def test_stream_outlives_other_timeouts() -> None:
         for _ in range(10):
             writer.write(chunk(b": ping\n\n"))
             await writer.drain()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(200)
         writer.write(chunk(DONE))
 
-    timeout = Timeout(reply=0.1, stall=0.1, stream=5)
-    async with talking_to(handler, retry=ONCE, timeout=timeout) as session:  # noqa: SIM117
+    async with talking_to(handler, retry=ONCE) as session:  # noqa: SIM117
         async with session.stream_fine_tune_events("ft-1") as events:
             assert [each async for each in events] == []
 
@@ -534,9 +535,8 @@ async def test_wait_without_a_stream(stream: bytes) -> None:
 
 
 @pytest.mark.parametrize("frame", [STREAM_HEAD, STREAM_HEAD + chunk(event("a")), STREAM_HEAD + chunk(b": here\n\n")])
-async def test_wait_beside_a_stream_without_an_end(frame: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wait_beside_a_stream_without_an_end(frame: bytes) -> None:
     """A job is over when its own status says so, though its stream is kept open and never says it."""
-    monkeypatch.setattr("aiofinetune.session._UNSEEN", 0.01)
     jobs = [{**JOB, "status": "running"}, ended("succeeded")]
 
     async def handler(request: Received, writer: StreamWriter) -> None:
@@ -593,7 +593,7 @@ async def test_wait_for_what_is_not_there(status: int) -> None:
             await session.wait("ft-1")
 
 
-@pytest.mark.parametrize("timeout", [0, 0.1])
+@pytest.mark.parametrize("timeout", [0, 100])
 async def test_wait_timeout(timeout: float) -> None:  # noqa: ASYNC109  # the call's own
     """Waiting ends after the time given, and says that the job goes on; the connection is freed."""
     came, gone = asyncio.Event(), asyncio.Event()
@@ -621,8 +621,8 @@ async def test_wait_within_a_callers_timeout() -> None:
 
     async with talking_to(handler) as session:
         with pytest.raises(TimeoutError) as caught:
-            async with asyncio.timeout(0.1):
-                await session.wait("ft-1", timeout=60)
+            async with asyncio.timeout(100):
+                await session.wait("ft-1", timeout=600)
         assert type(caught.value) is TimeoutError
 
 
@@ -633,6 +633,6 @@ async def test_wait_keeps_other_timeouts() -> None:
         await request.gone()
 
     impatient = Retry(attempts=1, deadline=0)
-    async with talking_to(handler, retry=impatient, timeout=Timeout(reply=0.05, stream=0.05)) as session:
+    async with talking_to(handler, retry=impatient) as session:
         with pytest.raises(ReplyTimeout):
-            await session.wait("ft-1", timeout=60)
+            await session.wait("ft-1", timeout=6000)

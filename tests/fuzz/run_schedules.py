@@ -14,6 +14,7 @@ AT_ONCE = 12
 
 sys.path.append(str(Path(__file__).parent.parent))
 schedules = importlib.import_module("schedules")
+fastforward = importlib.import_module("fastforward")
 
 
 def say(text: str) -> None:
@@ -52,4 +53,5 @@ async def main(count: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(bool(asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))))
+    with asyncio.Runner(loop_factory=fastforward.FastForwardLoop) as runner:
+        sys.exit(bool(runner.run(main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))))
