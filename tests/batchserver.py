@@ -40,11 +40,11 @@ class Bucket:
         self.rate = rate
         self._size = size
         self._tokens = size
-        self._at = time.monotonic()
+        self._at = 0.0
 
     def take(self) -> float:
         """Take a token: 0.0, or the seconds until there is one."""
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self._tokens = min(self._size, self._tokens + (now - self._at) * self.rate)
         self._at = now
         if self._tokens < 1:
@@ -90,9 +90,9 @@ class BatchServer:
         self.asked: Counter[str] = Counter()
         """How often each endpoint was called."""
         self.created_at: list[float] = []
-        """When jobs were made, on the monotonic clock."""
+        """When jobs were made, on the event loop's clock."""
         self.throttled_until: list[float] = []
-        """When each pause that was asked for ends, on the monotonic clock."""
+        """When each pause that was asked for ends, on the event loop's clock."""
         self.active: set[str] = set()
         self.most_seen = 0
         """The most jobs that were active at once."""
@@ -132,7 +132,7 @@ class BatchServer:
         }
         self.active.add(job_id)
         self.most_seen = max(self.most_seen, len(self.active))
-        self.created_at.append(time.monotonic())
+        self.created_at.append(asyncio.get_running_loop().time())
         return job_id
 
     def end(self, job_id: str, status: str = "succeeded") -> None:
@@ -226,7 +226,7 @@ class BatchServer:
 
     def _create(self, asked: Object) -> bytes:
         if self.bucket is not None and (seconds := self.bucket.take()):
-            self.throttled_until.append(time.monotonic() + seconds)
+            self.throttled_until.append(asyncio.get_running_loop().time() + seconds)
             return error(429, "Rate limit reached for requests", retry_after=f"{seconds:.3f}")
         if self.quota is not None and len(self.jobs) >= self.quota:
             return error(429, "You exceeded your current quota, please check your plan", code="insufficient_quota")

@@ -54,7 +54,7 @@ def entries(server: BatchServer, count: int) -> list[Entry]:
 
 async def outcomes_of(batch: Batch) -> list[Outcome]:
     """Run a batch to its end."""
-    async with asyncio.timeout(10), batch:
+    async with asyncio.timeout(1000), batch:
         return await batch.run()
 
 
@@ -449,9 +449,10 @@ async def test_requests_that_wait_for_room_do_not_pile_up() -> None:
     assert next(read) <= 2 * 4 + 1
 
 
+@pytest.mark.fastforward
 async def test_throttling_slows_down_and_loses_nothing() -> None:
-    """Creates that the service throttles are sent again, none of them sooner than it asked, and none twice."""
-    server = BatchServer(bucket=Bucket(rate=50, size=2))
+    """Creates that the service throttles are sent again until each is through, and none twice."""
+    server = BatchServer(bucket=Bucket(rate=0.5, size=2))
     async with talking_to(server) as session:
         outcomes = await outcomes_of(Batch(session, entries(server, 30)))
         assert session.times_throttled > 0
@@ -459,15 +460,16 @@ async def test_throttling_slows_down_and_loses_nothing() -> None:
     assert len(server.jobs) == 30
 
 
+@pytest.mark.fastforward
 async def test_a_rate_of_our_own() -> None:
     """Creates follow one another no faster than asked for, in the order of the requests."""
     server = BatchServer()
     wanted = entries(server, 8)
     async with talking_to(server) as session:
-        begin = time.monotonic()
-        outcomes = await outcomes_of(Batch(session, wanted, per_minute=60 * 40))
+        begin = asyncio.get_running_loop().time()
+        outcomes = await outcomes_of(Batch(session, wanted, per_minute=4))
     for number, created_at in enumerate(sorted(server.created_at)):
-        assert created_at - begin >= number / 40
+        assert created_at - begin >= number * 15
     by_time = sorted(outcomes, key=lambda outcome: outcome.sent_at or 0)
     assert [outcome.label for outcome in by_time] == [entry.label for entry in wanted]
 
