@@ -54,14 +54,14 @@ def entries(server: BatchServer, count: int) -> list[Entry]:
 
 async def outcomes_of(batch: Batch) -> list[Outcome]:
     """Run a batch to its end."""
-    async with asyncio.timeout(1000), batch:
+    async with asyncio.timeout(60), batch:
         return await batch.run()
 
 
 async def stopped(batch: Batch) -> tuple[list[Outcome], BatchStopped]:
     """Run a batch until it sends no more; its outcomes, and why."""
     outcomes = []
-    async with asyncio.timeout(10), batch:
+    async with asyncio.timeout(60), batch:
         try:
             async for outcome in batch:
                 outcomes.append(outcome)  # noqa: PERF401  # those before it stops count
@@ -103,7 +103,7 @@ async def test_every_request_has_an_outcome() -> None:
 async def test_an_outcome_comes_as_soon_as_its_job_is_over() -> None:
     """Outcomes come in the order in which jobs end, while others run."""
     server = BatchServer(lasts=None)
-    async with talking_to(server) as session, asyncio.timeout(10), Batch(session, entries(server, 3)) as batch:
+    async with talking_to(server) as session, asyncio.timeout(60), Batch(session, entries(server, 3)) as batch:
         await server.until(lambda: len(server.active) == 3)
         by_epochs = {job["hyperparams"]["n_epochs"]: job_id for job_id, job in server.jobs.items()}
         for number in (2, 3, 1):
@@ -159,7 +159,7 @@ async def test_an_input_that_has_nothing_yet_holds_nothing_up(how: str) -> None:
 
     async with (
         talking_to(server) as session,
-        asyncio.timeout(5),
+        asyncio.timeout(60),
         Batch(session, coming()) as batch,
     ):
         await server.until(lambda: server.asked["stream"] == 1)
@@ -181,7 +181,7 @@ async def test_an_async_generator_is_closed_when_the_batch_is_left() -> None:
         finally:
             log.append("closed")
 
-    async with talking_to(server) as session, asyncio.timeout(10):
+    async with talking_to(server) as session, asyncio.timeout(60):
         async with Batch(session, coming(), max_active=1, poll=POLL):
             await server.until(lambda: len(server.active) == 1)
         assert log == ["closed"]
@@ -199,7 +199,7 @@ async def test_a_failure_of_the_input_lets_what_is_sent_settle(tmp_path: Path) -
         asyncio.get_running_loop().call_soon(server.held["create"].set)
         raise ZeroDivisionError
 
-    async with talking_to(server) as session, asyncio.timeout(10):
+    async with talking_to(server) as session, asyncio.timeout(60):
         async with Batch(session, coming(), journal=tmp_path / "journal") as batch:
             with pytest.raises(ZeroDivisionError):
                 await batch.run()
@@ -245,7 +245,7 @@ async def test_a_job_that_the_service_forgets_is_an_outcome() -> None:
     server = BatchServer(lasts=None)
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, entries(server, 1), poll=POLL) as batch,
     ):
         await server.until(lambda: bool(server.asked["stream"]))
@@ -262,7 +262,7 @@ async def test_jobs_whose_streams_fail_are_followed_by_the_list() -> None:
     server = BatchServer(lasts=None)
     wanted = entries(server, 2)
     server.refuse = lambda endpoint: error(403, "no streams") if endpoint in {"stream", "retrieve"} else None
-    async with talking_to(server) as session, asyncio.timeout(10), Batch(session, wanted, poll=POLL) as batch:
+    async with talking_to(server) as session, asyncio.timeout(60), Batch(session, wanted, poll=POLL) as batch:
         await server.until(lambda: server.asked["stream"] == 2 and server.asked["list"] > 0)
         for job_id in list(server.active):
             server.end(job_id)
@@ -274,7 +274,7 @@ async def test_many_jobs_are_followed_by_the_list() -> None:
     server = BatchServer(lasts=None)
     count = MOST_STREAMS + 10
     seen = set()
-    async with talking_to(server) as session, asyncio.timeout(10):
+    async with talking_to(server) as session, asyncio.timeout(60):
         batch = Batch(
             session, entries(server, count), poll=POLL, progress=lambda progress: seen.add(progress.followed_by)
         )
@@ -301,7 +301,7 @@ async def test_a_listed_job_that_is_gone_is_an_outcome() -> None:
     count = MOST_STREAMS + 1
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, entries(server, count), poll=POLL) as batch,
     ):
         await server.until(lambda: len(batch.active) == count and server.asked["stream"] >= MOST_STREAMS)
@@ -338,7 +338,7 @@ async def test_jobs_of_others_are_known_before_the_first_is_sent() -> None:
     others = [server.add_job() for _ in range(3)]
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, entries(server, 2), max_active=3, poll=POLL) as batch,
     ):
         await server.until(lambda: server.asked["list"] > 3 or server.asked["create"] > 0)
@@ -353,7 +353,7 @@ async def test_own_jobs_are_not_taken_for_those_of_others() -> None:
     server = BatchServer(lasts=None)
     wanted = entries(server, 2)
     server.held["create"] = asyncio.Event()
-    async with talking_to(server) as session, asyncio.timeout(10):
+    async with talking_to(server) as session, asyncio.timeout(60):
         looked = asyncio.Event()
 
         def note(progress: Progress) -> None:
@@ -397,7 +397,7 @@ async def test_no_more_requests_at_once_than_allowed() -> None:
     server.held["create"] = asyncio.Event()
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, entries(server, 10), concurrency=3) as batch,
     ):
         await server.until(lambda: server.asked["create"] == 3)
@@ -421,7 +421,7 @@ async def test_a_service_full_of_others_jobs_is_waited_for() -> None:
     other = server.add_job()
     async with (
         talking_to(server) as session,
-        asyncio.timeout(5),
+        asyncio.timeout(60),
         Batch(session, entries(server, 1), poll=POLL) as batch,
     ):
         await server.until(lambda: server.asked["create"] > 0 and server.asked["list"] > 1)
@@ -442,7 +442,7 @@ async def test_requests_that_wait_for_room_do_not_pile_up() -> None:
 
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, coming(), concurrency=4, poll=0.001),
     ):
         await server.until(lambda: server.asked["list"] > 50)
@@ -535,7 +535,7 @@ async def test_a_list_that_makes_no_sense_ends_nothing() -> None:
     server.refuse = lambda endpoint: next(pages) if endpoint == "list" else None
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, entries(server, 2), max_active=10, poll=POLL) as batch,
     ):
         await server.until(lambda: len(server.active) == 2 and server.asked["list"] > 3)
@@ -551,7 +551,7 @@ async def test_a_list_that_cannot_be_read_stops_the_batch(answer: bytes) -> None
     """Where the list, without which nothing may be sent, is not to be had, the batch ends, and says so."""
     server = BatchServer()
     server.refuse = lambda endpoint: answer if endpoint == "list" else None
-    async with talking_to(server) as session, asyncio.timeout(20):
+    async with talking_to(server) as session, asyncio.timeout(60):
         outcomes, stop = await stopped(Batch(session, entries(server, 3), max_active=2, poll=POLL))
     assert outcomes == []
     assert str(stop).startswith("the batch sends no more requests: the list of jobs cannot be read: ")
@@ -566,7 +566,7 @@ async def test_a_key_that_is_withdrawn_ends_the_batch() -> None:
     server.refuse = lambda endpoint: (
         error(401, "Wrong key") if endpoint in followed or (endpoint == "list" and server.active) else None
     )
-    async with talking_to(server) as session, asyncio.timeout(20):
+    async with talking_to(server) as session, asyncio.timeout(60):
         outcomes, _stop = await stopped(Batch(session, entries(server, 2), concurrency=1, max_active=1, poll=POLL))
     assert outcomes == []
     assert len(server.active) == 1
@@ -607,7 +607,7 @@ async def test_a_slow_consumer_bounds_what_is_read() -> None:
 
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, coming(), concurrency=8) as batch,
     ):
         await server.until(lambda: batch._outcomes.qsize() >= 100)
@@ -636,7 +636,7 @@ async def test_fail_fast_stops_those_who_wait_their_turn() -> None:
     server = BatchServer(lasts=None)
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, entries(server, 5), fail_fast=True, per_minute=60) as batch,
     ):
         await server.until(lambda: len(server.active) == 1)
@@ -651,7 +651,7 @@ async def test_stop_leaves_the_active_to_the_service(tmp_path: Path) -> None:
     server = BatchServer(lasts=None)
     wanted = entries(server, 10)
     journal = tmp_path / "journal"
-    async with talking_to(server) as session, asyncio.timeout(10):
+    async with talking_to(server) as session, asyncio.timeout(60):
         async with Batch(session, wanted, max_active=3, poll=POLL, journal=journal) as batch:
             await server.until(lambda: len(server.active) == 3)
             batch.stop()
@@ -672,7 +672,7 @@ async def test_stop_stops_those_who_wait_their_turn() -> None:
     server = BatchServer(lasts=None)
     async with (
         talking_to(server) as session,
-        asyncio.timeout(5),
+        asyncio.timeout(60),
         Batch(session, entries(server, 3), per_minute=60) as batch,
     ):
         await server.until(lambda: len(server.active) == 1)
@@ -686,7 +686,7 @@ async def test_leaving_early_lets_what_is_being_sent_settle(tmp_path: Path) -> N
     wanted = entries(server, 6)
     server.held["create"] = asyncio.Event()
     journal = tmp_path / "journal"
-    async with talking_to(server) as session, asyncio.timeout(10):
+    async with talking_to(server) as session, asyncio.timeout(60):
         async with Batch(session, wanted, concurrency=4, journal=journal):
             await server.until(lambda: len(server.active) == 4)
             asyncio.get_running_loop().call_soon(server.held["create"].set)
@@ -702,7 +702,7 @@ async def test_cancelling_the_body_leaves_a_journal_to_go_on_with(tmp_path: Path
     wanted = entries(server, 6)
     server.held["create"] = asyncio.Event()
     journal = tmp_path / "journal"
-    async with talking_to(server) as session, asyncio.timeout(10):
+    async with talking_to(server) as session, asyncio.timeout(60):
 
         async def body() -> None:
             async with Batch(session, wanted, concurrency=4, journal=journal) as batch:
@@ -728,7 +728,7 @@ async def test_cancelling_the_body_leaves_a_journal_to_go_on_with(tmp_path: Path
 async def test_an_exception_of_the_body_is_raised_as_it_is() -> None:
     """What the body raises comes out as it is, in no group, after what was being sent has settled."""
     server = BatchServer(lasts=None)
-    async with talking_to(server) as session, asyncio.timeout(10):
+    async with talking_to(server) as session, asyncio.timeout(60):
         with pytest.raises(ZeroDivisionError):  # the block is what is tested
             async with Batch(session, entries(server, 2)):
                 await server.until(lambda: len(server.active) == 2)
@@ -751,7 +751,7 @@ async def test_cancel_on_exit_cancels_what_is_active(how: str) -> None:
             if how == "cancelled":
                 await batch.run()
 
-    async with talking_to(server) as session, asyncio.timeout(10):
+    async with talking_to(server) as session, asyncio.timeout(60):
         task = asyncio.create_task(body(session))
         await entered.wait()
         if how == "cancelled":
@@ -769,7 +769,7 @@ async def test_cancel_on_exit_survives_a_service_that_will_not() -> None:
     server.refuse = lambda endpoint: error(403, "no") if endpoint == "cancel" else None
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, entries(server, 2), cancel_on_exit=True),
     ):
         await server.until(lambda: len(server.active) == 2)
@@ -999,7 +999,7 @@ async def test_old_outcomes_do_not_wait_for_room(tmp_path: Path) -> None:
     """What an earlier run knows is given though the service is full, for nothing need be sent for it."""
     server = BatchServer()
     wanted = entries(server, 3)
-    async with talking_to(server) as session, asyncio.timeout(5):
+    async with talking_to(server) as session, asyncio.timeout(60):
         await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
         server.add_job()
         server.held["list"] = asyncio.Event()
@@ -1015,7 +1015,7 @@ async def test_active_jobs_of_an_earlier_run_are_followed_though_the_service_is_
     """A resumed batch takes up all its active jobs at once, and does not take them for those of others."""
     server = BatchServer(lasts=None)
     wanted = entries(server, 4)
-    async with talking_to(server) as session, asyncio.timeout(5):
+    async with talking_to(server) as session, asyncio.timeout(60):
         async with Batch(session, wanted, journal=tmp_path / "journal", max_active=3, poll=POLL):
             await server.until(lambda: server.asked["stream"] == 3)
         async with Batch(session, wanted, journal=tmp_path / "journal", max_active=3, poll=POLL) as batch:
@@ -1086,7 +1086,7 @@ async def test_two_batches_on_one_journal(tmp_path: Path) -> None:
     wanted = entries(server, 2)
     async with talking_to(server) as session:
         batch = Batch(session, wanted, journal=tmp_path / "journal")
-        async with asyncio.timeout(10), batch:
+        async with asyncio.timeout(60), batch:
             with pytest.raises(JournalUnusable, match=r"journal: another process is running this batch$"):
                 async with Batch(session, wanted, journal=tmp_path / "journal"):
                     pass
@@ -1147,7 +1147,7 @@ async def test_what_is_not_asked_for_any_more_is_told(tmp_path: Path, caplog: py
     server = BatchServer(lasts=None)
     wanted = entries(server, 3)
     journal = tmp_path / "journal"
-    async with talking_to(server) as session, asyncio.timeout(10):
+    async with talking_to(server) as session, asyncio.timeout(60):
         async with Batch(session, wanted, journal=journal):
             await server.until(lambda: server.asked["stream"] == 3)
         changes = await find_changes(journal, session.base_url, wanted[1:])
@@ -1167,7 +1167,7 @@ async def test_a_journal_that_breaks_stops_the_batch(tmp_path: Path) -> None:
     server = BatchServer(lasts=None)
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, entries(server, 20), journal=tmp_path / "journal", concurrency=1, per_minute=6000) as batch,
     ):
         await server.until(lambda: len(server.active) == 1)
@@ -1218,7 +1218,7 @@ async def test_jobs_of_others_are_counted() -> None:
         server.add_job()
     async with (
         talking_to(server) as session,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
         Batch(session, entries(server, 1), max_active=5, poll=POLL) as batch,
     ):
         await server.until(lambda: len(server.active) == 3 and batch.progress.active == 1)
