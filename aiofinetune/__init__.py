@@ -42,10 +42,6 @@ from aiofinetune.errors import (
     WaitTimeout,
 )
 from aiofinetune.models import (
-    Completion,
-    CompletionChoice,
-    CompletionLogprobs,
-    CompletionUsage,
     Deleted,
     File,
     FineTune,
@@ -62,6 +58,7 @@ from aiofinetune.transport import Timeout
 
 if TYPE_CHECKING:
     from aiofinetune.batch import Batch, Outcome, Progress
+    from aiofinetune.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionUsage
     from aiofinetune.manifest import Entry, Problem, check_manifest, read_manifest
     from aiofinetune.results import ResultRow, last_figures
 
@@ -126,6 +123,10 @@ __all__ = [
 
 _MODULE_OF = {
     "Batch": "batch",
+    "Completion": "completions",
+    "CompletionChoice": "completions",
+    "CompletionLogprobs": "completions",
+    "CompletionUsage": "completions",
     "Entry": "manifest",
     "Outcome": "batch",
     "Problem": "manifest",

@@ -1,8 +1,8 @@
 """JSON to models and back, carefully: one converter for what clients send, one for what services answer.
 
-`REQUEST` is strict in and sparse out: an unknown parameter is refused by name, and a parameter that is None is not
-written. `RESPONSE` is tolerant in and complete out: unknown fields pass, and every field is written. Both are exact:
-``null`` is the same as absent, and nothing is coerced, so ``"abc"`` is no list of strings and ``1.9`` no whole number.
+`REQUEST` is strict: an unknown parameter is refused by name. `RESPONSE` is tolerant in and complete out: unknown fields
+pass, and every field is written. Both are exact: ``null`` is the same as absent, and nothing is coerced, so that
+``"abc"`` is no list of strings and ``1.9`` no whole number.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from cattrs.errors import IterableValidationError
 from cattrs.gen import make_dict_structure_fn
 
 from aiofinetune.errors import ProtocolViolation, RequestInvalid
+from aiofinetune.models import FineTuneRequest, problem_of
 from aiofinetune.wire import dumps, is_attrs, is_list, is_optional, without_none
 
-__all__ = ["fit_reply", "read_request", "request_object", "write_reply", "wrong_parameters"]
+__all__ = ["fit_reply", "read_request", "write_reply", "wrong_parameters"]
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ def _without_nulls(structure: Callable[[Any, Any], T]) -> Callable[[Any, Any], T
 
 
 def _converter(*, strict: bool) -> Converter:
-    converter = Converter(forbid_extra_keys=strict, omit_if_default=strict)
+    converter = Converter(forbid_extra_keys=strict)
 
     def structure_class(cls: Any) -> Callable[[Any, Any], Any]:
         return _without_nulls(make_dict_structure_fn(cls, converter))
@@ -109,7 +110,7 @@ def _converter(*, strict: bool) -> Converter:
 
 @functools.cache
 def _request() -> Converter:
-    """REQUEST: strict in, sparse out."""
+    """REQUEST: strict in."""
     return _converter(strict=True)
 
 
@@ -151,34 +152,28 @@ def _field_of(path: str) -> str:
     return path.removeprefix("$").removeprefix(".") or "request"
 
 
-def wrong_parameters(values: Mapping[str, object], kind: type[T]) -> list[tuple[str, str]]:
-    """Each parameter of a client's JSON that is wrong by itself, and why; what joins several is not looked at."""
-    attrs.resolve_types(kind)  # type: ignore[type-var]  # attrs types classes of its own making only
-    fields = {field.name: field for field in attrs.fields(kind)}  # type: ignore[arg-type]  # likewise
+def wrong_parameters(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Each parameter of a job's JSON that is wrong by itself, and why; what joins several is not looked at."""
+    attrs.resolve_types(FineTuneRequest)
+    fields = attrs.fields_dict(FineTuneRequest)
     wrong: list[tuple[str, str]] = []
     for name, value in values.items():
         if name not in fields:
             wrong.append((name, "is not a parameter of this request"))
         elif value is not None:
-            wrong += [(path.removeprefix("$."), words) for path, words in _wrong_value(fields[name], value)]
+            wrong += [(path.removeprefix("$."), words) for path, words in _wrong_value(name, value, fields[name].type)]
     return wrong
 
 
-def _wrong_value(field: attrs.Attribute[Any], value: object) -> Iterator[tuple[str, str]]:
-    path = f"$.{field.name}"
+def _wrong_value(name: str, value: object, kind: Any) -> Iterator[tuple[str, str]]:
+    path = f"$.{name}"
     try:
-        value = _request().get_structure_hook(field.type)(value, field.type)
-        if field.validator is not None:
-            field.validator(None, field, value)
-    except RequestInvalid as error:
-        yield path, error.problem
+        value = _request().get_structure_hook(kind)(value, kind)
     except (_Misfit, BaseValidationError) as error:
         yield from _problems(error, path)
-
-
-def request_object(value: object) -> object:
-    """Turn a request into a JSON object, without the parameters that are None."""
-    return _request().unstructure(value)
+    else:
+        if problem := problem_of(name, value):
+            yield path, problem
 
 
 def write_reply(value: object) -> dict[str, object]:

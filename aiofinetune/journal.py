@@ -132,7 +132,7 @@ class Journal:
         if row is None:
             self._db.execute(
                 "INSERT INTO entries (label, request, run) VALUES (?, ?, ?)",
-                (label, wire.write_request(request), self._run),
+                (label, wire.write_request(request.given()), self._run),
             )
             return Record(label, request)
         *columns, run = row
@@ -147,7 +147,7 @@ class Journal:
         self._db.execute(
             "UPDATE entries SET request = ?, sent = NULL, sent_at = NULL, job_id = NULL, job = NULL, ended_at = NULL"
             " WHERE label = ?",
-            (wire.write_request(request), label),
+            (wire.write_request(request.given()), label),
         )
         return Record(label, request)
 
@@ -155,7 +155,7 @@ class Journal:
     def intend(self, label: str, sent: FineTuneRequest, at: float) -> None:
         """Note that a create is about to be sent."""
         self._db.execute(
-            "UPDATE entries SET sent = ?, sent_at = ? WHERE label = ?", (wire.write_request(sent), at, label)
+            "UPDATE entries SET sent = ?, sent_at = ? WHERE label = ?", (wire.write_request(sent.given()), at, label)
         )
 
     @_transaction

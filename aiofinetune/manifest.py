@@ -169,7 +169,7 @@ def _entries(path: Path) -> Iterator[tuple[_Table, Entry | Problem]]:
 def _problems_of(table: _Table, values: Mapping[str, object]) -> list[Problem]:
     """What is wrong with parameters, each by itself."""
     parameters = {name: value for name, value in values.items() if name not in _OWN_FIELDS}
-    wrong = converters.wrong_parameters(parameters, FineTuneRequest)
+    wrong = converters.wrong_parameters(parameters)
     return [Problem(table.line_of(field), field or "request", words) for field, words in wrong]
 
 

@@ -1,14 +1,16 @@
 """What the API takes and gives, as frozen attrs classes.
 
-Each class names its place in the API reference (the fine-tunes, files, models and completions objects). Times are
-Unix times in whole seconds. How these are read from and written to JSON is the business of `aiofinetune.wire`.
+Each class names its place in the API reference (the fine-tunes, files and models objects; `aiofinetune.completions`
+has the rest). Times are Unix times in whole seconds. How these are read from and written to JSON is the business of
+`aiofinetune.wire`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Final, Generic, TypeAlias, TypeGuard, TypeVar
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Generic, TypeGuard, TypeVar
 
 import attrs
 
@@ -18,9 +20,6 @@ T = TypeVar("T")
 
 _LARGEST: Final = 2**63 - 1
 """The largest whole number that every JSON reader takes."""
-
-# Any: one validator serves fields of several types, and is there for values of the wrong one.
-_Validator: TypeAlias = "Callable[[Any, attrs.Attribute[Any], Any], None]"
 
 
 class Status:
@@ -128,52 +127,6 @@ class Deleted:
 
 
 @attrs.frozen
-class CompletionLogprobs:
-    """Log probabilities of a completion's tokens (reference: the completion object)."""
-
-    tokens: tuple[str, ...] = ()
-    token_logprobs: tuple[float | None, ...] = ()
-    """Natural logarithms."""
-
-
-@attrs.frozen
-class CompletionChoice:
-    """One completion of a prompt."""
-
-    text: str
-    index: int = 0
-    finish_reason: str | None = None
-    """``"stop"`` at the model's end of text or a stop sequence, ``"length"`` at `max_tokens`."""
-    logprobs: CompletionLogprobs | None = None
-
-
-@attrs.frozen
-class CompletionUsage:
-    """Tokens that a completion took."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-
-
-@attrs.frozen
-class Completion:
-    """What a model makes of a prompt (reference: the completion object)."""
-
-    id: str
-    choices: tuple[CompletionChoice, ...]
-    model: str = ""
-    created: int = 0
-    usage: CompletionUsage | None = None
-    object: str = "text_completion"
-
-    @property
-    def text(self) -> str:
-        """The text of the first choice."""
-        return self.choices[0].text if self.choices else ""
-
-
-@attrs.frozen
 class Listing(Generic[T]):
     """The envelope around every list of the API."""
 
@@ -181,16 +134,6 @@ class Listing(Generic[T]):
     has_more: bool = False
     """Whether the service kept some back. The reference has no pages; hosts that came after it may."""
     object: str = "list"
-
-
-def _check(expected: str, fits: Callable[[object], bool]) -> _Validator:
-    """A validator that lets None and what `fits` pass, and says what was `expected` of the rest."""
-
-    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value is not None and not fits(value):
-            raise RequestInvalid(attribute.name, f"expected {expected}, got {_shown(value)}")
-
-    return check
 
 
 def _shown(value: object) -> str:
@@ -226,20 +169,41 @@ def _is_beta_list(value: object) -> bool:
     return isinstance(value, tuple) and len(value) > 0 and all(_is_number(beta) and beta > 0 for beta in value)
 
 
-def _required(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is None:
-        raise RequestInvalid(attribute.name, "is required")
-
-
 def _as_tuple(value: Iterable[float] | None) -> tuple[float, ...] | None:
-    # What is not a list passes through, for the validator to name it: hence the ignored type.
+    # What is not a list passes through, for the rules to name it: hence the ignored type.
     return tuple(value) if isinstance(value, list | tuple) else value  # type: ignore[return-value]
 
 
-_POSITIVE = _check("a number above 0", lambda value: _is_number(value) and value > 0)
-_NOT_NEGATIVE = _check("a number, 0 or above", lambda value: _is_number(value) and value >= 0)
-_COUNT = _check("a whole number, 1 or above", _is_count(1))
-_FILE_ID = _check("the id of an uploaded file, such as 'file-abc123'", _is_text)
+_COUNT: Final = ("a whole number, 1 or above", _is_count(1))
+_FILE_ID: Final = ("the id of an uploaded file, such as 'file-abc123'", _is_text)
+
+_RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    "training_file": _FILE_ID,
+    "validation_file": _FILE_ID,
+    "model": ("the name of a model, such as 'curie'", _is_text),
+    "n_epochs": _COUNT,
+    "batch_size": _COUNT,
+    "learning_rate_multiplier": ("a number above 0", lambda value: _is_number(value) and value > 0),
+    "prompt_loss_weight": ("a number, 0 or above", lambda value: _is_number(value) and value >= 0),
+    "compute_classification_metrics": ("True or False", lambda value: isinstance(value, bool)),
+    "classification_n_classes": ("a whole number, 2 or above", _is_count(2)),
+    "classification_positive_class": ("the text of a completion", _is_text),
+    "classification_betas": ("a list of numbers above 0", _is_beta_list),
+    "suffix": ("1 to 40 characters", lambda value: _is_text(value, most=40)),
+}
+"""What each parameter of a job may be, in words and as a test."""
+_VALUES: Final = operator.attrgetter(*_RULES)
+
+
+def problem_of(name: str, value: object) -> str | None:
+    """What is wrong with a parameter's value by itself; None if nothing is.
+
+    Args:
+        name: The parameter of a `FineTuneRequest`.
+        value: What it is to be. None is right for all: it leaves the parameter to the service.
+    """
+    expected, fits = _RULES[name]
+    return None if value is None or fits(value) else f"expected {expected}, got {_shown(value)}"
 
 
 @attrs.frozen(kw_only=True)
@@ -268,32 +232,34 @@ class FineTuneRequest:
         RequestInvalid: A parameter is wrong; it says which, what it got and what it may be.
     """
 
-    training_file: str = attrs.field(validator=[_required, _FILE_ID])
-    validation_file: str | None = attrs.field(default=None, validator=_FILE_ID)
-    model: str | None = attrs.field(default=None, validator=_check("the name of a model, such as 'curie'", _is_text))
-    n_epochs: int | None = attrs.field(default=None, validator=_COUNT)
-    batch_size: int | None = attrs.field(default=None, validator=_COUNT)
-    learning_rate_multiplier: float | None = attrs.field(default=None, validator=_POSITIVE)
-    prompt_loss_weight: float | None = attrs.field(default=None, validator=_NOT_NEGATIVE)
-    compute_classification_metrics: bool | None = attrs.field(
-        default=None, validator=_check("True or False", lambda value: isinstance(value, bool))
-    )
-    classification_n_classes: int | None = attrs.field(
-        default=None, validator=_check("a whole number, 2 or above", _is_count(2))
-    )
-    classification_positive_class: str | None = attrs.field(
-        default=None, validator=_check("the text of a completion", _is_text)
-    )
-    classification_betas: tuple[float, ...] | None = attrs.field(
-        default=None, converter=_as_tuple, validator=_check("a list of numbers above 0", _is_beta_list)
-    )
-    suffix: str | None = attrs.field(
-        default=None,
-        validator=_check("1 to 40 characters", lambda value: _is_text(value, most=40)),
-    )
+    training_file: str
+    validation_file: str | None = None
+    model: str | None = None
+    n_epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate_multiplier: float | None = None
+    prompt_loss_weight: float | None = None
+    compute_classification_metrics: bool | None = None
+    classification_n_classes: int | None = None
+    classification_positive_class: str | None = None
+    classification_betas: tuple[float, ...] | None = attrs.field(default=None, converter=_as_tuple)
+    suffix: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        """Check the rules that join several parameters."""
+        """Check each parameter by itself, and the rules that join several."""
+        if self.training_file is None:
+            raise RequestInvalid("training_file", "is required")
+        for name in _RULES:
+            value = getattr(self, name)
+            if value is not None and (problem := problem_of(name, value)):
+                raise RequestInvalid(name, problem)
+        self._check_classification()
+
+    def given(self) -> dict[str, object]:
+        """Give the parameters that are not None, by name: what the service is told."""
+        return {name: value for name, value in zip(_RULES, _VALUES(self), strict=True) if value is not None}
+
+    def _check_classification(self) -> None:
         n_classes, positive = self.classification_n_classes, self.classification_positive_class
         if self.compute_classification_metrics:
             if self.validation_file is None:

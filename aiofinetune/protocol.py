@@ -12,10 +12,8 @@ import time
 import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, urldefrag, urlencode, urljoin, urlsplit
-
-import attrs
 
 from aiofinetune import wire
 from aiofinetune.errors import (
@@ -33,7 +31,7 @@ from aiofinetune.errors import (
     ServerError,
     TooManyJobs,
 )
-from aiofinetune.models import Completion, Deleted, File, FineTune, FineTuneEvent, Listing, Model
+from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, Listing, Model
 
 T = TypeVar("T")
 
@@ -89,8 +87,7 @@ def is_loopback(host: str) -> bool:
         return host.lower().rstrip(".").rpartition(".")[2] == "localhost"
 
 
-@attrs.frozen
-class Endpoint(Generic[T]):
+class Endpoint(NamedTuple, Generic[T]):
     """One endpoint of the API.
 
     Args:
@@ -120,11 +117,9 @@ LIST_FILES = Endpoint("GET", "/files", Listing[File])
 RETRIEVE_FILE = Endpoint("GET", "/files/{}", File)
 DOWNLOAD_FILE = Endpoint("GET", "/files/{}/content", bytes)
 DELETE_FILE = Endpoint("DELETE", "/files/{}", Deleted)
-CREATE_COMPLETION = Endpoint("POST", "/completions", Completion)
 
 
-@attrs.frozen
-class Request:
+class Request(NamedTuple):
     """One HTTP request, ready to be sent.
 
     Args:
@@ -145,8 +140,7 @@ class Request:
         return f"{self.method} {self.url}"
 
 
-@attrs.frozen
-class Reply:
+class Reply(NamedTuple):
     """One HTTP reply, read whole. Header names are looked up in any case."""
 
     status: int
@@ -235,7 +229,7 @@ def redirected(request: Request, reply: Reply) -> Request | None:
         same_origin = _origin(url) == _origin(request.url)
     except ValueError:
         return None
-    return attrs.evolve(request, url=url) if same_origin else None
+    return request._replace(url=url) if same_origin else None
 
 
 _URL_CHARACTERS: Final = ":/?#[]@!$&'()*+,;=%-._~"

@@ -12,9 +12,7 @@ import time
 from collections.abc import AsyncIterator, Container, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Final, Generic, TypeVar
-
-import attrs
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from aiofinetune.errors import APIError, ConnectFailed, FineTuneError, ProtocolViolation, ServerError, TransportError
 from aiofinetune.models import File, FineTune, FineTuneRequest
@@ -43,8 +41,7 @@ def may_have_arrived(failure: FineTuneError) -> bool:
             return isinstance(failure, TransportError | ProtocolViolation)
 
 
-@attrs.frozen
-class Verdict:
+class Verdict(NamedTuple):
     """What the service's list says of a create whose reply was lost.
 
     Args:
@@ -97,12 +94,11 @@ def fits(job: FineTune, request: FineTuneRequest) -> bool:
 
     What the request leaves to the service fits anything, and so does what the service does not tell.
     """
-    given = attrs.asdict(request, filter=lambda _attribute, value: value is not None, recurse=False)
     return (
         [file.id for file in job.training_files] == [request.training_file]
         and [file.id for file in job.validation_files] == ([request.validation_file] if request.validation_file else [])
         and request.model in (None, job.model)
-        and all(getattr(job.hyperparams, name, None) in (None, value) for name, value in given.items())
+        and all(getattr(job.hyperparams, name, None) in (None, value) for name, value in request.given().items())
         and _suffix_fits(job.fine_tuned_model, request.suffix)
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar, Union, get_args, get_origin
 
 import attrs
@@ -182,12 +182,14 @@ def read_json(body: bytes) -> object:
     return value
 
 
-def write_request(value: object) -> bytes:
-    """Write a request as JSON, without the parameters that are None."""
-    from aiofinetune import converters  # noqa: PLC0415  # see above
+def write_request(parameters: Mapping[str, object]) -> bytes:
+    """Write a request's parameters as JSON.
 
+    Raises:
+        RequestInvalid: They hold what JSON cannot.
+    """
     try:
-        return dumps(converters.request_object(value))
+        return dumps(parameters)
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestInvalid("request", f"holds what JSON cannot: {error}") from error
 

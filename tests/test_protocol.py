@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from strategies import JSON
 from yarl import URL
 
-from aiofinetune import errors, protocol
+from aiofinetune import completions, errors, protocol
 from aiofinetune.errors import (
     ConfigurationError,
     ProtocolViolation,
@@ -58,7 +58,7 @@ def test_endpoints(endpoint: Any, ids: list[str], method: str, path: str, idempo
 
 def test_completion_is_an_endpoint() -> None:
     """Completions go to the path of the reference."""
-    assert protocol.build(protocol.CREATE_COMPLETION, BASE, body=b"{}").url == BASE + "/completions"
+    assert protocol.build(completions.CREATE_COMPLETION, BASE, body=b"{}").url == BASE + "/completions"
 
 
 def test_headers() -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from aiofinetune import converters, wire
+from aiofinetune.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionUsage
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local.store import new_id, now
-from aiofinetune.models import Completion, CompletionChoice, CompletionLogprobs, CompletionUsage
 from aiofinetune.threads import in_thread
 
 if TYPE_CHECKING:
