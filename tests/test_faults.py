@@ -324,7 +324,11 @@ async def test_fault(
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr("aiofinetune.protocol.MOST_REPLY_BYTES", 1 << 20)
     error = None
-    async with nothing_left_open(), FaultServer() as elsewhere, FaultServer(listens=cell.fault != "refused") as server:
+    async with (
+        nothing_left_open(),
+        FaultServer(listens="elsewhere" in cell.fault) as elsewhere,
+        FaultServer(listens=cell.fault != "refused") as server,
+    ):
         server.elsewhere = elsewhere.base_url
         world = populated(server, tmp_path)
         break_exchanges(server, cell)
