@@ -8,7 +8,6 @@ has the rest). Times are Unix times in whole seconds. How these are read from an
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Generic, TypeGuard, TypeVar
 
@@ -192,7 +191,6 @@ _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "suffix": ("1 to 40 characters", lambda value: _is_text(value, most=40)),
 }
 """What each parameter of a job may be, in words and as a test."""
-_VALUES: Final = operator.attrgetter(*_RULES)
 
 
 def problem_of(name: str, value: object) -> str | None:
@@ -249,15 +247,14 @@ class FineTuneRequest:
         """Check each parameter by itself, and the rules that join several."""
         if self.training_file is None:
             raise RequestInvalid("training_file", "is required")
-        for name in _RULES:
-            value = getattr(self, name)
-            if value is not None and (problem := problem_of(name, value)):
+        for name, value in self.given().items():
+            if problem := problem_of(name, value):
                 raise RequestInvalid(name, problem)
         self._check_classification()
 
     def given(self) -> dict[str, object]:
         """Give the parameters that are not None, by name: what the service is told."""
-        return {name: value for name, value in zip(_RULES, _VALUES(self), strict=True) if value is not None}
+        return {name: value for name in _RULES if (value := getattr(self, name)) is not None}
 
     def _check_classification(self) -> None:
         n_classes, positive = self.classification_n_classes, self.classification_positive_class

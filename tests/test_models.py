@@ -161,10 +161,11 @@ def test_wrong(field: str, parameters: dict[str, object], words: str) -> None:
 )
 def test_right(parameters: dict[str, object]) -> None:
     """What the reference allows, up to its bounds, is taken as it stands."""
-    made = attrs.asdict(request(**parameters), filter=lambda _, value: value is not None)
+    made = request(**parameters)
     betas = parameters.get("classification_betas")
     expected = {**parameters, **({"classification_betas": tuple(betas)} if isinstance(betas, list) else {})}
-    assert made == {"training_file": "file-1", **expected}
+    assert made.given() == {"training_file": "file-1", **expected}
+    assert made.given() == attrs.asdict(made, filter=lambda _, value: value is not None)
 
 
 def test_long_values_are_shown_short() -> None:
