@@ -1,8 +1,8 @@
 """JSON to models and back, carefully: one converter for what clients send, one for what services answer.
 
-`REQUEST` is strict: an unknown parameter is refused by name. `RESPONSE` is tolerant in and complete out: unknown fields
-pass, and every field is written. Both are exact: ``null`` is the same as absent, and nothing is coerced, so that
-``"abc"`` is no list of strings and ``1.9`` no whole number.
+The first, `_request`, is strict: an unknown parameter is refused by name. The second, `_response`, is tolerant in and
+complete out: unknown fields pass, and every field is written. Both are exact: ``null`` is the same as absent, and
+nothing is coerced, so that ``"abc"`` is no list of strings and ``1.9`` no whole number.
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ def _converter(*, strict: bool) -> Converter:
 
 @functools.cache
 def _request() -> Converter:
-    """REQUEST: strict in."""
+    """The converter of what clients send."""
     return _converter(strict=True)
 
 
 @functools.cache
 def _response() -> Converter:
-    """RESPONSE: tolerant in, complete out."""
+    """The converter of what services answer."""
     return _converter(strict=False)
 
 

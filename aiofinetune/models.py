@@ -197,11 +197,13 @@ def problem_of(name: str, value: object) -> str | None:
     """What is wrong with a parameter's value by itself; None if nothing is.
 
     Args:
-        name: The parameter of a `FineTuneRequest`.
+        name: The parameter of a `FineTuneRequest`; one that a subclass added may be anything.
         value: What it is to be. None is right for all: it leaves the parameter to the service.
     """
+    if value is None or name not in _RULES:
+        return None
     expected, fits = _RULES[name]
-    return None if value is None or fits(value) else f"expected {expected}, got {_shown(value)}"
+    return None if fits(value) else f"expected {expected}, got {_shown(value)}"
 
 
 @attrs.frozen(kw_only=True)
@@ -254,7 +256,8 @@ class FineTuneRequest:
 
     def given(self) -> dict[str, object]:
         """Give the parameters that are not None, by name: what the service is told."""
-        return {name: value for name in _RULES if (value := getattr(self, name)) is not None}
+        fields = attrs.fields(type(self))
+        return {field.name: value for field in fields if (value := getattr(self, field.name)) is not None}
 
     def _check_classification(self) -> None:
         n_classes, positive = self.classification_n_classes, self.classification_positive_class

@@ -24,6 +24,37 @@ CLOCK_SLACK: Final = 5.0
 jobs. The client's own clock plays no part."""
 
 
+_AGREEMENT: Final = 1.0
+"""Seconds by which this machine's two clocks may drift apart while a call is under way."""
+
+
+class Moment(NamedTuple):
+    """A moment by both clocks of this machine.
+
+    Args:
+        unix: By the clock that can be set, in seconds since 1970.
+        steady: By the one that only runs, in seconds since some other moment.
+    """
+
+    unix: float
+    steady: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        """This moment."""
+        return cls(time.time(), time.monotonic())
+
+    @classmethod
+    def at(cls, unix: float) -> Moment:
+        """The moment when the clock that can be set showed `unix`, if it was not set since."""
+        return cls(unix, time.monotonic() - (time.time() - unix))
+
+    def seconds_ago(self) -> float | None:
+        """How long ago it was; None if the clocks disagree: one was set since, or the machine slept."""
+        by_unix, by_steady = time.time() - self.unix, time.monotonic() - self.steady
+        return by_steady if abs(by_unix - by_steady) <= _AGREEMENT else None
+
+
 def may_have_arrived(failure: FineTuneError) -> bool:
     """Whether a request that ended in `failure` may have had its effect all the same.
 

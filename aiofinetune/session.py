@@ -43,7 +43,7 @@ from aiofinetune.errors import (
 from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Model, Status
 from aiofinetune.pause import Pause
 from aiofinetune.protocol import Endpoint, Reply, Request
-from aiofinetune.reconcile import Group, Own
+from aiofinetune.reconcile import Group, Moment, Own
 from aiofinetune.retry import Retry
 from aiofinetune.secret import Secret, scrubbed, without_secret
 from aiofinetune.stream import EventStream
@@ -172,7 +172,7 @@ class FineTuneSession:
         endpoint = protocol.CREATE_FINE_TUNE
         call = protocol.build(endpoint, self.base_url, body=wire.write_request(request.given()), headers=headers)
         group = self._group("fine-tune", request.training_file)
-        begin = time.time()
+        sent = Moment.now()
 
         async def attempt() -> FineTune:
             await group.turn()
@@ -182,10 +182,10 @@ class FineTuneSession:
                 return job
 
         async def find(_failure: FineTuneError) -> FineTune | None:
-            lost_at = time.time()
+            lost_at = Moment.now()
             with _Noted(request), group.losing(request):
                 async with group.searching():
-                    return await self.find_fine_tune(request, begin, lost_at=lost_at, lost=group.lost, known=known)
+                    return await self._find_fine_tune(request, sent, lost_at, group.lost, known)
 
         return await self._retrying(endpoint, attempt, find)
 
@@ -215,26 +215,8 @@ class FineTuneSession:
             CreateUncertain: It cannot be told.
         """
         lost = lost if request in lost else (*lost, request)
-        pause = self._retry.base
-        while True:
-            try:
-                listing, reply = await self._exchange(protocol.LIST_FINE_TUNES)
-            except FineTuneError as error:
-                raise CreateUncertain(request, sent_at) from error
-            since = _at_service(reply, sent_at)
-            others = [job for job in listing.data if job.id not in known]
-            verdict = reconcile.judge(others, request, since, lost, self._own)
-            if verdict.job is not None:
-                self._own.add(verdict.job.id)
-                return verdict.job
-            left = self._retry.grace - (time.time() - (sent_at if lost_at is None else lost_at))
-            if left <= 0:
-                break
-            await asyncio.sleep(min(pause, left))
-            pause = min(2 * pause, self._retry.cap)
-        if verdict.unclear or listing.has_more:
-            raise CreateUncertain(request, sent_at, verdict.unclear)
-        return None
+        sent = Moment.at(sent_at)
+        return await self._find_fine_tune(request, sent, sent if lost_at is None else Moment.at(lost_at), lost, known)
 
     async def list_fine_tunes(self) -> tuple[FineTune, ...]:
         """List the jobs, without their events.
@@ -416,7 +398,7 @@ class FineTuneSession:
         async with files.opened_source(source) as content:
             name = filename or content.name or "data.jsonl"
             group = self._group("file", name)
-            begin = time.time()
+            sent = Moment.now()
 
             async def attempt() -> File:
                 if content.rewind is not None:
@@ -434,7 +416,7 @@ class FineTuneSession:
                         group.is_contested |= len(group.lost) > 1
                         if group.is_contested:
                             return None
-                        return await self._find_file(name, content.size, purpose, begin)
+                        return await self._find_file(name, content.size, purpose, sent)
 
             policy = self._retry if content.rewind is not None else attrs.evolve(self._retry, attempts=1)
             return await self._retrying(protocol.UPLOAD_FILE, attempt, find, policy)
@@ -592,7 +574,36 @@ class FineTuneSession:
         finally:
             self._own.end(call_under_way)
 
-    async def _find_file(self, name: str, size: int | None, purpose: str, begin: float) -> File | None:
+    async def _find_fine_tune(
+        self,
+        request: FineTuneRequest,
+        sent: Moment,
+        lost_at: Moment,
+        lost: Sequence[FineTuneRequest],
+        known: Container[str],
+    ) -> FineTune | None:
+        pause = self._retry.base
+        while True:
+            try:
+                listing, reply = await self._exchange(protocol.LIST_FINE_TUNES)
+            except FineTuneError as error:
+                raise CreateUncertain(request, sent.unix) from error
+            since = _at_service(reply, sent)
+            others = [job for job in listing.data if job.id not in known]
+            verdict = reconcile.judge(others, request, since, lost, self._own)
+            if verdict.job is not None:
+                self._own.add(verdict.job.id)
+                return verdict.job
+            left = self._retry.grace - (time.monotonic() - lost_at.steady)
+            if left <= 0:
+                break
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, self._retry.cap)
+        if verdict.unclear or listing.has_more:
+            raise CreateUncertain(request, sent.unix, verdict.unclear)
+        return None
+
+    async def _find_file(self, name: str, size: int | None, purpose: str, sent: Moment) -> File | None:
         """Look for the file of an upload whose reply was lost; None if there is none that is surely it."""
         try:
             listing, reply = await self._exchange(protocol.LIST_FILES, policy=attrs.evolve(self._retry, attempts=1))
@@ -600,7 +611,7 @@ class FineTuneSession:
             # A file sent twice costs little; a job never gets here.
             _log.info("looking for the upload of %s: %s", name, error)
             return None
-        since = _at_service(reply, begin)
+        since = _at_service(reply, sent)
         file = reconcile.find_file(listing.data, name, size, purpose, since, self._own)
         if file is not None:
             self._own.add(file.id)
@@ -750,10 +761,10 @@ def _reader_of(incoming: Incoming, file_id: str, expected: int) -> Callable[[], 
     return read
 
 
-def _at_service(reply: Reply, moment: float) -> float | None:
-    """What the service's clock showed when this machine's showed `moment`; None if the service does not say."""
-    now = protocol.server_time(reply)
-    return None if now is None else now - (time.time() - moment)
+def _at_service(reply: Reply, moment: Moment) -> float | None:
+    """What the service's clock showed at `moment`; None if that cannot be known."""
+    now, seconds_ago = protocol.server_time(reply), moment.seconds_ago()
+    return None if now is None or seconds_ago is None else now - seconds_ago
 
 
 class _Noted:

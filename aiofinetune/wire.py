@@ -71,7 +71,7 @@ def without_none(cls: Any) -> Any:
 
 @functools.cache
 def _reader(kind: Any) -> Callable[[Any], Any]:
-    """A function that reads as a class just what RESPONSE does, and raises a `_Misfit` without a word for the rest.
+    """A function that reads as a class just what `converters.fit_reply` does; for the rest it raises a bare `_Misfit`.
 
     It is written out for the class, as cattrs and attrs write theirs, but without a call for each field: a list of
     10,000 jobs takes half of what it does by cattrs' hooks. (msgspec knows these classes too, and takes a third less

@@ -1,15 +1,20 @@
 """An event loop that waits for sockets and threads alone: while they are still, its clock jumps to the next timer.
 
-Tests marked ``fastforward`` run on it. None of them depends on how fast the machine is: a call that has a minute has a
-minute, however long the machine stalls, and a minute in which nothing happens is over at once.
+Tests marked ``fastforward`` run on it, and the machine's clocks jump with it. So a call that has a minute has a minute,
+however long the machine stalls, and a minute in which nothing happens is over at once.
+
+What a test waits for in any other way (a child process, a thread that is not the loop's own executor's) does not keep
+the clock from jumping. Waits of up to a hundredth of a second are waited out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import selectors
+import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVarTuple, Unpack
+from unittest import mock
 
 Ts = TypeVarTuple("Ts")
 
@@ -33,7 +38,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class FastForwardLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock jumps. Child processes do not keep it from jumping."""
+    """A loop whose clock jumps, and which makes the machine's clocks jump with it while it runs."""
 
     def __init__(self) -> None:
         self._waits = _Selector()
@@ -41,7 +46,15 @@ class FastForwardLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         """Seconds, those that were jumped over included."""
-        return super().time() + self._waits.ahead
+        return _monotonic() + self._waits.ahead
+
+    def run_forever(self) -> None:
+        """Run, and let the machine's clocks show what this loop's does."""
+        with mock.patch("time.monotonic", self.time), mock.patch("time.time", self._unix_time):
+            super().run_forever()
+
+    def _unix_time(self) -> float:
+        return _unix_time() + self._waits.ahead
 
     def run_in_executor(self, executor: Any, func: Callable[[Unpack[Ts]], Any], *args: *Ts) -> asyncio.Future[Any]:
         """Run in a thread, in real time."""
@@ -50,5 +63,14 @@ class FastForwardLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._back)
         return future
 
+    async def shutdown_asyncgens(self) -> None:
+        """Begin to close: what is waited for after this is threads alone, in real time."""
+        self._waits.threads += 1
+        await super().shutdown_asyncgens()
+
     def _back(self, _future: asyncio.Future[Any]) -> None:
         self._waits.threads -= 1
+
+
+_monotonic = time.monotonic
+_unix_time = time.time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -133,13 +134,57 @@ async def test_shows_up_late() -> None:
 
 async def test_sent_again_after_grace() -> None:
     """A create is sent again only once the list has not shown its job for the time of grace."""
-    async with talking() as (server, session, request):
+    async with talking(retry=attrs.evolve(QUICK, grace=30, deadline=300)) as (server, session, request):
         server.fail(CREATE, DROPPED)
+        begin = asyncio.get_running_loop().time()
         job = await session.create_fine_tune(request)
+        assert asyncio.get_running_loop().time() - begin >= 30
         assert list(server.service.jobs) == [job.id]
         first, *looks, last = server.asked()
         assert first == last == CREATE
         assert set(looks) == {LIST}
+
+
+@pytest.mark.parametrize("step", [600, -600])
+async def test_clock_set_while_looking(step: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sets this machine's clock while a lost job is looked for neither shortens nor stretches the time of grace."""
+    async with talking(retry=attrs.evolve(QUICK, grace=30, deadline=300)) as (server, session, request):
+
+        async def look(exchange: Exchange) -> None:
+            set_clock(monkeypatch, server, step)
+            await exchange.send(exchange.reply.raw)
+
+        server.fail(CREATE, DROPPED)
+        server.fail(LIST, Fault(look))
+        begin = asyncio.get_running_loop().time()
+        job = await session.create_fine_tune(request)
+        assert 30 <= asyncio.get_running_loop().time() - begin < 60
+        assert list(server.service.jobs) == [job.id]
+
+
+@pytest.mark.parametrize("step", [600, -600])
+async def test_clock_set_under_way(step: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sets this machine's clock while a create is under way makes it uncertain, and no second job or wrong one."""
+    async with talking() as (server, session, request):
+        earlier = server.service.add_job(asked_for(request), age=60)
+
+        async def lose(exchange: Exchange) -> None:
+            set_clock(monkeypatch, server, step)
+            await exchange.reset()
+
+        server.fail(CREATE, Fault(lose))
+        with pytest.raises(CreateUncertain) as caught:
+            await session.create_fine_tune(request)
+        assert {job.id for job in caught.value.candidates} == set(server.service.jobs)
+        assert len(server.service.jobs) == 2
+        assert earlier in server.service.jobs
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, server: FaultServer, step: float) -> None:
+    """Set this machine's clock by so many seconds; the service's goes on as it did."""
+    before = time.time
+    monkeypatch.setattr(time, "time", lambda: before() + step)
+    server.service.skew -= step
 
 
 async def test_tries_are_counted_once() -> None:
@@ -498,9 +543,11 @@ async def test_shared_pause(throttled: str) -> None:
             begun.extend(asyncio.create_task(session.retrieve_file(request.training_file)) for _ in range(3))
             begun.append(asyncio.create_task(another.list_files()))
 
+        start = asyncio.get_running_loop().time()
         with OnRetry(begin):
             await (session.list_models() if throttled == "list_models" else session.wait(job))
         await asyncio.gather(*begun)
+        assert 5 <= asyncio.get_running_loop().time() - start < 8
         asked = server.asked()
         assert asked[:2] == [throttled, "list_files"]
         assert asked.count("retrieve_file") == 3

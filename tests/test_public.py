@@ -132,7 +132,7 @@ def test_client_and_server_are_apart() -> None:
         assert not [name for name in imports(module) for part in client if is_within(name, f"aiofinetune.{part}")]
 
 
-PURE = ("errors", "models", "wire", "converters", "protocol", "sse", "retry", "results")
+PURE = ("errors", "models", "wire", "converters", "protocol", "completions", "sse", "retry", "results")
 
 
 @pytest.mark.parametrize("module", PURE)

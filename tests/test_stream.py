@@ -605,8 +605,10 @@ async def test_wait_timeout(timeout: float) -> None:  # noqa: ASYNC109  # the ca
         gone.set()
 
     async with talking_to(handler) as session:
+        begin = asyncio.get_running_loop().time()
         with pytest.raises(WaitTimeout, match=f"ft-1 was not over after {timeout} s; it goes on") as caught:
             await session.wait("ft-1", timeout=timeout)
+        assert timeout <= asyncio.get_running_loop().time() - begin < timeout + 50
         assert isinstance(caught.value, TimeoutError)
         if came.is_set():
             await gone.wait()
