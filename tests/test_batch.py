@@ -1231,12 +1231,12 @@ async def test_jobs_of_others_are_counted() -> None:
 
 
 async def test_real_jobs_to_completion(tmp_path: Path) -> None:
-    """Two dozen jobs train on the embedded server, never more than three active, each with a model and figures."""
+    """A dozen jobs train on the embedded server, never more than three active, each with a model and figures."""
     rows = [{"prompt": f"{name} ->", "completion": f" {kind}"} for kind, name in [("bird", "owl"), ("fish", "eel")] * 4]
     file = write(tmp_path, "train.jsonl", "\n".join(map(json.dumps, rows)))
     wanted = [
         Entry(f"{number}", FineTuneRequest(training_file=file, model="ada", n_epochs=1, suffix=f"j{number}"))
-        for number in range(24)
+        for number in range(12)
     ]
     async with (
         LocalServer(tmp_path / "data") as server,
