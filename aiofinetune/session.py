@@ -582,6 +582,7 @@ class FineTuneSession:
         lost: Sequence[FineTuneRequest],
         known: Container[str],
     ) -> FineTune | None:
+        """Do what `find_fine_tune` says, by moments that no setting of this machine's clock moves."""
         pause = self._retry.base
         while True:
             try:

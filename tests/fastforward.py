@@ -21,6 +21,9 @@ Ts = TypeVarTuple("Ts")
 _STILL: Final = 0.01
 """Seconds without a byte that count as stillness: longer than loopback keeps any."""
 
+# As they are before a loop makes them jump.
+_monotonic, _unix_time = time.monotonic, time.time
+
 
 class _Selector(selectors.DefaultSelector):
     def __init__(self) -> None:
@@ -70,7 +73,3 @@ class FastForwardLoop(asyncio.SelectorEventLoop):
 
     def _back(self, _future: asyncio.Future[Any]) -> None:
         self._waits.threads -= 1
-
-
-_monotonic = time.monotonic
-_unix_time = time.time
