@@ -6,20 +6,21 @@ the next one knows which requests may have made a job that nobody knows of.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 import attrs
 
 from aiofinetune import converters, wire
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.models import FineTune, FineTuneRequest
-from aiofinetune.threads import in_thread
+from aiofinetune.threads import in_thread, until_over
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,19 +68,22 @@ class Lost:
     sent_at: float
 
 
+class _Work(NamedTuple):
+    """Something to be done with the database, and who waits for it."""
+
+    call: Callable[[], Any]  # Any: each has a result of its own
+    done: asyncio.Future[Any]
+
+
 def _transaction(
     method: Callable[Concatenate[Journal, P], T],
 ) -> Callable[Concatenate[Journal, P], Coroutine[Any, Any, T]]:  # Any: as `async def` has it.
-    """Make `method` a coroutine that runs on the journal's thread, as one transaction."""
+    """Make `method` a coroutine that runs on the journal's thread, whole or not at all, and on the disk at its end."""
 
     @functools.wraps(method)
     async def run(self: Journal, *args: P.args, **kwargs: P.kwargs) -> T:
-        def transact() -> T:
-            with self._db:
-                return method(self, *args, **kwargs)
-
         try:
-            return await in_thread(self._thread, transact)
+            return await self._do(functools.partial(method, self, *args, **kwargs))
         except sqlite3.Error as error:
             raise JournalUnusable(f"{self._name}: {error}") from error
 
@@ -101,6 +105,9 @@ class Journal:
         self._base_url = base_url
         self._accept_changes = accept_changes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiofinetune-journal")
+        self._waiting: list[_Work] = []
+        """What is to be done as soon as the transaction that is under way is over."""
+        self._is_busy = False
         self._run = 0
 
     @asynccontextmanager
@@ -221,6 +228,37 @@ class Journal:
     def keep_file(self, digest: str, file_id: str) -> None:
         """Note that a content was uploaded."""
         self._db.execute("INSERT OR REPLACE INTO files (id, digest) VALUES (?, ?)", (file_id, digest))
+
+    async def _do(self, call: Callable[[], T]) -> T:
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Work(call, done))
+        if not self._is_busy:
+            self._begin()
+        return await until_over(done)
+
+    def _begin(self) -> None:
+        """Do all that waits, in one transaction: the disk takes as long for many as for one."""
+        works, self._waiting = self._waiting, []
+        transaction = asyncio.get_running_loop().run_in_executor(self._thread, self._transact, works)
+        transaction.add_done_callback(self._settle)
+        self._is_busy = True
+
+    def _settle(self, transaction: asyncio.Future[list[Callable[[], None]]]) -> None:
+        for tell in transaction.result():
+            tell()
+        self._is_busy = False
+        if self._waiting:
+            self._begin()
+
+    def _transact(self, works: list[_Work]) -> list[Callable[[], None]]:
+        """Do all, on the journal's thread; give what then tells those who wait. Where one fails, each is done alone."""
+        try:
+            with self._db:
+                return [functools.partial(work.done.set_result, work.call()) for work in works]
+        except Exception as failure:  # noqa: BLE001  # whoever waits gets it
+            if len(works) == 1:
+                return [functools.partial(works[0].done.set_exception, failure)]
+        return [tell for work in works for tell in self._transact([work])]
 
     def _open(self) -> None:
         # SQLite's own lock says that another process is at it; it goes with the process, however that ends. An empty

@@ -18,7 +18,11 @@ async def in_thread(executor: Executor | None, call: Callable[[], T]) -> T:
         executor: Whose thread; None is the event loop's own.
         call: What to run.
     """
-    future = asyncio.get_running_loop().run_in_executor(executor, call)
+    return await until_over(asyncio.get_running_loop().run_in_executor(executor, call))
+
+
+async def until_over(future: asyncio.Future[T]) -> T:
+    """Give what a future gives; if cancelled, stay until it is over."""
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:

@@ -201,6 +201,39 @@ async def test_a_journal_that_cannot_be_written_says_so(path: Path) -> None:
         assert await journal.request("a") is None
 
 
+async def test_what_is_noted_at_once_is_written_at_once(path: Path) -> None:
+    """What is asked for while the disk is busy goes there together: the first by itself, the rest with one commit."""
+    commits = []
+    async with opened(path) as journal:
+        journal._db.set_trace_callback(lambda statement: commits.append(statement) if statement == "COMMIT" else None)
+        await asyncio.gather(*(journal.record(str(number), ASKED) for number in range(100)))
+    assert len(commits) == 2
+    async with opened(path) as journal:
+        assert await journal.request("99") == ASKED
+
+
+async def test_an_entry_that_is_refused_harms_no_other(path: Path) -> None:
+    """Of entries that are noted together, the one that cannot be is refused, and all others are there."""
+    async with opened(path) as journal:
+        results = await asyncio.gather(
+            *(journal.record(label, ASKED) for label in ("a", "b", "b", "c")), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [Record, Record, JournalUnusable, Record]
+    async with opened(path) as journal:
+        assert [await journal.request(label) for label in ("a", "b", "c")] == [ASKED] * 3
+
+
+async def test_a_note_outlives_the_one_who_takes_it(path: Path) -> None:
+    """Whoever is cancelled while a note waits for its turn ends when it is written, and not before."""
+    async with opened(path) as journal:
+        first, second = (asyncio.create_task(journal.record(label, ASKED)) for label in ("a", "b"))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.wait([second])
+        assert (first.done(), second.cancelled()) == (True, True)
+        assert await journal.request("b") == ASKED
+
+
 INTEND = """
 import asyncio, sys
 from pathlib import Path
