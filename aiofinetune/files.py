@@ -183,6 +183,10 @@ class Form:
             # However large a piece is: each that is taken shows that the upload moves.
             part, self._rest = self._rest[:PIECE], self._rest[PIECE:]
             self._sent += len(part)
+            if self._content.size is not None and self._sent > self._content.size:
+                raise LocalFileError(
+                    f"the file changed while it was sent: it is longer than {self._content.size} bytes"
+                )
             if self._progress is not None:
                 self._progress(self._sent, self._content.size)
             return part

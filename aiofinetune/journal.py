@@ -108,6 +108,7 @@ class Journal:
         self._waiting: list[_Work] = []
         """What is to be done as soon as the transaction that is under way is over."""
         self._is_busy = False
+        self._is_open = False
         self._run = 0
 
     @asynccontextmanager
@@ -118,12 +119,11 @@ class Journal:
             JournalUnusable: Another process has it open, it is no journal, or one of another service.
         """
         try:
+            # Cancelled or not, the thread opens it.
             await in_thread(self._thread, self._open)
-            try:
-                yield self
-            finally:
-                await in_thread(self._thread, self._db.close)
+            yield self
         finally:
+            await in_thread(self._thread, self._close)
             self._thread.shutdown()
 
     @_transaction
@@ -244,11 +244,11 @@ class Journal:
         self._is_busy = True
 
     def _settle(self, transaction: asyncio.Future[list[Callable[[], None]]]) -> None:
-        for tell in transaction.result():
-            tell()
         self._is_busy = False
         if self._waiting:
             self._begin()
+        for tell in transaction.result():
+            tell()
 
     def _transact(self, works: list[_Work]) -> list[Callable[[], None]]:
         """Do all, on the journal's thread; give what then tells those who wait. Where one fails, each is done alone."""
@@ -265,44 +265,48 @@ class Journal:
         # name is a temporary file.
         try:
             self._db = sqlite3.connect(self._path or "", timeout=0, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise JournalUnusable(f"{self._name}: {error}") from error
-        try:
+            self._is_open = True
             self._prepare()
         except sqlite3.OperationalError as error:
-            self._db.close()
             if "locked" not in str(error):
                 raise JournalUnusable(f"{self._name}: {error}") from error
             raise JournalUnusable(f"{self._name}: another process is running this batch") from error
         except sqlite3.DatabaseError as error:
-            self._db.close()
             raise JournalUnusable(f"{self._name}: is no journal: {error}") from error
-        except JournalUnusable:
+        except ValueError as error:
+            raise JournalUnusable(f"{self._name!r}: {error}") from error
+
+    def _close(self) -> None:
+        if self._is_open:
             self._db.close()
-            raise
 
     def _prepare(self) -> None:
         db = self._db
+        # Before anything is written: the file may be another program's.
+        self._count_tables()
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute(f"PRAGMA synchronous = {'FULL' if self._path else 'OFF'}")
         with db:
             db.execute("BEGIN IMMEDIATE")
-            (application,), (version,) = (
-                db.execute("PRAGMA application_id").fetchone(),
-                db.execute("PRAGMA user_version").fetchone(),
-            )
-            (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if tables == 0:
+            if self._count_tables() == 0:
                 for statement in _SCHEMA:
                     db.execute(statement)
-            elif (application, version) != (_APPLICATION, _VERSION):
-                raise JournalUnusable(f"{self._name}: is no journal of this version")
             for (base_url,) in db.execute("SELECT base_url FROM runs ORDER BY number DESC LIMIT 1"):
                 if base_url != self._base_url and not self._accept_changes:
                     raise JournalUnusable(f"{self._name}: is of a batch at {base_url}, not at {self._base_url}")
             cursor = db.execute("INSERT INTO runs (base_url) VALUES (?)", (self._base_url,))
             self._run = cursor.lastrowid or 0
+
+    def _count_tables(self) -> int:
+        """Give the number of tables; none is a new journal."""
+        ((application,), (version,), (tables,)) = (
+            self._db.execute(statement).fetchone()
+            for statement in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
+        )
+        if tables and (application, version) != (_APPLICATION, _VERSION):
+            raise JournalUnusable(f"{self._name}: is no journal of this version")
+        return int(tables)
 
 
 def _record(

@@ -30,4 +30,7 @@ async def until_over(future: asyncio.Future[T]) -> T:
             # Cancelled once more, it stays all the same; it ends with the first cancellation.
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
+        if not future.cancelled():
+            # Seen, so that asyncio does not report that nobody looked at it.
+            future.exception()
         raise

@@ -1,5 +1,3 @@
-# the files are small, and no one else waits for the loop
-
 from __future__ import annotations
 
 import asyncio

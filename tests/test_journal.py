@@ -1,9 +1,9 @@
-# the files are small, and no one else waits for the loop
 """The journal of a batch: what it keeps, and what it refuses."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sqlite3
@@ -168,9 +168,38 @@ async def test_another_database_is_refused(path: Path, statements: str) -> None:
     db = sqlite3.connect(path)
     db.executescript(statements)
     db.close()
+    before = path.read_bytes()
     with pytest.raises(JournalUnusable, match=r"sweep\.journal: is no journal of this version$"):
         async with opened(path):
             pass
+    assert path.read_bytes() == before
+
+
+async def test_opening_may_be_cancelled(path: Path) -> None:
+    """Whoever is cancelled while a journal is being opened leaves it closed."""
+    opening = asyncio.create_task(opened(path).__aenter__())
+    await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait([opening])
+    assert opening.cancelled()
+    async with opened(path):
+        pass
+
+
+async def test_a_failure_that_nobody_waits_for(path: Path) -> None:
+    """A note that fails after its caller was cancelled is reported nowhere."""
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context))
+    async with opened(path) as journal:
+        await journal.record("a", ASKED)
+        note = asyncio.create_task(journal.record("a", ASKED))
+        await asyncio.sleep(0)
+        note.cancel()
+        await asyncio.wait([note])
+        assert note.cancelled()
+        del note
+        gc.collect()
+    assert reported == []
 
 
 async def test_a_journal_is_of_one_service(path: Path) -> None:
@@ -189,6 +218,9 @@ async def test_a_journal_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
     """A journal that cannot be made is an error that names it."""
     with pytest.raises(JournalUnusable, match=r"nowhere/sweep\.journal: unable to open database file"):
         async with opened(tmp_path / "nowhere" / "sweep.journal"):
+            pass
+    with pytest.raises(JournalUnusable, match="embedded null"):
+        async with opened(tmp_path / "a\0b"):
             pass
 
 
