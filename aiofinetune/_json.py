@@ -15,6 +15,9 @@ def loads(data: bytes) -> object:
     """Decode UTF-8 JSON; a ValueError for anything else."""
     try:
         value: object = json.loads(data.decode(), parse_constant=_refuse, parse_float=_finite)
+        if b"\\u" in data:
+            # Half of a surrogate pair is no text: a UnicodeEncodeError is a ValueError.
+            dumps(value)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value

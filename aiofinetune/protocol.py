@@ -57,7 +57,7 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
         ConfigurationError: It is no http(s) URL, holds more than scheme, host, port and path, or would carry the key
             in plain text to another machine.
     """
-    if not _is_http_url(base_url):
+    if not is_http_url(base_url):
         shown = "one with a user in it" if "@" in base_url else repr(base_url)
         raise ConfigurationError(f"base_url: expected a URL such as {DEFAULT_BASE_URL!r}, got {shown}")
     parts = urlsplit(base_url)
@@ -70,7 +70,8 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
     return base_url.rstrip("/")
 
 
-def _is_http_url(url: str) -> bool:
+def is_http_url(url: str) -> bool:
+    """Whether a text is a whole http(s) URL of printable ASCII."""
     try:
         parts = urlsplit(url)
         has_host = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
@@ -287,10 +288,10 @@ _ERROR_OF_STATUS: Final[Mapping[int, type[APIError]]] = {
 def error_of(reply: Reply) -> APIError:
     """The error that a reply with an error's status stands for, whatever its body is."""
     kind = _ERROR_OF_STATUS.get(reply.status, ServerError if reply.status >= 500 else APIError)
-    request_id = reply.headers.get("x-request-id")
+    request_id = _printable(reply.headers.get("x-request-id"))
     if 300 <= reply.status < 400:
         # Whole, as aiohttp bounds it: of a key that a cut halves, the rest would show.
-        location = reply.headers.get("location", "nowhere")
+        location = _printable(reply.headers.get("location")) or "nowhere"
         return APIError(
             reply.status,
             f"a redirect to {location!r} that is not followed: to another origin, which must not get the key, or with"
@@ -306,6 +307,11 @@ def error_of(reply: Reply) -> APIError:
     if kind is RateLimited:
         kind = _kind_of_limit(*fields)
     return kind(reply.status, *fields, request_id, retry_after)
+
+
+def _printable(value: str | None) -> str | None:
+    """A header's text; bytes that are no UTF-8, which aiohttp keeps as halves of pairs, as question marks."""
+    return None if value is None else value.encode(errors="replace").decode()
 
 
 def _kind_of_limit(message: str, kind: str | None, _param: str | None, code: str | None) -> type[RateLimited]:

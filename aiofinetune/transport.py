@@ -37,7 +37,7 @@ _MOST_REDIRECTS: Final = 5
 SMALL_BUFFER: Final = 16 << 10
 """Bytes that aiohttp holds of an event stream before it stops reading. By its default it holds so many that it looks,
 at each small chunk which is taken, whether to go on: a quarter of what a stream of small chunks costs."""
-_DECOMPRESSED_AT_ONCE: Final = 256 << 10
+_DECOMPRESSED_AT_ONCE: Final = 64 << 10
 _FAILURES: Final = (aiohttp.ClientError, OSError, ValueError)
 """What aiohttp raises for a request that went wrong; a ValueError for one that it does not send."""
 
@@ -116,7 +116,7 @@ class Transport:
                     with contextlib.closing(Incoming(request, response, stall=None)) as incoming:
                         return await incoming.read_reply()
             except _FAILURES as error:
-                raise in_our_words(error, request.name) from error
+                raise in_our_words(error, request.name) from _cause(error)
 
     async def open(self, request: Request, stall: float, buffer: int | None = None) -> Incoming:
         """Send a request; give its reply with the body unread. The caller closes it.
@@ -136,7 +136,7 @@ class Transport:
                 if 300 <= response.status < 400:
                     response = await self._redirected(request, response, buffer)
         except _FAILURES as error:
-            raise in_our_words(error, request.name) from error
+            raise in_our_words(error, request.name) from _cause(error)
         return Incoming(request, response, stall)
 
     async def read_reply(self, incoming: Incoming) -> Reply:
@@ -289,6 +289,9 @@ class Incoming:
         decompressor = self._decompressor
         # What one read gives is bounded, so that a small body which stands for a huge one cannot fill the memory.
         while True:
+            if decompressor.unconsumed_tail:
+                # Others on the loop have their turn meanwhile, however much a few bytes stand for.
+                await asyncio.sleep(0)
             raw = decompressor.unconsumed_tail or await self._read_raw()
             piece = decompressor.decompress(raw, _DECOMPRESSED_AT_ONCE)
             if piece:
@@ -414,6 +417,8 @@ def in_our_words(error: aiohttp.ClientError | OSError | ValueError, name: str) -
     match error:
         case UnicodeError() | aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
             return ConnectFailed(f"{name}: could not connect: {error}")
+        case aiohttp.ClientHttpProxyError():
+            return ConnectFailed(f"{name}: the proxy refused to connect: {error.status} {error.message}")
         case aiohttp.ClientResponseError():
             return ProtocolViolation(f"{name}: the reply is not HTTP: {error.message}")
         case TimeoutError():
@@ -425,6 +430,11 @@ def in_our_words(error: aiohttp.ClientError | OSError | ValueError, name: str) -
             return ConnectionLost(f"{name}: the connection broke: {error or type(error).__name__}")
 
 
+def _cause(error: Exception) -> Exception | None:
+    """What to chain to an error of ours: not a proxy's refusal, which shows the proxy's password."""
+    return None if isinstance(error, aiohttp.ClientHttpProxyError) else error
+
+
 def _proxy_for(base_url: str) -> str | None:
     """The proxy that the environment names for a URL; never one for this machine itself, which needs none."""
     parts = urlsplit(base_url)
@@ -432,6 +442,7 @@ def _proxy_for(base_url: str) -> str | None:
     if protocol.is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy is not None and urlsplit(proxy).scheme not in ("http", "https"):
-        raise ConfigurationError(f"the environment names a proxy for {parts.scheme} that is not an http one")
+    if proxy is not None and not protocol.is_http_url(proxy):
+        # Never shown: it may hold a password.
+        raise ConfigurationError(f"the environment names a proxy for {parts.scheme} that is no http URL")
     return proxy

@@ -280,6 +280,14 @@ def test_foreign_error_bodies(body: bytes) -> None:
     assert error.request_id == "req-7"
 
 
+@pytest.mark.parametrize("status", [303, 500])
+def test_headers_that_are_no_text(status: int) -> None:
+    """Bytes of a header that are no UTF-8, which aiohttp keeps as halves of surrogate pairs, can be printed."""
+    error = error_for(status, b"", x_request_id="a\udcffb", location="/\udcff")
+    assert error.request_id == "a?b"
+    str(error).encode()
+
+
 @given(JSON, st.sampled_from(["error", "detail", "message", "other"]), st.integers(400, 599))
 def test_any_error_body(value: object, name: str, status: int) -> None:
     """Any JSON in an error is an error with a readable text of a bounded length."""

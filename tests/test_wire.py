@@ -509,6 +509,9 @@ NEARLY_JSON = st.lists(
 @example(b"-0")
 @example(b"1.")
 @example(b"1E+2")
+@example(b'"\\ud800"')
+@example(b'{"\\udc00": 1}')
+@example(b'"\\ud83d\\ude00"')
 def test_libraries_agree_on_nonsense(body: bytes) -> None:
     """What one JSON library takes or refuses, the other does too."""
     assert outcome(_json.loads, body) == outcome(orjson.loads, body)
