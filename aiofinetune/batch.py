@@ -37,6 +37,7 @@ from aiofinetune.errors import (
     LocalFileError,
     NotFound,
     PermissionDenied,
+    ProtocolViolation,
     QuotaExceeded,
     RateLimited,
     RequestInvalid,
@@ -47,8 +48,9 @@ from aiofinetune.errors import (
 from aiofinetune.files import check_regular
 from aiofinetune.journal import Journal, Record
 from aiofinetune.manifest import Entry, is_local
-from aiofinetune.models import FineTune, FineTuneRequest, Status
+from aiofinetune.models import File, FineTune, FineTuneRequest, Status
 from aiofinetune.results import last_figures, read_results
+from aiofinetune.retry import is_safe_to_repeat
 from aiofinetune.session import FineTuneSession
 from aiofinetune.threads import in_thread
 
@@ -420,22 +422,33 @@ class Batch:
             record = attrs.evolve(record, sent_at=now)
             try:
                 await self._journal.intend(record.label, request, now)
-                job = await self._session.create_fine_tune(request, known=self._known)
+                job = await self._session.create_fine_tune(
+                    request, known=self._known, wanted=lambda: self._stopped is None
+                )
             except (CreateUncertain, JournalUnusable):
                 raise
             except FineTuneError as refused:
                 await self._journal.withdraw(record.label)
-                if not isinstance(refused, RateLimited) or isinstance(refused, QuotaExceeded):
+                is_put_off = self._stopped is not None and is_safe_to_repeat(refused, idempotent=False)
+                if not is_put_off and (not isinstance(refused, RateLimited) or isinstance(refused, QuotaExceeded)):
                     raise
                 if isinstance(refused, TooManyJobs):
                     self._is_full = True
             else:
-                await self._journal.create(record.label, job.id)
+                await self._keep(record.label, job.id)
                 return attrs.evolve(record, job_id=job.id)
             finally:
                 self._pace.end(was_throttled=self._session.times_throttled > throttled)
                 self._notify()
         return record
+
+    async def _keep(self, label: str, job_id: str) -> None:
+        """Note which job was made; if that cannot be noted, let who looks for it later find it."""
+        try:
+            await self._journal.create(label, job_id)
+        except JournalUnusable as error:
+            self._session.disown(job_id)
+            raise JournalUnusable(f"{error}; the job of {label!r} is {job_id}") from error
 
     async def _may_send(self) -> bool:
         """Wait until a create may be sent; False if it may not any more. `Pace.end` is due after it."""
@@ -465,6 +478,12 @@ class Batch:
 
     def _follow(self, record: Record, job_id: str, tasks: asyncio.TaskGroup) -> None:
         """See to it that the end of a job is seen: by its events, or, where there are many, by the list."""
+        if (other := self.active.get(job_id)) is not None:
+            twice = (
+                f"the service gave {job_id} to {other.label!r} already, and made no job of its own for {record.label!r}"
+            )
+            self._tell(attrs.evolve(record, job_id=None), None, ProtocolViolation(twice))
+            return
         self.active[job_id] = record
         self._others.discard(job_id)
         if len(self._streamed) < MOST_STREAMS:
@@ -560,7 +579,12 @@ class Batch:
         ended_at = record.ended_at or time.time()
         is_old = record.job is not None
         if not is_old:
-            await self._journal.end(record.label, job, ended_at)
+            try:
+                await self._journal.end(record.label, job, ended_at)
+            except JournalUnusable as failure:
+                # What is being sent still settles.
+                self._give_up(failure)
+                return
         record = attrs.evolve(record, job=job, job_id=job.id, ended_at=ended_at)
         if error is None and job.status != Status.SUCCEEDED:
             kind = FineTuneCancelled if job.status == Status.CANCELLED else FineTuneFailed
@@ -584,7 +608,7 @@ class Batch:
             content = await asyncio.to_thread(path.read_bytes)
         except OSError as error:
             raise LocalFileError(f"{path}: {error.strerror}") from error
-        return last_figures(read_results(content))
+        return last_figures(await asyncio.to_thread(read_results, content))
 
     def _lose(self, record: Record, job_id: str, error: FineTuneError) -> None:
         """Give up a job that the service does not know any more."""
@@ -660,7 +684,7 @@ class Batch:
                     await self._journal.withdraw(entry.label)
                 else:
                     known.add(job.id)
-                    await self._journal.create(entry.label, job.id)
+                    await self._keep(entry.label, job.id)
             del lost[0]
 
     async def _warn_of_forgotten(self) -> None:
@@ -726,7 +750,7 @@ class _Uploads:
         """Digests by path, of the files last used in this run."""
         self._ids: dict[str, str] = {}
         """Ids by path, of the same files."""
-        self._there: dict[str, str] | None = None
+        self._there: dict[str, File] | None = None
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
@@ -776,20 +800,27 @@ class _Uploads:
         name = f"{path.stem[:40]}-{digest[:16]}{path.suffix}"
         known = await self._journal.file_id(digest)
         there = await self._files_there()
-        file_id = there.get(known or name) or there.get(name)
-        if file_id is None:
-            file_id = (await self._session.upload_file(path, filename=name)).id
-            there.update({name: file_id, file_id: file_id})
+        file = there.get(known or name) or there.get(name)
+        # Of an upload that was cut, a service may have kept a part.
+        if file is None or file.bytes not in (0, await _size(path)):
+            file = await self._session.upload_file(path, filename=name)
+            if await in_thread(None, lambda: _digest(str(path))) != digest:
+                # It bears the name of another content, by which it would be found.
+                await self._session.delete_file(file.id)
+                raise LocalFileError(f"{path}: changed while it was sent; run this again")
+            there.update({name: file, file.id: file})
+        file_id = file.id
         if file_id != known:
             await self._journal.keep_file(digest, file_id)
         return file_id
 
-    async def _files_there(self) -> dict[str, str]:
-        """The ids of the files that the service has, by their names and by the ids themselves; asked for once a run."""
+    async def _files_there(self) -> dict[str, File]:
+        """The files that the service has and can use, by their names and by their ids; asked for once a run."""
         async with self._lock("the list"):
             if self._there is None:
                 files = await self._session.list_files("fine-tune")
-                self._there = {name: file.id for file in files for name in (file.filename, file.id)}
+                usable = [file for file in files if file.status != "error"]
+                self._there = {name: file for file in usable for name in (file.filename, file.id)}
             return self._there
 
     def _lock(self, name: str) -> asyncio.Lock:
@@ -797,6 +828,13 @@ class _Uploads:
         if lock is None:
             lock = self._locks[name] = asyncio.Lock()
         return lock
+
+
+async def _size(path: Path) -> int:
+    try:
+        return (await asyncio.to_thread(path.stat)).st_size
+    except OSError as error:
+        raise LocalFileError(f"{path}: {error.strerror}") from error
 
 
 def _digest(path: str) -> str:

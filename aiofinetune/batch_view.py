@@ -58,7 +58,8 @@ async def run_manifest(
         if not accept_changes and (changes := await find_changes(journal, session.base_url, read_manifest(manifest))):
             lines = "\n".join(changes)
             raise JournalUnusable(
-                f"{manifest} has changed since {journal} was begun:\n{lines}\nTo go on: --accept-changes"
+                f"{manifest} has changed since {journal} was begun:\n{lines}\nTo go on, with a new job for each request"
+                " that was sent otherwise: --accept-changes"
             )
         batch = Batch(session, read_manifest(manifest), journal=journal, accept_changes=accept_changes, **options)
         run = _Run(batch, count, journal, console, cancels=bool(options.get("cancel_on_exit")))
@@ -89,7 +90,7 @@ class _Run:
                     async for outcome in self._batch:
                         self._show(outcome)
                         if lines is not None:
-                            lines.write(wire.dumps(outcome.summary()) + b"\n")
+                            _write(lines, outcome)
                 except BatchStopped as error:
                     stopped = error
         progress = self._batch.progress
@@ -155,7 +156,12 @@ class _Run:
 def _cells(outcome: Outcome) -> tuple[str, str, str, str]:
     told = outcome.summary()
     seconds = "" if told["seconds"] is None else f"{told['seconds']:.1f}"
-    return outcome.label, str(told["status"]), seconds, str(told["error"] or told["model"])
+    return outcome.label, str(told["status"]), seconds, _line(str(told["error"] or told["model"]))
+
+
+def _line(text: str) -> str:
+    """A service's words as one line, without what steers a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _counts(progress: Progress, count: int) -> str:
@@ -196,3 +202,10 @@ def _opened(summary: Path | None) -> Iterator[IO[bytes] | None]:
         raise LocalFileError(f"{summary}: {error.strerror}") from error
     with file:
         yield file
+
+
+def _write(lines: IO[bytes], outcome: Outcome) -> None:
+    try:
+        lines.write(wire.dumps(outcome.summary()) + b"\n")
+    except OSError as error:
+        raise LocalFileError(f"{lines.name}: {error.strerror}") from error

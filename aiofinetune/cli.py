@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
 import sys
 from collections.abc import Coroutine
@@ -78,7 +79,7 @@ def demo(model: str) -> None:
 @click.option("--summary", type=click.Path(path_type=Path, dir_okay=False), help="JSON Lines file for the outcomes.")
 @click.option("--fail-fast", is_flag=True, help="Send no more after the first failure.")
 @click.option("--cancel-on-exit", is_flag=True, help="Cancel what is still active when this ends.")
-@click.option("--accept-changes", is_flag=True, help="Go on though the manifest is not what the journal knows.")
+@click.option("--accept-changes", is_flag=True, help="Make new jobs for what the manifest asks otherwise.")
 @click.option("--check", is_flag=True, help="Check the manifest, and send nothing.")
 def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: bool, **options: Any) -> None:
     """Run all jobs of a MANIFEST (JSON Lines or TOML).
@@ -92,6 +93,10 @@ def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: 
 
 def _run(main: Coroutine[object, object, int | None]) -> None:
     """Run a coroutine to its end and exit with the status that it gives; an error of ours is told on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a letter must not end a batch.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         status = asyncio.run(main)
     except FineTuneError as error:

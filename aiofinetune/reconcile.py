@@ -27,6 +27,9 @@ jobs. The client's own clock plays no part."""
 _AGREEMENT: Final = 1.0
 """Seconds by which this machine's two clocks may drift apart while a call is under way."""
 
+MOST_ASTRAY: Final = 86400.0
+"""Seconds by which a clock that was set since may have been wrong: an hour for the season, half a day for the zone."""
+
 
 class Moment(NamedTuple):
     """A moment by both clocks of this machine.
@@ -50,16 +53,17 @@ class Moment(NamedTuple):
         return cls(unix, time.monotonic() - (time.time() - unix))
 
     def seconds_ago(self) -> float | None:
-        """How long ago it was; None if the clocks disagree: one was set since, or the machine slept."""
+        """How long ago it was; None if the clocks disagree (set since, or the machine slept), or it is yet to come."""
         by_unix, by_steady = time.time() - self.unix, time.monotonic() - self.steady
-        return by_steady if abs(by_unix - by_steady) <= _AGREEMENT else None
+        return by_steady if abs(by_unix - by_steady) <= _AGREEMENT and by_steady >= -_AGREEMENT else None
 
 
 def may_have_arrived(failure: FineTuneError) -> bool:
     """Whether a request that ended in `failure` may have had its effect all the same.
 
     It may unless it surely did not arrive, or the service said in so many words that it refused it. A 503 that names
-    a time to come back is such a word; a 408 is none, for a proxy may send it.
+    a time to come back is such a word; a 408 is none, for a proxy may send it. A 303 answers what was done
+    (RFC 9110, section 15.4.4).
     """
     match failure:
         case ConnectFailed():
@@ -67,7 +71,7 @@ def may_have_arrived(failure: FineTuneError) -> bool:
         case ServerError(status=503, retry_after=float()):
             return False
         case APIError(status=status):
-            return status >= 500 or status == 408
+            return status >= 500 or status in (303, 408)
         case _:
             return isinstance(failure, TransportError | ProtocolViolation)
 
@@ -91,6 +95,7 @@ def judge(
     since: float | None,
     lost: Sequence[FineTuneRequest],
     own: Container[str],
+    astray: float = 0.0,
 ) -> Verdict:
     """Say which job of a list a create made, if the list can tell.
 
@@ -100,10 +105,10 @@ def judge(
         since: The service's time when it was first sent, in Unix seconds; None where that is unknown.
         lost: Every request of the session whose reply was lost and which is not found yet, `request` among them.
         own: Ids of jobs that the session has given to somebody already.
+        astray: Seconds by which `since` may be too late.
     """
-    near = sorted(
-        (job for job in jobs if job.id not in own and _is_near(job, request, since)), key=lambda job: job.created_at
-    )
+    others = [job for job in jobs if job.id not in own]
+    near = sorted((job for job in others if _is_near(job, request, since)), key=lambda job: job.created_at)
     fitting = [job for job in near if fits(job, request)]
     if fitting:
         equal = sum(other == request for other in lost)
@@ -112,12 +117,16 @@ def judge(
             return Verdict(job=fitting[0])
         return Verdict(unclear=tuple(fitting))
     # A service may have changed a parameter: a job that nothing else of this session explains may be the one.
-    return Verdict(unclear=tuple(job for job in near if not any(fits(job, other) for other in lost)))
+    unclear = [job for job in near if not any(fits(job, other) for other in lost)]
+    if since is not None:
+        unclear += [job for job in others if job.created_at >= since - astray and fits(job, request)]
+    return Verdict(unclear=tuple(unclear))
 
 
 def _is_near(job: FineTune, request: FineTuneRequest, since: float | None) -> bool:
     is_recent = since is None or job.created_at >= since - CLOCK_SLACK
-    return is_recent and request.training_file in {file.id for file in job.training_files}
+    files = {file.id for file in job.training_files}
+    return is_recent and (not files or request.training_file in files)
 
 
 def fits(job: FineTune, request: FineTuneRequest) -> bool:
@@ -170,10 +179,15 @@ def find_file(
     return found[0] if len(found) == 1 else None
 
 
+_KEPT: Final = 10_000
+"""Ids that are kept in any case: some megabytes."""
+
+
 class Own:
     """Ids of what a session made, for as long as they could be taken for what another of its calls made.
 
-    What was made before the oldest call under way began is told from what that call made by its date.
+    What was made before the oldest call under way began is told from what that call made by its date; what is looked
+    for from another session's record may be older.
     """
 
     def __init__(self) -> None:
@@ -199,8 +213,12 @@ class Own:
         self._ids[name] = now
         # Both are in the order of their times. Whole seconds, and clocks that differ: hence twice the slack.
         oldest = next(iter(self._calls.values()), now) - 2 * CLOCK_SLACK
-        while next(iter(self._ids.values())) < oldest:
+        while len(self._ids) > _KEPT and next(iter(self._ids.values())) < oldest:
             del self._ids[next(iter(self._ids))]
+
+    def discard(self, name: str) -> None:
+        """Forget an id, if it is there."""
+        self._ids.pop(name, None)
 
 
 class Group(Generic[T]):

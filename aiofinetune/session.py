@@ -147,7 +147,9 @@ class FineTuneSession:
 
     # Fine-tunes
 
-    async def create_fine_tune(self, request: FineTuneRequest, *, known: Container[str] = ()) -> FineTune:
+    async def create_fine_tune(
+        self, request: FineTuneRequest, *, known: Container[str] = (), wanted: Callable[[], bool] = lambda: True
+    ) -> FineTune:
         """Create a job, once: it is sent again only where it surely made none.
 
         When the reply is lost, the job is looked for in the service's list, for as long as ``Retry.grace`` says, among
@@ -157,6 +159,7 @@ class FineTuneSession:
         Args:
             request: What to ask for.
             known: Ids of jobs that are known to be another request's. Those of this session are known to it.
+            wanted: Asked before it is sent once more; where it says no, what the last try ended in is raised.
 
         Raises:
             CreateUncertain: The reply was lost, and the list cannot tell whether a job was made.
@@ -185,9 +188,9 @@ class FineTuneSession:
             lost_at = Moment.now()
             with _Noted(request), group.losing(request):
                 async with group.searching():
-                    return await self._find_fine_tune(request, sent, lost_at, group.lost, known)
+                    return await self._find_fine_tune(request, sent, lost_at, group.lost, known, astray=0.0)
 
-        return await self._retrying(endpoint, attempt, find)
+        return await self._retrying(endpoint, attempt, find, wanted=wanted)
 
     async def find_fine_tune(
         self,
@@ -205,7 +208,8 @@ class FineTuneSession:
         Args:
             request: What was asked for.
             sent_at: When it was first sent, in Unix seconds by this machine's clock. A service whose clock is set
-                otherwise does no harm.
+                otherwise does no harm; and as this machine's may have been set since, an equal job of the day before
+                makes it uncertain.
             lost_at: When its reply was given up; the job may still show up until ``Retry.grace`` after. By default
                 `sent_at`.
             lost: All requests whose job is not known, which might be taken for one another; `request` may be left out.
@@ -216,7 +220,12 @@ class FineTuneSession:
         """
         lost = lost if request in lost else (*lost, request)
         sent = Moment.at(sent_at)
-        return await self._find_fine_tune(request, sent, sent if lost_at is None else Moment.at(lost_at), lost, known)
+        lost_since = sent if lost_at is None else Moment.at(lost_at)
+        return await self._find_fine_tune(request, sent, lost_since, lost, known, reconcile.MOST_ASTRAY)
+
+    def disown(self, fine_tune_id: str) -> None:
+        """Let `find_fine_tune` find a job that this session has given already: whoever got it could not keep its id."""
+        self._own.discard(fine_tune_id)
 
     async def list_fine_tunes(self) -> tuple[FineTune, ...]:
         """List the jobs, without their events.
@@ -307,7 +316,8 @@ class FineTuneSession:
             raise NotFound(404, f"fine-tune {fine_tune.id} has no results file; its status is {fine_tune.status}")
         from aiofinetune import results  # noqa: PLC0415  # a tenth of the client's import, which few programs need
 
-        return results.read_results(scrubbed(await self.download_file(fine_tune.result_files[0].id), self._api_key))
+        content = scrubbed(await self.download_file(fine_tune.result_files[0].id), self._api_key)
+        return await asyncio.to_thread(results.read_results, content)
 
     # Models
 
@@ -532,6 +542,7 @@ class FineTuneSession:
         attempt: Callable[[], Awaitable[R]],
         find: Callable[[FineTuneError], Awaitable[R | None]] | None = None,
         policy: Retry | None = None,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> R:
         """Attempt a call until it succeeds, or fails in a way that trying again cannot or must not mend.
 
@@ -540,14 +551,18 @@ class FineTuneSession:
             attempt: Sends it once.
             find: Looks for what a call made whose reply was lost; None says that it surely made nothing.
             policy: How often and how slowly; the session's by default.
+            wanted: Whether to try again, at the moment when it is time to.
         """
         policy = policy or self._retry
         begin = self._now()
         failures = 0
+        failure: FineTuneError | None = None
         call_under_way = self._own.begin()
         try:
             while True:
                 await self._pause.wait()
+                if failure is not None and not wanted():
+                    raise failure
                 try:
                     return await attempt()
                 except FineTuneError as error:
@@ -581,8 +596,9 @@ class FineTuneSession:
         lost_at: Moment,
         lost: Sequence[FineTuneRequest],
         known: Container[str],
+        astray: float,
     ) -> FineTune | None:
-        """Do what `find_fine_tune` says, by moments that no setting of this machine's clock moves."""
+        """Do what `find_fine_tune` says, by moments that no setting of this machine's clock moves by more than said."""
         pause = self._retry.base
         while True:
             try:
@@ -591,7 +607,7 @@ class FineTuneSession:
                 raise CreateUncertain(request, sent.unix) from error
             since = _at_service(reply, sent)
             others = [job for job in listing.data if job.id not in known]
-            verdict = reconcile.judge(others, request, since, lost, self._own)
+            verdict = reconcile.judge(others, request, since, lost, self._own, astray)
             if verdict.job is not None:
                 self._own.add(verdict.job.id)
                 return verdict.job
@@ -649,8 +665,10 @@ class FineTuneSession:
         incoming = await self._transport.open(request, self._transport.timeout.stream, SMALL_BUFFER)
         if incoming.status >= 300:
             refusal = await self._refusal(protocol.STREAM_FINE_TUNE_EVENTS, incoming)
-            if isinstance(refusal, RateLimited):
-                self._pause.extend(refusal.retry_after or self._retry.base)
+            # Only what is tried again holds up all: not a quota, nor a time that is out of all bounds.
+            seconds = retry.delay(self._retry, refusal, 1, 0.0, idempotent=True)
+            if isinstance(refusal, RateLimited) and seconds is not None:
+                self._pause.extend(seconds if refusal.retry_after is None else refusal.retry_after)
             raise refusal
         if incoming.headers.get("Content-Type", "").lower().startswith("application/json"):
             incoming.close()
@@ -676,12 +694,12 @@ class FineTuneSession:
         except TransportError:
             if form.failure is None:
                 raise
-            failure = form.failure
         else:
-            return await self._decode(protocol.UPLOAD_FILE, reply)
-        if isinstance(failure, FineTuneError):
-            raise failure
-        raise LocalFileError(f"the upload was given up on this side: {failure!r}") from failure
+            if form.failure is None:
+                return await self._decode(protocol.UPLOAD_FILE, reply)
+        if isinstance(form.failure, FineTuneError):
+            raise form.failure
+        raise LocalFileError(f"the upload was given up on this side: {form.failure!r}") from form.failure
 
     async def _wait(self, fine_tune_id: str) -> tuple[FineTune, tuple[FineTuneEvent, ...]]:
         """Give the finished job, and the last events that its stream told."""

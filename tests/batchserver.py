@@ -200,7 +200,7 @@ class BatchServer:
                 writer.write(data)
         self._tell()
 
-    def _reply(self, endpoint: str, ids: list[str], body: bytes) -> bytes:
+    def _reply(self, endpoint: str, ids: list[str], body: bytes) -> bytes:  # noqa: C901  # one for each endpoint
         match endpoint:
             case "create":
                 return self._create(json.loads(body))
@@ -220,6 +220,8 @@ class BatchServer:
                 return ok(self.jobs[ids[0]])
             case "retrieve file" if ids[0] in self.files:
                 return ok(self.files[ids[0]])
+            case "delete file" if self.files.pop(ids[0], None):
+                return ok({"id": ids[0], "deleted": True})
             case "download" if ids[0] in self.contents:
                 return reply(200, self.contents[ids[0]])
         return error(404, "No such object")
@@ -254,7 +256,7 @@ class BatchServer:
         writer.write(chunk(b"data: [DONE]\n\n") + chunk(b""))
 
 
-def _endpoint(request: Received) -> tuple[str, list[str]]:  # one for each endpoint
+def _endpoint(request: Received) -> tuple[str, list[str]]:  # noqa: C901  # one for each endpoint
     """An endpoint's short name, and the ids in its path."""
     url = urlsplit(request.target)
     match request.method, *map(unquote, url.path.removeprefix("/v1/").split("/")):
@@ -272,6 +274,8 @@ def _endpoint(request: Received) -> tuple[str, list[str]]:  # one for each endpo
             return "upload", []
         case "GET", "files":
             return "list files", []
+        case "DELETE", "files", file_id:
+            return "delete file", [file_id]
         case "GET", "files", file_id:
             return "retrieve file", [file_id]
         case "GET", "files", file_id, "content":

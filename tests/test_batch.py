@@ -1,4 +1,3 @@
-# the files are small, and no one else waits for the loop
 """Batches against a service with limits, whose books are compared with what the batch said."""
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from aiofinetune import (
     FineTuneSession,
     LocalFileError,
     NotFound,
+    ProtocolViolation,
     RequestInvalid,
 )
 from aiofinetune.batch import MOST_STREAMS, Batch, Outcome, Progress, difference, find_changes
@@ -680,6 +680,24 @@ async def test_stop_stops_those_who_wait_their_turn() -> None:
     assert len(server.jobs) == 1
 
 
+async def test_stop_stops_those_who_are_throttled(tmp_path: Path) -> None:
+    """A create that the service put off is not sent again after `stop`, and is sent by the next run."""
+    server = BatchServer()
+    wanted = entries(server, 1)
+    server.refuse = lambda endpoint: error(429, "slow down", retry_after="0.05") if endpoint == "create" else None
+    async with talking_to(server) as session:
+        async with asyncio.timeout(60), Batch(session, wanted, journal=tmp_path / "journal") as batch:
+            await server.until(lambda: server.asked["create"] == 2)
+            batch.stop()
+            with pytest.raises(BatchStopped):
+                await batch.run()
+        assert server.asked["create"] == 2
+        assert batch.progress.refused == 0
+        server.refuse = lambda _endpoint: None
+        (outcome,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+    assert outcome.error is None
+
+
 async def test_leaving_early_lets_what_is_being_sent_settle(tmp_path: Path) -> None:
     """Leaving the context waits for the answers to what was sent, so that the journal knows the jobs."""
     server = BatchServer(lasts=None)
@@ -839,6 +857,40 @@ async def test_a_file_that_is_gone_at_the_service_is_uploaded_again(tmp_path: Pa
                 for file_id in [key for key, value in server.files.items() if value["purpose"] == "fine-tune"]:
                     del server.files[file_id]
     assert server.asked["upload"] == 2
+
+
+@pytest.mark.parametrize("wrong", [{"bytes": 2}, {"status": "error"}])
+async def test_what_is_left_of_a_failed_upload_is_not_used(tmp_path: Path, wrong: dict[str, object]) -> None:
+    """A file of the right name that the service has in part, or could not read, is uploaded again."""
+    server = BatchServer()
+    file = write(tmp_path, "train.jsonl", "train")
+    async with talking_to(server) as session:
+        await outcomes_of(Batch(session, [Entry("a", FineTuneRequest(training_file=file))]))
+        for known in server.files.values():
+            known.update(wrong)
+        await outcomes_of(Batch(session, [Entry("b", FineTuneRequest(training_file=file))]))
+    assert server.asked["upload"] == 2
+    first, second = (job["training_files"][0]["id"] for job in server.jobs.values())
+    assert first != second
+
+
+async def test_a_file_that_changes_while_it_is_sent(tmp_path: Path) -> None:
+    """What was sent under the name of another content is not trained on, and not left for later runs to find."""
+    server = BatchServer()
+    file = write(tmp_path, "train.jsonl", "train")
+    server.held["list files"] = asyncio.Event()
+    async with (
+        talking_to(server) as session,
+        asyncio.timeout(60),
+        Batch(session, [FineTuneRequest(training_file=file)]) as batch,
+    ):
+        await server.until(lambda: server.asked["list files"] == 1)
+        write(tmp_path, "train.jsonl", "other")
+        server.held["list files"].set()
+        (outcome,) = await batch.run()
+    assert isinstance(outcome.error, LocalFileError)
+    assert "changed while it was sent" in str(outcome.error)
+    assert (server.jobs, server.files) == ({}, {})
 
 
 async def test_an_upload_that_fails_is_the_outcome_of_those_who_need_it(tmp_path: Path) -> None:
@@ -1260,3 +1312,69 @@ async def batch_with_watcher(batch: Batch, session: FineTuneSession) -> list[Out
             outcomes.append(outcome)
             assert sum(not job.is_terminal for job in await session.list_fine_tunes()) <= 3
     return outcomes
+
+
+# What cannot be noted, and what cannot be
+
+
+async def test_a_job_that_could_not_be_noted_is_found_by_the_next_run(tmp_path: Path) -> None:
+    """Where the disk is full as a job's id is to be noted, the error names the job, and the next run finds it."""
+    server = BatchServer(lasts=None)
+    wanted = entries(server, 1)
+    server.held["create"] = asyncio.Event()
+    async with talking_to(server) as session, asyncio.timeout(60):
+        async with Batch(session, wanted, journal=tmp_path / "journal") as batch:
+            await server.until(lambda: bool(server.jobs))
+            batch._journal._db.execute("PRAGMA query_only = ON")
+            server.held["create"].set()
+            (job_id,) = server.jobs
+            with pytest.raises(JournalUnusable, match=f"readonly database; the job of 'job-1' is {job_id}$"):
+                await batch.run()
+        server.end(job_id)
+        (outcome,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+    assert outcome.job_id == job_id
+    assert list(server.jobs) == [job_id]
+
+
+async def test_an_end_that_cannot_be_noted_lets_what_is_being_sent_settle(tmp_path: Path) -> None:
+    """Where a job's end cannot be noted the batch ends with that, once the creates under way are noted."""
+    server = BatchServer(lasts=None)
+    wanted = entries(server, 2)
+    async with talking_to(server) as session, asyncio.timeout(60):
+        async with Batch(session, wanted, journal=tmp_path / "journal", concurrency=1) as batch:
+            await server.until(lambda: server.asked["stream"] == 1)
+            server.held["create"] = asyncio.Event()
+            await server.until(lambda: len(server.jobs) == 2)
+            batch._journal._db.execute(
+                "CREATE TRIGGER full BEFORE UPDATE OF job ON entries BEGIN SELECT RAISE(FAIL, 'full'); END"
+            )
+            server.end(min(server.jobs))
+            await server.until(lambda: server.asked["retrieve"] == 1)
+            server.held["create"].set()
+            with pytest.raises(JournalUnusable, match="full"):
+                await batch.run()
+        async with Journal(tmp_path / "journal", session.base_url).opened() as known:
+            assert await known.job_ids() == set(server.jobs)
+
+
+@pytest.mark.parametrize("most_streams", [0, MOST_STREAMS])
+async def test_one_job_for_two_requests(monkeypatch: pytest.MonkeyPatch, most_streams: int) -> None:
+    """Where a service gives a job that it gave to another request, each request has its outcome, and one the job."""
+    monkeypatch.setattr("aiofinetune.batch.MOST_STREAMS", most_streams)
+    server = BatchServer(lasts=None)
+    wanted = entries(server, 2)
+
+    def same(endpoint: str) -> bytes | None:
+        return ok(next(iter(server.jobs.values()))) if endpoint == "create" and server.jobs else None
+
+    server.refuse = same
+    async with (
+        talking_to(server) as session,
+        asyncio.timeout(60),
+        Batch(session, wanted, concurrency=1, poll=POLL) as batch,
+    ):
+        outcomes = [await anext(batch)]
+        server.end(*server.jobs)
+        outcomes += await batch.run()
+    assert [(outcome.label, outcome.job_id) for outcome in outcomes] == [("job-2", None), ("job-1", *server.jobs)]
+    assert isinstance(outcomes[0].error, ProtocolViolation)

@@ -1,4 +1,3 @@
-# the files are small, and no one else waits for the loop
 """The batch command, run as its users run it: as a process, on a pipe or on a terminal."""
 
 from __future__ import annotations
@@ -21,6 +20,10 @@ from pathlib import Path
 import pytest
 from batchserver import BatchServer, error
 from rawserver import KEY
+
+from aiofinetune import FineTuneRequest, LocalFileError
+from aiofinetune.batch import Outcome
+from aiofinetune.batch_view import _write
 
 COMMAND = (sys.executable, "-m", "aiofinetune", "batch")
 PATIENCE = 30
@@ -209,7 +212,7 @@ async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
             "aiofinetune: jobs.jsonl has changed since jobs.jsonl.journal was begun:",
             "job-2: n_epochs was 2, is None",
             "job-3: was sent, and is not asked for any more",
-            "To go on: --accept-changes",
+            "To go on, with a new job for each request that was sent otherwise: --accept-changes",
         ]
         assert len(server.jobs) == 3
         assert (await run(name, "--accept-changes", url=url))[0] == 0
@@ -267,6 +270,27 @@ async def test_a_summary_that_cannot_be_written() -> None:
         status, _, said = await run(sweep(server, 1), "--summary", "nowhere/summary.jsonl", url=url)
     assert (status, said.count("\n"), said[:12]) == (1, 1, "aiofinetune:")
     assert not server.jobs
+
+
+def test_a_summary_on_a_full_disk() -> None:
+    """A summary for which there is no room is an error that names it."""
+    outcome = Outcome("a", FineTuneRequest(training_file="file-1"), None, None, None, None, 0.0)
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(LocalFileError, match=r"^/dev/full: No space left on device$"),
+    ):
+        _write(full, outcome)
+
+
+async def test_a_terminal_that_knows_few_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the output cannot show is a question mark, what would steer the terminal a space; nothing ends the batch."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    server = BatchServer()
+    server.refuse = lambda endpoint: error(400, "\x1b[2Jno\n\u6f22") if endpoint == "create" else None
+    async with server.listening() as url:
+        status, lines, said = await run(manifest({"label": "\xe9", "training_file": "file-1"}), url=url)
+    assert (status, said) == (1, "")
+    assert re.sub(r"\d+\.\d", "0.0", lines[0]) == "? not created  400:  [2Jno ? (type server_error)"
 
 
 async def test_a_summary_writes_over_no_other_file() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import attrs
@@ -26,6 +26,7 @@ from faultserver import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from rawserver import reply
 
 from aiofinetune import (
     APIError,
@@ -185,6 +186,53 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, server: FaultServer, step: float)
     before = time.time
     monkeypatch.setattr(time, "time", lambda: before() + step)
     server.service.skew -= step
+
+
+@pytest.mark.parametrize("astray", [20.0, 3600.0, -3600.0])
+async def test_record_by_a_clock_that_was_wrong(astray: float) -> None:
+    """A job is not taken for none where the clock of whoever noted when it was asked for has been set since."""
+    async with talking() as (_server, session, request):
+        noted = time.time() + astray
+        job = await session.create_fine_tune(request)
+        session.disown(job.id)
+        await asyncio.sleep(22)
+        with pytest.raises(CreateUncertain, match=f"it may be {job.id}$") if astray > 0 else nullcontext():
+            found = await session.find_fine_tune(request, noted)
+            assert found is not None
+            assert found.id == job.id
+
+
+async def test_find_what_a_session_gave_and_nobody_kept() -> None:
+    """`find_fine_tune` passes over what this session has given to somebody, however long ago, until it is disowned."""
+    async with talking() as (_server, session, request):
+        asked_at = time.time()
+        job = await session.create_fine_tune(request)
+        await asyncio.sleep(60)
+        await session.create_fine_tune(attrs.evolve(request, n_epochs=3))
+        assert await session.find_fine_tune(request, asked_at) is None
+        session.disown(job.id)
+        found = await session.find_fine_tune(request, asked_at)
+        assert found is not None
+        assert found.id == job.id
+        assert await session.find_fine_tune(request, asked_at) is None
+
+
+async def test_see_other() -> None:
+    """A create that is answered with a 303 was done: its job is looked for, and not made again."""
+    async with talking() as (server, session, request):
+        server.fail(CREATE, answer(lambda _exchange: reply(303, Location="/v1/fine-tunes/ft-1")))
+        job = await session.create_fine_tune(request)
+        assert list(server.service.jobs) == [job.id]
+
+
+async def test_unwanted() -> None:
+    """A create that nobody wants any more is not sent again, and ends as its last try did."""
+    async with talking() as (server, session, request):
+        server.fail(CREATE, *[status(429)] * 9)
+        answers = iter([True, True, False])
+        with pytest.raises(RateLimited):
+            await session.create_fine_tune(request, wanted=lambda: next(answers))
+        assert server.asked().count(CREATE) == 3
 
 
 async def test_tries_are_counted_once() -> None:
@@ -676,6 +724,7 @@ JUDGED = [
     pytest.param([job_of(1, attrs.evolve(REQUEST, model="curie"))], 1000.0, None, [1], id="another model"),
     pytest.param([job_of(1, attrs.evolve(REQUEST, training_file="file-2"))], 1000.0, None, [], id="another file"),
     pytest.param([attrs.evolve(job_of(1), validation_files=(FILE,))], 1000.0, None, [1], id="another validation file"),
+    pytest.param([attrs.evolve(job_of(1), training_files=())], 1000.0, None, [1], id="no file told"),
 ]
 
 
@@ -685,6 +734,14 @@ def test_judge(jobs: list[FineTune], since: float | None, job: int | None, uncle
     verdict = reconcile.judge(jobs, REQUEST, since, [REQUEST], set())
     assert (verdict.job and verdict.job.id) == (f"ft-{job}" if job else None)
     assert [candidate.id for candidate in verdict.unclear] == [f"ft-{number}" for number in unclear]
+
+
+@pytest.mark.parametrize(("age", "is_unclear"), [(99, True), (101, False)])
+def test_judge_by_a_time_that_may_be_too_late(age: int, is_unclear: bool) -> None:  # a table's column
+    """A job that fits, and is older than the create seems to be, is a candidate as far as that may be mistaken."""
+    job = job_of(1, created_at=1000 - age)
+    verdict = reconcile.judge([job], REQUEST, 1000.0, [REQUEST], set(), astray=100.0)
+    assert verdict == reconcile.Verdict(unclear=(job,) if is_unclear else ())
 
 
 def test_judge_leaves_others_alone() -> None:
@@ -733,6 +790,8 @@ ARRIVED = [
     (ServerError(503, "x", retry_after=1.0), False),
     (ServerError(500, "x", retry_after=1.0), True),
     (APIError(408, "x"), True),
+    (APIError(303, "x"), True),
+    (APIError(302, "x"), False),
     (APIError(307, "x"), False),
     (BadRequest(400, "x"), False),
     (RateLimited(429, "x"), False),

@@ -1,5 +1,3 @@
-# the files are small, and no one else waits for the loop
-
 from __future__ import annotations
 
 import asyncio
@@ -62,6 +60,7 @@ from aiofinetune import (
     RequestInvalid,
     Retry,
     ServerError,
+    StreamInterrupted,
 )
 
 pytestmark = pytest.mark.fastforward
@@ -162,13 +161,33 @@ async def test_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert targets(seen) == ["GET http://service.test/v1/models"]
 
 
-def test_unusable_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that cannot be used is an error of configuration, not one of each call."""
-    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:9")
-    with pytest.raises(ConfigurationError, match="proxy"):
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "socks5://127.0.0.1:9",
+        "http://me:pass-word@127.0.0.1:99999",
+        "http://me:pass-word@:80",
+        "http://me:pass-word@[::1",
+    ],
+)
+def test_unusable_proxy(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """A proxy that cannot be used is an error of configuration, not one of each call, and its password is not shown."""
+    monkeypatch.setenv("https_proxy", proxy)
+    with pytest.raises(ConfigurationError, match="proxy") as caught:
         FineTuneSession(KEY)
+    assert "pass-word" not in "".join(traceback.format_exception(caught.value))
     monkeypatch.setenv("no_proxy", "service.test")
     FineTuneSession(KEY, base_url="https://service.test/v1")
+
+
+async def test_refusing_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create that the proxy did not let out was not sent, and nothing shows the proxy's password."""
+    async with serve(answering(reply(407, connection="close"))) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.removesuffix("/v1").replace("//", "//me:pass-word@"))
+        async with FineTuneSession(KEY, base_url="https://service.test/v1", retry=ONCE) as session:
+            with pytest.raises(ConnectFailed, match="the proxy refused to connect: 407") as caught:
+                await session.create_fine_tune(REQUEST)
+    assert "pass-word" not in "".join(traceback.format_exception(caught.value))
 
 
 # Borrowed and own
@@ -526,6 +545,29 @@ async def test_cut_compressed_reply() -> None:
 
 
 # Compression
+
+
+async def test_a_small_body_that_stands_for_a_large_one_lets_others_run() -> None:
+    """While a stream's body unfolds to tens of megabytes without an event, others on the loop have their turn."""
+    packed = gzip.compress(b": kept alive\n" * 2**20)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    head = reply(body=packed, content_type="text/event-stream", Content_Encoding="gzip")
+    async with talking_to(answering(head), retry=ONCE) as session, asyncio.TaskGroup() as group:
+        busy = group.create_task(others())
+        async with session.stream_fine_tune_events("ft-1") as stream:
+            before = turns
+            with pytest.raises(StreamInterrupted):
+                await anext(stream)
+            assert turns - before > 100
+        busy.cancel()
+
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
@@ -1083,7 +1125,7 @@ async def test_redirect_within_the_service(status: int) -> None:
     assert seen[1].headers == seen[0].headers
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
 async def test_redirected_create(status: int) -> None:
     """A create is followed where it stays a create with its body, and is else an error: it never becomes a GET."""
     seen: list[Received] = []
@@ -1105,9 +1147,13 @@ async def test_redirect_elsewhere(status: int, call: Call) -> None:
     elsewhere: list[Received] = []
     async with serve(answering(reply(body=MODELS), seen=elsewhere)) as other:  # noqa: SIM117  # the second needs it
         async with talking_to(answering(reply(status, Location=f"{other}/models"))) as session:
-            with pytest.raises(APIError, match="another origin") as caught:
+            with pytest.raises(FineTuneError) as caught:
                 await call(session)
-            assert caught.value.status == status
+            # What a 303 answers was done, and only the list can tell what a create made.
+            error = caught.value.__cause__ if call is create and status == 303 else caught.value
+            assert isinstance(error, APIError)
+            assert error.status == status
+            assert "another origin" in error.message
     assert elsewhere == []
 
 
@@ -1337,6 +1383,20 @@ async def test_upload_of_a_file_that_shrinks(tmp_path: Path) -> None:
     async with talking_to(answering(reply(body=FILE))) as session:
         with pytest.raises(LocalFileError, match="changed"):
             await session.upload_file(path, progress=cut)
+
+
+async def test_upload_of_a_file_that_grows(tmp_path: Path) -> None:
+    """A file that grows while it is sent is an error of the file, whatever the service says of what it got."""
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(DATA * 2)
+
+    def grow(_sent: int, _total: int | None) -> None:
+        with path.open("ab") as file:
+            file.write(b"a line more, and one more\n" * 2)
+
+    async with talking_to(answering(reply(body=FILE))) as session:
+        with pytest.raises(LocalFileError, match="changed"):
+            await session.upload_file(path, progress=grow)
 
 
 async def test_upload_of_text_pieces() -> None:

@@ -35,6 +35,8 @@ from aiofinetune import (
     FineTuneFailed,
     NotFound,
     ProtocolViolation,
+    QuotaExceeded,
+    RateLimited,
     ReplyTimeout,
     RequestInvalid,
     Retry,
@@ -300,6 +302,22 @@ async def test_refused_for_now() -> None:
             assert [each.message async for each in events] == ["a"]
         assert session.times_throttled == 1
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"), [("slow down", RateLimited), ("You exceeded your current quota", QuotaExceeded)]
+)
+async def test_refused_for_a_day(message: str, kind: type[RateLimited]) -> None:
+    """A 429 that is not to be waited for is the stream's own, and holds up no other call."""
+    refusal = reply(429, {"error": {"message": message}}, retry_after="86400")
+    async with talking_to(answering(refusal, reply(body={"data": []}))) as session:
+        with pytest.raises(RateLimited) as caught:
+            await session.stream_fine_tune_events("ft-1").__aenter__()
+        assert type(caught.value) is kind
+        before = asyncio.get_running_loop().time()
+        await session.list_models()
+        assert asyncio.get_running_loop().time() - before < 1000
+        assert session.times_throttled == 0
 
 
 @pytest.mark.parametrize("before", [b"", STREAM_HEAD, STREAM_HEAD + chunk(event("a"))])
