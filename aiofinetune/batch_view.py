@@ -97,7 +97,10 @@ class _Run:
         self._say(_counts(progress, self._count))
         if stopped is not None:
             left = self._count - progress.ended
-            self._say(f"{stopped}\n{left} of {self._count} jobs are not over; the same command goes on with them")
+            rest = "are not over; the same command goes on with them"
+            if self._cancels:
+                rest = "were not over, and those that were active are cancelled; the same command sends the rest"
+            self._say(f"{stopped}\n{left} of {self._count} jobs {rest}")
         if self._interrupts:
             return 130
         return 0 if progress.succeeded == self._count and not self._failures else 1

@@ -192,9 +192,12 @@ async def test_interrupted_with_cancel_on_exit_it_cancels() -> None:
     async with server.listening() as url, running(sweep(server, 2), "--cancel-on-exit", url=url) as process:
         await server.until(lambda: server.asked["stream"] == 2)
         process.send_signal(signal.SIGINT)
-        await process.communicate()
+        stdout, _ = await process.communicate()
         assert process.returncode == 130
     assert [job["status"] for job in server.jobs.values()] == ["cancelled"] * 2
+    assert stdout.decode().splitlines()[-1] == (
+        "2 of 2 jobs were not over, and those that were active are cancelled; the same command sends the rest"
+    )
 
 
 async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
