@@ -429,7 +429,8 @@ class Batch:
                 raise
             except FineTuneError as refused:
                 await self._journal.withdraw(record.label)
-                is_put_off = self._stopped is not None and is_safe_to_repeat(refused, idempotent=False)
+                # That it made no job is sure by now.
+                is_put_off = self._stopped is not None and is_safe_to_repeat(refused, idempotent=True)
                 if not is_put_off and (not isinstance(refused, RateLimited) or isinstance(refused, QuotaExceeded)):
                     raise
                 if isinstance(refused, TooManyJobs):

@@ -698,6 +698,24 @@ async def test_stop_stops_those_who_are_throttled(tmp_path: Path) -> None:
     assert outcome.error is None
 
 
+async def test_stop_leaves_what_was_lost_to_the_next_run(tmp_path: Path) -> None:
+    """A create that surely made no job, though its reply was lost, is left by `stop` to the next run."""
+    server = BatchServer()
+    wanted = entries(server, 1)
+    server.lose = lambda endpoint: "before" if endpoint == "create" else ""
+    async with talking_to(server) as session:
+        async with asyncio.timeout(60), Batch(session, wanted, journal=tmp_path / "journal") as batch:
+            await server.until(lambda: server.asked["list"] > 0)
+            batch.stop()
+            with pytest.raises(BatchStopped):
+                await batch.run()
+        assert (server.asked["create"], batch.progress.refused) == (1, 0)
+        server.lose = lambda _endpoint: ""
+        (outcome,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+    assert outcome.error is None
+    assert len(server.jobs) == 1
+
+
 async def test_leaving_early_lets_what_is_being_sent_settle(tmp_path: Path) -> None:
     """Leaving the context waits for the answers to what was sent, so that the journal knows the jobs."""
     server = BatchServer(lasts=None)
