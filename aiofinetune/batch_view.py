@@ -100,7 +100,7 @@ class _Run:
             rest = "are not over; the same command goes on with them"
             if self._cancels:
                 rest = "were not over, and those that were active are cancelled; the same command sends the rest"
-            self._say(f"{stopped}\n{left} of {self._count} jobs {rest}")
+            self._say(f"{_line(str(stopped))}\n{left} of {self._count} jobs {rest}")
         if self._interrupts:
             return 130
         return 0 if progress.succeeded == self._count and not self._failures else 1

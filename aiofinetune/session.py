@@ -40,7 +40,7 @@ from aiofinetune.errors import (
     TransportError,
     WaitTimeout,
 )
-from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Model, Status
+from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Listing, Model, Status
 from aiofinetune.pause import Pause
 from aiofinetune.protocol import Endpoint, Reply, Request
 from aiofinetune.reconcile import Group, Moment, Own
@@ -88,7 +88,8 @@ class FineTuneSession:
         allow_plain_http: Whether the key may travel over plain http to another machine.
 
     Raises:
-        ConfigurationError: There is no key, it cannot be a header, or `base_url` is wrong or unsafe.
+        ConfigurationError: There is no key, it cannot be a header, `base_url` is wrong or unsafe, or `timeout` or
+            `retry` is something else.
 
     All coroutines raise, besides what each names:
         RequestInvalid: The request is wrong; nothing was sent.
@@ -119,6 +120,9 @@ class FineTuneSession:
         headers = {**protocol.HEADERS, "Authorization": Secret(f"Bearer {api_key}"), "User-Agent": _USER_AGENT}
         if organization:
             headers["OpenAI-Organization"] = _checked_header("organization", organization)
+        for name, value, kind in (("timeout", timeout, Timeout), ("retry", retry, Retry)):
+            if not isinstance(value, kind):
+                raise ConfigurationError(f"{name}: expected a {kind.__name__}, got {value!r}")
         self._retry = retry
         self._pause = Pause()
         self._own = Own()
@@ -232,7 +236,7 @@ class FineTuneSession:
 
         Source: ``GET /fine-tunes``.
         """
-        return (await self._call(protocol.LIST_FINE_TUNES)).data
+        return await self._list(protocol.LIST_FINE_TUNES)
 
     async def retrieve_fine_tune(self, fine_tune_id: str) -> FineTune:
         """Give a job as it stands, with its events so far.
@@ -260,7 +264,7 @@ class FineTuneSession:
 
         Source: ``GET /fine-tunes/{id}/events``.
         """
-        return (await self._call(protocol.LIST_FINE_TUNE_EVENTS, fine_tune_id)).data
+        return await self._list(protocol.LIST_FINE_TUNE_EVENTS, fine_tune_id)
 
     def stream_fine_tune_events(self, fine_tune_id: str) -> EventStream:
         """Give a job's events from its first to its last, each as it happens; see `EventStream`.
@@ -326,7 +330,7 @@ class FineTuneSession:
 
         Source: ``GET /models``.
         """
-        return (await self._call(protocol.LIST_MODELS)).data
+        return await self._list(protocol.LIST_MODELS)
 
     async def retrieve_model(self, model: str) -> Model:
         """Give a model.
@@ -437,7 +441,7 @@ class FineTuneSession:
         Source: ``GET /files``.
         """
         query = None if purpose is None else {"purpose": purpose}
-        return (await self._call(protocol.LIST_FILES, query=query)).data
+        return await self._list(protocol.LIST_FILES, query=query)
 
     async def retrieve_file(self, file_id: str) -> File:
         """Give what the service knows of a file.
@@ -500,6 +504,14 @@ class FineTuneSession:
     ) -> T:
         return (await self._exchange(endpoint, *ids, query=query, body=body))[0]
 
+    async def _list(
+        self, endpoint: Endpoint[Listing[T]], *ids: str, query: Mapping[str, str] | None = None
+    ) -> tuple[T, ...]:
+        listing = await self._call(endpoint, *ids, query=query)
+        if listing.has_more:
+            _log.warning("%s %s: the service gave a part of the list only", endpoint.method, endpoint.path)
+        return listing.data
+
     async def _exchange(
         self,
         endpoint: Endpoint[T],
@@ -512,7 +524,8 @@ class FineTuneSession:
         request = protocol.build(endpoint, self.base_url, *ids, query=query, body=body)
 
         async def attempt() -> tuple[T, Reply]:
-            reply = await self._transport.fetch(request)
+            # Without the key here too: the locals of a traceback may be shown.
+            reply = self._without_key(await self._transport.fetch(request))
             return await self._decode(endpoint, reply), reply
 
         return await self._retrying(endpoint, attempt, policy=policy)
@@ -690,7 +703,7 @@ class FineTuneSession:
             headers["Content-Length"] = str(form.size)
         request = protocol.build(protocol.UPLOAD_FILE, self.base_url, headers=headers)
         try:
-            reply = await self._transport.fetch(request, form)
+            reply = self._without_key(await self._transport.fetch(request, form))
         except TransportError:
             if form.failure is None:
                 raise

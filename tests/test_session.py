@@ -1057,7 +1057,7 @@ async def test_key_in_a_stream(data: str) -> None:
         assert KEY not in everything_said(caught.value)
 
 
-@pytest.mark.parametrize("raw", [reply(500), reply(200, b"x"), b"", b"x\r\n\r\n", reply(200)[:-5]], ids=range(5))
+@pytest.mark.parametrize("raw", [*ECHO[:2], reply(200, b"x"), b"", b"x\r\n\r\n", reply(200)[:-5]], ids=range(6))
 @pytest.mark.parametrize("call", [list_models, create, lambda session: session.upload_file(b"x")])
 async def test_key_is_in_no_local(raw: bytes, call: Call) -> None:
     """Tools that show each frame's locals along with a traceback do not show the key that was sent."""
@@ -1071,6 +1071,21 @@ async def test_key_is_in_no_local(raw: bytes, call: Call) -> None:
             await call(session)
     assert "FineTuneSession" in every_local(caught.value)
     assert KEY not in every_local(caught.value)
+
+
+async def test_a_part_of_a_list(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the service keeps a part of a list back, the log says so."""
+    async with talking_to(answering(reply(body={**MODELS, "has_more": True}))) as session:
+        await session.list_models()
+    assert caplog.messages == ["GET /models: the service gave a part of the list only"]
+
+
+@pytest.mark.parametrize("wrong", [{"timeout": 5}, {"retry": 3}, {"timeout": None}])
+def test_policies_of_another_kind(wrong: dict[str, Any]) -> None:
+    """A number of seconds is no Timeout, and a number of tries no Retry."""
+    (name,) = wrong
+    with pytest.raises(ConfigurationError, match=f"^{name}: expected a {name.title()}, got "):
+        FineTuneSession(KEY, **wrong)
 
 
 async def test_escaped_key() -> None:
