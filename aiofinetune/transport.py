@@ -10,7 +10,8 @@ import contextlib
 import urllib.request
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Final, TypeVar
+from types import TracebackType
+from typing import Final
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -27,8 +28,6 @@ from aiofinetune.errors import (
     ReplyTimeout,
 )
 from aiofinetune.protocol import Reply, Request
-
-T = TypeVar("T")
 
 MOST_CALLS: Final = 100
 """Plain calls under way at once; further ones wait their turn. Event streams do not count."""
@@ -249,7 +248,8 @@ class Incoming:
         """
         try:
             if self._encoding == "identity":
-                return await self._read_raw(most)
+                with self._watch or _UNWATCHED:
+                    return await self._read_raw(most)
             return await self._read_decompressed()
         except zlib.error as error:
             raise ProtocolViolation(f"{self._request.name}: the body cannot be decompressed: {error}") from error
@@ -280,8 +280,7 @@ class Incoming:
 
     def _read_raw(self, most: int | None = None) -> Awaitable[bytes]:
         content = self._response.content
-        piece = content.readany() if most is None else content.read(most)
-        return piece if self._watch is None else self._watch.over(piece)
+        return content.readany() if most is None else content.read(most)
 
     async def _read_decompressed(self) -> bytes:
         if self._decompressor is None:
@@ -292,7 +291,8 @@ class Incoming:
             if decompressor.unconsumed_tail:
                 # Others on the loop have their turn meanwhile, however much a few bytes stand for.
                 await asyncio.sleep(0)
-            raw = decompressor.unconsumed_tail or await self._read_raw()
+            with self._watch or _UNWATCHED:
+                raw = decompressor.unconsumed_tail or await self._read_raw()
             piece = decompressor.decompress(raw, _DECOMPRESSED_AT_ONCE)
             if piece:
                 return piece
@@ -307,7 +307,8 @@ class Incoming:
 class _Watch:
     """Gives up a wait that lasts for too long, with one timer for all waits that follow one another.
 
-    A timer for each would be a tenth of what a stream costs whose events come singly.
+    A timer for each would be a tenth of what a stream costs whose events come singly. Each wait is a context; one that
+    was given up, and failed for it, leaves it with a TimeoutError.
 
     Args:
         seconds: How long one may last.
@@ -329,23 +330,18 @@ class _Watch:
         self._since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def over(self, wait: Awaitable[T]) -> T:
-        """Give what a wait gives.
-
-        Raises:
-            TimeoutError: It was given up.
-        """
+    def __enter__(self) -> None:
         self._since = self._loop.time()
         if self._timer is None:
             self._timer = self._loop.call_later(self._seconds, self._look)
-        try:
-            return await wait
-        except _FAILURES:
-            if self._since is not None:
-                raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        was_given_up = self._since is None
+        self._since = None
+        if was_given_up and isinstance(error, _FAILURES):
             raise TimeoutError from None
-        finally:
-            self._since = None
 
     def end(self) -> None:
         """Give no wait up any more."""
@@ -362,6 +358,9 @@ class _Watch:
         else:
             self._since = None
             self._give_up()
+
+
+_UNWATCHED: Final = contextlib.nullcontext()
 
 
 class _Timed:

@@ -17,14 +17,16 @@ async def test_watch() -> None:
     start = clock.time()
     broken: asyncio.Future[str] = clock.create_future()
     watch = _Watch(100.0, lambda: broken.set_exception(ConnectionError()))
-    assert await watch.over(asyncio.sleep(0, "came")) == "came"
+    with watch:
+        await asyncio.sleep(0)
     await asyncio.sleep(90)
-    assert await watch.over(asyncio.sleep(99, "came late")) == "came late"
+    with watch:
+        await asyncio.sleep(99)
     await asyncio.sleep(500)
     assert not broken.done()
     begun = clock.time()
-    with pytest.raises(TimeoutError):
-        await watch.over(broken)
+    with pytest.raises(TimeoutError), watch:
+        await broken
     assert begun - start > 600
     assert 100 <= clock.time() - begun < 200
     watch.end()
@@ -38,6 +40,6 @@ async def test_watch_that_ended() -> None:
     watch = _Watch(100.0, lambda: given_up.append(True))
     clock.call_later(50, watch.end)
     clock.call_later(500, broken.set_exception, ConnectionResetError())
-    with pytest.raises(ConnectionResetError):
-        await watch.over(broken)
+    with pytest.raises(ConnectionResetError), watch:
+        await broken
     assert given_up == []
