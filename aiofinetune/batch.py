@@ -36,6 +36,7 @@ from aiofinetune.errors import (
     JournalUnusable,
     LocalFileError,
     NotFound,
+    NotSent,
     PermissionDenied,
     ProtocolViolation,
     QuotaExceeded,
@@ -50,7 +51,6 @@ from aiofinetune.journal import Journal, Record
 from aiofinetune.manifest import Entry, is_local
 from aiofinetune.models import File, FineTune, FineTuneRequest, Status
 from aiofinetune.results import last_figures, read_results
-from aiofinetune.retry import is_safe_to_repeat
 from aiofinetune.session import FineTuneSession
 from aiofinetune.threads import in_thread
 
@@ -429,9 +429,8 @@ class Batch:
                 raise
             except FineTuneError as refused:
                 await self._journal.withdraw(record.label)
-                # That it made no job is sure by now.
-                is_put_off = self._stopped is not None and is_safe_to_repeat(refused, idempotent=True)
-                if not is_put_off and (not isinstance(refused, RateLimited) or isinstance(refused, QuotaExceeded)):
+                # What was not sent for the batch was stopped is left to the next run.
+                if not isinstance(refused, RateLimited | NotSent) or isinstance(refused, QuotaExceeded):
                     raise
                 if isinstance(refused, TooManyJobs):
                     self._is_full = True
@@ -447,6 +446,10 @@ class Batch:
         """Note which job was made; if that cannot be noted, let who looks for it later find it."""
         try:
             await self._journal.create(label, job_id)
+        except asyncio.CancelledError:
+            # Whether it was noted is not known here; if it was, the journal knows whose the job is.
+            self._session.disown(job_id)
+            raise
         except JournalUnusable as error:
             self._session.disown(job_id)
             raise JournalUnusable(f"{error}; the job of {label!r} is {job_id}") from error
@@ -751,7 +754,7 @@ class _Uploads:
         """Digests by path, of the files last used in this run."""
         self._ids: dict[str, str] = {}
         """Ids by path, of the same files."""
-        self._there: dict[str, File] | None = None
+        self._there: dict[str, list[File]] | None = None
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
@@ -783,7 +786,12 @@ class _Uploads:
             if path not in self._ids:
                 digest = await self._digest_of(path)
                 async with self._lock(digest):
-                    self._ids[path] = await self._id_by_digest(Path(path), digest)
+                    try:
+                        self._ids[path] = await self._id_by_digest(Path(path), digest)
+                    except LocalFileError:
+                        # It may be another content by now.
+                        self._digests.pop(path, None)
+                        raise
                 if len(self._ids) > self._MOST_REMEMBERED:
                     del self._ids[next(iter(self._ids))]
             return self._ids[path]
@@ -801,27 +809,38 @@ class _Uploads:
         name = f"{path.stem[:40]}-{digest[:16]}{path.suffix}"
         known = await self._journal.file_id(digest)
         there = await self._files_there()
-        file = there.get(known or name) or there.get(name)
-        # Of an upload that was cut, a service may have kept a part.
-        if file is None or file.bytes not in (0, await _size(path)):
-            file = await self._session.upload_file(path, filename=name)
-            if await in_thread(None, lambda: _digest(str(path))) != digest:
-                # It bears the name of another content, by which it would be found.
-                await self._session.delete_file(file.id)
-                raise LocalFileError(f"{path}: changed while it was sent; run this again")
-            there.update({name: file, file.id: file})
-        file_id = file.id
+        # Not one of another size, unless the journal knows it: that is what is left of an upload that was cut.
+        usable = there.get(known or "") or [
+            file for file in there.get(name, ()) if file.bytes in (0, await _size(path))
+        ]
+        file_id = usable[0].id if usable else await self._upload(path, name, digest)
         if file_id != known:
             await self._journal.keep_file(digest, file_id)
         return file_id
 
-    async def _files_there(self) -> dict[str, File]:
+    async def _upload(self, path: Path, name: str, digest: str) -> str:
+        file = await self._session.upload_file(path, filename=name)
+        if await in_thread(None, lambda: _digest(str(path))) != digest:
+            # What was sent bears the name of another content, by which it would be found.
+            try:
+                await self._session.delete_file(file.id)
+            except FineTuneError as error:
+                _log.warning("%s is not what its name says, and could not be deleted: %s", file.id, error)
+            raise LocalFileError(f"{path}: changed while it was sent; run this again")
+        there = await self._files_there()
+        there.update({name: [file], file.id: [file]})
+        return file.id
+
+    async def _files_there(self) -> dict[str, list[File]]:
         """The files that the service has and can use, by their names and by their ids; asked for once a run."""
         async with self._lock("the list"):
             if self._there is None:
                 files = await self._session.list_files("fine-tune")
-                usable = [file for file in files if file.status != "error"]
-                self._there = {name: file for file in usable for name in (file.filename, file.id)}
+                self._there = {}
+                for file in files:
+                    if file.status != "error":
+                        for name in (file.filename, file.id):
+                            self._there.setdefault(name, []).append(file)
             return self._there
 
     def _lock(self, name: str) -> asyncio.Lock:

@@ -99,7 +99,7 @@ class _Run:
             left = self._count - progress.ended
             rest = "are not over; the same command goes on with them"
             if self._cancels:
-                rest = "were not over, and those that were active are cancelled; the same command sends the rest"
+                rest = "were not over; those that were active are to be cancelled, and the same command sends the rest"
             self._say(f"{_line(str(stopped))}\n{left} of {self._count} jobs {rest}")
         if self._interrupts:
             return 130

@@ -24,6 +24,7 @@
     │   │   ├── QuotaExceeded     429: a budget, or what is allowed a day, is used up
     │   │   └── TooManyJobs       429: as many jobs are active as are allowed
     │   └── ServerError           5xx
+    ├── NotSent                   a create made no job, for nobody wanted it any more when it was its turn
     ├── CreateUncertain           a create's reply was lost, and whether it made a job cannot be told
     ├── ProtocolViolation         the service answered with something its API does not allow
     ├── StreamInterrupted         an event stream ended before it said ``[DONE]``, again and again
@@ -66,6 +67,7 @@ __all__ = [
     "LocalFileError",
     "ManifestInvalid",
     "NotFound",
+    "NotSent",
     "PermissionDenied",
     "ProtocolViolation",
     "QuotaExceeded",
@@ -251,6 +253,10 @@ class ServerError(APIError):
     """5xx: the service, or a proxy before it, failed."""
 
 
+class NotSent(FineTuneError):
+    """A create made no job, for nobody wanted it any more when it was its turn to be sent."""
+
+
 class CreateUncertain(FineTuneError):
     """The reply to a create was lost, and whether it made a job cannot be told: a person has to look.
 
@@ -267,7 +273,8 @@ class CreateUncertain(FineTuneError):
         self.candidates = candidates
 
     def __str__(self) -> str:
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since))
+        since = min([self.since, *(job.created_at for job in self.candidates)])
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
         request = self.request
         ids = ", ".join(job.id for job in self.candidates)
         return (

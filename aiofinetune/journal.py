@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 import attrs
 
@@ -21,11 +21,6 @@ from aiofinetune import converters, wire
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.models import FineTune, FineTuneRequest
 from aiofinetune.threads import in_thread, until_over
-
-try:
-    import fcntl
-except ImportError:  # Windows has none, and its locks are not lost
-    fcntl = None  # type: ignore[assignment]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,7 +109,6 @@ class Journal:
         """What is to be done as soon as the transaction that is under way is over."""
         self._is_busy = False
         self._is_open = False
-        self._guard: IO[bytes] | None = None
         self._run = 0
 
     @asynccontextmanager
@@ -267,8 +261,8 @@ class Journal:
         return [tell for work in works for tell in self._transact([work])]
 
     def _open(self) -> None:
-        self._lock()
-        # An empty name is a temporary file.
+        # SQLite's own lock says that another process is at it; it goes with the process, however that ends. An empty
+        # name is a temporary file.
         try:
             self._db = sqlite3.connect(self._path or "", timeout=0, check_same_thread=False)
             self._is_open = True
@@ -279,30 +273,12 @@ class Journal:
             raise JournalUnusable(f"{self._name}: another process is running this batch") from error
         except sqlite3.DatabaseError as error:
             raise JournalUnusable(f"{self._name}: is no journal: {error}") from error
-
-    def _lock(self) -> None:
-        """Keep other processes from the file; the lock goes with this one, however it ends.
-
-        SQLite's own lock does not do: it is lost as soon as this process closes the file once more, as whoever copies
-        the journal does (fcntl_locking(2)).
-        """
-        if self._path is None or fcntl is None:
-            return
-        try:
-            self._guard = self._path.open("ab")
-            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise JournalUnusable(f"{self._name}: another process is running this batch") from error
-        except OSError as error:
-            raise JournalUnusable(f"{self._name}: {error.strerror}") from error
         except ValueError as error:
             raise JournalUnusable(f"{self._name!r}: {error}") from error
 
     def _close(self) -> None:
         if self._is_open:
             self._db.close()
-        if self._guard is not None:
-            self._guard.close()
 
     def _prepare(self) -> None:
         db = self._db

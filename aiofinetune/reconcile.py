@@ -192,6 +192,7 @@ class Own:
 
     def __init__(self) -> None:
         self._ids: dict[str, float] = {}
+        self._disowned: set[str] = set()
         self._calls: dict[object, float] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -211,14 +212,19 @@ class Own:
         """Remember an id, and forget those that are too old to matter."""
         now = time.monotonic()
         self._ids[name] = now
+        self._disowned.discard(name)
         # Both are in the order of their times. Whole seconds, and clocks that differ: hence twice the slack.
         oldest = next(iter(self._calls.values()), now) - 2 * CLOCK_SLACK
         while len(self._ids) > _KEPT and next(iter(self._ids.values())) < oldest:
             del self._ids[next(iter(self._ids))]
 
-    def discard(self, name: str) -> None:
-        """Forget an id, if it is there."""
-        self._ids.pop(name, None)
+    def disown(self, name: str) -> None:
+        """Take note that whoever an id was given to could not keep it."""
+        self._disowned.add(name)
+
+    def kept(self) -> Container[str]:
+        """The ids that whoever they were given to has kept."""
+        return self._ids.keys() - self._disowned
 
 
 class Group(Generic[T]):

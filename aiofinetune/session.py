@@ -32,6 +32,7 @@ from aiofinetune.errors import (
     FineTuneFailed,
     LocalFileError,
     NotFound,
+    NotSent,
     ProtocolViolation,
     RateLimited,
     RequestInvalid,
@@ -126,6 +127,8 @@ class FineTuneSession:
         self._retry = retry
         self._pause = Pause()
         self._own = Own()
+        self._partial_lists: set[str] = set()
+        """Paths of the lists that were told to be partial: once each."""
         self._groups: weakref.WeakValueDictionary[tuple[str, str], Group[Any]] = weakref.WeakValueDictionary()
         self._transport = Transport(self.base_url, headers, timeout, http)
 
@@ -163,12 +166,13 @@ class FineTuneSession:
         Args:
             request: What to ask for.
             known: Ids of jobs that are known to be another request's. Those of this session are known to it.
-            wanted: Asked before it is sent once more; where it says no, what the last try ended in is raised.
+            wanted: Asked each time before it is sent; where it says no, it has made no job, and is not sent.
 
         Raises:
             CreateUncertain: The reply was lost, and the list cannot tell whether a job was made.
             QuotaExceeded: The service takes no more jobs today, or for this money.
             TooManyJobs: The service takes no more jobs until one is over.
+            NotSent: It was not `wanted`.
 
         Source: ``POST /fine-tunes``.
         """
@@ -183,6 +187,8 @@ class FineTuneSession:
 
         async def attempt() -> FineTune:
             await group.turn()
+            if not wanted():
+                raise NotSent("the create was not sent: it is not wanted any more")
             with group, _Noted(request):
                 job = await self._decode(endpoint, await self._transport.fetch(call))
                 self._own.add(job.id)
@@ -192,9 +198,9 @@ class FineTuneSession:
             lost_at = Moment.now()
             with _Noted(request), group.losing(request):
                 async with group.searching():
-                    return await self._find_fine_tune(request, sent, lost_at, group.lost, known, astray=0.0)
+                    return await self._find_fine_tune(request, sent, lost_at, group.lost, known, self._own)
 
-        return await self._retrying(endpoint, attempt, find, wanted=wanted)
+        return await self._retrying(endpoint, attempt, find)
 
     async def find_fine_tune(
         self,
@@ -225,11 +231,13 @@ class FineTuneSession:
         lost = lost if request in lost else (*lost, request)
         sent = Moment.at(sent_at)
         lost_since = sent if lost_at is None else Moment.at(lost_at)
-        return await self._find_fine_tune(request, sent, lost_since, lost, known, reconcile.MOST_ASTRAY)
+        return await self._find_fine_tune(
+            request, sent, lost_since, lost, known, self._own.kept(), reconcile.MOST_ASTRAY
+        )
 
     def disown(self, fine_tune_id: str) -> None:
         """Let `find_fine_tune` find a job that this session has given already: whoever got it could not keep its id."""
-        self._own.discard(fine_tune_id)
+        self._own.disown(fine_tune_id)
 
     async def list_fine_tunes(self) -> tuple[FineTune, ...]:
         """List the jobs, without their events.
@@ -508,7 +516,8 @@ class FineTuneSession:
         self, endpoint: Endpoint[Listing[T]], *ids: str, query: Mapping[str, str] | None = None
     ) -> tuple[T, ...]:
         listing = await self._call(endpoint, *ids, query=query)
-        if listing.has_more:
+        if listing.has_more and endpoint.path not in self._partial_lists:
+            self._partial_lists.add(endpoint.path)
             _log.warning("%s %s: the service gave a part of the list only", endpoint.method, endpoint.path)
         return listing.data
 
@@ -555,7 +564,6 @@ class FineTuneSession:
         attempt: Callable[[], Awaitable[R]],
         find: Callable[[FineTuneError], Awaitable[R | None]] | None = None,
         policy: Retry | None = None,
-        wanted: Callable[[], bool] = lambda: True,
     ) -> R:
         """Attempt a call until it succeeds, or fails in a way that trying again cannot or must not mend.
 
@@ -564,18 +572,14 @@ class FineTuneSession:
             attempt: Sends it once.
             find: Looks for what a call made whose reply was lost; None says that it surely made nothing.
             policy: How often and how slowly; the session's by default.
-            wanted: Whether to try again, at the moment when it is time to.
         """
         policy = policy or self._retry
         begin = self._now()
         failures = 0
-        failure: FineTuneError | None = None
         call_under_way = self._own.begin()
         try:
             while True:
                 await self._pause.wait()
-                if failure is not None and not wanted():
-                    raise failure
                 try:
                     return await attempt()
                 except FineTuneError as error:
@@ -609,7 +613,8 @@ class FineTuneSession:
         lost_at: Moment,
         lost: Sequence[FineTuneRequest],
         known: Container[str],
-        astray: float,
+        own: Container[str],
+        astray: float = 0.0,
     ) -> FineTune | None:
         """Do what `find_fine_tune` says, by moments that no setting of this machine's clock moves by more than said."""
         pause = self._retry.base
@@ -620,7 +625,7 @@ class FineTuneSession:
                 raise CreateUncertain(request, sent.unix) from error
             since = _at_service(reply, sent)
             others = [job for job in listing.data if job.id not in known]
-            verdict = reconcile.judge(others, request, since, lost, self._own, astray)
+            verdict = reconcile.judge(others, request, since, lost, own, astray)
             if verdict.job is not None:
                 self._own.add(verdict.job.id)
                 return verdict.job

@@ -1396,3 +1396,20 @@ async def test_one_job_for_two_requests(monkeypatch: pytest.MonkeyPatch, most_st
         outcomes += await batch.run()
     assert [(outcome.label, outcome.job_id) for outcome in outcomes] == [("job-2", None), ("job-1", *server.jobs)]
     assert isinstance(outcomes[0].error, ProtocolViolation)
+
+
+async def test_a_note_whose_taker_is_cancelled_leaves_the_job_to_be_found(tmp_path: Path) -> None:
+    """Cancelled as a job's id is noted, a batch leaves it to the next run to find the job, wherever it is known."""
+    server = BatchServer()
+    (entry,) = entries(server, 1)
+    async with talking_to(server) as session, Batch(session, [], journal=tmp_path / "journal") as batch:
+        begun = time.time()
+        job = await session.create_fine_tune(entry.request)
+        noting = asyncio.create_task(batch._keep(entry.label, job.id))
+        await asyncio.sleep(0)
+        noting.cancel()
+        await asyncio.wait([noting])
+        assert noting.cancelled()
+        found = await session.find_fine_tune(entry.request, begun)
+        assert found is not None
+        assert found.id == job.id

@@ -196,7 +196,7 @@ async def test_interrupted_with_cancel_on_exit_it_cancels() -> None:
         assert process.returncode == 130
     assert [job["status"] for job in server.jobs.values()] == ["cancelled"] * 2
     assert stdout.decode().splitlines()[-1] == (
-        "2 of 2 jobs were not over, and those that were active are cancelled; the same command sends the rest"
+        "2 of 2 jobs were not over; those that were active are to be cancelled, and the same command sends the rest"
     )
 
 

@@ -21,6 +21,7 @@ ONE_OF_EACH = [
     errors.ManifestInvalid("sweep.toml", (Problem(3, "n_epochs", "expected a whole number"),)),
     errors.JournalUnusable("sweep.journal: another process is running this batch"),
     errors.BatchStopped("the batch sends no more requests"),
+    errors.NotSent("the create was not sent"),
     errors.CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0, (JOB,)),
     errors.StreamHistoryChanged("event 3 is another one than before"),
     errors.LocalFileError("train.jsonl: No such file or directory"),

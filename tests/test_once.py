@@ -48,7 +48,7 @@ from aiofinetune import (
     Timeout,
     reconcile,
 )
-from aiofinetune.errors import CreateUncertain, QuotaExceeded, TooManyJobs
+from aiofinetune.errors import CreateUncertain, NotSent, QuotaExceeded, TooManyJobs
 
 pytestmark = pytest.mark.fastforward
 
@@ -226,13 +226,36 @@ async def test_see_other() -> None:
 
 
 async def test_unwanted() -> None:
-    """A create that nobody wants any more is not sent again, and ends as its last try did."""
+    """A create that nobody wants any more is not sent, however often it was before."""
     async with talking() as (server, session, request):
         server.fail(CREATE, *[status(429)] * 9)
         answers = iter([True, True, False])
-        with pytest.raises(RateLimited):
+        with pytest.raises(NotSent):
             await session.create_fine_tune(request, wanted=lambda: next(answers))
-        assert server.asked().count(CREATE) == 3
+        assert server.asked().count(CREATE) == 2
+
+
+async def test_unwanted_while_it_waits() -> None:
+    """A create that waits for the pause of another, until nobody wants it any more, is not sent at all."""
+    async with talking() as (server, session, request), asyncio.TaskGroup() as tasks:
+        server.fail(CREATE, status(429, retry_after="5"))
+        first = tasks.create_task(session.create_fine_tune(request))
+        while not session.times_throttled:
+            await asyncio.sleep(0.001)
+        late = time.monotonic() + 1
+        with pytest.raises(NotSent):
+            await session.create_fine_tune(request, wanted=lambda: time.monotonic() < late)
+        assert list(server.service.jobs) == [(await first).id]
+
+
+async def test_disowned_and_still_not_anothers() -> None:
+    """A job that is disowned is found by whoever looks for it, and is not given to another create of the session."""
+    async with talking() as (server, session, request):
+        job = await session.create_fine_tune(request)
+        session.disown(job.id)
+        server.fail(CREATE, DROPPED)
+        other = await session.create_fine_tune(request)
+        assert list(server.service.jobs) == [job.id, other.id]
 
 
 async def test_tries_are_counted_once() -> None:

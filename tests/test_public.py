@@ -51,6 +51,7 @@ PUBLIC = [
     "ManifestInvalid",
     "Model",
     "NotFound",
+    "NotSent",
     "Outcome",
     "PermissionDenied",
     "Problem",
