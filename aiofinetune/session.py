@@ -230,7 +230,8 @@ class FineTuneSession:
         """
         lost = lost if request in lost else (*lost, request)
         sent = Moment.at(sent_at)
-        lost_since = sent if lost_at is None else Moment.at(lost_at)
+        # By a clock that was set back since it may lie in the future: that is not waited for.
+        lost_since = Moment.at(min(sent_at if lost_at is None else lost_at, time.time()))
         return await self._find_fine_tune(
             request, sent, lost_since, lost, known, self._own.kept(), reconcile.MOST_ASTRAY
         )

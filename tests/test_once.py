@@ -190,16 +190,18 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, server: FaultServer, step: float)
 
 @pytest.mark.parametrize("astray", [20.0, 3600.0, -3600.0])
 async def test_record_by_a_clock_that_was_wrong(astray: float) -> None:
-    """A job is not taken for none where the clock of whoever noted when it was asked for has been set since."""
+    """A job is not taken for none, nor waited for, where the clock by which its asking was noted has been set since."""
     async with talking() as (_server, session, request):
         noted = time.time() + astray
         job = await session.create_fine_tune(request)
         session.disown(job.id)
         await asyncio.sleep(22)
+        asked_at = time.monotonic()
         with pytest.raises(CreateUncertain, match=f"it may be {job.id}$") if astray > 0 else nullcontext():
             found = await session.find_fine_tune(request, noted)
             assert found is not None
             assert found.id == job.id
+        assert time.monotonic() - asked_at < 60
 
 
 async def test_find_what_a_session_gave_and_nobody_kept() -> None:
