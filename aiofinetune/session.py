@@ -190,7 +190,7 @@ class FineTuneSession:
             if not wanted():
                 raise NotSent("the create was not sent: it is not wanted any more")
             with group, _Noted(request):
-                job = await self._decode(endpoint, await self._transport.fetch(call))
+                job = await self._decode(endpoint, await self._fetch(call))
                 self._own.add(job.id)
                 return job
 
@@ -534,8 +534,7 @@ class FineTuneSession:
         request = protocol.build(endpoint, self.base_url, *ids, query=query, body=body)
 
         async def attempt() -> tuple[T, Reply]:
-            # Without the key here too: the locals of a traceback may be shown.
-            reply = self._without_key(await self._transport.fetch(request))
+            reply = await self._fetch(request)
             return await self._decode(endpoint, reply), reply
 
         return await self._retrying(endpoint, attempt, policy=policy)
@@ -548,7 +547,7 @@ class FineTuneSession:
         async def attempt() -> Deleted:
             nonlocal was_lost
             try:
-                return await self._decode(endpoint, await self._transport.fetch(request))
+                return await self._decode(endpoint, await self._fetch(request))
             except NotFound:
                 if not was_lost:
                     raise
@@ -598,14 +597,18 @@ class FineTuneSession:
                 seconds = retry.delay(policy, failure, failures, self._now() - begin, idempotent=is_repeatable)
                 if seconds is None:
                     raise failure
-                if isinstance(failure, RateLimited):
-                    self._pause.extend(seconds if failure.retry_after is None else failure.retry_after)
+                self._slow_down(failure, seconds)
                 _log.info(
                     "%s %s, failure %d: %s; again in %.1f s", endpoint.method, endpoint.path, failures, failure, seconds
                 )
                 await asyncio.sleep(seconds)
         finally:
             self._own.end(call_under_way)
+
+    def _slow_down(self, failure: FineTuneError, seconds: float) -> None:
+        """Let all calls wait where one was throttled, and is to be tried again in `seconds`."""
+        if isinstance(failure, RateLimited):
+            self._pause.extend(seconds if failure.retry_after is None else failure.retry_after)
 
     async def _find_fine_tune(
         self,
@@ -660,8 +663,11 @@ class FineTuneSession:
             group = self._groups[kind, name] = Group()
         return group
 
+    async def _fetch(self, request: Request, upload: files.Form | None = None) -> Reply:
+        """Send a request; give its reply without the key, which the locals of a traceback would show too."""
+        return self._without_key(await self._transport.fetch(request, upload))
+
     async def _decode(self, endpoint: Endpoint[T], reply: Reply) -> T:
-        reply = self._without_key(reply)
         if reply.status >= 300:
             raise self._error_of(endpoint, reply)
         if len(reply.body) > _DECODED_ON_LOOP:
@@ -686,8 +692,8 @@ class FineTuneSession:
             refusal = await self._refusal(protocol.STREAM_FINE_TUNE_EVENTS, incoming)
             # Only what is tried again holds up all: not a quota, nor a time that is out of all bounds.
             seconds = retry.delay(self._retry, refusal, 1, 0.0, idempotent=True)
-            if isinstance(refusal, RateLimited) and seconds is not None:
-                self._pause.extend(seconds if refusal.retry_after is None else refusal.retry_after)
+            if seconds is not None:
+                self._slow_down(refusal, seconds)
             raise refusal
         if incoming.headers.get("Content-Type", "").lower().startswith("application/json"):
             incoming.close()
@@ -709,7 +715,7 @@ class FineTuneSession:
             headers["Content-Length"] = str(form.size)
         request = protocol.build(protocol.UPLOAD_FILE, self.base_url, headers=headers)
         try:
-            reply = self._without_key(await self._transport.fetch(request, form))
+            reply = await self._fetch(request, form)
         except TransportError:
             if form.failure is None:
                 raise
