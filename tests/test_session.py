@@ -1073,6 +1073,15 @@ async def test_key_is_in_no_local(raw: bytes, call: Call) -> None:
     assert KEY not in every_local(caught.value)
 
 
+@pytest.mark.parametrize("call", [lambda session: session.retrieve_fine_tune("ft-1"), create])
+async def test_key_in_a_good_reply(call: Call) -> None:
+    """Nor does what a call gives show the key, in whatever field the service echoes it."""
+    async with talking_to(answering(reply(body={**JOB, "status": f"made for {KEY}"}))) as session:
+        job = await call(session)
+    assert isinstance(job, FineTune)
+    assert job.status == "made for ..."
+
+
 async def test_a_part_of_a_list(caplog: pytest.LogCaptureFixture) -> None:
     """Where the service keeps a part of a list back, the log says so."""
     async with talking_to(answering(reply(body={**MODELS, "has_more": True}))) as session:
