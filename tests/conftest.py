@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import itertools
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+import traceback
+from asyncio import constants
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -25,6 +29,17 @@ settings.register_profile("aiofinetune", deadline=None, database=None, max_examp
 settings.load_profile("aiofinetune")
 
 SAMPLES = Path(__file__).parent / "samples"
+
+_walk_stack = traceback.walk_stack
+
+
+def _walk_near_stack(f: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+    return itertools.islice(_walk_stack(f), constants.DEBUG_STACK_DEPTH)
+
+
+# In debug mode asyncio keeps with each future where it was made: the whole stack, of which pytest alone makes up some
+# fifty frames. They took half of the suite's time; of a callback asyncio itself keeps the nearest few.
+traceback.walk_stack = _walk_near_stack
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
