@@ -250,7 +250,11 @@ class Batch:
         self._ending = asyncio.Semaphore(concurrency)
         self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._changed = asyncio.Event()
+        self._begun = 0
+        """Requests that were read and are not settled: refused, or with a job that is followed."""
         self._sending = 0
+        """Those of them that have room for a job."""
+        self._turn = asyncio.Lock()
         self._others: set[str] = set()
         """Ids of jobs that were active at the last look, and that this run does not follow."""
         self._ended: set[str] | None = None
@@ -349,7 +353,7 @@ class Batch:
                 await self._until(lambda: reading.done() or self._stopped is not None)
                 reading.cancel()
                 await asyncio.wait([reading])
-                await self._until(lambda: not self._sending and (not self.active or self._is_leaving))
+                await self._until(lambda: not self._begun and (not self.active or self._is_leaving))
                 for task in (looking, *self._streamed.values()):
                     task.cancel()
             await self._warn_of_forgotten()
@@ -364,7 +368,8 @@ class Batch:
             async with aclosing(_numbered(self._requests)) as entries:
                 async for entry in entries:
                     await self._until(self._may_begin)
-                    await self._begin(entry, tasks)
+                    self._begun += 1
+                    tasks.create_task(self._begin(entry, tasks))
         except Exception as failure:  # noqa: BLE001  # whoever iterates gets it
             self._give_up(failure)
 
@@ -373,42 +378,54 @@ class Batch:
         self.stop()
 
     async def _begin(self, entry: Entry, tasks: asyncio.TaskGroup) -> None:
-        """Begin with one request, as far along as an earlier run left it."""
+        """Take one request up where an earlier run left it."""
+        try:
+            record = await self._record_of(entry)
+            if record.job is not None:
+                await self._end(record, record.job)
+            elif (uncertain := self._uncertain.pop(record.label, None)) is not None:
+                self._tell(record, None, uncertain)
+            elif record.job_id is not None:
+                self._follow(record, record.job_id, tasks)
+            elif await self._gets_room():
+                await self._send(record, tasks)
+        except Exception as failure:  # noqa: BLE001  # whoever iterates gets it
+            self._give_up(failure)
+        finally:
+            self._begun -= 1
+            self._notify()
+
+    async def _record_of(self, entry: Entry) -> Record:
         record = await self._journal.record(entry.label, entry.request)
         self.progress.seen += 1
         change = difference(record.request, entry.request) or await self._uploads.change_of(record)
-        if change:
-            if not self._accept_changes:
-                raise JournalUnusable(f"{entry.label!r} has changed since: {change}")
-            record = await self._journal.replace(entry.label, entry.request)
-        if record.job is not None:
-            await self._end(record, record.job)
-        elif (uncertain := self._uncertain.pop(record.label, None)) is not None:
-            self._tell(record, None, uncertain)
-        elif record.job_id is not None:
-            self._follow(record, record.job_id, tasks)
-        else:
-            await self._until(self._has_room)
-            self._sending += 1
-            tasks.create_task(self._send(record, tasks))
+        if change and not self._accept_changes:
+            raise JournalUnusable(f"{entry.label!r} has changed since: {change}")
+        return await self._journal.replace(entry.label, entry.request) if change else record
+
+    async def _gets_room(self) -> bool:
+        """Wait, each in its turn, until there is room for one more job; False if no more are to be sent."""
+        async with self._turn:
+            await self._until(lambda: self._stopped is not None or self._has_room())
+            if self._stopped is None:
+                self._sending += 1
+            return self._stopped is None
 
     async def _send(self, record: Record, tasks: asyncio.TaskGroup) -> None:
-        """Create the job of a request, then follow it."""
+        """Create the job of a request, for which there is room, then follow it."""
         try:
             request = await self._uploads.with_ids(record.request)
             record = await self._create(record, request)
-        except JournalUnusable as error:
-            self._sending -= 1
-            self._give_up(error)
+        except JournalUnusable:
+            raise
         except FineTuneError as error:
-            self._sending -= 1
             self._note_failure(record, error)
         else:
-            self._sending -= 1
             self._unreached = 0
             if record.job_id is not None:
                 self._follow(record, record.job_id, tasks)
-        self._notify()
+        finally:
+            self._sending -= 1
 
     async def _create(self, record: Record, request: FineTuneRequest) -> Record:
         """Create a job, its intent on the disk before the request leaves, and its id after.
@@ -698,12 +715,12 @@ class Batch:
     # Waiting
 
     def _may_begin(self) -> bool:
-        return self._sending < self._concurrency and self._outcomes.qsize() < _MOST_OUTCOMES_WAITING
+        return self._begun < self._concurrency and self._outcomes.qsize() < _MOST_OUTCOMES_WAITING
 
     def _has_room(self) -> bool:
         active = self._sending + len(self.active) + len(self._others)
         is_known = self._has_looked or self._most_active == math.inf
-        return is_known and not self._is_full and self._may_begin() and active < self._most_active
+        return is_known and not self._is_full and active < self._most_active
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -755,7 +772,7 @@ class _Uploads:
         self._ids: dict[str, str] = {}
         """Ids by path, of the same files."""
         self._there: dict[str, list[File]] | None = None
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._locks: weakref.WeakValueDictionary[tuple[str, ...], asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
         """A request with ids in place of local paths."""
@@ -782,10 +799,10 @@ class _Uploads:
         return ""
 
     async def _id_of(self, path: str) -> str:
-        async with self._lock(path):
+        async with self._lock("id", path):
             if path not in self._ids:
                 digest = await self._digest_of(path)
-                async with self._lock(digest):
+                async with self._lock("content", digest):
                     try:
                         self._ids[path] = await self._id_by_digest(Path(path), digest)
                     except LocalFileError:
@@ -798,12 +815,13 @@ class _Uploads:
 
     async def _digest_of(self, path: str) -> str:
         """The digest of a file, which a sweep asks for many times, and which is read once a run."""
-        digest = self._digests.get(path)
-        if digest is None:
-            digest = self._digests[path] = await in_thread(None, lambda: _digest(path))
-            if len(self._digests) > self._MOST_REMEMBERED:
-                del self._digests[next(iter(self._digests))]
-        return digest
+        async with self._lock("digest", path):
+            digest = self._digests.get(path)
+            if digest is None:
+                digest = self._digests[path] = await in_thread(None, lambda: _digest(path))
+                if len(self._digests) > self._MOST_REMEMBERED:
+                    del self._digests[next(iter(self._digests))]
+            return digest
 
     async def _id_by_digest(self, path: Path, digest: str) -> str:
         name = f"{path.stem[:40]}-{digest[:16]}{path.suffix}"
@@ -833,7 +851,7 @@ class _Uploads:
 
     async def _files_there(self) -> dict[str, list[File]]:
         """The files that the service has and can use, by their names and by their ids; asked for once a run."""
-        async with self._lock("the list"):
+        async with self._lock("list"):
             if self._there is None:
                 files = await self._session.list_files("fine-tune")
                 self._there = {}
@@ -843,10 +861,10 @@ class _Uploads:
                             self._there.setdefault(name, []).append(file)
             return self._there
 
-    def _lock(self, name: str) -> asyncio.Lock:
-        lock = self._locks.get(name)
+    def _lock(self, *what: str) -> asyncio.Lock:
+        lock = self._locks.get(what)
         if lock is None:
-            lock = self._locks[name] = asyncio.Lock()
+            lock = self._locks[what] = asyncio.Lock()
         return lock
 
 
@@ -888,7 +906,9 @@ async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -
 
 
 def difference(before: FineTuneRequest, now: FineTuneRequest) -> str:
-    """What differs between two requests, for people."""
+    """What differs between two requests, for people; nothing where they are equal."""
+    if before == now:
+        return ""
     pairs = zip(attrs.asdict(before).items(), attrs.asdict(now).values(), strict=True)
     return ", ".join(f"{name} was {old!r}, is {new!r}" for (name, old), new in pairs if old != new)
 

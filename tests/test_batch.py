@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
 import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from io import BufferedReader
 from pathlib import Path
 
 import attrs
@@ -449,6 +451,23 @@ async def test_requests_that_wait_for_room_do_not_pile_up() -> None:
     assert next(read) <= 2 * 4 + 1
 
 
+async def test_requests_that_wait_for_room_are_left_when_it_stops(tmp_path: Path) -> None:
+    """A batch that is stopped while requests wait for room sends none of them, and the next run all."""
+    server = BatchServer(lasts=None)
+    wanted = entries(server, 6)
+    journal = tmp_path / "journal"
+    async with talking_to(server) as session:
+        async with asyncio.timeout(60), Batch(session, wanted, max_active=2, poll=POLL, journal=journal) as batch:
+            await server.until(lambda: len(server.jobs) == 2 and batch.progress.seen == 6)
+            batch.stop()
+            with pytest.raises(BatchStopped):
+                await anext(batch)
+        assert len(server.jobs) == 2
+        server.lasts = 0.0
+        async with asyncio.timeout(60), Batch(session, wanted, poll=POLL, journal=journal):
+            await server.until(lambda: len(server.jobs) == 6)
+
+
 @pytest.mark.fastforward
 async def test_throttling_slows_down_and_loses_nothing() -> None:
     """Creates that the service throttles are sent again until each is through, and none twice."""
@@ -861,6 +880,29 @@ async def test_a_content_is_uploaded_once_across_runs(tmp_path: Path, *, has_jou
             await outcomes_of(Batch(session, wanted, journal=journal))
     assert server.asked["upload"] == 1
     assert server.trained_on() == [b"train"] * 2
+
+
+async def test_a_run_reads_a_file_once_to_see_whether_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep that is run again looks into the one file of all its requests once, though it begins with many."""
+    read = []
+    file_digest = hashlib.file_digest
+
+    def counted(file: BufferedReader, name: str) -> object:
+        read.append(file.name)
+        return file_digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    server = BatchServer()
+    file = write(tmp_path, "train.jsonl", "train")
+    wanted = [Entry(f"job-{number}", FineTuneRequest(training_file=file, n_epochs=number)) for number in range(1, 9)]
+    async with talking_to(server) as session:
+        await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+        read.clear()
+        outcomes = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+    assert [outcome.error for outcome in outcomes] == [None] * 8
+    assert read == [file]
 
 
 async def test_a_file_that_is_gone_at_the_service_is_uploaded_again(tmp_path: Path) -> None:
