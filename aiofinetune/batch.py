@@ -201,8 +201,8 @@ class Batch:
         results: A folder to download each job's results file to, as ``label.ft-….csv``.
         fail_fast: Whether to send no more after the first request that ends without a model.
         cancel_on_exit: Whether to cancel the jobs that are still active when the context is left.
-        accept_changes: Whether a request may be another than the journal knows under its label; it then makes a new
-            job, and the old one is forgotten.
+        accept_changes: Whether a request may be another than was sent under its label; it then makes a new job, and the
+            old one is forgotten. One that made none may be another in any case.
         progress: Called on the event loop whenever something has changed.
         poll: Seconds between two looks at the service's list.
 
@@ -399,8 +399,11 @@ class Batch:
         record = await self._journal.record(entry.label, entry.request)
         self.progress.seen += 1
         change = difference(record.request, entry.request) or await self._uploads.change_of(record)
-        if change and not self._accept_changes:
-            raise JournalUnusable(f"{entry.label!r} has changed since: {change}")
+        if change and record.sent is not None and not self._accept_changes:
+            raise JournalUnusable(
+                f"{entry.label!r} has changed since it was sent: {change}; accept_changes=True (--accept-changes) makes"
+                " new jobs for what has changed"
+            )
         return await self._journal.replace(entry.label, entry.request) if change else record
 
     async def _gets_room(self) -> bool:
@@ -520,6 +523,10 @@ class Batch:
             await self._end(record, ended.job, ended)
         except NotFound as error:
             self._lose(record, job_id, error)
+        except AuthenticationFailed as error:
+            # No more will the list tell.
+            self._is_leaving = True
+            self._send_no_more(str(error), error)
         except FineTuneError as error:
             _log.warning("following %s: %s; looking at the list instead", job_id, error)
         else:
@@ -887,7 +894,7 @@ def _digest(path: str) -> str:
 
 
 async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -> list[str]:
-    """Say what an earlier run with a journal was asked for otherwise; nothing where there is no journal yet.
+    """Say what an earlier run with a journal sent otherwise; nothing where there is no journal yet.
 
     Raises:
         JournalUnusable: It is in use, broken, or of another service.
@@ -898,10 +905,11 @@ async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -
     async with Journal(journal, base_url).opened() as known:
         gone = dict.fromkeys(await known.sent_labels())
         for entry in entries:
-            gone.pop(entry.label, None)
-            before = await known.request(entry.label)
-            if before is not None and before != entry.request:
-                changes.append(f"{entry.label}: {difference(before, entry.request)}")
+            if entry.label in gone:
+                del gone[entry.label]
+                before = await known.request(entry.label)
+                if before is not None and before != entry.request:
+                    changes.append(f"{entry.label}: {difference(before, entry.request)}")
     return [*changes, *(f"{label}: was sent, and is not asked for any more" for label in gone)]
 
 

@@ -120,7 +120,8 @@ def check_manifest(path: str | os.PathLike[str]) -> int:
     if not count and not problems:
         problems.append(Problem(1, "requests", "there are none"))
     if problems:
-        raise ManifestInvalid(os.fspath(path), tuple(problems))
+        # A file that is missing is missing for each job of a sweep.
+        raise ManifestInvalid(os.fspath(path), tuple(dict.fromkeys(problems)))
     return count
 
 

@@ -31,6 +31,7 @@ from aiofinetune import (
 )
 from aiofinetune.batch import MOST_STREAMS, Batch, Outcome, Progress, difference, find_changes
 from aiofinetune.errors import (
+    AuthenticationFailed,
     BatchStopped,
     CreateUncertain,
     FineTuneError,
@@ -589,6 +590,20 @@ async def test_a_key_that_is_withdrawn_ends_the_batch() -> None:
         outcomes, _stop = await stopped(Batch(session, entries(server, 2), concurrency=1, max_active=1, poll=POLL))
     assert outcomes == []
     assert len(server.active) == 1
+
+
+async def test_a_batch_that_goes_on_with_a_wrong_key_ends_at_once(tmp_path: Path) -> None:
+    """A run that has jobs to follow, and a key that the service does not know, does not wait for a look at the list."""
+    server = BatchServer(lasts=None)
+    wanted, journal = entries(server, 2), tmp_path / "journal"
+    async with talking_to(server) as session, asyncio.timeout(60):
+        async with Batch(session, wanted, journal=journal):
+            await server.until(lambda: len(server.active) == 2)
+        server.refuse = lambda _endpoint: error(401, "Wrong key")
+        outcomes, stop = await stopped(Batch(session, wanted, journal=journal, poll=3600))
+    assert outcomes == []
+    assert str(stop).startswith("the batch sends no more requests: 401: Wrong key")
+    assert isinstance(stop.__cause__, AuthenticationFailed)
 
 
 @pytest.mark.parametrize("wrong", [{}, None, Entry("\ud800", FineTuneRequest(training_file="file-1"))])
@@ -1224,13 +1239,29 @@ async def test_a_changed_request_is_refused(tmp_path: Path) -> None:
     async with talking_to(server) as session:
         await outcomes_of(Batch(session, wanted, journal=journal))
         wanted[1] = Entry("job-2", attrs.evolve(wanted[1].request, n_epochs=9, model=None))
-        words = "'job-2' has changed since: model was 'ada', is None, n_epochs was 2, is 9"
-        with pytest.raises(JournalUnusable, match=f"^{words}$"):
+        words = "'job-2' has changed since it was sent: model was 'ada', is None, n_epochs was 2, is 9; accept_changes="
+        with pytest.raises(JournalUnusable, match=f"^{words}"):
             await outcomes_of(Batch(session, wanted, journal=journal))
         assert len(server.jobs) == 2
         assert await find_changes(journal, session.base_url, wanted) == [
             "job-2: model was 'ada', is None, n_epochs was 2, is 9"
         ]
+
+
+async def test_a_request_that_made_no_job_may_be_corrected(tmp_path: Path) -> None:
+    """A request that the service refused is no change when it is asked for otherwise: it is sent as it is now."""
+    server = BatchServer()
+    wanted = entries(server, 2)
+    wanted[1] = Entry("job-2", attrs.evolve(wanted[1].request, training_file="file-unknown"))
+    journal = tmp_path / "journal"
+    async with talking_to(server) as session:
+        first = await outcomes_of(Batch(session, wanted, journal=journal))
+        assert [it.label for it in first if it.error is not None] == ["job-2"]
+        wanted[1] = Entry("job-2", wanted[0].request)
+        assert await find_changes(journal, session.base_url, wanted) == []
+        again = await outcomes_of(Batch(session, wanted, journal=journal))
+    assert [it.error for it in again] == [None] * 2
+    assert len(server.jobs) == 2
 
 
 async def test_a_changed_request_makes_a_new_job_if_accepted(tmp_path: Path) -> None:

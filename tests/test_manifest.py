@@ -233,6 +233,11 @@ WRONG = {
             "line 2, validation_file: there is no file 'gone/v.jsonl'",
         ],
     ),
+    "a file that is not there, in a sweep": (
+        "jobs.jsonl",
+        '{"training_file": "missing.jsonl", "sweep": {"n_epochs": [1, 2]}}',
+        ["line 1, training_file: there is no file 'missing.jsonl'"],
+    ),
     "a sweep that is none": (
         "jobs.jsonl",
         '{"training_file": "file-1", "sweep": {"n_epochs": 4}}\n{"training_file": "file-1", "sweep": {"n_epochs": []}}',
