@@ -213,14 +213,14 @@ def _toml_tables(path: Path) -> Iterator[_Table | Problem]:
         if name not in {"defaults", "requests"}:
             line_of = _line_of(text, rf"\[*\s*{re.escape(name)}\b")
             yield Problem(line_of, name, "expected [defaults] and [[requests]] alone")
-    lines = text.splitlines()
+    lines = text.split("\n")
     start = _line_of(text, r"\[\s*defaults\s*\]")
     yield _Table(start, {"defaults": document.get("defaults", {})}, lines[start:])
     requests = document.get("requests", [])
     if not isinstance(requests, list):
         yield Problem(_line_of(text, r"\[requests\]"), "requests", "expected [[requests]], with two brackets")
         return
-    headers = [_line_at(text, found.start()) for found in re.finditer(r"(?m)^[ \t]*\[\[\s*requests\s*\]\]", text)]
+    headers = [number for number, line in enumerate(lines, 1) if re.match(r"[ \t]*\[\[\s*requests\s*\]\]", line)]
     for index, values in enumerate(requests):
         start, end = (*headers, len(lines) + 1)[index : index + 2] if index < len(headers) else (1, 1)
         if isinstance(values, dict):
@@ -231,11 +231,7 @@ def _toml_tables(path: Path) -> Iterator[_Table | Problem]:
 
 def _line_of(text: str, pattern: str) -> int:
     found = re.search(rf"(?m)^[ \t]*{pattern}", text)
-    return _line_at(text, found.start()) if found else 1
-
-
-def _line_at(text: str, position: int) -> int:
-    return text.count("\n", 0, position) + 1
+    return text.count("\n", 0, found.start()) + 1 if found else 1
 
 
 def _expand(table: _Table, defaults: Mapping[str, object], label: str, folder: Path) -> Iterator[Entry | Problem]:
