@@ -62,6 +62,9 @@ MOST_STREAMS: Final = 32
 """Jobs that are followed by their event streams. Past that, one look at the list for all of them costs less."""
 
 _MOST_OUTCOMES_WAITING: Final = 100
+_LONG_PAUSE: Final = 10.0
+"""Seconds for which no create is sent where the service throttles, does not say for how long, and was asked again and
+again."""
 _RECENT: Final = 3600.0
 """Seconds. What was made before cannot be taken for what is made now, whatever the clocks show."""
 _MOST_UNREACHED: Final = 3
@@ -124,6 +127,8 @@ class Progress:
     cancelled: int = 0
     refused: int = 0
     """Requests of which no job came."""
+    uncertain: int = 0
+    """Requests of which it is not known whether a job came, or what became of it."""
     followed_by: str = "streams"
     """How jobs are followed: ``"streams"``, or ``"list"`` where there are many."""
     began: float = attrs.field(factory=time.monotonic)
@@ -131,7 +136,7 @@ class Progress:
     @property
     def ended(self) -> int:
         """Requests of which the outcome is known."""
-        return self.succeeded + self.failed + self.cancelled + self.refused
+        return self.succeeded + self.failed + self.cancelled + self.refused + self.uncertain
 
     @property
     def ended_per_minute(self) -> float:
@@ -169,6 +174,11 @@ class Pace:
         self._next = turn + self._gap
         return turn
 
+    def put_off(self, seconds: float) -> None:
+        """Let no turn come for so long, and fewer at once then."""
+        self._next = max(self._next, asyncio.get_running_loop().time() + seconds)
+        self._window = max(1.0, self._window / 2)
+
     def end(self, *, was_throttled: bool) -> None:
         """Take note that a create is over, and whether the service said meanwhile that it was too fast."""
         self._under_way -= 1
@@ -199,7 +209,7 @@ class Batch:
         per_minute: Creates in a minute, at most; slower where the service asks for it.
         journal: The journal's path; None keeps none beyond this process.
         results: A folder to download each job's results file to, as ``label.ft-….csv``.
-        fail_fast: Whether to send no more after the first request that ends without a model.
+        fail_fast: Whether to send no more after the first request that ends, in this run, without a model.
         cancel_on_exit: Whether to cancel the jobs that are still active when the context is left.
         accept_changes: Whether a request may be another than was sent under its label; it then makes a new job, and the
             old one is forgotten. One that made none may be another in any case.
@@ -250,11 +260,9 @@ class Batch:
         self._ending = asyncio.Semaphore(concurrency)
         self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._changed = asyncio.Event()
-        self._begun = 0
-        """Requests that were read and are not settled: refused, or with a job that is followed."""
         self._sending = 0
-        """Those of them that have room for a job."""
-        self._turn = asyncio.Lock()
+        self._unnoted: set[str] = set()
+        """Ids of jobs that were made, and are not in the journal."""
         self._others: set[str] = set()
         """Ids of jobs that were active at the last look, and that this run does not follow."""
         self._ended: set[str] | None = None
@@ -263,6 +271,9 @@ class Batch:
         self._is_full = False
         """Whether the service said that it takes no more jobs until one is over."""
         self._streamed: dict[str, asyncio.Task[None]] = {}
+        """What follows a job by its events, by the job's id."""
+        self._settling: dict[str, asyncio.Task[None]] = {}
+        """What ends a job that the list says is over, or does not know, by the job's id."""
         self._known: Container[str] = ()
         """Ids of jobs that earlier runs made, but lately."""
         self._uncertain: dict[str, CreateUncertain] = {}
@@ -301,6 +312,7 @@ class Batch:
             finally:
                 self._runner.cancel()
                 if self._cancel_on_exit:
+                    await asyncio.wait([self._runner])
                     await self._cancel_active()
 
     def __aiter__(self) -> Self:
@@ -345,16 +357,19 @@ class Batch:
     async def _run(self) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
-                looking = tasks.create_task(self._look_now_and_then())
+                looking = tasks.create_task(self._look_now_and_then(tasks))
                 await self._find_lost()
-                reading = tasks.create_task(self._read(tasks))
-                reading.add_done_callback(lambda _reading: self._changed.set())
+                read: asyncio.Queue[Entry | Exception | None] = asyncio.Queue(self._concurrency)
+                reading = tasks.create_task(self._read(read))
+                beginning = tasks.create_task(self._begin(read, tasks))
+                beginning.add_done_callback(lambda _beginning: self._changed.set())
                 # An input may have nothing for long; that holds up nobody who wants to stop.
-                await self._until(lambda: reading.done() or self._stopped is not None)
-                reading.cancel()
-                await asyncio.wait([reading])
-                await self._until(lambda: not self._begun and (not self.active or self._is_leaving))
-                for task in (looking, *self._streamed.values()):
+                await self._until(lambda: beginning.done() or self._stopped is not None)
+                for task in (reading, beginning):
+                    task.cancel()
+                await asyncio.wait([reading, beginning])
+                await self._until(lambda: not self._sending and (not self.active or self._is_leaving))
+                for task in (looking, *self._streamed.values(), *self._settling.values()):
                     task.cancel()
             await self._warn_of_forgotten()
         except* Exception as failures:  # noqa: BLE001  # whoever iterates gets it
@@ -362,14 +377,40 @@ class Batch:
         finally:
             self._outcomes.put_nowait(None)
 
-    async def _read(self, tasks: asyncio.TaskGroup) -> None:
-        """Begin with each request as it is read. If that fails, what is being sent still settles."""
+    async def _read(self, read: asyncio.Queue[Entry | Exception | None]) -> None:
+        """Read the requests, a few ahead of their turn; after the last comes what ended them, if it was a failure."""
+        end: Exception | None = None
         try:
             async with aclosing(_numbered(self._requests)) as entries:
                 async for entry in entries:
+                    await read.put(entry)
+        except asyncio.CancelledError as cancellation:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            end = FineTuneError("the requests broke off with a cancellation of their own")
+            end.__cause__ = cancellation
+        except Exception as failure:  # noqa: BLE001  # whoever iterates gets it
+            end = failure
+        await read.put(end)
+
+    async def _begin(self, read: asyncio.Queue[Entry | Exception | None], tasks: asyncio.TaskGroup) -> None:
+        """Begin with each request in its turn. If that fails, what is being sent still settles."""
+        try:
+            while True:
+                items = [await read.get()]
+                while not read.empty():
+                    items.append(read.get_nowait())
+                entries = [item for item in items if isinstance(item, Entry)]
+                # Those that wait are looked up together: one by one they would wait for the journal's thread.
+                for entry, record in zip(entries, await self._journal.records(entries), strict=True):
                     await self._until(self._may_begin)
-                    self._begun += 1
-                    tasks.create_task(self._begin(entry, tasks))
+                    await self._take_up(entry, record, tasks)
+                end = items[-1]
+                if not isinstance(end, Entry):
+                    if end is not None:
+                        self._give_up(end)
+                    return
         except Exception as failure:  # noqa: BLE001  # whoever iterates gets it
             self._give_up(failure)
 
@@ -377,50 +418,36 @@ class Batch:
         self._failure = self._failure or failure
         self.stop()
 
-    async def _begin(self, entry: Entry, tasks: asyncio.TaskGroup) -> None:
+    async def _take_up(self, entry: Entry, record: Record, tasks: asyncio.TaskGroup) -> None:
         """Take one request up where an earlier run left it."""
-        try:
-            record = await self._record_of(entry)
-            if record.job is not None:
-                await self._end(record, record.job)
-            elif (uncertain := self._uncertain.pop(record.label, None)) is not None:
-                self._tell(record, None, uncertain)
-            elif record.job_id is not None:
-                self._follow(record, record.job_id, tasks)
-            elif await self._gets_room():
-                await self._send(record, tasks)
-        except Exception as failure:  # noqa: BLE001  # whoever iterates gets it
-            self._give_up(failure)
-        finally:
-            self._begun -= 1
-            self._notify()
-
-    async def _record_of(self, entry: Entry) -> Record:
-        record = await self._journal.record(entry.label, entry.request)
         self.progress.seen += 1
         change = difference(record.request, entry.request) or await self._uploads.change_of(record)
-        if change and record.sent is not None and not self._accept_changes:
-            raise JournalUnusable(
-                f"{entry.label!r} has changed since it was sent: {change}; accept_changes=True (--accept-changes) makes"
-                " new jobs for what has changed"
-            )
-        return await self._journal.replace(entry.label, entry.request) if change else record
-
-    async def _gets_room(self) -> bool:
-        """Wait, each in its turn, until there is room for one more job; False if no more are to be sent."""
-        async with self._turn:
-            await self._until(lambda: self._stopped is not None or self._has_room())
-            if self._stopped is None:
-                self._sending += 1
-            return self._stopped is None
+        if change:
+            if record.sent is not None and not self._accept_changes:
+                raise JournalUnusable(
+                    f"{entry.label!r} has changed since it was sent: {change}; accept_changes=True (--accept-changes)"
+                    " makes new jobs for what has changed"
+                )
+            self._uncertain.pop(entry.label, None)
+            record = await self._journal.replace(entry.label, entry.request)
+        if record.job is not None:
+            await self._end(record, record.job)
+        elif (uncertain := self._uncertain.pop(record.label, None)) is not None:
+            self._tell(record, None, uncertain, is_old=True)
+        elif record.job_id is not None:
+            self._follow(record, record.job_id, tasks)
+        else:
+            await self._until(self._has_room)
+            self._sending += 1
+            tasks.create_task(self._send(record, tasks))
 
     async def _send(self, record: Record, tasks: asyncio.TaskGroup) -> None:
-        """Create the job of a request, for which there is room, then follow it."""
+        """Create the job of a request, then follow it."""
         try:
             request = await self._uploads.with_ids(record.request)
             record = await self._create(record, request)
-        except JournalUnusable:
-            raise
+        except JournalUnusable as error:
+            self._give_up(error)
         except FineTuneError as error:
             self._note_failure(record, error)
         else:
@@ -429,6 +456,7 @@ class Batch:
                 self._follow(record, record.job_id, tasks)
         finally:
             self._sending -= 1
+            self._notify()
 
     async def _create(self, record: Record, request: FineTuneRequest) -> Record:
         """Create a job, its intent on the disk before the request leaves, and its id after.
@@ -454,6 +482,8 @@ class Batch:
                     raise
                 if isinstance(refused, TooManyJobs):
                     self._is_full = True
+                elif isinstance(refused, RateLimited):
+                    self._put_off(refused)
             else:
                 await self._keep(record.label, job.id)
                 return attrs.evolve(record, job_id=job.id)
@@ -462,17 +492,28 @@ class Batch:
                 self._notify()
         return record
 
+    def _put_off(self, refused: RateLimited) -> None:
+        """Let no create be sent for a while where the session gave up: it may not ask again, or not wait so long."""
+        seconds = _LONG_PAUSE if refused.retry_after is None else refused.retry_after
+        _log.warning("no create is sent for %.0f s: %s", seconds, refused)
+        self._pace.put_off(seconds)
+
     async def _keep(self, label: str, job_id: str) -> None:
         """Note which job was made; if that cannot be noted, let who looks for it later find it."""
+        self._unnoted.add(job_id)
         try:
             await self._journal.create(label, job_id)
+            self._unnoted.discard(job_id)
         except asyncio.CancelledError:
             # Whether it was noted is not known here; if it was, the journal knows whose the job is.
             self._session.disown(job_id)
             raise
         except JournalUnusable as error:
             self._session.disown(job_id)
-            raise JournalUnusable(f"{error}; the job of {label!r} is {job_id}") from error
+            unnoted = JournalUnusable(f"{error}; the job of {label!r} is {job_id}")
+            # Of several only the first is raised, and none to whoever has left.
+            _log.error("%s", unnoted)
+            raise unnoted from error
 
     async def _may_send(self) -> bool:
         """Wait until a create may be sent; False if it may not any more. `Pace.end` is due after it."""
@@ -535,12 +576,12 @@ class Batch:
             del self._streamed[job_id]
             self._notify()
 
-    async def _look_now_and_then(self) -> None:
+    async def _look_now_and_then(self, tasks: asyncio.TaskGroup) -> None:
         """Look at the service's list as often as was asked for, where something depends on it."""
         while True:
             if self._is_full or self._most_active < math.inf or len(self.active) > len(self._streamed):
                 try:
-                    await self._look()
+                    await self._look(tasks)
                 except FineTuneError as failure:
                     _log.warning("looking at the list of jobs: %s", failure)
                     self._note_blindness(failure)
@@ -561,7 +602,7 @@ class Batch:
             self._is_leaving = True
         self._send_no_more(f"the list of jobs cannot be read: {failure}", failure)
 
-    async def _look(self) -> None:
+    async def _look(self, tasks: asyncio.TaskGroup) -> None:
         mine = set(self.active)
         ended_meanwhile = self._ended = set()
         try:
@@ -574,31 +615,40 @@ class Batch:
         self._notify()
         ended = {job.id: job for job in jobs if job.is_terminal and job.id in mine}
         missing = mine - {job.id for job in jobs}
-        async with asyncio.TaskGroup() as tasks:
-            for job_id in (ended.keys() | missing) - self._streamed.keys():
-                if job_id in self.active:
-                    tasks.create_task(self._end_listed(self.active[job_id], job_id, ended.get(job_id)))
+        # None waits for the others' results files, nor does the next look.
+        for job_id in (ended.keys() | missing) - self._streamed.keys() - self._settling.keys():
+            if job_id in self.active:
+                settling = self._settle(self.active[job_id], job_id, ended.get(job_id))
+                self._settling[job_id] = tasks.create_task(settling)
+
+    async def _settle(self, record: Record, job_id: str, job: FineTune | None) -> None:
+        try:
+            async with self._ending:
+                await self._end_listed(record, job_id, job)
+        finally:
+            del self._settling[job_id]
+            self._notify()
 
     async def _end_listed(self, record: Record, job_id: str, job: FineTune | None) -> None:
         """End a job that the list says is over, or does not know."""
-        async with self._ending:
-            try:
-                if job is None or job.status != Status.SUCCEEDED:
-                    # With its events, which say why.
-                    job = await self._session.retrieve_fine_tune(job_id)
-            except NotFound as error:
-                self._lose(record, job_id, error)
+        try:
+            if job is None or job.status != Status.SUCCEEDED:
+                # With its events, which say why.
+                job = await self._session.retrieve_fine_tune(job_id)
+        except NotFound as error:
+            self._lose(record, job_id, error)
+            return
+        except FineTuneError as error:
+            _log.info("looking at %s: %s", job_id, error)
+            if job is None:
+                self._misses[job_id] += 1
+                if self._misses[job_id] >= _MOST_UNREACHED:
+                    self._lose(record, job_id, error)
                 return
-            except FineTuneError as error:
-                _log.info("looking at %s: %s", job_id, error)
-                if job is None:
-                    self._misses[job_id] += 1
-                    if self._misses[job_id] >= _MOST_UNREACHED:
-                        self._lose(record, job_id, error)
-                    return
-                # The list says that it is over; all that is missing are its events.
-            if job.is_terminal:
-                await self._end(record, job)
+            # The list says that it is over; all that is missing are its events.
+        self._misses.pop(job_id, None)
+        if job.is_terminal:
+            await self._end(record, job)
 
     # Ends
 
@@ -623,7 +673,7 @@ class Batch:
                 figures = await self._fetch_results(record.label, job, self._results, is_old=is_old)
             except FineTuneError as failure:
                 error = failure
-        self._tell(record, job, error, figures)
+        self._tell(record, job, error, figures, is_old=is_old)
 
     async def _fetch_results(self, label: str, job: FineTune, folder: Path, *, is_old: bool) -> Mapping[str, float]:
         path = folder / f"{_filename(label)}.{_filename(job.id)}.csv"
@@ -648,18 +698,22 @@ class Batch:
         job: FineTune | None,
         error: FineTuneError | None,
         figures: Mapping[str, float] | None = None,
+        *,
+        is_old: bool = False,
     ) -> None:
         ended_at = record.ended_at or time.time()
         self._outcomes.put_nowait(
             Outcome(record.label, record.request, record.job_id, job, error, record.sent_at, ended_at, figures or {})
         )
         if record.job_id is not None:
-            self.active.pop(record.job_id, None)
+            if self.active.pop(record.job_id, None) is not None:
+                self._is_full = False
             self._others.discard(record.job_id)
             if self._ended is not None:
                 self._ended.add(record.job_id)
-        self._is_full = False
         match job:
+            case None if record.job_id is not None or isinstance(error, CreateUncertain):
+                self.progress.uncertain += 1
             case None:
                 self.progress.refused += 1
             case FineTune(status=Status.SUCCEEDED):
@@ -668,7 +722,7 @@ class Batch:
                 self.progress.cancelled += 1
             case _:
                 self.progress.failed += 1
-        if error is not None and self._fail_fast:
+        if error is not None and self._fail_fast and not is_old:
             self._send_no_more(f"{record.label} ended without a model: {error}", error)
         self._notify()
 
@@ -676,11 +730,13 @@ class Batch:
         if self._stopped is None:
             self._stopped = BatchStopped(f"the batch sends no more requests: {why}")
             self._stopped.__cause__ = cause
-        self._notify()
+            self._notify()
+        # Not `_notify`: a callback may ask to stop whenever it is called.
+        self._changed.set()
 
     async def _cancel_active(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for job_id in self.active:
+            for job_id in self.active.keys() | self._unnoted:
                 tasks.create_task(self._cancel(job_id))
 
     async def _cancel(self, job_id: str) -> None:
@@ -722,12 +778,12 @@ class Batch:
     # Waiting
 
     def _may_begin(self) -> bool:
-        return self._begun < self._concurrency and self._outcomes.qsize() < _MOST_OUTCOMES_WAITING
+        return self._sending < self._concurrency and self._outcomes.qsize() < _MOST_OUTCOMES_WAITING
 
     def _has_room(self) -> bool:
         active = self._sending + len(self.active) + len(self._others)
         is_known = self._has_looked or self._most_active == math.inf
-        return is_known and not self._is_full and active < self._most_active
+        return is_known and not self._is_full and self._may_begin() and active < self._most_active
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -779,7 +835,7 @@ class _Uploads:
         self._ids: dict[str, str] = {}
         """Ids by path, of the same files."""
         self._there: dict[str, list[File]] | None = None
-        self._locks: weakref.WeakValueDictionary[tuple[str, ...], asyncio.Lock] = weakref.WeakValueDictionary()
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
         """A request with ids in place of local paths."""
@@ -799,17 +855,22 @@ class _Uploads:
         ):
             if path is None or file_id is None or not is_local(path):
                 continue
-            sent = await self._journal.digest(file_id)
-            # A file that is gone from here has not changed.
-            if await asyncio.to_thread(os.path.isfile, path) and sent != await self._digest_of(path):
-                return f"the content of {path}"
+            # A file that is gone from here, or cannot be read, has not changed.
+            if await asyncio.to_thread(os.path.isfile, path):
+                try:
+                    digest = await self._digest_of(path)
+                except LocalFileError as error:
+                    _log.warning("%s; whether it has changed since it was sent is not known", error)
+                    continue
+                if digest != await self._journal.digest(file_id):
+                    return f"the content of {path}"
         return ""
 
     async def _id_of(self, path: str) -> str:
-        async with self._lock("id", path):
+        async with self._lock(path):
             if path not in self._ids:
                 digest = await self._digest_of(path)
-                async with self._lock("content", digest):
+                async with self._lock(digest):
                     try:
                         self._ids[path] = await self._id_by_digest(Path(path), digest)
                     except LocalFileError:
@@ -822,13 +883,12 @@ class _Uploads:
 
     async def _digest_of(self, path: str) -> str:
         """The digest of a file, which a sweep asks for many times, and which is read once a run."""
-        async with self._lock("digest", path):
-            digest = self._digests.get(path)
-            if digest is None:
-                digest = self._digests[path] = await in_thread(None, lambda: _digest(path))
-                if len(self._digests) > self._MOST_REMEMBERED:
-                    del self._digests[next(iter(self._digests))]
-            return digest
+        digest = self._digests.get(path)
+        if digest is None:
+            digest = self._digests[path] = await in_thread(None, lambda: _digest(path))
+            if len(self._digests) > self._MOST_REMEMBERED:
+                del self._digests[next(iter(self._digests))]
+        return digest
 
     async def _id_by_digest(self, path: Path, digest: str) -> str:
         name = f"{path.stem[:40]}-{digest[:16]}{path.suffix}"
@@ -858,7 +918,7 @@ class _Uploads:
 
     async def _files_there(self) -> dict[str, list[File]]:
         """The files that the service has and can use, by their names and by their ids; asked for once a run."""
-        async with self._lock("list"):
+        async with self._lock("the list"):
             if self._there is None:
                 files = await self._session.list_files("fine-tune")
                 self._there = {}
@@ -868,10 +928,10 @@ class _Uploads:
                             self._there.setdefault(name, []).append(file)
             return self._there
 
-    def _lock(self, *what: str) -> asyncio.Lock:
-        lock = self._locks.get(what)
+    def _lock(self, name: str) -> asyncio.Lock:
+        lock = self._locks.get(name)
         if lock is None:
-            lock = self._locks[what] = asyncio.Lock()
+            lock = self._locks[name] = asyncio.Lock()
         return lock
 
 

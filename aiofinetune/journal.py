@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ import attrs
 
 from aiofinetune import converters, wire
 from aiofinetune.errors import JournalUnusable
+from aiofinetune.manifest import Entry
 from aiofinetune.models import FineTune, FineTuneRequest
 from aiofinetune.threads import in_thread, until_over
 
@@ -127,12 +128,15 @@ class Journal:
             self._thread.shutdown()
 
     @_transaction
-    def record(self, label: str, request: FineTuneRequest) -> Record:
-        """Give what is known of an entry, which is new to the journal or was in an earlier run.
+    def records(self, entries: Sequence[Entry]) -> list[Record]:
+        """Give what is known of entries, each of which is new to the journal or was in an earlier run.
 
         Raises:
-            JournalUnusable: The entry was in this run already: two have one label.
+            JournalUnusable: One was in this run already: two have one label.
         """
+        return [self._record(entry.label, entry.request) for entry in entries]
+
+    def _record(self, label: str, request: FineTuneRequest) -> Record:
         row = self._db.execute(
             "SELECT label, request, sent, sent_at, job_id, job, ended_at, run FROM entries WHERE label = ?", (label,)
         ).fetchone()

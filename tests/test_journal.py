@@ -18,6 +18,7 @@ import pytest
 from aiofinetune import FineTune, FineTuneRequest
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.journal import Journal, Lost, Record
+from aiofinetune.manifest import Entry
 
 URL = "http://127.0.0.1:1/v1"
 ASKED = FineTuneRequest(training_file="data/train.jsonl", model="ada", n_epochs=2)
@@ -36,10 +37,16 @@ async def opened(path: Path | None, base_url: str = URL, *, accept_changes: bool
         yield journal
 
 
+async def record(journal: Journal, label: str, request: FineTuneRequest) -> Record:
+    """Give what a journal knows of one entry."""
+    (known,) = await journal.records([Entry(label, request)])
+    return known
+
+
 async def test_a_new_entry_is_what_was_asked_for_and_nothing_more(path: Path) -> None:
     """The record of an entry that the journal did not know holds its request alone."""
     async with opened(path) as journal:
-        assert await journal.record("a", ASKED) == Record("a", ASKED)
+        assert await record(journal, "a", ASKED) == Record("a", ASKED)
         assert await journal.request("a") == ASKED
         assert await journal.request("b") is None
 
@@ -47,12 +54,12 @@ async def test_a_new_entry_is_what_was_asked_for_and_nothing_more(path: Path) ->
 async def test_what_came_of_an_entry_is_known_to_the_next_run(path: Path) -> None:
     """Intent, job and end of an entry outlive the process that wrote them."""
     async with opened(path) as journal:
-        await journal.record("a", ASKED)
+        await record(journal, "a", ASKED)
         await journal.intend("a", SENT, 100.5)
         await journal.create("a", "ft-1")
         await journal.end("a", JOB, 200.25)
     async with opened(path) as journal:
-        assert await journal.record("a", ASKED) == Record("a", ASKED, SENT, 100.5, "ft-1", JOB, 200.25)
+        assert await record(journal, "a", ASKED) == Record("a", ASKED, SENT, 100.5, "ft-1", JOB, 200.25)
         assert await journal.job_ids() == {"ft-1"}
         assert await journal.sent_labels() == ["a"]
 
@@ -60,16 +67,16 @@ async def test_what_came_of_an_entry_is_known_to_the_next_run(path: Path) -> Non
 async def test_the_request_of_the_first_run_is_given_whatever_is_asked_now(path: Path) -> None:
     """A changed request does not change the record: whoever asks has to compare."""
     async with opened(path) as journal:
-        await journal.record("a", ASKED)
+        await record(journal, "a", ASKED)
     async with opened(path) as journal:
-        assert (await journal.record("a", SENT)).request == ASKED
+        assert (await record(journal, "a", SENT)).request == ASKED
 
 
 async def test_an_entry_that_was_sent_and_has_no_job_is_lost(path: Path) -> None:
     """What was sent and got no answer is lost, until it is known to have made a job, or surely none."""
     async with opened(path) as journal:
         for label in ("a", "b", "c"):
-            await journal.record(label, ASKED)
+            await record(journal, label, ASKED)
         await journal.intend("a", SENT, 1.0)
         await journal.intend("b", SENT, 2.0)
         assert await journal.lost() == [Lost("a", SENT, 1.0), Lost("b", SENT, 2.0)]
@@ -81,25 +88,25 @@ async def test_an_entry_that_was_sent_and_has_no_job_is_lost(path: Path) -> None
 async def test_a_label_is_there_once_in_a_run(path: Path) -> None:
     """Two entries of one run cannot have one label; the entry of an earlier run can be asked for again."""
     async with opened(path) as journal:
-        await journal.record("a", ASKED)
+        await record(journal, "a", ASKED)
         with pytest.raises(
             JournalUnusable, match=r"^'a' is there twice; each entry of a batch needs a label of its own$"
         ):
-            await journal.record("a", ASKED)
+            await record(journal, "a", ASKED)
     async with opened(path) as journal:
-        await journal.record("a", ASKED)
+        await record(journal, "a", ASKED)
 
 
 async def test_replacing_an_entry_forgets_what_came_of_it(path: Path) -> None:
     """A replaced entry has the new request and neither intent nor job nor end."""
     async with opened(path) as journal:
-        await journal.record("a", ASKED)
+        await record(journal, "a", ASKED)
         await journal.intend("a", SENT, 1.0)
         await journal.create("a", "ft-1")
         await journal.end("a", JOB, 2.0)
         assert await journal.replace("a", SENT) == Record("a", SENT)
     async with opened(path) as journal:
-        assert await journal.record("a", SENT) == Record("a", SENT)
+        assert await record(journal, "a", SENT) == Record("a", SENT)
         assert await journal.job_ids() == set()
 
 
@@ -107,13 +114,13 @@ async def test_jobs_that_run_and_are_not_asked_for_any_more(path: Path) -> None:
     """Of earlier runs' entries, those that were sent, did not end and are not asked for now are told."""
     async with opened(path) as journal:
         for label in ("over", "running", "asked again", "never sent"):
-            await journal.record(label, ASKED)
+            await record(journal, label, ASKED)
         for label in ("over", "running", "asked again"):
             await journal.intend(label, SENT, 1.0)
             await journal.create(label, f"ft-{label}")
         await journal.end("over", JOB, 2.0)
     async with opened(path) as journal:
-        await journal.record("asked again", ASKED)
+        await record(journal, "asked again", ASKED)
         assert await journal.unfinished_elsewhere() == ["running"]
 
 
@@ -140,7 +147,7 @@ async def test_a_second_opener_is_refused(path: Path) -> None:
 async def test_a_journal_without_a_path_keeps_all_the_same() -> None:
     """Without a path the journal does what it does with one, and two of them do not meet."""
     async with opened(None) as one, opened(None) as other:
-        await one.record("a", ASKED)
+        await record(one, "a", ASKED)
         await one.intend("a", SENT, 1.0)
         assert [lost.label for lost in await one.lost()] == ["a"]
         assert await other.lost() == []
@@ -191,8 +198,8 @@ async def test_a_failure_that_nobody_waits_for(path: Path) -> None:
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context))
     async with opened(path) as journal:
-        await journal.record("a", ASKED)
-        note = asyncio.create_task(journal.record("a", ASKED))
+        await record(journal, "a", ASKED)
+        note = asyncio.create_task(record(journal, "a", ASKED))
         await asyncio.sleep(0)
         note.cancel()
         await asyncio.wait([note])
@@ -229,7 +236,7 @@ async def test_a_journal_that_cannot_be_written_says_so(path: Path) -> None:
     async with opened(path) as journal:
         journal._db.execute("PRAGMA query_only = ON")
         with pytest.raises(JournalUnusable, match=r"sweep\.journal: attempt to write a readonly database"):
-            await journal.record("a", ASKED)
+            await record(journal, "a", ASKED)
         assert await journal.request("a") is None
 
 
@@ -238,7 +245,7 @@ async def test_what_is_noted_at_once_is_written_at_once(path: Path) -> None:
     commits = []
     async with opened(path) as journal:
         journal._db.set_trace_callback(lambda statement: commits.append(statement) if statement == "COMMIT" else None)
-        await asyncio.gather(*(journal.record(str(number), ASKED) for number in range(100)))
+        await asyncio.gather(*(record(journal, str(number), ASKED) for number in range(100)))
     assert len(commits) == 2
     async with opened(path) as journal:
         assert await journal.request("99") == ASKED
@@ -248,7 +255,7 @@ async def test_an_entry_that_is_refused_harms_no_other(path: Path) -> None:
     """Of entries that are noted together, the one that cannot be is refused, and all others are there."""
     async with opened(path) as journal:
         results = await asyncio.gather(
-            *(journal.record(label, ASKED) for label in ("a", "b", "b", "c")), return_exceptions=True
+            *(record(journal, label, ASKED) for label in ("a", "b", "b", "c")), return_exceptions=True
         )
         assert [type(result) for result in results] == [Record, Record, JournalUnusable, Record]
     async with opened(path) as journal:
@@ -258,7 +265,7 @@ async def test_an_entry_that_is_refused_harms_no_other(path: Path) -> None:
 async def test_a_note_outlives_the_one_who_takes_it(path: Path) -> None:
     """Whoever is cancelled while a note waits for its turn ends when it is written, and not before."""
     async with opened(path) as journal:
-        first, second = (asyncio.create_task(journal.record(label, ASKED)) for label in ("a", "b"))
+        first, second = (asyncio.create_task(record(journal, label, ASKED)) for label in ("a", "b"))
         await asyncio.sleep(0)
         second.cancel()
         await asyncio.wait([second])
@@ -271,11 +278,12 @@ import asyncio, sys
 from pathlib import Path
 from aiofinetune import FineTuneRequest
 from aiofinetune.journal import Journal
+from aiofinetune.manifest import Entry
 
 async def main():
     async with Journal(Path(sys.argv[1]), sys.argv[2]).opened() as journal:
         request = FineTuneRequest(training_file="file-1")
-        await journal.record("a", request)
+        await journal.records([Entry("a", request)])
         await journal.intend("a", request, 1.5)
         print("intended", flush=True)
         await asyncio.Event().wait()
