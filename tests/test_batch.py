@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import itertools
 import json
@@ -28,6 +29,7 @@ from aiofinetune import (
     NotFound,
     ProtocolViolation,
     RequestInvalid,
+    Retry,
 )
 from aiofinetune.batch import MOST_STREAMS, Batch, Outcome, Progress, difference, find_changes
 from aiofinetune.errors import (
@@ -318,6 +320,53 @@ async def test_a_listed_job_that_is_gone_is_an_outcome() -> None:
         assert len(await batch.run()) == count - 1
 
 
+async def test_looks_go_on_while_results_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A results file that does not come holds up neither the ends of other jobs nor new ones."""
+    monkeypatch.setattr("aiofinetune.batch.MOST_STREAMS", 0)
+    server = BatchServer(lasts=None)
+    server.held["download"] = asyncio.Event()
+    async with (
+        talking_to(server) as session,
+        asyncio.timeout(60),
+        Batch(session, entries(server, 20), max_active=5, poll=POLL, results=tmp_path) as batch,
+    ):
+        await server.until(lambda: len(server.jobs) == 5)
+        first, *rest = server.jobs
+        server.end(first)
+        await server.until(lambda: server.asked["download"] == 1)
+        for job_id in rest:
+            server.end(job_id, "failed")
+        told = [await anext(batch) for _ in rest]
+        assert {outcome.job_id for outcome in told} == set(rest)
+        await server.until(lambda: len(server.jobs) == 9)
+        server.held["download"].set()
+
+
+async def test_a_job_that_is_not_listed_is_given_up_after_looks_that_fail_in_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A look that finds the job running, though the list does not hold it, makes good those that failed before."""
+    monkeypatch.setattr("aiofinetune.batch.MOST_STREAMS", 0)
+    server = BatchServer(lasts=None)
+    looks = itertools.count(1)
+
+    def refuse(endpoint: str) -> bytes | None:
+        if endpoint == "list":
+            return ok({"object": "list", "data": []})
+        return error(418, "odd") if endpoint == "retrieve" and next(looks) % 3 else None
+
+    server.refuse = refuse
+    async with (
+        talking_to(server, retry=Retry(attempts=1)) as session,
+        asyncio.timeout(60),
+        Batch(session, entries(server, 1), poll=0.001) as batch,
+    ):
+        await server.until(lambda: server.asked["retrieve"] >= 12)
+        server.end(*server.active)
+        (outcome,) = await batch.run()
+    assert outcome.error is None
+
+
 # Limits
 
 
@@ -480,6 +529,42 @@ async def test_throttling_slows_down_and_loses_nothing() -> None:
     assert len(server.jobs) == 12
 
 
+@pytest.mark.parametrize(
+    ("retry", "retry_after"), [(Retry(), "3600"), (Retry(attempts=1), "20"), (Retry(attempts=1), None)]
+)
+@pytest.mark.fastforward
+async def test_a_throttling_that_the_session_does_not_wait_out(retry: Retry, retry_after: str | None) -> None:
+    """Where a session gives up a create that was throttled, the batch waits as long as it was asked to, or a while."""
+    server = BatchServer()
+    refusals = itertools.count(1)
+    refused = error(429, "slow down", **({} if retry_after is None else {"retry_after": retry_after}))
+    server.refuse = lambda endpoint: refused if endpoint == "create" and next(refusals) <= 4 else None
+    async with talking_to(server, retry=retry) as session:
+        begin = asyncio.get_running_loop().time()
+        async with Batch(session, entries(server, 4), concurrency=4) as batch:
+            outcomes = await batch.run()
+    assert [outcome.error for outcome in outcomes] == [None] * 4
+    assert server.asked["create"] == 8
+    assert min(server.created_at) - begin >= float(retry_after or 10)
+
+
+async def test_only_an_end_that_makes_room_is_a_reason_to_try_again(tmp_path: Path) -> None:
+    """While the service is full, outcomes of an earlier run, which free no room, send no create again."""
+    server = BatchServer()
+    old, new = (entries(server, 30)[part] for part in (slice(20), slice(20, None)))
+    async with talking_to(server) as session:
+        await outcomes_of(Batch(session, old, journal=tmp_path / "journal"))
+        server.most_active = 0
+        asked = server.asked["create"]
+        async with (
+            asyncio.timeout(60),
+            Batch(session, [*new[:3], *old], journal=tmp_path / "journal", poll=600) as batch,
+        ):
+            told = [await anext(batch) for _ in old]
+    assert [outcome.error for outcome in told] == [None] * 20
+    assert server.asked["create"] - asked == 3
+
+
 @pytest.mark.fastforward
 async def test_a_rate_of_our_own() -> None:
     """Creates follow one another no faster than asked for, in the order of the requests."""
@@ -606,6 +691,23 @@ async def test_a_batch_that_goes_on_with_a_wrong_key_ends_at_once(tmp_path: Path
     assert isinstance(stop.__cause__, AuthenticationFailed)
 
 
+async def test_requests_that_break_off_with_a_cancellation(tmp_path: Path) -> None:
+    """An input that was cancelled by something else is no input that has ended."""
+    server = BatchServer()
+    wanted = entries(server, 2)
+
+    async def coming() -> AsyncIterator[Entry]:
+        yield wanted[0]
+        raise asyncio.CancelledError
+
+    async with talking_to(server) as session:
+        with pytest.raises(FineTuneError, match="broke off"):
+            await outcomes_of(Batch(session, coming(), journal=tmp_path / "journal"))
+        outcomes = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+    assert [outcome.error for outcome in outcomes] == [None] * 2
+    assert len(server.jobs) == 2
+
+
 @pytest.mark.parametrize("wrong", [{}, None, Entry("\ud800", FineTuneRequest(training_file="file-1"))])
 async def test_what_is_no_request(wrong: object) -> None:
     """What is no request, or has a label that is no text, is named; nothing of it is sent."""
@@ -712,6 +814,37 @@ async def test_stop_stops_those_who_wait_their_turn() -> None:
         await server.until(lambda: len(server.active) == 1)
         batch.stop()
     assert len(server.jobs) == 1
+
+
+async def test_stop_does_not_wait_for_the_results_of_an_earlier_run(tmp_path: Path) -> None:
+    """A download of what ended in an earlier run is given up when the batch is stopped; the next run has it."""
+    server = BatchServer()
+    wanted, journal, folder = entries(server, 8), tmp_path / "journal", tmp_path / "results"
+    async with talking_to(server) as session:
+        await outcomes_of(Batch(session, wanted, journal=journal))
+        server.held["download"] = asyncio.Event()
+        async with asyncio.timeout(60), Batch(session, wanted, journal=journal, results=folder) as batch:
+            await server.until(lambda: server.asked["download"] >= 1)
+            batch.stop()
+            with pytest.raises(BatchStopped):
+                await batch.run()
+        server.held["download"].set()
+        again = await outcomes_of(Batch(session, wanted, journal=journal, results=folder))
+    assert [outcome.error for outcome in again] == [None] * 8
+
+
+async def test_a_callback_may_stop_the_batch() -> None:
+    """What is told how far the batch is may stop it, as often as it likes."""
+    server = BatchServer(fate=lambda _asked: "failed")
+    async with talking_to(server) as session:
+
+        def stop_at_two(progress: Progress) -> None:
+            if progress.failed >= 2:
+                batch.stop()
+
+        batch = Batch(session, entries(server, 50), concurrency=1, progress=stop_at_two)
+        outcomes, _stop = await stopped(batch)
+    assert 2 <= len(outcomes) < 50
 
 
 async def test_stop_stops_those_who_are_throttled(tmp_path: Path) -> None:
@@ -844,6 +977,29 @@ async def test_cancel_on_exit_survives_a_service_that_will_not() -> None:
     ):
         await server.until(lambda: len(server.active) == 2)
     assert server.asked["cancel"] == 2
+
+
+@pytest.mark.parametrize("iterates", [True, False])
+async def test_a_job_that_could_not_be_noted_is_cancelled_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, iterates: bool
+) -> None:
+    """With `cancel_on_exit`, jobs whose ids the journal did not take are cancelled, and all are named in the log."""
+    server = BatchServer(lasts=None)
+    server.held["create"] = asyncio.Event()
+    async with (
+        talking_to(server) as session,
+        asyncio.timeout(60),
+        Batch(session, entries(server, 5), journal=tmp_path / "journal", cancel_on_exit=True) as batch,
+    ):
+        await server.until(lambda: len(server.jobs) == 5)
+        batch._journal._db.execute("PRAGMA query_only = 1")
+        server.held["create"].set()
+        if iterates:
+            with pytest.raises(JournalUnusable, match="readonly"):
+                await batch.run()
+    assert {job["status"] for job in server.jobs.values()} == {"cancelled"}
+    told = " ".join(record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
+    assert all(job_id in told for job_id in server.jobs)
 
 
 # Files
@@ -1246,6 +1402,39 @@ async def test_a_changed_request_is_refused(tmp_path: Path) -> None:
         assert await find_changes(journal, session.base_url, wanted) == [
             "job-2: model was 'ada', is None, n_epochs was 2, is 9"
         ]
+
+
+async def test_nothing_is_sent_that_comes_after_a_change(tmp_path: Path) -> None:
+    """A request that is refused for its file has changed keeps all that come after it from being sent."""
+    server = BatchServer()
+    path = write(tmp_path, "train.jsonl", "first")
+    wanted = [Entry("first", FineTuneRequest(training_file=path)), *entries(server, 20)]
+    async with talking_to(server) as session:
+        await outcomes_of(Batch(session, wanted[:1], journal=tmp_path / "journal"))
+        write(tmp_path, "train.jsonl", "other" * 1_000_000)
+        with pytest.raises(JournalUnusable, match="'first' has changed"):
+            await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+    assert len(server.jobs) == 1
+
+
+async def test_a_file_that_cannot_be_read_any_more_has_not_changed(tmp_path: Path) -> None:
+    """An old request whose file is there, and out of reach, keeps neither its outcome nor the others' from coming."""
+    server = BatchServer()
+    path = write(tmp_path, "train.jsonl", "train")
+    wanted = [Entry("first", FineTuneRequest(training_file=path)), *entries(server, 2)]
+    async with talking_to(server) as session:
+        await outcomes_of(Batch(session, wanted[:1], journal=tmp_path / "journal"))
+        with pytest.MonkeyPatch.context() as patch:
+            # Root may read any file: hence not by its mode.
+            patch.setattr(
+                hashlib, "file_digest", lambda *_given: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error"))
+            )
+            outcomes = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+    assert sorted((outcome.label, outcome.error) for outcome in outcomes) == [
+        ("first", None),
+        ("job-1", None),
+        ("job-2", None),
+    ]
 
 
 async def test_a_request_that_made_no_job_may_be_corrected(tmp_path: Path) -> None:
