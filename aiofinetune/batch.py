@@ -216,10 +216,14 @@ class Batch:
         progress: Called on the event loop whenever something has changed.
         poll: Seconds between two looks at the service's list.
 
+    Raises, as it is entered:
+        JournalUnusable: The journal is in use, broken, or of another service.
+        LocalFileError: The folder for results cannot be made.
+
     Raises, while it is iterated:
         BatchStopped: Not all requests were sent: a quota is used up, the service cannot be reached, or `stop` was
             called. The outcomes of those that were sent come first.
-        JournalUnusable: The journal is in use, broken, or of another batch; or two requests have one label.
+        JournalUnusable: The journal cannot be written, or knows another request by a label; or two have one label.
     """
 
     def __init__(
@@ -293,6 +297,8 @@ class Batch:
         if self._is_entered:
             raise FineTuneError("a batch runs once; make a new one")
         self._is_entered = True
+        if self._results is not None:
+            await asyncio.to_thread(_make_folder, self._results)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._journal.opened())
             group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -678,15 +684,16 @@ class Batch:
     async def _fetch_results(self, label: str, job: FineTune, folder: Path, *, is_old: bool) -> Mapping[str, float]:
         path = folder / f"{_filename(label)}.{_filename(job.id)}.csv"
         try:
-            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
             if not (is_old and await asyncio.to_thread(path.exists)):
                 if not job.result_files:
                     raise NotFound(404, f"fine-tune {job.id} has no results file")
                 await self._session.download_file(job.result_files[0].id, path)
             content = await asyncio.to_thread(path.read_bytes)
+            return last_figures(await asyncio.to_thread(read_results, content))
         except OSError as error:
             raise LocalFileError(f"{path}: {error.strerror}") from error
-        return last_figures(await asyncio.to_thread(read_results, content))
+        except ProtocolViolation as error:
+            raise ProtocolViolation(f"{path}: {error}") from error
 
     def _lose(self, record: Record, job_id: str, error: FineTuneError) -> None:
         """Give up a job that the service does not know any more."""
@@ -806,8 +813,10 @@ class Batch:
 def _check_limits(
     max_active: int | None, reserve: int, concurrency: int, per_minute: float | None, poll: float
 ) -> None:
-    if reserve < 0 or (reserve and max_active is None):
-        raise ConfigurationError(f"reserve: expected 0 or above, and max_active with it, got {reserve}")
+    if reserve < 0:
+        raise ConfigurationError(f"reserve: expected 0 or above, got {reserve}")
+    if reserve and max_active is None:
+        raise ConfigurationError(f"reserve: got {reserve} without max_active, of which it is a part")
     if max_active is not None and max_active - reserve < 1:
         raise ConfigurationError(f"max_active: {max_active} less a reserve of {reserve} leaves this batch no job")
     if concurrency < 1:
@@ -1005,6 +1014,13 @@ def _entry(item: object, number: int) -> Entry:
     if not isinstance(entry.label, str) or not entry.label.isprintable():
         raise RequestInvalid("label", f"{number}: expected a line of text, got {entry.label!r}")
     return entry
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LocalFileError(f"{folder}: {error.strerror}") from error
 
 
 def _filename(label: str) -> str:

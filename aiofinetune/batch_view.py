@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from aiofinetune import wire
 from aiofinetune.batch import Batch, Outcome, Progress, find_changes
@@ -22,7 +22,6 @@ from aiofinetune.manifest import check_manifest, read_manifest
 from aiofinetune.session import FineTuneSession
 
 _SHOWN_ACTIVE: Final = 10
-_SHOWN_ENDED: Final = 10
 _TOLD: Final = ("label", "status", "job")
 """What each line of a summary holds; see `Outcome.summary`."""
 _MOST_LINE_BYTES: Final = 1 << 20
@@ -52,7 +51,7 @@ async def run_manifest(
         await asyncio.to_thread(_check_summary, summary, (manifest, journal))
     count = await asyncio.to_thread(check_manifest, manifest)
     if check:
-        console.print(f"{manifest}: {count} jobs, nothing wrong")
+        console.print(f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, nothing wrong")
         return 0
     async with FineTuneSession() as session:
         if not accept_changes and (changes := await find_changes(journal, session.base_url, read_manifest(manifest))):
@@ -74,8 +73,6 @@ class _Run:
         self._count = count
         self._journal = journal
         self._console = console
-        self._ended: list[Outcome] = []
-        """The last outcomes, for the picture."""
         self._interrupts = 0
         self._failures = 0
         self._cancels = cancels
@@ -134,32 +131,31 @@ class _Run:
 
     def _show(self, outcome: Outcome) -> None:
         self._failures += outcome.error is not None
-        self._ended = [*self._ended, outcome][-_SHOWN_ENDED:]
-        if outcome.error is not None or not self._console.is_terminal:
-            # On a terminal above the table, which goes in the end: what failed stays to be read.
-            self._say(" ".join(_cells(outcome)))
+        # On a terminal above the table of those that are active, which goes in the end.
+        self._say(_words(outcome))
 
     def _say(self, words: str) -> None:
         # As it is: no markup in what a service says, and a line stays a line.
         self._console.print(words, soft_wrap=True, highlight=False, markup=False)
 
     def _picture(self) -> Group:
-        table = Table("job", "status", "seconds", "model or error", box=None, pad_edge=False)
-        for outcome in self._ended:
-            table.add_row(*map(escape, _cells(outcome)))
+        # A label is told from others by its end, as often as not.
+        table = Table(
+            Column("active", overflow="fold"), "seconds", Column("job", overflow="fold"), box=None, pad_edge=False
+        )
         now = time.time()
         active = list(self._batch.active.values())
         for record in active[:_SHOWN_ACTIVE]:
-            table.add_row(escape(record.label), "active", f"{now - (record.sent_at or now):.0f}", record.job_id)
+            table.add_row(escape(record.label), f"{now - (record.sent_at or now):.0f}", escape(record.job_id or ""))
         if len(active) > _SHOWN_ACTIVE:
-            table.add_row("…", f"{len(active) - _SHOWN_ACTIVE} more", "", "")
+            table.add_row(f"{len(active) - _SHOWN_ACTIVE} more", "", "")
         return Group(table, _counts(self._batch.progress, self._count))
 
 
-def _cells(outcome: Outcome) -> tuple[str, str, str, str]:
+def _words(outcome: Outcome) -> str:
     told = outcome.summary()
     seconds = "" if told["seconds"] is None else f"{told['seconds']:.1f}"
-    return outcome.label, str(told["status"]), seconds, _line(str(told["error"] or told["model"]))
+    return f"{outcome.label} {told['status']} {seconds} {_line(str(told['error'] or told['model']))}"
 
 
 def _line(text: str) -> str:
@@ -172,6 +168,8 @@ def _counts(progress: Progress, count: int) -> str:
         f"{progress.ended} of {count} over: {progress.succeeded} succeeded, {progress.failed} failed,"
         f" {progress.cancelled} cancelled, {progress.refused} not created"
     )
+    if progress.uncertain:
+        ended += f", {progress.uncertain} uncertain"
     if not progress.active:
         return ended
     rate = f"{progress.ended_per_minute:.1f} a minute"

@@ -97,7 +97,7 @@ class Journal:
     Args:
         path: The file; made if need be. None keeps a journal that ends with this process.
         base_url: The service; a journal is of one.
-        accept_changes: Whether it may be of another service.
+        accept_changes: Whether it may be of another service. One of which nothing was sent may be in any case.
     """
 
     def __init__(self, path: Path | None, base_url: str, *, accept_changes: bool = False) -> None:
@@ -296,9 +296,15 @@ class Journal:
             if self._count_tables() == 0:
                 for statement in _SCHEMA:
                     db.execute(statement)
-            for (base_url,) in db.execute("SELECT base_url FROM runs ORDER BY number DESC LIMIT 1"):
+            for (base_url,) in db.execute(
+                "SELECT base_url FROM runs WHERE EXISTS (SELECT * FROM entries WHERE sent IS NOT NULL)"
+                " ORDER BY number DESC LIMIT 1"
+            ):
                 if base_url != self._base_url and not self._accept_changes:
-                    raise JournalUnusable(f"{self._name}: is of a batch at {base_url}, not at {self._base_url}")
+                    raise JournalUnusable(
+                        f"{self._name}: is of a batch at {base_url}, not at {self._base_url}; if both are one service,"
+                        " accept_changes=True (--accept-changes) goes on there"
+                    )
             cursor = db.execute("INSERT INTO runs (base_url) VALUES (?)", (self._base_url,))
             self._run = cursor.lastrowid or 0
 

@@ -116,7 +116,8 @@ def check_manifest(path: str | os.PathLike[str]) -> int:
             file = getattr(item.request, field)
             # Not by a Path, which raises for a name too long.
             if file is not None and is_local(file) and not os.path.isfile(file):  # noqa: PTH113
-                problems.append(Problem(table.line_of(field), field, f"there is no file {file!r}"))
+                words = f"{file!r} is no regular file" if os.path.exists(file) else f"there is no file {file!r}"  # noqa: PTH110
+                problems.append(Problem(table.line_of(field), field, words))
     if not count and not problems:
         problems.append(Problem(1, "requests", "there are none"))
     if problems:
@@ -184,7 +185,8 @@ def _json_tables(path: Path) -> Iterator[_Table | Problem]:
         try:
             values = wire.loads(line.removeprefix(b"\xef\xbb\xbf"))
         except ValueError as error:
-            yield Problem(number, "request", f"is not JSON: {error}")
+            # Its line is always the first.
+            yield Problem(number, "request", f"is not JSON: {getattr(error, 'msg', error)}")
             continue
         if isinstance(values, dict):
             yield _Table(number, values)
@@ -282,7 +284,13 @@ def _entry(table: _Table, label: str, values: Mapping[str, object], folder: Path
 def _with_paths_from(folder: Path, request: FineTuneRequest) -> FineTuneRequest:
     training, validation = request.training_file, request.validation_file
     if is_local(training):
-        request = attrs.evolve(request, training_file=str(folder / training))
+        request = attrs.evolve(request, training_file=_path_from(folder, training))
     if validation is not None and is_local(validation):
-        request = attrs.evolve(request, validation_file=str(folder / validation))
+        request = attrs.evolve(request, validation_file=_path_from(folder, validation))
     return request
+
+
+def _path_from(folder: Path, file: str) -> str:
+    path = str(folder / file)
+    # A path drops the "./" which says that it is one.
+    return path if is_local(path) else os.path.join(os.curdir, path)  # noqa: PTH118

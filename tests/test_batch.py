@@ -1223,12 +1223,27 @@ async def test_results_that_are_missing_are_told(tmp_path: Path) -> None:
     assert "has no results file" in str(outcome.error)
 
 
-async def test_a_results_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
-    """Where the folder cannot be made, each job is told with its model and an error of ours."""
+async def test_a_results_folder_that_cannot_be_is_told_first(tmp_path: Path) -> None:
+    """Where the folder cannot be made, the batch is not begun."""
     server = BatchServer()
     folder = Path(write(tmp_path, "results", "a file in its place"))
     async with talking_to(server) as session:
-        outcomes = await outcomes_of(Batch(session, entries(server, 3), results=folder))
+        with pytest.raises(LocalFileError, match="File exists"):
+            await outcomes_of(Batch(session, entries(server, 3), results=folder))
+    assert not server.jobs
+
+
+async def test_a_results_folder_that_goes_is_told(tmp_path: Path) -> None:
+    """Where the folder is gone when results come, each job is told with its model and an error of ours."""
+    server = BatchServer(lasts=None)
+    folder = tmp_path / "results"
+    async with talking_to(server) as session, asyncio.timeout(60):
+        async with Batch(session, entries(server, 3), results=folder) as batch:
+            await server.until(lambda: len(server.active) == 3)
+            folder.rmdir()
+            for job_id in list(server.active):
+                server.end(job_id)
+            outcomes = await batch.run()
     assert [type(outcome.error) for outcome in outcomes] == [LocalFileError] * 3
     assert all(outcome.job and outcome.job.fine_tuned_model for outcome in outcomes)
 
@@ -1472,6 +1487,20 @@ async def test_changes_of_a_batch_that_was_never_begun(tmp_path: Path) -> None:
     """Without a journal there is nothing to compare with, and looking makes none."""
     assert await find_changes(tmp_path / "journal", "http://127.0.0.1:1/v1", []) == []
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_changed_request_is_sent_though_the_old_one_is_uncertain(tmp_path: Path) -> None:
+    """With changes accepted, what became of an old create does not keep the new request from being sent."""
+    server = BatchServer()
+    (entry,) = entries(server, 1)
+    async with Journal(tmp_path / "journal", "http://127.0.0.1:1/v1", accept_changes=True).opened() as crashed:
+        await crashed.records([entry])
+        await crashed.intend(entry.label, entry.request, time.time() - 1)
+    server.refuse = lambda endpoint: error(404, "no list here") if endpoint == "list" else None
+    wanted = [Entry(entry.label, attrs.evolve(entry.request, n_epochs=9))]
+    async with talking_to(server) as session:
+        (outcome,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", accept_changes=True))
+    assert outcome.error is None
 
 
 async def test_what_is_not_asked_for_any_more_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

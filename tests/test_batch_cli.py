@@ -315,10 +315,59 @@ async def test_a_summary_writes_over_no_other_file() -> None:
 async def test_results_that_cannot_be_saved_are_the_status() -> None:
     """Where jobs succeeded, and what was asked for of them did not, the status is 1."""
     server = BatchServer()
+    name = sweep(server, 1)
+    async with server.listening() as url:
+        assert (await run(name, url=url))[0] == 0
+        for job_id in server.jobs:
+            Path("results", f"job-1.{job_id}.csv").mkdir(parents=True)
+        status, lines, _ = await run(name, "--results", "results", url=url)
+    assert (status, lines[-1]) == (1, "1 of 1 over: 1 succeeded, 0 failed, 0 cancelled, 0 not created")
+
+
+async def test_a_folder_for_results_that_cannot_be_made_is_told_first() -> None:
+    """Nothing is sent where the results have nowhere to go."""
+    server = BatchServer()
     Path("results").write_bytes(b"no folder")
     async with server.listening() as url:
-        status, lines, _ = await run(sweep(server, 1), "--results", "results/of/jobs", url=url)
-    assert (status, lines[-1]) == (1, "1 of 1 over: 1 succeeded, 0 failed, 0 cancelled, 0 not created")
+        status, lines, said = await run(sweep(server, 1), "--results", "results/of/jobs", url=url)
+    assert (status, lines, said) == (1, [], "aiofinetune: results/of/jobs: Not a directory\n")
+    assert not server.jobs
+
+
+async def test_results_of_an_earlier_run_that_are_none_are_named() -> None:
+    """A file that stands where a job's results belong, and holds none, is named in the error."""
+    server = BatchServer()
+    name = sweep(server, 1)
+    async with server.listening() as url:
+        assert (await run(name, "--results", "results", url=url))[0] == 0
+        (file,) = Path("results").iterdir()
+        file.write_text("junk")
+        status, lines, _ = await run(name, "--results", "results", url=url)
+    assert status == 1
+    assert f"{file}: the results file has no column 'step'" in lines[0]
+
+
+async def test_a_job_that_may_have_been_made_is_not_counted_as_not_created() -> None:
+    """The last line tells requests whose job is not known from those that surely made none."""
+    server = BatchServer()
+    server.lose = lambda endpoint: "after" if endpoint == "create" else ""
+    server.refuse = lambda endpoint: error(404, "no list here") if endpoint == "list" else None
+    async with server.listening() as url:
+        status, lines, _ = await run(sweep(server, 1), url=url)
+    assert (status, lines[-1]) == (1, "1 of 1 over: 0 succeeded, 0 failed, 0 cancelled, 0 not created, 1 uncertain")
+
+
+async def test_after_fail_fast_the_same_command_goes_on() -> None:
+    """A failure that an earlier run told does not keep the same command, with --fail-fast, from sending the rest."""
+    server = BatchServer(fate=lambda asked: "failed" if asked.get("n_epochs") == 2 else "succeeded")
+    name = sweep(server, 4)
+    async with server.listening() as url:
+        options = (name, "--fail-fast", "--concurrency", "1", "--max-active", "1", "--poll", "0.05")
+        assert (await run(*options, url=url))[0] == 1
+        made = len(server.jobs)
+        status, lines, _ = await run(*options, url=url)
+    assert made < 4
+    assert (status, lines[-1]) == (1, "4 of 4 over: 3 succeeded, 1 failed, 0 cancelled, 0 not created")
 
 
 # On a terminal
@@ -414,15 +463,18 @@ async def test_a_live_table() -> None:
         first, second = sorted(server.active)[:2]
         server.end(first)
         server.end(second, "failed")
-        shown = await screen.shows("succeeded  ", "failed  ", "2 more", "12 active, followed by streams")
-        assert "job" in shown
-        assert f"fine-tune {second} failed: Fine-tune failed" in shown
+        model = server.jobs[first]["fine_tuned_model"]
+        shown = await screen.shows(f" {model}", "2 more", "12 active, followed by streams", " failed: Fine-tune failed")
+        assert re.search(
+            rf"^job-\d+ failed [\d.]+ fine-tune {second} failed: Fine-tune failed$", shown, flags=re.MULTILINE
+        )
         assert re.search(r"^2 of 16 over: 1 succeeded, 1 failed, .*; [\d.]+ a minute$", shown, flags=re.MULTILINE)
         server.lasts = 0
         for job_id in sorted(server.active):
             server.end(job_id)
         await process.wait()
         shown = await screen.shows("16 of 16 over: ")
+        assert all(f"job-{number} " in shown for number in range(1, 17))
     assert process.returncode == 1
     assert shown.splitlines()[-1].startswith("16 of 16 over: ")
 

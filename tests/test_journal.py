@@ -211,14 +211,25 @@ async def test_a_failure_that_nobody_waits_for(path: Path) -> None:
 
 async def test_a_journal_is_of_one_service(path: Path) -> None:
     """A journal of another service is refused, naming both, unless changes are accepted."""
-    async with opened(path):
-        pass
+    async with opened(path) as journal:
+        await record(journal, "a", ASKED)
+        await journal.intend("a", SENT, 100.0)
     other = "https://api.example.org/v1"
-    with pytest.raises(JournalUnusable, match=f"is of a batch at {URL}, not at {other}$"):
+    with pytest.raises(JournalUnusable, match=f"is of a batch at {URL}, not at {other}; .*--accept-changes"):
         async with opened(path, other):
             pass
     async with opened(path, other, accept_changes=True):
         pass
+
+
+async def test_a_journal_of_which_nothing_was_sent_is_of_any_service(path: Path) -> None:
+    """A batch that was run at a wrong address, where nothing was made of it, runs with its journal at the right one."""
+    async with opened(path) as journal:
+        await record(journal, "a", ASKED)
+        await journal.intend("a", SENT, 100.0)
+        await journal.withdraw("a")
+    async with opened(path, "https://api.example.org/v1") as journal:
+        assert await record(journal, "a", ASKED) == Record("a", ASKED)
 
 
 async def test_a_journal_in_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -358,6 +358,23 @@ def test_a_missing_file_is_told_at_the_line_of_its_field() -> None:
     assert complaints("jobs.toml", text) == "jobs.toml, line 3, training_file: there is no file 'gone.jsonl'"
 
 
+def test_a_path_stays_one_whatever_folder_it_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that only its "./" tells from an id is a path still, of a manifest in the current folder too."""
+    monkeypatch.chdir(tmp_path)
+    Path("data.json").write_text("{}")
+    Path("jobs.jsonl").write_text('{"training_file": "./data.json"}')
+    (entry,) = read_manifest("jobs.jsonl")
+    assert is_local(entry.request.training_file)
+    assert Path(entry.request.training_file).read_text() == "{}"
+
+
+def test_a_folder_is_no_training_file() -> None:
+    """What is there, and is no regular file, is not said to be missing."""
+    assert complaints("jobs.jsonl", '{"training_file": "./"}') == (
+        "jobs.jsonl, line 1, training_file: './.' is no regular file"
+    )
+
+
 def test_a_swept_label_is_a_line_of_text_too() -> None:
     """A value that would break a label into two lines is refused as such a label is."""
     text = '{"training_file": "file-1", "sweep": {"suffix": ["a\\nb"]}}'
