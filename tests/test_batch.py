@@ -1237,13 +1237,16 @@ async def test_a_results_folder_that_goes_is_told(tmp_path: Path) -> None:
     """Where the folder is gone when results come, each job is told with its model and an error of ours."""
     server = BatchServer(lasts=None)
     folder = tmp_path / "results"
-    async with talking_to(server) as session, asyncio.timeout(60):
-        async with Batch(session, entries(server, 3), results=folder) as batch:
-            await server.until(lambda: len(server.active) == 3)
-            folder.rmdir()
-            for job_id in list(server.active):
-                server.end(job_id)
-            outcomes = await batch.run()
+    async with (
+        talking_to(server) as session,
+        asyncio.timeout(60),
+        Batch(session, entries(server, 3), results=folder) as batch,
+    ):
+        await server.until(lambda: len(server.active) == 3)
+        folder.rmdir()
+        for job_id in list(server.active):
+            server.end(job_id)
+        outcomes = await batch.run()
     assert [type(outcome.error) for outcome in outcomes] == [LocalFileError] * 3
     assert all(outcome.job and outcome.job.fine_tuned_model for outcome in outcomes)
 
