@@ -464,7 +464,7 @@ async def test_a_live_table() -> None:
         server.end(first)
         server.end(second, "failed")
         model = server.jobs[first]["fine_tuned_model"]
-        shown = await screen.shows(f" {model}", "2 more", "12 active, followed by streams", " failed: Fine-tune failed")
+        shown = await screen.shows(f" {model}", "2 more", "2 of 16 over", "12 active, followed by streams", " failed: ")
         assert re.search(
             rf"^job-\d+ failed [\d.]+ fine-tune {second} failed: Fine-tune failed$", shown, flags=re.MULTILINE
         )
