@@ -14,7 +14,6 @@ import math
 import os
 import re
 import time
-import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -46,13 +45,13 @@ from aiofinetune.errors import (
     TooManyJobs,
     TransportError,
 )
-from aiofinetune.files import check_regular
 from aiofinetune.journal import Journal, Record
-from aiofinetune.manifest import Entry, is_local
-from aiofinetune.models import File, FineTune, FineTuneRequest, Status
+from aiofinetune.manifest import Entry
+from aiofinetune.models import FineTune, FineTuneRequest, Status
+from aiofinetune.pace import Pace
 from aiofinetune.results import last_figures, read_results
 from aiofinetune.session import FineTuneSession
-from aiofinetune.threads import in_thread
+from aiofinetune.uploads import Uploads
 
 Requests: TypeAlias = Iterable[Entry | FineTuneRequest] | AsyncIterable[Entry | FineTuneRequest]
 
@@ -144,47 +143,6 @@ class Progress:
         return 60 * self.ended / max(1e-9, time.monotonic() - self.began)
 
 
-class Pace:
-    """How fast creates may follow one another, and how many may be under way at once.
-
-    Time is not guessed: a session's pause says when to go on. What is learned is how many may go on together:
-    additive increase, multiplicative decrease, and one at the least.
-
-    Args:
-        per_second: Creates in a second; None for no limit of our own.
-        most: Creates at once.
-    """
-
-    def __init__(self, per_second: float | None, most: int) -> None:
-        self._gap = 0.0 if per_second is None else 1 / per_second
-        self._most = most
-        self._window = float(most)
-        self._under_way = 0
-        self._next = 0.0
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more create may be under way."""
-        return self._under_way < int(self._window)
-
-    def begin(self) -> float:
-        """Count a create as under way; give the time of its turn, by the loop's clock."""
-        self._under_way += 1
-        turn = max(self._next, asyncio.get_running_loop().time())
-        self._next = turn + self._gap
-        return turn
-
-    def put_off(self, seconds: float) -> None:
-        """Let no turn come for so long, and fewer at once then."""
-        self._next = max(self._next, asyncio.get_running_loop().time() + seconds)
-        self._window = max(1.0, self._window / 2)
-
-    def end(self, *, was_throttled: bool) -> None:
-        """Take note that a create is over, and whether the service said meanwhile that it was too fast."""
-        self._under_way -= 1
-        self._window = max(1.0, self._window / 2) if was_throttled else min(self._most, self._window + 1 / self._window)
-
-
 class Batch:
     """A batch of jobs: an async context manager, and within it an async iterator of outcomes as they come.
 
@@ -200,8 +158,8 @@ class Batch:
 
     Args:
         session: What to send with. It is not closed here.
-        requests: What to ask for, read as it is needed; each a `FineTuneRequest`, or an `Entry` with a label. Their
-            files may be local paths (see `aiofinetune.manifest.is_local`): each content is uploaded once.
+        requests: What to ask for, read a few ahead of their turn; each a `FineTuneRequest`, or an `Entry` with a label.
+            Their files may be local paths (see `aiofinetune.manifest.is_local`): each content is uploaded once.
         max_active: Jobs that may be active at the service, those of other programs included; None for no limit but
             the service's own word.
         reserve: How many of them to leave to others.
@@ -260,7 +218,7 @@ class Batch:
         self._on_progress = progress
         self._poll = poll
         self._pace = Pace(None if per_minute is None else per_minute / 60, concurrency)
-        self._uploads = _Uploads(session, self._journal)
+        self._uploads = Uploads(session, self._journal)
         self._ending = asyncio.Semaphore(concurrency)
         self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._changed = asyncio.Event()
@@ -358,7 +316,8 @@ class Batch:
         self._is_leaving = True
         self._send_no_more("it was asked to", None)
 
-    # The run: one task that reads the requests, one for each that is being sent or streamed, one that looks at the list
+    # The run: one task reads the requests, one begins with each in its turn, one looks at the list; and there is one
+    # for each that is being sent, followed by its events, or settled
 
     async def _run(self) -> None:
         try:
@@ -825,141 +784,6 @@ def _check_limits(
         raise ConfigurationError(f"per_minute: expected a number above 0, got {per_minute}")
     if not poll > 0:
         raise ConfigurationError(f"poll: expected seconds, more than 0, got {poll}")
-
-
-class _Uploads:
-    """Uploads each content once: what the journal, or the service's list, has by its digest is not sent again.
-
-    At the service a file bears the start of its digest in its name, so that one which was sent, and of which no
-    journal knows, is still found.
-    """
-
-    _MOST_REMEMBERED: Final = 1000
-
-    def __init__(self, session: FineTuneSession, journal: Journal) -> None:
-        self._session = session
-        self._journal = journal
-        self._digests: dict[str, str] = {}
-        """Digests by path, of the files last used in this run."""
-        self._ids: dict[str, str] = {}
-        """Ids by path, of the same files."""
-        self._there: dict[str, list[File]] | None = None
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-
-    async def with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
-        """A request with ids in place of local paths."""
-        if is_local(request.training_file):
-            request = attrs.evolve(request, training_file=await self._id_of(request.training_file))
-        if request.validation_file is not None and is_local(request.validation_file):
-            request = attrs.evolve(request, validation_file=await self._id_of(request.validation_file))
-        return request
-
-    async def change_of(self, record: Record) -> str:
-        """Say which local file of an entry is another than the one that was sent; nothing where none is."""
-        if record.sent is None:
-            return ""
-        for path, file_id in (
-            (record.request.training_file, record.sent.training_file),
-            (record.request.validation_file, record.sent.validation_file),
-        ):
-            if path is None or file_id is None or not is_local(path):
-                continue
-            # A file that is gone from here, or cannot be read, has not changed.
-            if await asyncio.to_thread(os.path.isfile, path):
-                try:
-                    digest = await self._digest_of(path)
-                except LocalFileError as error:
-                    _log.warning("%s; whether it has changed since it was sent is not known", error)
-                    continue
-                if digest != await self._journal.digest(file_id):
-                    return f"the content of {path}"
-        return ""
-
-    async def _id_of(self, path: str) -> str:
-        async with self._lock(path):
-            if path not in self._ids:
-                digest = await self._digest_of(path)
-                async with self._lock(digest):
-                    try:
-                        self._ids[path] = await self._id_by_digest(Path(path), digest)
-                    except LocalFileError:
-                        # It may be another content by now.
-                        self._digests.pop(path, None)
-                        raise
-                if len(self._ids) > self._MOST_REMEMBERED:
-                    del self._ids[next(iter(self._ids))]
-            return self._ids[path]
-
-    async def _digest_of(self, path: str) -> str:
-        """The digest of a file, which a sweep asks for many times, and which is read once a run."""
-        digest = self._digests.get(path)
-        if digest is None:
-            digest = self._digests[path] = await in_thread(None, lambda: _digest(path))
-            if len(self._digests) > self._MOST_REMEMBERED:
-                del self._digests[next(iter(self._digests))]
-        return digest
-
-    async def _id_by_digest(self, path: Path, digest: str) -> str:
-        name = f"{path.stem[:40]}-{digest[:16]}{path.suffix}"
-        known = await self._journal.file_id(digest)
-        there = await self._files_there()
-        # Not one of another size, unless the journal knows it: that is what is left of an upload that was cut.
-        usable = there.get(known or "") or [
-            file for file in there.get(name, ()) if file.bytes in (0, await _size(path))
-        ]
-        file_id = usable[0].id if usable else await self._upload(path, name, digest)
-        if file_id != known:
-            await self._journal.keep_file(digest, file_id)
-        return file_id
-
-    async def _upload(self, path: Path, name: str, digest: str) -> str:
-        file = await self._session.upload_file(path, filename=name)
-        if await in_thread(None, lambda: _digest(str(path))) != digest:
-            # What was sent bears the name of another content, by which it would be found.
-            try:
-                await self._session.delete_file(file.id)
-            except FineTuneError as error:
-                _log.warning("%s is not what its name says, and could not be deleted: %s", file.id, error)
-            raise LocalFileError(f"{path}: changed while it was sent; run this again")
-        there = await self._files_there()
-        there.update({name: [file], file.id: [file]})
-        return file.id
-
-    async def _files_there(self) -> dict[str, list[File]]:
-        """The files that the service has and can use, by their names and by their ids; asked for once a run."""
-        async with self._lock("the list"):
-            if self._there is None:
-                files = await self._session.list_files("fine-tune")
-                self._there = {}
-                for file in files:
-                    if file.status != "error":
-                        for name in (file.filename, file.id):
-                            self._there.setdefault(name, []).append(file)
-            return self._there
-
-    def _lock(self, name: str) -> asyncio.Lock:
-        lock = self._locks.get(name)
-        if lock is None:
-            lock = self._locks[name] = asyncio.Lock()
-        return lock
-
-
-async def _size(path: Path) -> int:
-    try:
-        return (await asyncio.to_thread(path.stat)).st_size
-    except OSError as error:
-        raise LocalFileError(f"{path}: {error.strerror}") from error
-
-
-def _digest(path: str) -> str:
-    try:
-        check_regular(Path(path))
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise LocalFileError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise LocalFileError(f"{path!r}: {error}") from error
 
 
 async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -> list[str]:

@@ -1,0 +1,159 @@
+"""The data files of a batch: each content is uploaded once, whatever its files are called."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import weakref
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from aiofinetune.errors import FineTuneError, LocalFileError
+from aiofinetune.files import check_regular
+from aiofinetune.journal import Journal, Record
+from aiofinetune.manifest import is_local
+from aiofinetune.models import File, FineTuneRequest
+from aiofinetune.session import FineTuneSession
+from aiofinetune.threads import in_thread
+
+_log = logging.getLogger("aiofinetune")
+
+_MOST_REMEMBERED: Final = 1000
+"""Paths whose digest, and whose id, are kept while a batch runs."""
+
+
+class Uploads:
+    """Uploads each content once: what the journal, or the service's list, has by its digest is not sent again.
+
+    At the service a file bears the start of its digest in its name, so that one which was sent, and of which no
+    journal knows, is still found.
+    """
+
+    def __init__(self, session: FineTuneSession, journal: Journal) -> None:
+        self._session = session
+        self._journal = journal
+        self._digests: dict[str, str] = {}
+        """Digests by path, of the files last used in this run."""
+        self._ids: dict[str, str] = {}
+        """Ids by path, of the same files."""
+        self._there: dict[str, list[File]] | None = None
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    async def with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
+        """A request with ids in place of local paths."""
+        if is_local(request.training_file):
+            request = attrs.evolve(request, training_file=await self._id_of(request.training_file))
+        if request.validation_file is not None and is_local(request.validation_file):
+            request = attrs.evolve(request, validation_file=await self._id_of(request.validation_file))
+        return request
+
+    async def change_of(self, record: Record) -> str:
+        """Say which local file of an entry is another than the one that was sent; nothing where none is."""
+        if record.sent is None:
+            return ""
+        for path, file_id in (
+            (record.request.training_file, record.sent.training_file),
+            (record.request.validation_file, record.sent.validation_file),
+        ):
+            if path is None or file_id is None or not is_local(path):
+                continue
+            # A file that is gone from here, or cannot be read, has not changed.
+            if await asyncio.to_thread(os.path.isfile, path):
+                try:
+                    digest = await self._digest_of(path)
+                except LocalFileError as error:
+                    _log.warning("%s; whether it has changed since it was sent is not known", error)
+                    continue
+                if digest != await self._journal.digest(file_id):
+                    return f"the content of {path}"
+        return ""
+
+    async def _id_of(self, path: str) -> str:
+        async with self._lock(path):
+            if path not in self._ids:
+                digest = await self._digest_of(path)
+                async with self._lock(digest):
+                    try:
+                        self._ids[path] = await self._id_by_digest(Path(path), digest)
+                    except LocalFileError:
+                        # It may be another content by now.
+                        self._digests.pop(path, None)
+                        raise
+                if len(self._ids) > _MOST_REMEMBERED:
+                    del self._ids[next(iter(self._ids))]
+            return self._ids[path]
+
+    async def _digest_of(self, path: str) -> str:
+        """The digest of a file, which a sweep asks for many times, and which is read once a run."""
+        digest = self._digests.get(path)
+        if digest is None:
+            digest = self._digests[path] = await in_thread(None, lambda: _digest(path))
+            if len(self._digests) > _MOST_REMEMBERED:
+                del self._digests[next(iter(self._digests))]
+        return digest
+
+    async def _id_by_digest(self, path: Path, digest: str) -> str:
+        name = f"{path.stem[:40]}-{digest[:16]}{path.suffix}"
+        known = await self._journal.file_id(digest)
+        there = await self._files_there()
+        # Not one of another size, unless the journal knows it: that is what is left of an upload that was cut.
+        usable = there.get(known or "") or [
+            file for file in there.get(name, ()) if file.bytes in (0, await _size(path))
+        ]
+        file_id = usable[0].id if usable else await self._upload(path, name, digest)
+        if file_id != known:
+            await self._journal.keep_file(digest, file_id)
+        return file_id
+
+    async def _upload(self, path: Path, name: str, digest: str) -> str:
+        file = await self._session.upload_file(path, filename=name)
+        if await in_thread(None, lambda: _digest(str(path))) != digest:
+            # What was sent bears the name of another content, by which it would be found.
+            try:
+                await self._session.delete_file(file.id)
+            except FineTuneError as error:
+                _log.warning("%s is not what its name says, and could not be deleted: %s", file.id, error)
+            raise LocalFileError(f"{path}: changed while it was sent; run this again")
+        there = await self._files_there()
+        there.update({name: [file], file.id: [file]})
+        return file.id
+
+    async def _files_there(self) -> dict[str, list[File]]:
+        """The files that the service has and can use, by their names and by their ids; asked for once a run."""
+        async with self._lock("the list"):
+            if self._there is None:
+                files = await self._session.list_files("fine-tune")
+                self._there = {}
+                for file in files:
+                    if file.status != "error":
+                        for name in (file.filename, file.id):
+                            self._there.setdefault(name, []).append(file)
+            return self._there
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+
+async def _size(path: Path) -> int:
+    try:
+        return (await asyncio.to_thread(path.stat)).st_size
+    except OSError as error:
+        raise LocalFileError(f"{path}: {error.strerror}") from error
+
+
+def _digest(path: str) -> str:
+    try:
+        check_regular(Path(path))
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise LocalFileError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise LocalFileError(f"{path!r}: {error}") from error
