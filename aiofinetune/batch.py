@@ -269,9 +269,9 @@ class Batch:
     ) -> None:
         async with self._stack:
             try:
+                self.stop()
                 if kind is None or issubclass(kind, Exception):
                     # What is being sent is waited for, so that the journal knows what came of it.
-                    self.stop()
                     await asyncio.wait([self._runner])
             finally:
                 self._runner.cancel()
@@ -323,13 +323,15 @@ class Batch:
         try:
             async with asyncio.TaskGroup() as tasks:
                 looking = tasks.create_task(self._look_now_and_then(tasks))
-                await self._find_lost()
+                finding = tasks.create_task(self._find_lost())
+                await self._unless_stopped(finding)
+                finding.cancel()
+                await asyncio.wait([finding])
                 read: asyncio.Queue[Entry | Exception | None] = asyncio.Queue(self._concurrency)
                 reading = tasks.create_task(self._read(read))
                 beginning = tasks.create_task(self._begin(read, tasks))
-                beginning.add_done_callback(lambda _beginning: self._changed.set())
                 # An input may have nothing for long; that holds up nobody who wants to stop.
-                await self._until(lambda: beginning.done() or self._stopped is not None)
+                await self._unless_stopped(beginning)
                 for task in (reading, beginning):
                     task.cancel()
                 await asyncio.wait([reading, beginning])
@@ -348,16 +350,22 @@ class Batch:
         try:
             async with aclosing(_numbered(self._requests)) as entries:
                 async for entry in entries:
+                    if _is_cancelled():
+                        break
                     await read.put(entry)
-        except asyncio.CancelledError as cancellation:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+        except (Exception, BaseExceptionGroup, asyncio.CancelledError) as failure:
+            if _is_cancelled():
+                # Nobody reads any more: whatever an input raises as it is closed changes nothing.
+                _log.info("closing the requests: %r", failure)
+            elif isinstance(failure, Exception):
+                end = failure
+            elif isinstance(failure, asyncio.CancelledError):
+                end = FineTuneError("the requests broke off with a cancellation of their own")
+                end.__cause__ = failure
+            else:
                 raise
-            end = FineTuneError("the requests broke off with a cancellation of their own")
-            end.__cause__ = cancellation
-        except Exception as failure:  # noqa: BLE001  # whoever iterates gets it
-            end = failure
-        await read.put(end)
+        if not _is_cancelled():
+            await read.put(end)
 
     async def _begin(self, read: asyncio.Queue[Entry | Exception | None], tasks: asyncio.TaskGroup) -> None:
         """Begin with each request in its turn. If that fails, what is being sent still settles."""
@@ -383,8 +391,10 @@ class Batch:
         self._failure = self._failure or failure
         self.stop()
 
-    async def _take_up(self, entry: Entry, record: Record, tasks: asyncio.TaskGroup) -> None:
+    async def _take_up(self, entry: Entry, record: Record | JournalUnusable, tasks: asyncio.TaskGroup) -> None:
         """Take one request up where an earlier run left it."""
+        if isinstance(record, JournalUnusable):
+            raise record
         self.progress.seen += 1
         change = difference(record.request, entry.request) or await self._uploads.change_of(record)
         if change:
@@ -409,7 +419,7 @@ class Batch:
     async def _send(self, record: Record, tasks: asyncio.TaskGroup) -> None:
         """Create the job of a request, then follow it."""
         try:
-            request = await self._uploads.with_ids(record.request)
+            request = await self._with_ids(record.request)
             record = await self._create(record, request)
         except JournalUnusable as error:
             self._give_up(error)
@@ -422,6 +432,18 @@ class Batch:
         finally:
             self._sending -= 1
             self._notify()
+
+    async def _with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
+        """A request with the ids of its files, as soon as the service takes them; or as it is, if stopped before."""
+        while self._stopped is None:
+            try:
+                return await self._uploads.with_ids(request)
+            except RateLimited as refused:
+                if isinstance(refused, QuotaExceeded):
+                    raise
+                self._put_off(refused)
+            await self._turn()
+        return request
 
     async def _create(self, record: Record, request: FineTuneRequest) -> Record:
         """Create a job, its intent on the disk before the request leaves, and its id after.
@@ -459,9 +481,9 @@ class Batch:
 
     def _put_off(self, refused: RateLimited) -> None:
         """Let no create be sent for a while where the session gave up: it may not ask again, or not wait so long."""
-        seconds = _LONG_PAUSE if refused.retry_after is None else refused.retry_after
+        seconds = refused.retry_after or _LONG_PAUSE
         _log.warning("no create is sent for %.0f s: %s", seconds, refused)
-        self._pace.put_off(seconds)
+        self._pace.pause(seconds)
 
     async def _keep(self, label: str, job_id: str) -> None:
         """Note which job was made; if that cannot be noted, let who looks for it later find it."""
@@ -485,16 +507,27 @@ class Batch:
         await self._until(lambda: self._stopped is not None or (self._pace.has_room and not self._is_full))
         if self._stopped is not None:
             return False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._pace.begin()):
-                await self._until(lambda: self._stopped is not None)
+        self._pace.begin()
+        await self._turn()
         if self._stopped is not None:
             self._pace.end(was_throttled=False)
         return self._stopped is None
 
+    async def _turn(self) -> None:
+        """Wait for a turn, or until the batch is stopped."""
+        turn = self._pace.turn()
+        while self._stopped is None and turn > asyncio.get_running_loop().time():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(turn):
+                    await self._until(lambda: self._stopped is not None)
+            if self._pace.paused_until > turn:
+                turn = self._pace.turn()
+
     def _note_failure(self, record: Record, error: FineTuneError) -> None:
         """Tell that a request made no job, or, where it says nothing of the request, send no more."""
         is_blind = isinstance(error, CreateUncertain) and not error.candidates
+        if isinstance(error, CreateUncertain):
+            record = attrs.evolve(record, sent_at=error.since)
         if isinstance(error, TransportError | ServerError) or is_blind:
             self._unreached += 1
         if isinstance(error, QuotaExceeded | AuthenticationFailed | PermissionDenied):
@@ -751,6 +784,10 @@ class Batch:
         is_known = self._has_looked or self._most_active == math.inf
         return is_known and not self._is_full and self._may_begin() and active < self._most_active
 
+    async def _unless_stopped(self, task: asyncio.Task[None]) -> None:
+        task.add_done_callback(lambda _task: self._changed.set())
+        await self._until(lambda: task.done() or self._stopped is not None)
+
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             self._changed.clear()
@@ -829,6 +866,12 @@ async def _numbered(requests: Requests) -> AsyncGenerator[Entry, None]:
         for item in requests:
             number += 1
             yield _entry(item, number)
+
+
+def _is_cancelled() -> bool:
+    """Whether the current task was cancelled, whatever it made of that."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _entry(item: object, number: int) -> Entry:

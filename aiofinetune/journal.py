@@ -128,15 +128,14 @@ class Journal:
             self._thread.shutdown()
 
     @_transaction
-    def records(self, entries: Sequence[Entry]) -> list[Record]:
+    def records(self, entries: Sequence[Entry]) -> list[Record | JournalUnusable]:
         """Give what is known of entries, each of which is new to the journal or was in an earlier run.
 
-        Raises:
-            JournalUnusable: One was in this run already: two have one label.
+        Of one that was in this run already, for two have one label, the error that says so stands in its place.
         """
         return [self._record(entry.label, entry.request) for entry in entries]
 
-    def _record(self, label: str, request: FineTuneRequest) -> Record:
+    def _record(self, label: str, request: FineTuneRequest) -> Record | JournalUnusable:
         row = self._db.execute(
             "SELECT label, request, sent, sent_at, job_id, job, ended_at, run FROM entries WHERE label = ?", (label,)
         ).fetchone()
@@ -148,7 +147,7 @@ class Journal:
             return Record(label, request)
         *columns, run = row
         if run == self._run:
-            raise JournalUnusable(f"{label!r} is there twice; each entry of a batch needs a label of its own")
+            return JournalUnusable(f"{label!r} is there twice; each entry of a batch needs a label of its own")
         self._db.execute("UPDATE entries SET run = ? WHERE label = ?", (self._run, label))
         return _record(*columns)
 
@@ -296,17 +295,23 @@ class Journal:
             if self._count_tables() == 0:
                 for statement in _SCHEMA:
                     db.execute(statement)
-            for (base_url,) in db.execute(
-                "SELECT base_url FROM runs WHERE EXISTS (SELECT * FROM entries WHERE sent IS NOT NULL)"
-                " ORDER BY number DESC LIMIT 1"
-            ):
-                if base_url != self._base_url and not self._accept_changes:
-                    raise JournalUnusable(
-                        f"{self._name}: is of a batch at {base_url}, not at {self._base_url}; if both are one service,"
-                        " accept_changes=True (--accept-changes) goes on there"
-                    )
+            for (base_url,) in db.execute("SELECT base_url FROM runs ORDER BY number DESC LIMIT 1"):
+                if base_url != self._base_url:
+                    self._move(base_url)
             cursor = db.execute("INSERT INTO runs (base_url) VALUES (?)", (self._base_url,))
             self._run = cursor.lastrowid or 0
+
+    def _move(self, base_url: str) -> None:
+        """Go on at another service than before: at will if nothing was sent to that."""
+        ((was_sent,),) = self._db.execute("SELECT EXISTS (SELECT * FROM entries WHERE sent IS NOT NULL)")
+        if was_sent and not self._accept_changes:
+            raise JournalUnusable(
+                f"{self._name}: is of a batch at {base_url}, not at {self._base_url}; if both are one service,"
+                " accept_changes=True (--accept-changes) goes on there"
+            )
+        if not was_sent:
+            # Here other files may have their ids.
+            self._db.execute("DELETE FROM files")
 
     def _count_tables(self) -> int:
         """Give the number of tables; none is a new journal."""

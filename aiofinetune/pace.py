@@ -22,22 +22,27 @@ class Pace:
         self._window = float(most)
         self._under_way = 0
         self._next = 0.0
+        self.paused_until = 0.0
+        """By the event loop's clock."""
 
     @property
     def has_room(self) -> bool:
         """Whether one more create may be under way."""
         return self._under_way < int(self._window)
 
-    def begin(self) -> float:
-        """Count a create as under way; give the time of its turn, by the loop's clock."""
+    def begin(self) -> None:
+        """Count a create as under way."""
         self._under_way += 1
-        turn = max(self._next, asyncio.get_running_loop().time())
+
+    def turn(self) -> float:
+        """Give a create its turn, by the event loop's clock; another is due if there is a pause meanwhile."""
+        turn = max(self._next, self.paused_until, asyncio.get_running_loop().time())
         self._next = turn + self._gap
         return turn
 
-    def put_off(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """Let no turn come for so long, and fewer at once then."""
-        self._next = max(self._next, asyncio.get_running_loop().time() + seconds)
+        self.paused_until = max(self.paused_until, asyncio.get_running_loop().time() + seconds)
         self._window = max(1.0, self._window / 2)
 
     def end(self, *, was_throttled: bool) -> None:

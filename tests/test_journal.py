@@ -40,6 +40,8 @@ async def opened(path: Path | None, base_url: str = URL, *, accept_changes: bool
 async def record(journal: Journal, label: str, request: FineTuneRequest) -> Record:
     """Give what a journal knows of one entry."""
     (known,) = await journal.records([Entry(label, request)])
+    if isinstance(known, JournalUnusable):
+        raise known
     return known
 
 
@@ -226,10 +228,13 @@ async def test_a_journal_of_which_nothing_was_sent_is_of_any_service(path: Path)
     """A batch that was run at a wrong address, where nothing was made of it, runs with its journal at the right one."""
     async with opened(path) as journal:
         await record(journal, "a", ASKED)
+        await journal.keep_file("digest", "file-1")
         await journal.intend("a", SENT, 100.0)
         await journal.withdraw("a")
     async with opened(path, "https://api.example.org/v1") as journal:
         assert await record(journal, "a", ASKED) == Record("a", ASKED)
+        # An id of the other service may be another file's here.
+        assert await journal.file_id("digest") is None
 
 
 async def test_a_journal_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
