@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import traceback
-from asyncio import constants
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -30,15 +29,16 @@ settings.load_profile("aiofinetune")
 
 SAMPLES = Path(__file__).parent / "samples"
 
+_NEAREST = 4
 _walk_stack = traceback.walk_stack
 
 
 def _walk_near_stack(f: FrameType | None) -> Iterator[tuple[FrameType, int]]:
-    return itertools.islice(_walk_stack(f), constants.DEBUG_STACK_DEPTH)
+    return itertools.islice(_walk_stack(f), _NEAREST)
 
 
 # In debug mode asyncio keeps with each future where it was made: the whole stack, of which pytest alone makes up some
-# fifty frames. They took half of the suite's time; of a callback asyncio itself keeps the nearest few.
+# fifty frames. They took half of the suite's time.
 traceback.walk_stack = _walk_near_stack
 
 

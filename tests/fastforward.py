@@ -4,7 +4,7 @@ Tests marked ``fastforward`` run on it, and the machine's clocks jump with it. S
 however long the machine stalls, and a minute in which nothing happens is over at once.
 
 What a test waits for in any other way (a child process, a thread that is not the loop's own executor's) does not keep
-the clock from jumping. Waits of up to a hundredth of a second are waited out.
+the clock from jumping. Waits of up to five thousandths of a second are waited out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unittest import mock
 
 Ts = TypeVarTuple("Ts")
 
-_STILL: Final = 0.01
+_STILL: Final = 0.005
 """Seconds without a byte that count as stillness: longer than loopback keeps any."""
 
 # As they are before a loop makes them jump.
