@@ -548,7 +548,7 @@ async def test_a_throttling_that_the_session_does_not_wait_out(
     wanted = [FineTuneRequest(training_file=file, n_epochs=number) for number in range(1, 5)]
     async with talking_to(server, retry=retry) as session:
         begin = asyncio.get_running_loop().time()
-        async with Batch(session, wanted, concurrency=1) as batch:
+        async with Batch(session, wanted, concurrency=1, poll=7200) as batch:
             outcomes = await batch.run()
     assert [outcome.error for outcome in outcomes] == [None] * 4
     assert server.asked[endpoint] == (5 if endpoint == "create" else 2)
@@ -556,7 +556,7 @@ async def test_a_throttling_that_the_session_does_not_wait_out(
 
 
 @pytest.mark.fastforward
-async def test_a_pause_holds_back_turns_that_were_given(tmp_path: Path) -> None:
+async def test_a_pause_holds_back_turns_that_were_given() -> None:
     """Creates that wait for their turn when the service asks for a long pause wait for its end, and for a turn then."""
     server = BatchServer()
     server.refuse = lambda asked: (
@@ -564,7 +564,7 @@ async def test_a_pause_holds_back_turns_that_were_given(tmp_path: Path) -> None:
     )
     async with talking_to(server) as session:
         begin = asyncio.get_running_loop().time()
-        async with Batch(session, entries(server, 4), concurrency=4, per_minute=60, journal=tmp_path / "j") as batch:
+        async with Batch(session, entries(server, 4), concurrency=4, per_minute=60, poll=7200) as batch:
             outcomes = await batch.run()
     assert [outcome.error for outcome in outcomes] == [None] * 4
     assert server.asked["create"] == 5
