@@ -1,15 +1,20 @@
-"""The journal of a batch: what was asked for, before it is sent, and what came of it. One SQLite file a batch.
+"""The journal of a batch: what was asked for, before it is sent, and what came of it. One file a batch.
 
 An entry's intent is on the disk before its request leaves, and its job's id after: whatever moment a process dies at,
 the next one knows which requests may have made a job that nobody knows of.
+
+The file holds notes, one a line (see `aiofinetune.journal_file`). They are read into a temporary database as the
+journal is opened, and each that is added does there what it does when it is read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,8 +22,9 @@ from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 import attrs
 
-from aiofinetune import converters, wire
-from aiofinetune.errors import JournalUnusable
+from aiofinetune import converters, journal_v1, wire
+from aiofinetune.errors import FineTuneError, JournalUnusable
+from aiofinetune.journal_file import JournalFile
 from aiofinetune.manifest import Entry
 from aiofinetune.models import FineTune, FineTuneRequest
 from aiofinetune.threads import in_thread, until_over
@@ -26,22 +32,36 @@ from aiofinetune.threads import in_thread, until_over
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_VERSION: Final = 1
-_APPLICATION: Final = 0x61696674
-"""Marks the file as ours ("aift")."""
-
-_SCHEMA: Final = (
-    # `request` is what the caller asked for, `sent` what left: the same with ids in place of local paths.
-    """CREATE TABLE entries (
+_SCHEMA: Final = """
+    PRAGMA synchronous = OFF;
+    PRAGMA journal_mode = MEMORY;
+    -- `request` is what the caller asked for, `sent` what left: the same with ids in place of local paths.
+    CREATE TABLE entries (
         number INTEGER PRIMARY KEY, label TEXT UNIQUE NOT NULL, request BLOB NOT NULL, sent BLOB, sent_at REAL,
-        job_id TEXT, job BLOB, ended_at REAL, run INTEGER NOT NULL)""",
-    "CREATE INDEX lost_entries ON entries (number) WHERE sent IS NOT NULL AND job_id IS NULL",
-    "CREATE TABLE files (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, digest TEXT NOT NULL)",
-    "CREATE INDEX files_by_digest ON files (digest, number)",
-    "CREATE TABLE runs (number INTEGER PRIMARY KEY, base_url TEXT NOT NULL)",
-    f"PRAGMA application_id = {_APPLICATION}",
-    f"PRAGMA user_version = {_VERSION}",
-)
+        is_accepted INTEGER NOT NULL DEFAULT FALSE, hint TEXT, job_id TEXT, job BLOB, ended_at REAL,
+        is_asked_for INTEGER NOT NULL DEFAULT FALSE);
+    CREATE INDEX lost_entries ON entries (number) WHERE sent IS NOT NULL AND job_id IS NULL;
+    CREATE TABLE files (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, digest TEXT NOT NULL);
+    CREATE INDEX files_by_digest ON files (digest, number);
+    CREATE TABLE openings (number INTEGER PRIMARY KEY, base_url TEXT NOT NULL, path TEXT NOT NULL);
+"""
+
+_NOTES: Final = {
+    "open": "INSERT INTO openings (base_url, path) VALUES (:base_url, :path)",
+    "upload": "INSERT OR REPLACE INTO files (id, digest) VALUES (:id, :digest)",
+    "forget uploads": "DELETE FROM files",
+    "replace": """UPDATE entries SET request = :request, sent = NULL, sent_at = NULL, is_accepted = FALSE, hint = NULL,
+        job_id = NULL, job = NULL, ended_at = NULL WHERE label = :label""",
+    "intend": """INSERT INTO entries (label, request, sent, sent_at) VALUES (:label, :request, :sent, :at)
+        ON CONFLICT (label) DO UPDATE SET request = :request, sent = :sent, sent_at = :at, is_accepted = FALSE,
+        hint = NULL""",
+    "withdraw": """UPDATE entries SET sent = NULL, sent_at = NULL, is_accepted = FALSE, hint = NULL
+        WHERE label = :label""",
+    "accept": "UPDATE entries SET is_accepted = TRUE, hint = :hint WHERE label = :label",
+    "create": "UPDATE entries SET job_id = :job_id WHERE label = :label",
+    "end": "UPDATE entries SET job = :job, ended_at = :at WHERE label = :label",
+}
+"""What each note does. It does no harm twice: one that could not be kept may have reached the disk all the same."""
 
 
 @attrs.frozen
@@ -67,6 +87,10 @@ class Lost:
     label: str
     sent: FineTuneRequest
     sent_at: float
+    accepted: bool = False
+    """Whether the service accepted it, by a reply that does not surely name the job."""
+    fine_tune_id: str | None = None
+    """The id in that reply, which may be the job's."""
 
 
 class _Work(NamedTuple):
@@ -85,8 +109,8 @@ def _transaction(
     async def run(self: Journal, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await self._do(functools.partial(method, self, *args, **kwargs))
-        except sqlite3.Error as error:
-            raise JournalUnusable(f"{self._name}: {error}") from error
+        except (sqlite3.Error, OSError) as error:
+            raise JournalUnusable(f"{self._name}: {_words(error)}") from error
 
     return cast("Callable[Concatenate[Journal, P], Coroutine[Any, Any, T]]", run)
 
@@ -102,7 +126,7 @@ class Journal:
 
     def __init__(self, path: Path | None, base_url: str, *, accept_changes: bool = False) -> None:
         self._name = "the journal" if path is None else str(path)
-        self._path = path
+        self._file = None if path is None else JournalFile(path)
         self._base_url = base_url
         self._accept_changes = accept_changes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aiofinetune-journal")
@@ -110,14 +134,15 @@ class Journal:
         """What is to be done as soon as the transaction that is under way is over."""
         self._is_busy = False
         self._is_open = False
-        self._run = 0
+        self._lines: list[bytes] = []
+        """What the transaction that is under way adds to the file."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Journal]:
         """Open the file, and close it in the end.
 
         Raises:
-            JournalUnusable: Another process has it open, it is no journal, or one of another service.
+            JournalUnusable: Another process has it open, it is no journal, a damaged one, or one of another service.
         """
         try:
             # Cancelled or not, the thread opens it.
@@ -137,58 +162,69 @@ class Journal:
 
     def _record(self, label: str, request: FineTuneRequest) -> Record | JournalUnusable:
         row = self._db.execute(
-            "SELECT label, request, sent, sent_at, job_id, job, ended_at, run FROM entries WHERE label = ?", (label,)
+            "SELECT label, request, sent, sent_at, job_id, job, ended_at, is_asked_for FROM entries WHERE label = ?",
+            (label,),
         ).fetchone()
         if row is None:
+            # Of what was not sent the file need not know.
             self._db.execute(
-                "INSERT INTO entries (label, request, run) VALUES (?, ?, ?)",
-                (label, wire.write_request(request.given()), self._run),
+                "INSERT INTO entries (label, request, is_asked_for) VALUES (?, ?, TRUE)",
+                (label, wire.write_request(request.given())),
             )
             return Record(label, request)
-        *columns, run = row
-        if run == self._run:
+        *columns, is_asked_for = row
+        if is_asked_for:
             return JournalUnusable(f"{label!r} is there twice; each entry of a batch needs a label of its own")
-        self._db.execute("UPDATE entries SET run = ? WHERE label = ?", (self._run, label))
-        return _record(*columns)
+        self._db.execute("UPDATE entries SET is_asked_for = TRUE WHERE label = ?", (label,))
+        try:
+            return _record(*columns)
+        except (FineTuneError, ValueError) as error:
+            return JournalUnusable(f"{self._name}: what it holds of {label!r} cannot be read: {error}")
 
     @_transaction
     def replace(self, label: str, request: FineTuneRequest) -> Record:
         """Ask for something else under a label, and forget what came of it."""
-        self._db.execute(
-            "UPDATE entries SET request = ?, sent = NULL, sent_at = NULL, job_id = NULL, job = NULL, ended_at = NULL"
-            " WHERE label = ?",
-            (wire.write_request(request.given()), label),
-        )
+        self._note("replace", label=label, request=request.given())
         return Record(label, request)
 
     @_transaction
     def intend(self, label: str, sent: FineTuneRequest, at: float) -> None:
         """Note that a create is about to be sent."""
-        self._db.execute(
-            "UPDATE entries SET sent = ?, sent_at = ? WHERE label = ?", (wire.write_request(sent.given()), at, label)
-        )
+        if self._file is not None:
+            self._file.check_place()
+        (request,) = self._db.execute("SELECT request FROM entries WHERE label = ?", (label,)).fetchone()
+        self._note("intend", label=label, request=wire.loads(request), sent=sent.given(), at=at)
 
     @_transaction
     def withdraw(self, label: str) -> None:
         """Note that what was sent surely made no job."""
-        self._db.execute("UPDATE entries SET sent = NULL, sent_at = NULL WHERE label = ?", (label,))
+        self._note("withdraw", label=label)
+
+    @_transaction
+    def accept(self, label: str, fine_tune_id: str | None) -> None:
+        """Note that the service accepted a create by a reply that does not surely name the job, and what id it has."""
+        self._note("accept", label=label, hint=fine_tune_id)
 
     @_transaction
     def create(self, label: str, job_id: str) -> None:
         """Note which job was made."""
-        self._db.execute("UPDATE entries SET job_id = ? WHERE label = ?", (job_id, label))
+        self._note("create", label=label, job_id=job_id)
 
     @_transaction
     def end(self, label: str, job: FineTune, at: float) -> None:
         """Note how the job ended."""
-        blob = wire.dumps(converters.write_reply(job))
-        self._db.execute("UPDATE entries SET job = ?, ended_at = ? WHERE label = ?", (blob, at, label))
+        self._note("end", label=label, job=converters.write_reply(job), at=at)
 
     @_transaction
     def lost(self) -> list[Lost]:
         """Give the entries that were sent, and of which no job is known."""
-        rows = self._db.execute("SELECT label, sent, sent_at FROM entries WHERE sent IS NOT NULL AND job_id IS NULL")
-        return [Lost(label, _request(sent), sent_at) for label, sent, sent_at in rows]
+        rows = self._db.execute(
+            "SELECT label, sent, sent_at, is_accepted, hint FROM entries WHERE sent IS NOT NULL AND job_id IS NULL"
+        )
+        return [
+            Lost(label, _request(sent), sent_at, bool(is_accepted), hint)
+            for label, sent, sent_at, is_accepted, hint in rows
+        ]
 
     @_transaction
     def job_ids(self, since: float = 0.0) -> set[str]:
@@ -211,7 +247,7 @@ class Journal:
     def unfinished_elsewhere(self) -> list[str]:
         """Give the labels of entries that earlier runs began and this one did not ask for."""
         rows = self._db.execute(
-            "SELECT label FROM entries WHERE run < ? AND sent IS NOT NULL AND job IS NULL ORDER BY number", (self._run,)
+            "SELECT label FROM entries WHERE NOT is_asked_for AND sent IS NOT NULL AND job IS NULL ORDER BY number"
         )
         return [label for (label,) in rows]
 
@@ -230,7 +266,17 @@ class Journal:
     @_transaction
     def keep_file(self, digest: str, file_id: str) -> None:
         """Note that a content was uploaded."""
-        self._db.execute("INSERT OR REPLACE INTO files (id, digest) VALUES (?, ?)", (file_id, digest))
+        self._note("upload", id=file_id, digest=digest)
+
+    def _note(self, note: str, **values: object) -> None:
+        self._apply(note, values)
+        if self._file is not None:
+            self._lines.append(wire.dumps({"note": note, **values}))
+
+    def _apply(self, note: str, values: Mapping[str, object]) -> None:
+        """Do what a note does."""
+        parameters = {name: wire.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
+        self._db.execute(_NOTES[note], parameters)
 
     async def _do(self, call: Callable[[], T]) -> T:
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -255,73 +301,80 @@ class Journal:
 
     def _transact(self, works: list[_Work]) -> list[Callable[[], None]]:
         """Do all, on the journal's thread; give what then tells those who wait. Where one fails, each is done alone."""
+        self._lines = []
         try:
             with self._db:
-                return [functools.partial(work.done.set_result, work.call()) for work in works]
+                done: list[Callable[[], None]] = [
+                    functools.partial(work.done.set_result, work.call()) for work in works
+                ]
+                if self._file is not None and self._lines:
+                    self._file.add(self._lines)
+            return done
         except Exception as failure:  # noqa: BLE001  # whoever waits gets it
             if len(works) == 1:
                 return [functools.partial(works[0].done.set_exception, failure)]
         return [tell for work in works for tell in self._transact([work])]
 
     def _open(self) -> None:
-        # SQLite's own lock says that another process is at it; it goes with the process, however that ends. An empty
-        # name is a temporary file.
         try:
-            self._db = sqlite3.connect(self._path or "", timeout=0, check_same_thread=False)
+            # An empty name is a temporary file.
+            self._db = sqlite3.connect("", check_same_thread=False)
             self._is_open = True
-            self._prepare()
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise JournalUnusable(f"{self._name}: {error}") from error
-            raise JournalUnusable(f"{self._name}: another process is running this batch") from error
-        except sqlite3.DatabaseError as error:
-            raise JournalUnusable(f"{self._name}: is no journal: {error}") from error
+            self._db.executescript(_SCHEMA)
+            if self._file is not None:
+                self._file.open()
+                if self._file.is_version_1:
+                    self._file.replace(map(wire.dumps, journal_v1.read_notes(self._file)))
+                self._read(self._file)
+            self._note_opening()
+        except (sqlite3.Error, OSError) as error:
+            raise JournalUnusable(f"{self._name}: {_words(error)}") from error
         except ValueError as error:
             raise JournalUnusable(f"{self._name!r}: {error}") from error
 
     def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
         if self._is_open:
             self._db.close()
 
-    def _prepare(self) -> None:
-        db = self._db
-        # Before anything is written: the file may be another program's.
-        self._count_tables()
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute(f"PRAGMA synchronous = {'FULL' if self._path else 'OFF'}")
-        with db:
-            db.execute("BEGIN IMMEDIATE")
-            if self._count_tables() == 0:
-                for statement in _SCHEMA:
-                    db.execute(statement)
-            for (base_url,) in db.execute("SELECT base_url FROM runs ORDER BY number DESC LIMIT 1"):
-                if base_url != self._base_url:
-                    self._move(base_url)
-            cursor = db.execute("INSERT INTO runs (base_url) VALUES (?)", (self._base_url,))
-            self._run = cursor.lastrowid or 0
+    def _read(self, file: JournalFile) -> None:
+        with self._db:
+            for text in file.lines():
+                try:
+                    values = wire.loads(text)
+                    self._apply(values["note"], values)
+                except (KeyError, TypeError, ValueError, sqlite3.Error) as error:
+                    # Its digest is right, so it is as it was written.
+                    raise JournalUnusable(f"{self._name}: is no journal of this version: {error!r}") from error
 
-    def _move(self, base_url: str) -> None:
-        """Go on at another service than before: at will if nothing was sent to that."""
+    def _note_opening(self) -> None:
+        """Note of which service it is, and where its file is, if that is new."""
+        path = "" if self._file is None else os.fsencode(self._file.target).decode(errors="replace")
+        with self._db:
+            rows = self._db.execute("SELECT base_url, path FROM openings ORDER BY number DESC LIMIT 1")
+            known_url, known_path = rows.fetchone() or (None, "")
+            if (known_url, known_path) == (self._base_url, path):
+                return
+            if self._file is not None and known_path != path and self._file.has_running_twin(Path(known_path)):
+                raise JournalUnusable(f"{self._name}: is a copy of {known_path}, and a batch is running with that")
+            if known_url != self._base_url:
+                self._move(known_url)
+            self._note("open", base_url=self._base_url, path=path, at=time.time())
+            if self._file is not None:
+                self._file.add(self._lines)
+
+    def _move(self, known_url: str | None) -> None:
+        """Go on at another service than before, which needs no leave if nothing was sent to that."""
         ((was_sent,),) = self._db.execute("SELECT EXISTS (SELECT * FROM entries WHERE sent IS NOT NULL)")
         if was_sent and not self._accept_changes:
             raise JournalUnusable(
-                f"{self._name}: is of a batch at {base_url}, not at {self._base_url}; if both are one service,"
+                f"{self._name}: is of a batch at {known_url}, not at {self._base_url}; if both are one service,"
                 " accept_changes=True (--accept-changes) goes on there"
             )
-        if not was_sent:
+        if not was_sent and known_url is not None:
             # Here other files may have their ids.
-            self._db.execute("DELETE FROM files")
-
-    def _count_tables(self) -> int:
-        """Give the number of tables; none is a new journal."""
-        ((application,), (version,), (tables,)) = (
-            self._db.execute(statement).fetchone()
-            for statement in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
-        )
-        if tables and (application, version) != (_APPLICATION, _VERSION):
-            raise JournalUnusable(f"{self._name}: is no journal of this version")
-        return int(tables)
+            self._note("forget uploads")
 
 
 def _record(
@@ -346,3 +399,7 @@ def _record(
 
 def _request(blob: bytes) -> FineTuneRequest:
     return converters.read_request(wire.loads(blob), FineTuneRequest)
+
+
+def _words(error: sqlite3.Error | OSError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -70,6 +70,7 @@ async def test_the_request_of_the_first_run_is_given_whatever_is_asked_now(path:
     """A changed request does not change the record: whoever asks has to compare."""
     async with opened(path) as journal:
         await record(journal, "a", ASKED)
+        await journal.intend("a", SENT, 1.0)
     async with opened(path) as journal:
         assert (await record(journal, "a", SENT)).request == ASKED
 
@@ -155,11 +156,11 @@ async def test_a_journal_without_a_path_keeps_all_the_same() -> None:
         assert await other.lost() == []
 
 
-async def test_what_is_no_database_is_no_journal(path: Path) -> None:
+async def test_another_file_is_no_journal(path: Path) -> None:
     """A file that is something else is refused, and left as it is."""
     text = b"label,model\n" * 1000
     path.write_bytes(text)
-    with pytest.raises(JournalUnusable, match=r"sweep\.journal: is no journal: file is not a database$"):
+    with pytest.raises(JournalUnusable, match=r"sweep\.journal: is no journal, or a damaged one$"):
         async with opened(path):
             pass
     assert path.read_bytes() == text
@@ -239,7 +240,7 @@ async def test_a_journal_of_which_nothing_was_sent_is_of_any_service(path: Path)
 
 async def test_a_journal_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
     """A journal that cannot be made is an error that names it."""
-    with pytest.raises(JournalUnusable, match=r"nowhere/sweep\.journal: unable to open database file"):
+    with pytest.raises(JournalUnusable, match=r"nowhere/sweep\.journal: No such file or directory"):
         async with opened(tmp_path / "nowhere" / "sweep.journal"):
             pass
     with pytest.raises(JournalUnusable, match="embedded null"):
@@ -257,14 +258,16 @@ async def test_a_journal_that_cannot_be_written_says_so(path: Path) -> None:
 
 
 async def test_what_is_noted_at_once_is_written_at_once(path: Path) -> None:
-    """What is asked for while the disk is busy goes there together: the first by itself, the rest with one commit."""
+    """What is noted while the disk is busy goes there together: the first by itself, the rest with one commit."""
     commits = []
+    labels = [str(number) for number in range(100)]
     async with opened(path) as journal:
+        await journal.records([Entry(label, ASKED) for label in labels])
         journal._db.set_trace_callback(lambda statement: commits.append(statement) if statement == "COMMIT" else None)
-        await asyncio.gather(*(record(journal, str(number), ASKED) for number in range(100)))
+        await asyncio.gather(*(journal.intend(label, SENT, 1.0) for label in labels))
     assert len(commits) == 2
     async with opened(path) as journal:
-        assert await journal.request("99") == ASKED
+        assert await journal.sent_labels() == labels
 
 
 async def test_an_entry_that_is_refused_harms_no_other(path: Path) -> None:
@@ -274,7 +277,6 @@ async def test_an_entry_that_is_refused_harms_no_other(path: Path) -> None:
             *(record(journal, label, ASKED) for label in ("a", "b", "b", "c")), return_exceptions=True
         )
         assert [type(result) for result in results] == [Record, Record, JournalUnusable, Record]
-    async with opened(path) as journal:
         assert [await journal.request(label) for label in ("a", "b", "c")] == [ASKED] * 3
 
 

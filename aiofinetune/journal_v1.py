@@ -1,0 +1,182 @@
+"""Journals of version 1, SQLite databases in WAL mode, read as the notes that a journal of this version would hold.
+
+They have no digests of their own. What SQLite, the checksums of its log, and the rows themselves show of a damage is
+noticed: nothing that cannot be read is passed over, for it may be a job that was paid for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sqlite3
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from aiofinetune import converters, wire
+from aiofinetune.errors import FineTuneError, JournalUnusable
+from aiofinetune.journal_file import JournalFile
+from aiofinetune.models import FineTune, FineTuneRequest
+
+_VERSION: Final = 1
+_APPLICATION: Final = 0x61696674
+"""Marks the file as ours ("aift")."""
+_SQLITE_LOCK: Final = (512, 0x40000000)
+"""The bytes that SQLite locks, which are behind the end of the file."""
+_WAL_MODE: Final = b"\2\2"
+_WAL_MAGIC: Final = {0x377F0682: "<", 0x377F0683: ">"}
+"""What a log begins with, and the order of the bytes in what its checksums add up."""
+
+_COLUMNS: Final[dict[str, tuple[type, ...]]] = {
+    "label": (str,),
+    "request": (bytes,),
+    "sent": (bytes, type(None)),
+    "sent_at": (float, type(None)),
+    "job_id": (str, type(None)),
+    "job": (bytes, type(None)),
+    "ended_at": (float, type(None)),
+}
+
+
+class _Damaged(Exception):
+    """What is wrong with a journal."""
+
+
+def read_notes(file: JournalFile) -> list[dict[str, Any]]:  # Any: JSON
+    """Read a journal of version 1, as notes. It is left as it is.
+
+    Raises:
+        JournalUnusable: Another process has it, it is another database, or it is damaged.
+        OSError: It cannot be read.
+    """
+    fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, *_SQLITE_LOCK)
+    with tempfile.TemporaryDirectory(prefix="aiofinetune-") as folder:
+        # SQLite would write to the original: it takes what is in the log over to it.
+        path = Path(folder) / "journal"
+        with open(file.fileno(), "rb", closefd=False) as source, path.open("wb") as copy:
+            source.seek(0)
+            shutil.copyfileobj(source, copy)
+        log = file.target.with_name(f"{file.target.name}-wal")
+        has_log = log.exists()
+        if has_log:
+            shutil.copyfile(log, f"{path}-wal")
+        try:
+            if has_log:
+                _check_log(Path(f"{path}-wal").read_bytes(), path)
+            with closing(sqlite3.connect(path)) as db:
+                return list(_notes(db, file.name, has_log=has_log))
+        except (_Damaged, sqlite3.Error, FineTuneError, ValueError) as error:
+            if isinstance(error, JournalUnusable):
+                raise
+            raise JournalUnusable(
+                f"{file.name}: is damaged, or no journal: {error}; bring back a copy that is not, with its log"
+                f" ({file.name}-wal) if that has one"
+            ) from error
+
+
+def _notes(db: sqlite3.Connection, name: str, *, has_log: bool) -> Iterator[dict[str, Any]]:
+    ((application,), (version,), (tables,)) = (
+        db.execute(statement).fetchone()
+        for statement in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
+    )
+    if not tables and not has_log:
+        raise JournalUnusable(
+            f"{name}: holds nothing, for its process was killed, and its log is missing; bring that back ({name}-wal)"
+        )
+    if (application, version) != (_APPLICATION, _VERSION):
+        raise JournalUnusable(f"{name}: is no journal of this version")
+    for (problem,) in db.execute("PRAGMA integrity_check"):
+        if problem != "ok":
+            raise _Damaged(problem)
+    for (base_url,) in db.execute("SELECT base_url FROM runs ORDER BY number"):
+        yield {"note": "open", "base_url": _checked(base_url), "path": "", "at": time.time()}
+    for file_id, digest in db.execute("SELECT id, digest FROM files ORDER BY number"):
+        yield {"note": "upload", "id": _checked(file_id), "digest": _checked(digest)}
+    for row in db.execute(f"SELECT {', '.join(_COLUMNS)} FROM entries ORDER BY number"):  # noqa: S608  # names of ours
+        yield from _entry_notes(*row)
+
+
+def _entry_notes(
+    label: str,
+    request: bytes,
+    sent: bytes | None,
+    sent_at: float | None,
+    job_id: str | None,
+    job: bytes | None,
+    ended_at: float | None,
+) -> Iterator[dict[str, Any]]:
+    values = (label, request, sent, sent_at, job_id, job, ended_at)
+    for (column, kinds), value in zip(_COLUMNS.items(), values, strict=True):
+        if type(value) not in kinds:
+            raise _Damaged(f"{column} of {label!r} is {value!r}")
+    if (sent is None) != (sent_at is None) or (sent is None and job_id is not None):
+        raise _Damaged(f"what was sent for {label!r} is not there whole")
+    if (job is None) != (ended_at is None) or (job_id is None and job is not None):
+        raise _Damaged(f"how {label!r} ended is not there whole")
+    if sent is None:
+        _request(request)
+        return
+    yield {"note": "intend", "label": label, "request": _request(request), "sent": _request(sent), "at": sent_at}
+    if job_id is not None:
+        yield {"note": "create", "label": label, "job_id": job_id}
+    if job is not None:
+        if wire.read_reply(job, FineTune).id != job_id:
+            raise _Damaged(f"{label!r} made {job_id}, and ended as another job")
+        yield {"note": "end", "label": label, "job": wire.loads(job), "at": ended_at}
+
+
+def _checked(text: object) -> str:
+    if not isinstance(text, str):
+        raise _Damaged(f"{text!r} is no text")
+    return text
+
+
+def _request(blob: bytes) -> Any:
+    value = wire.loads(blob)
+    converters.read_request(value, FineTuneRequest)
+    return value
+
+
+def _check_log(log: bytes, database: Path) -> None:
+    """Check the log of a database, of which SQLite takes what is before the first frame that it cannot read.
+
+    See "The Write-Ahead Log" in https://www.sqlite.org/fileformat2.html.
+    """
+    with database.open("rb") as file:
+        file.seek(18)
+        if file.read(2) != _WAL_MODE:
+            raise _Damaged("the file does not say that it has a log")
+    order = _WAL_MAGIC.get(int.from_bytes(log[:4], "big"))
+    if len(log) < 32 or order is None:
+        raise _Damaged("its log has no beginning")
+    _, _, page_size, resets, *salts = struct.unpack(">6I", log[:24])
+    checksum = _sum(order, (0, 0), log[:24])
+    if checksum != struct.unpack(">2I", log[24:32]) or not page_size:
+        raise _Damaged("the beginning of its log cannot be read")
+    is_old = False
+    for start in range(32, len(log) - 24 - page_size + 1, 24 + page_size):
+        head, page = log[start : start + 24], log[start + 24 : start + 24 + page_size]
+        *frame_salts, first, second = struct.unpack(">8x4I", head)
+        if is_old or frame_salts != salts:
+            # The log is written from its beginning again when all of it is in the database. What is behind is older.
+            is_old = True
+            if not 1 <= (salts[0] - frame_salts[0]) % (1 << 32) <= resets or frame_salts[1] == salts[1]:
+                raise _Damaged(f"its log cannot be read at byte {start}")
+            continue
+        checksum = _sum(order, _sum(order, checksum, head[:8]), page)
+        if checksum != (first, second):
+            raise _Damaged(f"its log cannot be read at byte {start}")
+
+
+def _sum(order: str, sums: tuple[int, int], data: bytes) -> tuple[int, int]:
+    """Add up the words of some bytes as SQLite does."""
+    first, second = sums
+    words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
+    for word, next_word in zip(words, words, strict=True):
+        first = (first + word + second) & 0xFFFFFFFF
+        second = (second + next_word + first) & 0xFFFFFFFF
+    return first, second
