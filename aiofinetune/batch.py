@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import math
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -32,6 +32,7 @@ from aiofinetune.errors import (
     FineTuneEnded,
     FineTuneError,
     FineTuneFailed,
+    FineTuneUnreadable,
     JournalUnusable,
     LocalFileError,
     NotFound,
@@ -68,8 +69,10 @@ _RECENT: Final = 3600.0
 """Seconds. What was made before cannot be taken for what is made now, whatever the clocks show."""
 _MOST_UNREACHED: Final = 3
 """Requests in a row that could not be sent at all, each tried again and again, before no more are tried."""
+_MOST_NAMELESS: Final = 3
+"""Creates in a row that may be accepted by replies that name no job, before no more are sent."""
 _LONGEST_BLIND: Final = 300.0
-"""Seconds for which the list of jobs, once it was read, may be out of reach."""
+"""Seconds for which the list of jobs, once it was read, or a job, may be out of reach or unreadable."""
 
 
 @attrs.frozen
@@ -239,12 +242,13 @@ class Batch:
         self._known: Container[str] = ()
         """Ids of jobs that earlier runs made, but lately."""
         self._uncertain: dict[str, CreateUncertain] = {}
-        self._unreached = 0
+        self._unreached = self._nameless = 0
+        """Creates in a row that could not be sent, and that were accepted by replies that name no job."""
         self._blind = 0
         """Looks at the list in a row that failed."""
         self._looked_at = 0.0
-        self._misses: Counter[str] = Counter()
-        """How often a job was looked for that is not in the list, and the service did not say why."""
+        self._missed_since: dict[str, float] = {}
+        """Since when, on the event loop's clock, nothing can be read of a job, by its id."""
         self._stopped: BatchStopped | None = None
         self._is_entered = False
         self._is_leaving = False
@@ -426,7 +430,7 @@ class Batch:
         except FineTuneError as error:
             self._note_failure(record, error)
         else:
-            self._unreached = 0
+            self._unreached = self._nameless = 0
             if record.job_id is not None:
                 self._follow(record, record.job_id, tasks)
         finally:
@@ -458,10 +462,17 @@ class Batch:
             try:
                 await self._journal.intend(record.label, request, now)
                 job = await self._session.create_fine_tune(
-                    request, known=self._known, wanted=lambda: self._stopped is None
+                    request,
+                    known=self._known,
+                    wanted=lambda: self._stopped is None,
+                    accepted=functools.partial(self._keep_accepted, record.label),
                 )
             except (CreateUncertain, JournalUnusable):
                 raise
+            except FineTuneUnreadable as unreadable:
+                # Its id is in the journal, and it is followed: it may be readable later.
+                _log.warning("%s: %s", record.label, unreadable)
+                return attrs.evolve(record, job_id=unreadable.fine_tune_id)
             except FineTuneError as refused:
                 await self._journal.withdraw(record.label)
                 # What was not sent for the batch was stopped is left to the next run.
@@ -484,6 +495,13 @@ class Batch:
         seconds = refused.retry_after or _LONG_PAUSE
         _log.warning("no create is sent for %.0f s: %s", seconds, refused)
         self._pace.pause(seconds)
+
+    async def _keep_accepted(self, label: str, fine_tune_id: str | None, is_whole: bool) -> None:  # noqa: FBT001  # as a create calls it
+        """Note that the service accepted a create whose reply does not describe the job, and what id it names."""
+        if fine_tune_id is not None and is_whole:
+            await self._keep(label, fine_tune_id)
+        else:
+            await self._journal.accept(label, fine_tune_id)
 
     async def _keep(self, label: str, job_id: str) -> None:
         """Note which job was made; if that cannot be noted, let who looks for it later find it."""
@@ -525,9 +543,11 @@ class Batch:
 
     def _note_failure(self, record: Record, error: FineTuneError) -> None:
         """Tell that a request made no job, or, where it says nothing of the request, send no more."""
-        is_blind = isinstance(error, CreateUncertain) and not error.candidates
+        is_blind = isinstance(error, CreateUncertain) and not (error.accepted or error.candidate_ids)
         if isinstance(error, CreateUncertain):
             record = attrs.evolve(record, sent_at=error.since)
+            if error.accepted and error.fine_tune_id is None:
+                self._nameless += 1
         if isinstance(error, TransportError | ServerError) or is_blind:
             self._unreached += 1
         if isinstance(error, QuotaExceeded | AuthenticationFailed | PermissionDenied):
@@ -536,16 +556,22 @@ class Batch:
             self._send_no_more(f"the service cannot be reached: {error}", error)
         else:
             self._tell(record, None, error)
+        if self._nameless >= _MOST_NAMELESS:
+            self._send_no_more(
+                f"{_MOST_NAMELESS} creates in a row were accepted by replies that name no job, so something between"
+                f" here and the service may have answered: {error}",
+                error,
+            )
 
     # Following
 
     def _follow(self, record: Record, job_id: str, tasks: asyncio.TaskGroup) -> None:
         """See to it that the end of a job is seen: by its events, or, where there are many, by the list."""
         if (other := self.active.get(job_id)) is not None:
-            twice = (
-                f"the service gave {job_id} to {other.label!r} already, and made no job of its own for {record.label!r}"
-            )
-            self._tell(attrs.evolve(record, job_id=None), None, ProtocolViolation(twice))
+            _log.warning("the journal gives %s to %r and to %r", job_id, other.label, record.label)
+            sent_at = time.time() if record.sent_at is None else record.sent_at
+            uncertain = CreateUncertain(record.sent or record.request, sent_at, (), True, (), job_id)
+            self._tell(attrs.evolve(record, job_id=None), None, uncertain)
             return
         self.active[job_id] = record
         self._others.discard(job_id)
@@ -604,10 +630,12 @@ class Batch:
         mine = set(self.active)
         ended_meanwhile = self._ended = set()
         try:
-            jobs = await self._session.list_fine_tunes()
+            rows = await self._session._list_rows()  # noqa: SLF001  # a row that cannot be read stops no batch
         finally:
             self._ended = None
-        self._others = {job.id for job in jobs if not job.is_terminal} - self.active.keys() - ended_meanwhile
+        jobs = rows.jobs
+        active = {job.id for job in jobs if not job.is_terminal}.union(rows.unreadable)
+        self._others = active - self.active.keys() - ended_meanwhile
         self._has_looked = True
         self._is_full = False
         self._notify()
@@ -639,12 +667,12 @@ class Batch:
         except FineTuneError as error:
             _log.info("looking at %s: %s", job_id, error)
             if job is None:
-                self._misses[job_id] += 1
-                if self._misses[job_id] >= _MOST_UNREACHED:
+                now = asyncio.get_running_loop().time()
+                if now - self._missed_since.setdefault(job_id, now) >= _LONGEST_BLIND:
                     self._lose(record, job_id, error)
                 return
             # The list says that it is over; all that is missing are its events.
-        self._misses.pop(job_id, None)
+        self._missed_since.pop(job_id, None)
         if job.is_terminal:
             await self._end(record, job)
 
@@ -758,7 +786,13 @@ class Batch:
             requests = [other.sent for other in lost]
             try:
                 job = await self._session.find_fine_tune(
-                    entry.sent, entry.sent_at, lost_at=begin, lost=requests, known=known
+                    entry.sent,
+                    entry.sent_at,
+                    lost_at=begin,
+                    lost=requests,
+                    known=known,
+                    accepted=entry.accepted,
+                    fine_tune_id=entry.fine_tune_id,
                 )
             except CreateUncertain as uncertain:
                 self._uncertain[entry.label] = uncertain

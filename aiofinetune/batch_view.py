@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Column, Table
 
-from aiofinetune import wire
+from aiofinetune import structuring
 from aiofinetune.batch import Batch, Outcome, Progress, find_changes
 from aiofinetune.errors import BatchStopped, ConfigurationError, JournalUnusable, LocalFileError
 from aiofinetune.manifest import check_manifest, read_manifest
@@ -183,7 +183,7 @@ def _check_summary(summary: Path, others: tuple[Path, ...]) -> None:
     try:
         with summary.open("rb") as file:
             line = file.readline(_MOST_LINE_BYTES)
-        told = wire.loads(line) if line else dict.fromkeys(_TOLD)
+        told = structuring.loads(line) if line else dict.fromkeys(_TOLD)
     except FileNotFoundError:
         return
     except (OSError, ValueError):
@@ -207,6 +207,6 @@ def _opened(summary: Path | None) -> Iterator[IO[bytes] | None]:
 
 def _write(lines: IO[bytes], outcome: Outcome) -> None:
     try:
-        lines.write(wire.dumps(outcome.summary()) + b"\n")
+        lines.write(structuring.dumps(outcome.summary()) + b"\n")
     except OSError as error:
         raise LocalFileError(f"{lines.name}: {error.strerror}") from error

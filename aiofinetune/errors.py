@@ -25,8 +25,9 @@
     │   │   └── TooManyJobs       429: as many jobs are active as are allowed
     │   └── ServerError           5xx
     ├── NotSent                   a create made no job, for nobody wanted it any more when it was its turn
-    ├── CreateUncertain           a create's reply was lost, and whether it made a job cannot be told
+    ├── CreateUncertain           whether a create made a job, or which, cannot be told
     ├── ProtocolViolation         the service answered with something its API does not allow
+    │   └── FineTuneUnreadable    a create made a job whose id is known, and nothing else of it can be read
     ├── StreamInterrupted         an event stream ended before it said ``[DONE]``, again and again
     │   └── StreamHistoryChanged  the events told before are not those that the service tells now
     ├── FineTuneEnded             a job that was waited for ended without a model
@@ -63,6 +64,7 @@ __all__ = [
     "FineTuneEnded",
     "FineTuneError",
     "FineTuneFailed",
+    "FineTuneUnreadable",
     "JournalUnusable",
     "LocalFileError",
     "ManifestInvalid",
@@ -258,30 +260,56 @@ class NotSent(FineTuneError):
 
 
 class CreateUncertain(FineTuneError):
-    """The reply to a create was lost, and whether it made a job cannot be told: a person has to look.
+    """It cannot be told whether a create made a job, or which: a person has to look.
 
     Args:
         request: What was asked for.
         since: When it was first sent, in Unix seconds by this machine's clock.
         candidates: Jobs of the service's list that it may have made; empty if the list could not be read.
+        accepted: Whether the service accepted the create: then a job was made, but which one is not known.
+        unreadable: Ids of further candidates: jobs of which nothing but the id could be read.
+        fine_tune_id: The id that the reply to the create named, where it could not be confirmed to be the job's.
     """
 
-    def __init__(self, request: FineTuneRequest, since: float, candidates: tuple[FineTune, ...] = ()) -> None:
-        super().__init__(request, since, candidates)
+    def __init__(
+        self,
+        request: FineTuneRequest,
+        since: float,
+        candidates: tuple[FineTune, ...] = (),
+        accepted: bool = False,  # noqa: FBT001, FBT002  # by position: an exception is copied by its args
+        unreadable: tuple[str, ...] = (),
+        fine_tune_id: str | None = None,
+    ) -> None:
+        super().__init__(request, since, candidates, accepted, unreadable, fine_tune_id)
         self.request = request
         self.since = since
         self.candidates = candidates
+        self.accepted = accepted
+        self.unreadable = unreadable
+        self.fine_tune_id = fine_tune_id
+
+    @property
+    def candidate_ids(self) -> tuple[str, ...]:
+        """The ids of all jobs that it may have made, the one that the reply named first."""
+        named = () if self.fine_tune_id is None else (self.fine_tune_id,)
+        return tuple(dict.fromkeys((*named, *(job.id for job in self.candidates), *self.unreadable)))
 
     def __str__(self) -> str:
-        since = min([self.since, *(job.created_at for job in self.candidates)])
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
-        request = self.request
-        ids = ", ".join(job.id for job in self.candidates)
+        since = min([self.since, *(job.created_at for job in self.candidates if job.created_at is not None)])
+        # A service may give any number, and a record of a time any float.
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(0, min(since, 253402300799))))
+        request, ids = self.request, ", ".join(self.candidate_ids)
         return (
-            "the reply to a create was lost, and it may have made a job. Look in list_fine_tunes() for one of"
-            f" {when} or later with the training file {request.training_file},"
+            (
+                "the service accepted a create, so it made a job, but which one is not certain."
+                if self.accepted
+                else "the reply to a create was lost, and it may have made a job."
+            )
+            + f" Look in list_fine_tunes() for one of {when} or later with the training file {request.training_file},"
             f" model {request.model or '(any)'} and suffix {request.suffix or '(none)'}"
             + (f"; it may be {ids}" if ids else "")
+            # The service's own words say what stands between, or what it meant.
+            + (f"; the reply: {self.__cause__}" if self.accepted and self.__cause__ is not None else "")
         )
 
 
@@ -290,6 +318,23 @@ class ProtocolViolation(FineTuneError):
 
     The message says where in the reply it did not fit, as a path such as ``$.data[3].status``.
     """
+
+
+class FineTuneUnreadable(ProtocolViolation):
+    """A create made a job whose id is known, and nothing that the service says of the job can be read.
+
+    Args:
+        problem: What could not be read.
+        fine_tune_id: The job's id: keep it, and do not create the job again.
+    """
+
+    def __init__(self, problem: str, fine_tune_id: str) -> None:
+        super().__init__(problem, fine_tune_id)
+        self.problem = problem
+        self.fine_tune_id = fine_tune_id
+
+    def __str__(self) -> str:
+        return f"the create made the job {self.fine_tune_id}, which cannot be read: {self.problem}"
 
 
 class StreamInterrupted(FineTuneError):

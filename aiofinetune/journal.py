@@ -22,7 +22,7 @@ from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 import attrs
 
-from aiofinetune import converters, journal_v1, wire
+from aiofinetune import journal_v1, structuring
 from aiofinetune.errors import FineTuneError, JournalUnusable
 from aiofinetune.journal_file import JournalFile
 from aiofinetune.manifest import Entry
@@ -57,7 +57,7 @@ _NOTES: Final = {
         hint = NULL""",
     "withdraw": """UPDATE entries SET sent = NULL, sent_at = NULL, is_accepted = FALSE, hint = NULL
         WHERE label = :label""",
-    "accept": "UPDATE entries SET is_accepted = TRUE, hint = :hint WHERE label = :label",
+    "accept": "UPDATE entries SET is_accepted = TRUE, hint = :hint, job_id = NULL WHERE label = :label",
     "create": "UPDATE entries SET job_id = :job_id WHERE label = :label",
     "end": "UPDATE entries SET job = :job, ended_at = :at WHERE label = :label",
 }
@@ -169,7 +169,7 @@ class Journal:
             # Of what was not sent the file need not know.
             self._db.execute(
                 "INSERT INTO entries (label, request, is_asked_for) VALUES (?, ?, TRUE)",
-                (label, wire.write_request(request.given())),
+                (label, structuring.write_request(request.given())),
             )
             return Record(label, request)
         *columns, is_asked_for = row
@@ -193,7 +193,7 @@ class Journal:
         if self._file is not None:
             self._file.check_place()
         (request,) = self._db.execute("SELECT request FROM entries WHERE label = ?", (label,)).fetchone()
-        self._note("intend", label=label, request=wire.loads(request), sent=sent.given(), at=at)
+        self._note("intend", label=label, request=structuring.loads(request), sent=sent.given(), at=at)
 
     @_transaction
     def withdraw(self, label: str) -> None:
@@ -213,7 +213,7 @@ class Journal:
     @_transaction
     def end(self, label: str, job: FineTune, at: float) -> None:
         """Note how the job ended."""
-        self._note("end", label=label, job=converters.write_reply(job), at=at)
+        self._note("end", label=label, job=structuring.write_reply(job), at=at)
 
     @_transaction
     def lost(self) -> list[Lost]:
@@ -271,11 +271,13 @@ class Journal:
     def _note(self, note: str, **values: object) -> None:
         self._apply(note, values)
         if self._file is not None:
-            self._lines.append(wire.dumps({"note": note, **values}))
+            self._lines.append(structuring.dumps({"note": note, **values}))
 
     def _apply(self, note: str, values: Mapping[str, object]) -> None:
         """Do what a note does."""
-        parameters = {name: wire.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
+        parameters = {
+            name: structuring.dumps(value) if isinstance(value, dict) else value for name, value in values.items()
+        }
         self._db.execute(_NOTES[note], parameters)
 
     async def _do(self, call: Callable[[], T]) -> T:
@@ -324,7 +326,7 @@ class Journal:
             if self._file is not None:
                 self._file.open()
                 if self._file.is_version_1:
-                    self._file.replace(map(wire.dumps, journal_v1.read_notes(self._file)))
+                    self._file.replace(map(structuring.dumps, journal_v1.read_notes(self._file)))
                 self._read(self._file)
             self._note_opening()
         except (sqlite3.Error, OSError) as error:
@@ -342,7 +344,7 @@ class Journal:
         with self._db:
             for text in file.lines():
                 try:
-                    values = wire.loads(text)
+                    values = structuring.loads(text)
                     self._apply(values["note"], values)
                 except (KeyError, TypeError, ValueError, sqlite3.Error) as error:
                     # Its digest is right, so it is as it was written.
@@ -392,13 +394,13 @@ def _record(
         None if sent is None else _request(sent),
         sent_at,
         job_id,
-        None if job is None else wire.read_reply(job, FineTune),
+        None if job is None else structuring.read_reply(job, FineTune),
         ended_at,
     )
 
 
 def _request(blob: bytes) -> FineTuneRequest:
-    return converters.read_request(wire.loads(blob), FineTuneRequest)
+    return structuring.read_request(structuring.loads(blob), FineTuneRequest)
 
 
 def _words(error: sqlite3.Error | OSError) -> str:

@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from aiofinetune import converters, wire
+from aiofinetune import structuring
 from aiofinetune.errors import FineTuneError, JournalUnusable
 from aiofinetune.journal_file import JournalFile
 from aiofinetune.models import FineTune, FineTuneRequest
@@ -124,9 +124,9 @@ def _entry_notes(
     if job_id is not None:
         yield {"note": "create", "label": label, "job_id": job_id}
     if job is not None:
-        if wire.read_reply(job, FineTune).id != job_id:
+        if structuring.read_reply(job, FineTune).id != job_id:
             raise _Damaged(f"{label!r} made {job_id}, and ended as another job")
-        yield {"note": "end", "label": label, "job": wire.loads(job), "at": ended_at}
+        yield {"note": "end", "label": label, "job": structuring.loads(job), "at": ended_at}
 
 
 def _checked(text: object) -> str:
@@ -136,8 +136,8 @@ def _checked(text: object) -> str:
 
 
 def _request(blob: bytes) -> Any:
-    value = wire.loads(blob)
-    converters.read_request(value, FineTuneRequest)
+    value = structuring.loads(blob)
+    structuring.read_request(value, FineTuneRequest)
     return value
 
 

@@ -33,7 +33,7 @@ from typing import Final
 
 import attrs
 
-from aiofinetune import converters, wire
+from aiofinetune import structuring
 from aiofinetune.errors import LocalFileError, ManifestInvalid, RequestInvalid
 from aiofinetune.models import FineTuneRequest
 
@@ -171,7 +171,7 @@ def _entries(path: Path) -> Iterator[tuple[_Table, Entry | Problem]]:
 def _problems_of(table: _Table, values: Mapping[str, object]) -> list[Problem]:
     """What is wrong with parameters, each by itself."""
     parameters = {name: value for name, value in values.items() if name not in _OWN_FIELDS}
-    wrong = converters.wrong_parameters(parameters)
+    wrong = structuring.wrong_parameters(parameters)
     return [Problem(table.line_of(field), field or "request", words) for field, words in wrong]
 
 
@@ -183,7 +183,7 @@ def _json_tables(path: Path) -> Iterator[_Table | Problem]:
         if not line.strip():
             continue
         try:
-            values = wire.loads(line.removeprefix(b"\xef\xbb\xbf"))
+            values = structuring.loads(line.removeprefix(b"\xef\xbb\xbf"))
         except ValueError as error:
             # Its line is always the first.
             yield Problem(number, "request", f"is not JSON: {getattr(error, 'msg', error)}")
@@ -271,7 +271,7 @@ def _entry(table: _Table, label: str, values: Mapping[str, object], folder: Path
         yield from wrong
         return
     try:
-        request = converters.read_request(values, FineTuneRequest)
+        request = structuring.read_request(values, FineTuneRequest)
     except RequestInvalid as error:
         yield Problem(table.line_of(error.field), error.field, error.problem)
         return

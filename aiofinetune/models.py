@@ -1,15 +1,16 @@
 """What the API takes and gives, as frozen attrs classes.
 
 Each class names its place in the API reference (the fine-tunes, files and models objects; `aiofinetune.completions`
-has the rest). Times are Unix times in whole seconds. How these are read from and written to JSON is the business of
-`aiofinetune.wire`.
+has the rest). Times are Unix times in whole seconds. What the service does not say, or says in a way that cannot be
+read, is None; a list of it is empty. How these are read from and written to JSON is the business of
+`aiofinetune.structuring`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Generic, TypeGuard, TypeVar
+from typing import Any, Final, Generic, Literal, TypeGuard, TypeVar
 
 import attrs
 
@@ -39,14 +40,14 @@ class File:
     """A file at the service (reference: the file object)."""
 
     id: str
-    filename: str = ""
-    purpose: str = ""
+    filename: str | None = None
+    purpose: str | None = None
     """``"fine-tune"`` for training data, ``"fine-tune-results"`` for a job's results."""
-    bytes: int = 0
+    bytes: int | None = None
     """Size in bytes."""
-    created_at: int = 0
+    created_at: int | None = None
     status: str | None = None
-    """``"uploaded"``, ``"processed"``, ``"error"`` or a service's own word; None where it sends none."""
+    """``"uploaded"``, ``"processed"``, ``"error"`` or a service's own word."""
     status_details: str | None = None
     object: str = "file"
 
@@ -57,18 +58,18 @@ class FineTuneEvent:
 
     message: str
     level: str = "info"
-    created_at: int = 0
+    created_at: int | None = None
     object: str = "fine-tune-event"
 
 
 @attrs.frozen
 class Hyperparams:
-    """The hyperparameters that a job runs with; None where the service has not said."""
+    """The hyperparameters that a job runs with; ``"auto"`` where the service has yet to choose."""
 
-    n_epochs: int | None = None
-    batch_size: int | None = None
+    n_epochs: int | Literal["auto"] | None = None
+    batch_size: int | Literal["auto"] | None = None
     """Training examples in one step."""
-    learning_rate_multiplier: float | None = None
+    learning_rate_multiplier: float | Literal["auto"] | None = None
     """Times the rate that the base model was pretrained at."""
     prompt_loss_weight: float | None = None
     """Weight of the loss on a prompt's tokens; a completion's have weight 1."""
@@ -85,11 +86,11 @@ class FineTune:
     id: str
     status: str
     """One of `Status`, or a service's own word."""
-    model: str
+    model: str | None = None
     """The base model, or the fine-tuned model that the job trains further."""
-    created_at: int
-    training_files: tuple[File, ...]
-    updated_at: int = 0
+    created_at: int | None = None
+    training_files: tuple[File, ...] = ()
+    updated_at: int | None = None
     fine_tuned_model: str | None = None
     """The name of the model that the job made; None until it has succeeded."""
     hyperparams: Hyperparams = Hyperparams()
@@ -97,7 +98,7 @@ class FineTune:
     result_files: tuple[File, ...] = ()
     events: tuple[FineTuneEvent, ...] = ()
     """Oldest first. Empty in lists, where the service leaves them out."""
-    organization_id: str = ""
+    organization_id: str | None = None
     object: str = "fine-tune"
 
     @property
@@ -111,8 +112,8 @@ class Model:
     """A model (reference: the model object)."""
 
     id: str
-    created: int = 0
-    owned_by: str = ""
+    created: int | None = None
+    owned_by: str | None = None
     object: str = "model"
 
 
@@ -129,10 +130,21 @@ class Deleted:
 class Listing(Generic[T]):
     """The envelope around every list of the API."""
 
-    data: tuple[T, ...]
+    data: tuple[T, ...] = ()
     has_more: bool = False
     """Whether the service kept some back. The reference has no pages; hosts that came after it may."""
     object: str = "list"
+
+
+@attrs.frozen
+class Rows:
+    """What can be read of a list of jobs that has to be searched, whatever is in it."""
+
+    jobs: tuple[FineTune, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    """Ids of the rows of which nothing else that counts can be read."""
+    is_whole: bool = True
+    """Whether these are all the jobs: none was kept back, and each row has an id."""
 
 
 def _shown(value: object) -> str:

@@ -15,13 +15,14 @@ from types import MappingProxyType
 from typing import Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, urldefrag, urlencode, urljoin, urlsplit
 
-from aiofinetune import wire
+from aiofinetune import structuring
 from aiofinetune.errors import (
     APIError,
     AuthenticationFailed,
     BadRequest,
     ConfigurationError,
     Conflict,
+    FineTuneError,
     NotFound,
     PermissionDenied,
     ProtocolViolation,
@@ -31,7 +32,7 @@ from aiofinetune.errors import (
     ServerError,
     TooManyJobs,
 )
-from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, Listing, Model
+from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, Listing, Model, Rows
 
 T = TypeVar("T")
 
@@ -106,6 +107,7 @@ class Endpoint(NamedTuple, Generic[T]):
 
 CREATE_FINE_TUNE = Endpoint("POST", "/fine-tunes", FineTune, idempotent=False)
 LIST_FINE_TUNES = Endpoint("GET", "/fine-tunes", Listing[FineTune])
+LIST_FINE_TUNE_ROWS = Endpoint("GET", "/fine-tunes", Rows)
 RETRIEVE_FINE_TUNE = Endpoint("GET", "/fine-tunes/{}", FineTune)
 CANCEL_FINE_TUNE = Endpoint("POST", "/fine-tunes/{}/cancel", FineTune)
 LIST_FINE_TUNE_EVENTS = Endpoint("GET", "/fine-tunes/{}/events", Listing[FineTuneEvent])
@@ -262,8 +264,13 @@ def decompressor(encoding: str) -> zlib._Decompress:
             raise ProtocolViolation(f"the reply has the Content-Encoding {other[:40]!r}, which was not asked for")
 
 
-def decode(endpoint: Endpoint[T], reply: Reply) -> T:
+def decode(endpoint: Endpoint[T], reply: Reply, noted: structuring.Noted | None = None) -> T:
     """Read the reply of a call.
+
+    Args:
+        endpoint: What was called.
+        reply: What came.
+        noted: Is called with each field that was read as absent since it does not fit.
 
     Raises:
         APIError: The service answered with an error.
@@ -271,7 +278,35 @@ def decode(endpoint: Endpoint[T], reply: Reply) -> T:
     """
     if not 200 <= reply.status < 300:
         raise error_of(reply)
-    return wire.read_reply(reply.body, endpoint.result)
+    try:
+        result = structuring.read_reply(reply.body, endpoint.result, noted)
+    except ProtocolViolation as misfit:
+        if (error := _error_object(reply.body)) is None:
+            raise
+        raise APIError(reply.status, *_error_fields(error)) from misfit
+    if isinstance(result, Listing) and not result.data and (error := _error_object(reply.body)) is not None:
+        # An error that came under a good status is no empty list.
+        raise APIError(reply.status, *_error_fields(error))
+    return result
+
+
+def unreadable(reply: Reply, failure: FineTuneError) -> FineTuneError:
+    """What is wrong with the reply to an accepted create that names no job: the service's words where it has any.
+
+    Args:
+        reply: The reply, as far as it came.
+        failure: What kept it from being read.
+    """
+    error = _error_object(reply.body)
+    if error is not None:
+        return APIError(reply.status, *_error_fields(error))
+    kind = reply.headers.get("content-type", "").lower()
+    if "html" in kind or reply.body[:200].lstrip().lower().startswith((b"<!doctype", b"<html")):
+        page = structuring.excerpt(reply.body)
+        return ProtocolViolation(f"status {reply.status} with an HTML page, so a proxy may have answered: {page}")
+    if not reply.body and isinstance(failure, ProtocolViolation):
+        return ProtocolViolation(f"status {reply.status} with an empty body")
+    return failure
 
 
 _ERROR_OF_STATUS: Final[Mapping[int, type[APIError]]] = {
@@ -301,7 +336,9 @@ def error_of(reply: Reply) -> APIError:
     retry_after = parse_retry_after(reply.headers.get("retry-after"), now=server_time(reply) or time.time())
     error = _error_object(reply.body)
     if error is None:
-        message = f"the body is not the API's JSON: {wire.excerpt(reply.body)}" if reply.body else "with an empty body"
+        message = (
+            f"the body is not the API's JSON: {structuring.excerpt(reply.body)}" if reply.body else "with an empty body"
+        )
         return kind(reply.status, message, request_id=request_id, retry_after=retry_after)
     fields = _error_fields(error)
     if kind is RateLimited:
@@ -347,7 +384,7 @@ def server_time(reply: Reply) -> float | None:
 def stream_error_of(data: bytes) -> APIError | None:
     """The error that a stream carries in place of an event, if what is no event is one."""
     try:
-        event = wire.read_json(data)
+        event = structuring.read_json(data)
     except ProtocolViolation:
         return None
     if isinstance(event, dict) and "message" not in event and isinstance(event.get("error"), dict | str):
@@ -359,7 +396,7 @@ def stream_error_of(data: bytes) -> APIError | None:
 def _error_object(body: bytes) -> dict[str, object] | None:
     """The ``error`` of the reference's envelope; some hosts send a bare text, or name it ``detail`` or ``message``."""
     try:
-        value = wire.read_json(body)
+        value = structuring.read_json(body)
     except ProtocolViolation:
         return None
     if not isinstance(value, dict):

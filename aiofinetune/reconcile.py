@@ -14,7 +14,18 @@ from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from aiofinetune.errors import APIError, ConnectFailed, FineTuneError, ProtocolViolation, ServerError, TransportError
+import attrs
+
+from aiofinetune.errors import (
+    APIError,
+    ConnectFailed,
+    CreateUncertain,
+    FineTuneError,
+    FineTuneUnreadable,
+    ProtocolViolation,
+    ServerError,
+    TransportError,
+)
 from aiofinetune.models import File, FineTune, FineTuneRequest
 
 T = TypeVar("T")
@@ -66,14 +77,78 @@ def may_have_arrived(failure: FineTuneError) -> bool:
     (RFC 9110, section 15.4.4).
     """
     match failure:
-        case ConnectFailed():
+        case ConnectFailed() | FineTuneUnreadable():
             return False
         case ServerError(status=503, retry_after=float()):
             return False
         case APIError(status=status):
-            return status >= 500 or status in (303, 408)
+            # An error under 2xx comes of a request that was accepted.
+            return status < 300 or status >= 500 or status in (302, 303, 408)
         case _:
             return isinstance(failure, TransportError | ProtocolViolation)
+
+
+class Accepted(Exception):
+    """A create was accepted (a status of 2xx), so it made a job, and the reply does not give that job.
+
+    It never leaves this package. Its cause says why the reply is of no use.
+
+    Args:
+        fine_tune_id: The id that the reply names, if it names one.
+        is_whole: Whether the reply came whole; of one that broke off, the id is a hint.
+        is_taken: Whether the id is known to be that of another create's job.
+    """
+
+    def __init__(self, fine_tune_id: str | None, *, is_whole: bool, is_taken: bool = False) -> None:
+        super().__init__(fine_tune_id)
+        self.fine_tune_id = fine_tune_id
+        self.is_whole = is_whole
+        self.is_taken = is_taken
+
+    def __str__(self) -> str:
+        return f"the create was accepted; {self.__cause__}"
+
+
+@attrs.frozen
+class Search:
+    """A search for the job of a create.
+
+    Args:
+        request: What was asked for.
+        sent: When it was first sent.
+        lost_at: When its reply was given up.
+        known: Ids of jobs that earlier sessions made.
+        own: Ids of jobs that this session has given to somebody already.
+        lost: All requests whose job is not known, `request` among them.
+        astray: Seconds by which `sent` may be too late.
+        accepted: That the service accepted it, if it did.
+    """
+
+    request: FineTuneRequest
+    sent: Moment
+    lost_at: Moment
+    known: Container[str]
+    own: Container[str]
+    lost: Sequence[FineTuneRequest] = ()
+    astray: float = 0.0
+    accepted: Accepted | None = None
+
+    @property
+    def cause(self) -> BaseException | None:
+        """What was wrong with the reply, where the create was accepted."""
+        return None if self.accepted is None else self.accepted.__cause__
+
+    def uncertain(
+        self,
+        candidates: tuple[FineTune, ...] = (),
+        unreadable: tuple[str, ...] = (),
+        fine_tune_id: str | None = None,
+    ) -> CreateUncertain:
+        """What to raise where the search cannot tell."""
+        named = self.accepted.fine_tune_id if self.accepted is not None else None
+        return CreateUncertain(
+            self.request, self.sent.unix, candidates, self.accepted is not None, unreadable, fine_tune_id or named
+        )
 
 
 class Verdict(NamedTuple):
@@ -108,38 +183,60 @@ def judge(
         astray: Seconds by which `since` may be too late.
     """
     others = [job for job in jobs if job.id not in own]
-    near = sorted((job for job in others if _is_near(job, request, since)), key=lambda job: job.created_at)
+    near = sorted((job for job in others if _is_near(job, request, since)), key=lambda job: job.created_at or 0)
     fitting = [job for job in near if fits(job, request)]
     if fitting:
         equal = sum(other == request for other in lost)
         is_contested = any(other != request and fits(job, other) for other in lost for job in fitting)
-        if since is not None and not is_contested and len(fitting) <= equal:
-            return Verdict(job=fitting[0])
+        # A job that fits only because the list does not say what would tell it from others is no proof.
+        plain = [job for job in fitting if job.training_files and job.created_at is not None]
+        if plain and since is not None and not is_contested and len(fitting) <= equal:
+            return Verdict(job=plain[0])
         return Verdict(unclear=tuple(fitting))
     # A service may have changed a parameter: a job that nothing else of this session explains may be the one.
     unclear = [job for job in near if not any(fits(job, other) for other in lost)]
     if since is not None:
-        unclear += [job for job in others if job.created_at >= since - astray and fits(job, request)]
+        unclear += [job for job in others if _is_since(job, since - astray) and fits(job, request)]
     return Verdict(unclear=tuple(unclear))
 
 
 def _is_near(job: FineTune, request: FineTuneRequest, since: float | None) -> bool:
-    is_recent = since is None or job.created_at >= since - CLOCK_SLACK
     files = {file.id for file in job.training_files}
-    return is_recent and (not files or request.training_file in files)
+    return (since is None or _is_since(job, since - CLOCK_SLACK)) and (not files or request.training_file in files)
+
+
+def _is_since(job: FineTune, since: float) -> bool:
+    """Whether a job was made at `since` or later, or the service does not say when."""
+    return job.created_at is None or job.created_at >= since
+
+
+def is_ours(job: FineTune, request: FineTuneRequest, since: float | None) -> bool:
+    """Whether a job whose id a create's broken reply named is what was asked for, as far as the service says."""
+    return _is_near(job, request, since) and fits(job, request)
 
 
 def fits(job: FineTune, request: FineTuneRequest) -> bool:
     """Whether a listed job is what `request` asks for, as far as the list says.
 
-    What the request leaves to the service fits anything, and so does what the service does not tell.
+    What the request leaves to the service fits anything, and so does what the service does not say.
     """
     return (
-        [file.id for file in job.training_files] == [request.training_file]
-        and [file.id for file in job.validation_files] == ([request.validation_file] if request.validation_file else [])
-        and request.model in (None, job.model)
-        and all(getattr(job.hyperparams, name, None) in (None, value) for name, value in request.given().items())
+        _files_fit(job, request)
+        and (request.model is None or job.model in (None, request.model))
+        and all(
+            getattr(job.hyperparams, name, None) in (None, "auto", value) for name, value in request.given().items()
+        )
         and _suffix_fits(job.fine_tuned_model, request.suffix)
+    )
+
+
+def _files_fit(job: FineTune, request: FineTuneRequest) -> bool:
+    training, validation = [file.id for file in job.training_files], [file.id for file in job.validation_files]
+    if not training and not validation:
+        # The list does not say.
+        return True
+    return training in ([], [request.training_file]) and validation == (
+        [request.validation_file] if request.validation_file else []
     )
 
 
@@ -174,6 +271,7 @@ def find_file(
         for file in files
         if file.id not in own
         and (file.filename, file.bytes, file.purpose) == (name, size, purpose)
+        and file.created_at is not None
         and file.created_at >= since - CLOCK_SLACK
     ]
     return found[0] if len(found) == 1 else None
@@ -217,6 +315,10 @@ class Own:
         oldest = next(iter(self._calls.values()), now) - 2 * CLOCK_SLACK
         while len(self._ids) > _KEPT and next(iter(self._ids.values())) < oldest:
             del self._ids[next(iter(self._ids))]
+
+    def remove(self, name: str) -> None:
+        """Forget an id that turned out not to be what the call made."""
+        self._ids.pop(name, None)
 
     def disown(self, name: str) -> None:
         """Take note that whoever an id was given to could not keep it."""

@@ -10,15 +10,15 @@ import secrets
 import time
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 import aiohttp
 import attrs
 
-from aiofinetune import files, protocol, reconcile, retry, wire
+from aiofinetune import files, protocol, reconcile, retry, structuring
 from aiofinetune._version import __version__
 from aiofinetune.errors import (
     APIError,
@@ -30,6 +30,7 @@ from aiofinetune.errors import (
     FineTuneCancelled,
     FineTuneError,
     FineTuneFailed,
+    FineTuneUnreadable,
     LocalFileError,
     NotFound,
     NotSent,
@@ -41,14 +42,14 @@ from aiofinetune.errors import (
     TransportError,
     WaitTimeout,
 )
-from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Listing, Model, Status
+from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Listing, Model, Rows, Status
 from aiofinetune.pause import Pause
 from aiofinetune.protocol import Endpoint, Reply, Request
-from aiofinetune.reconcile import Group, Moment, Own
+from aiofinetune.reconcile import Accepted, Group, Moment, Own, Search
 from aiofinetune.retry import Retry
 from aiofinetune.secret import Secret, scrubbed, without_secret
 from aiofinetune.stream import EventStream
-from aiofinetune.transport import SMALL_BUFFER, Incoming, Timeout, Transport, collect
+from aiofinetune.transport import SMALL_BUFFER, Heard, Incoming, Timeout, Transport, collect
 
 if TYPE_CHECKING:
     from aiofinetune.completions import Completion
@@ -129,6 +130,8 @@ class FineTuneSession:
         self._own = Own()
         self._partial_lists: set[str] = set()
         """Paths of the lists that were told to be partial: once each."""
+        self._oddities: set[str] = set()
+        """Fields of replies that were said not to fit: once each."""
         self._groups: weakref.WeakValueDictionary[tuple[str, str], Group[Any]] = weakref.WeakValueDictionary()
         self._transport = Transport(self.base_url, headers, timeout, http)
 
@@ -155,21 +158,33 @@ class FineTuneSession:
     # Fine-tunes
 
     async def create_fine_tune(
-        self, request: FineTuneRequest, *, known: Container[str] = (), wanted: Callable[[], bool] = lambda: True
+        self,
+        request: FineTuneRequest,
+        *,
+        known: Container[str] = (),
+        wanted: Callable[[], bool] = lambda: True,
+        accepted: Callable[[str | None, bool], Awaitable[None]] | None = None,
     ) -> FineTune:
         """Create a job, once: it is sent again only where it surely made none.
 
-        When the reply is lost, the job is looked for in the service's list, for as long as ``Retry.grace`` says, among
-        those made since by no other call of this session. A training file that is still being processed is waited for.
-        When the call is cancelled after the request was sent, a note on the ``CancelledError`` says so.
+        A reply with a status of 2xx means that a job was made, whatever the rest of it is: then the job is retrieved by
+        the id that the reply names, or looked for in the service's list. When the reply is lost, the list is searched
+        as well, for as long as ``Retry.grace`` says, for a job made since by no other call of this session; and only
+        where the list is proof that there is none is the create sent again, on a new connection. (With an aiohttp
+        session that was handed in, the search asks the service to close the connection that it used; others of that
+        session may still be used.) A training file that is still being processed is waited for. When the call is
+        cancelled after the request was sent, a note on the ``CancelledError`` says what is known of the job.
 
         Args:
             request: What to ask for.
             known: Ids of jobs that are known to be another request's. Those of this session are known to it.
             wanted: Asked each time before it is sent; where it says no, it has made no job, and is not sent.
+            accepted: Called when the service accepted the create and its reply does not describe the job, before
+                anything else is done: with the id that the reply names, if any, and whether the reply came whole.
 
         Raises:
-            CreateUncertain: The reply was lost, and the list cannot tell whether a job was made.
+            CreateUncertain: Whether a job was made, or which, cannot be told.
+            FineTuneUnreadable: The job was made; its id is known, and nothing else of it can be read.
             QuotaExceeded: The service takes no more jobs today, or for this money.
             TooManyJobs: The service takes no more jobs until one is over.
             NotSent: It was not `wanted`.
@@ -181,24 +196,40 @@ class FineTuneSession:
         # No service is known to honour the key; it costs nothing to send, and nothing here depends on it.
         headers = {"Idempotency-Key": secrets.token_hex(16)}
         endpoint = protocol.CREATE_FINE_TUNE
-        call = protocol.build(endpoint, self.base_url, body=wire.write_request(request.given()), headers=headers)
+        call = protocol.build(endpoint, self.base_url, body=structuring.write_request(request.given()), headers=headers)
         group = self._group("fine-tune", request.training_file)
         sent = Moment.now()
+        is_lost = False
 
         async def attempt() -> FineTune:
             await group.turn()
             if not wanted():
                 raise NotSent("the create was not sent: it is not wanted any more")
-            with group, _Noted(request):
-                job = await self._decode(endpoint, await self._fetch(call))
-                self._own.add(job.id)
-                return job
+            heard = Heard()
+            try:
+                with group, _Noted(request, heard):
+                    # A connection that broke once under a create may do so each time: the next goes out on its own.
+                    job = await self._send_create(call, heard, fresh=is_lost)
+                    self._claim(job.id, known)
+                    return job
+            except Accepted as acceptance:
+                search = Search(request, sent, Moment.now(), known, self._own, accepted=acceptance)
+                with _Noted(request, acceptance):
+                    made = await self._retrieve_accepted(search, acceptance, accepted or _unheeded)
+                    made = made or await search_list(search)
+                    assert made is not None  # noqa: S101  # of an accepted create, the search does not say that it made none
+                    return made
 
         async def find(_failure: FineTuneError) -> FineTune | None:
-            lost_at = Moment.now()
-            with _Noted(request), group.losing(request):
+            nonlocal is_lost
+            is_lost = True
+            with _Noted(request, None):
+                return await search_list(Search(request, sent, Moment.now(), known, self._own))
+
+        async def search_list(search: Search) -> FineTune | None:
+            with group.losing(request):
                 async with group.searching():
-                    return await self._find_fine_tune(request, sent, lost_at, group.lost, known, self._own)
+                    return await self._find_fine_tune(attrs.evolve(search, lost=group.lost))
 
         return await self._retrying(endpoint, attempt, find)
 
@@ -210,10 +241,12 @@ class FineTuneSession:
         lost_at: float | None = None,
         lost: Sequence[FineTuneRequest] = (),
         known: Container[str] = (),
+        accepted: bool = False,
+        fine_tune_id: str | None = None,
     ) -> FineTune | None:
         """Look for the job of a create whose reply was lost; None if it surely made none.
 
-        `create_fine_tune` does so itself. This is for whoever keeps a record of creates across sessions.
+        `create_fine_tune` does so itself. This is for callers that keep a record of creates across sessions.
 
         Args:
             request: What was asked for.
@@ -224,17 +257,26 @@ class FineTuneSession:
                 `sent_at`.
             lost: All requests whose job is not known, which might be taken for one another; `request` may be left out.
             known: Ids of jobs that are known to be another request's. Those of this session are known to it.
+            accepted: Whether the service accepted the create, so that it made a job; then None is never returned.
+            fine_tune_id: The id that a reply named which broke off.
 
         Raises:
             CreateUncertain: It cannot be told.
         """
-        lost = lost if request in lost else (*lost, request)
-        sent = Moment.at(sent_at)
-        # By a clock that was set back since it may lie in the future: that is not waited for.
-        lost_since = Moment.at(min(sent_at if lost_at is None else lost_at, time.time()))
-        return await self._find_fine_tune(
-            request, sent, lost_since, lost, known, self._own.kept(), reconcile.MOST_ASTRAY
+        search = Search(
+            request,
+            Moment.at(sent_at),
+            # By a clock that was set back since it may lie in the future: that is not waited for.
+            Moment.at(min(sent_at if lost_at is None else lost_at, time.time())),
+            known,
+            self._own.kept(),
+            lost if request in lost else (*lost, request),
+            reconcile.MOST_ASTRAY,
+            Accepted(fine_tune_id, is_whole=False) if accepted else None,
         )
+        if fine_tune_id is not None and (job := await self._retrieve_named(search, fine_tune_id)) is not None:
+            return job
+        return await self._find_fine_tune(search)
 
     def disown(self, fine_tune_id: str) -> None:
         """Let `find_fine_tune` find a job that this session has given already: whoever got it could not keep its id."""
@@ -261,8 +303,8 @@ class FineTuneSession:
         """
         try:
             return await self._call(protocol.CANCEL_FINE_TUNE, fine_tune_id)
-        except (BadRequest, Conflict):
-            # What cancelled it may have been a try of this very call, whose reply was lost.
+        except (BadRequest, Conflict, ProtocolViolation):
+            # A try of this very call may have cancelled it, whose reply was lost or does not describe the job.
             job = await self.retrieve_fine_tune(fine_tune_id)
             if job.status != Status.CANCELLED:
                 raise
@@ -388,7 +430,7 @@ class FineTuneSession:
             "logprobs": logprobs,
             "seed": seed,
         }
-        body = wire.write_request({name: value for name, value in parameters.items() if value is not None})
+        body = structuring.write_request({name: value for name, value in parameters.items() if value is not None})
         from aiofinetune import completions  # noqa: PLC0415  # an eighth of the client's import, likewise
 
         return await self._call(completions.CREATE_COMPLETION, body=body)
@@ -479,7 +521,7 @@ class FineTuneSession:
         Source: ``GET /files/{id}/content``.
         """
         # What was sent is held against the size that the service knows: a body may be whole, and not the file.
-        expected = (await self.retrieve_file(file_id)).bytes
+        expected = (await self.retrieve_file(file_id)).bytes or 0
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         request = protocol.build(protocol.DOWNLOAD_FILE, self.base_url, file_id, headers=headers)
 
@@ -528,10 +570,11 @@ class FineTuneSession:
         *ids: str,
         query: Mapping[str, str] | None = None,
         body: bytes | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
         policy: Retry | None = None,
     ) -> tuple[T, Reply]:
         """Make a plain call; give what its reply says, and the reply itself."""
-        request = protocol.build(endpoint, self.base_url, *ids, query=query, body=body)
+        request = protocol.build(endpoint, self.base_url, *ids, query=query, body=body, headers=headers)
 
         async def attempt() -> tuple[T, Reply]:
             reply = await self._fetch(request)
@@ -610,37 +653,120 @@ class FineTuneSession:
         if isinstance(failure, RateLimited):
             self._pause.extend(seconds if failure.retry_after is None else failure.retry_after)
 
-    async def _find_fine_tune(
-        self,
-        request: FineTuneRequest,
-        sent: Moment,
-        lost_at: Moment,
-        lost: Sequence[FineTuneRequest],
-        known: Container[str],
-        own: Container[str],
-        astray: float = 0.0,
+    async def _send_create(self, call: Request, heard: Heard, *, fresh: bool) -> FineTune:
+        """Send a create; give the job that its reply describes.
+
+        Raises:
+            Accepted: The service accepted it, and its reply describes no job.
+        """
+        try:
+            reply = await self._fetch(call, heard=heard, fresh=fresh)
+        except FineTuneError as failure:
+            if not heard.is_accepted:
+                raise
+            reply = self._without_key(Reply(heard.status or 200, heard.headers, b"".join(heard.pieces)))
+            named = structuring.readable_id(reply.body)
+            raise Accepted(named, is_whole=False) from protocol.unreadable(reply, failure)
+        if reply.status >= 300:
+            raise self._error_of(protocol.CREATE_FINE_TUNE, reply)
+        try:
+            return await self._decode(protocol.CREATE_FINE_TUNE, reply)
+        except FineTuneError as misfit:
+            named, is_whole = structuring.readable_id(reply.body), structuring.is_json(reply.body)
+            raise Accepted(named, is_whole=is_whole) from (misfit if named else protocol.unreadable(reply, misfit))
+
+    def _claim(self, fine_tune_id: str, known: Container[str]) -> None:
+        """Take a job as this call's own.
+
+        Raises:
+            Accepted: It is another's: this create was accepted, and which job it made is not known.
+        """
+        if fine_tune_id in self._own or fine_tune_id in known:
+            words = f"the reply names {fine_tune_id}, which another create made"
+            raise Accepted(fine_tune_id, is_whole=True, is_taken=True) from ProtocolViolation(words)
+        self._own.add(fine_tune_id)
+
+    async def _retrieve_accepted(
+        self, search: Search, failure: Accepted, note: Callable[[str | None, bool], Awaitable[None]]
     ) -> FineTune | None:
-        """Do what `find_fine_tune` says, by moments that no setting of this machine's clock moves by more than said."""
-        pause = self._retry.base
-        while True:
+        """Retrieve the job that an accepted create's reply names; None if it names none, or none that is known."""
+        named = failure.fine_tune_id
+        if named is not None and not failure.is_taken and (named in self._own or named in search.known):
+            failure = Accepted(named, is_whole=failure.is_whole, is_taken=True)
+        if failure.is_taken:
+            await note(None, False)
+            raise search.uncertain(fine_tune_id=named) from failure.__cause__
+        await note(named, failure.is_whole)
+        if named is None:
+            return None
+        # Nobody else may find it meanwhile.
+        self._own.add(named)
+        job = await self._retrieve_named(search, named, is_whole=failure.is_whole)
+        if job is None:
+            self._own.remove(named)
+            if failure.is_whole:
+                await note(named, False)
+        return job
+
+    async def _retrieve_named(self, search: Search, named: str, *, is_whole: bool = False) -> FineTune | None:
+        """Retrieve the job that a create's reply named; None if the service does not know it, or it is another's.
+
+        Raises:
+            FineTuneUnreadable: The reply was whole, and the job cannot be read.
+        """
+        for pause in self._until_grace_is_over(search):
             try:
-                listing, reply = await self._exchange(protocol.LIST_FINE_TUNES)
+                job, reply = await self._exchange(protocol.RETRIEVE_FINE_TUNE, named)
+            except NotFound:
+                await asyncio.sleep(pause)
+            except FineTuneError as failure:
+                if not is_whole:
+                    _log.warning("looking at %s, which the reply to a create named: %s", named, failure)
+                    return None
+                raise FineTuneUnreadable(str(failure), named) from failure
+            else:
+                if not is_whole and not reconcile.is_ours(job, search.request, _at_service(reply, search.sent)):
+                    return None
+                self._own.add(named)
+                return job
+        return None
+
+    async def _find_fine_tune(self, search: Search) -> FineTune | None:
+        """Search the service's list for the job of a create, for as long as it may take to show up.
+
+        None if it surely made none, by moments that no setting of this machine's clock moves by more than said.
+        """
+        rows, verdict = Rows(is_whole=False), reconcile.Verdict()
+        # So that a create which is sent again does not go out on this connection.
+        headers = {} if self._transport.owns_http else {"Connection": "close"}
+        for pause in self._until_grace_is_over(search):
+            try:
+                rows, reply = await self._exchange(protocol.LIST_FINE_TUNE_ROWS, headers=headers)
             except FineTuneError as error:
-                raise CreateUncertain(request, sent.unix) from error
-            since = _at_service(reply, sent)
-            others = [job for job in listing.data if job.id not in known]
-            verdict = reconcile.judge(others, request, since, lost, own, astray)
+                raise search.uncertain() from search.cause or error
+            since = _at_service(reply, search.sent)
+            others = [job for job in rows.jobs if job.id not in search.known]
+            verdict = reconcile.judge(others, search.request, since, search.lost, search.own, search.astray)
             if verdict.job is not None:
                 self._own.add(verdict.job.id)
                 return verdict.job
-            left = self._retry.grace - (time.monotonic() - lost_at.steady)
-            if left <= 0:
-                break
-            await asyncio.sleep(min(pause, left))
-            pause = min(2 * pause, self._retry.cap)
-        if verdict.unclear or listing.has_more:
-            raise CreateUncertain(request, sent.unix, verdict.unclear)
+            await asyncio.sleep(pause)
+        unreadable = [name for name in rows.unreadable if name not in search.known and name not in search.own]
+        if verdict.unclear or unreadable or not rows.is_whole or search.accepted is not None:
+            raise search.uncertain(verdict.unclear, tuple(unreadable)) from search.cause
         return None
+
+    def _until_grace_is_over(self, search: Search) -> Iterator[float]:
+        """How long to pause after each look for a job; the last look is the one after ``Retry.grace`` is over."""
+        pause = self._retry.base
+        while (left := self._retry.grace - (time.monotonic() - search.lost_at.steady)) > 0:
+            yield min(pause, left)
+            pause = min(2 * pause, self._retry.cap)
+        yield 0.0
+
+    async def _list_rows(self) -> Rows:
+        """List the jobs, and the ids of those of which nothing else can be read."""
+        return await self._call(protocol.LIST_FINE_TUNE_ROWS)
 
     async def _find_file(self, name: str, size: int | None, purpose: str, sent: Moment) -> File | None:
         """Look for the file of an upload whose reply was lost; None if there is none that is surely it."""
@@ -663,16 +789,29 @@ class FineTuneSession:
             group = self._groups[kind, name] = Group()
         return group
 
-    async def _fetch(self, request: Request, upload: files.Form | None = None) -> Reply:
+    async def _fetch(
+        self,
+        request: Request,
+        upload: files.Form | None = None,
+        heard: Heard | None = None,
+        *,
+        fresh: bool = False,
+    ) -> Reply:
         """Send a request; give its reply without the key, which the locals of a traceback would show too."""
-        return self._without_key(await self._transport.fetch(request, upload))
+        return self._without_key(await self._transport.fetch(request, upload, heard, fresh=fresh))
 
     async def _decode(self, endpoint: Endpoint[T], reply: Reply) -> T:
         if reply.status >= 300:
             raise self._error_of(endpoint, reply)
         if len(reply.body) > _DECODED_ON_LOOP:
-            return await asyncio.to_thread(protocol.decode, endpoint, reply)
-        return protocol.decode(endpoint, reply)
+            return await asyncio.to_thread(protocol.decode, endpoint, reply, self._note_oddity)
+        return protocol.decode(endpoint, reply, self._note_oddity)
+
+    def _note_oddity(self, field: str, found: str) -> None:
+        """Say once a session of each field that was read as absent."""
+        if field not in self._oddities:
+            self._oddities.add(field)
+            _log.warning("%s: the service gives %s, which its API does not allow; it is read as None", field, found)
 
     def _without_key(self, reply: Reply) -> Reply:
         body = scrubbed(reply.body, self._api_key)
@@ -779,9 +918,12 @@ class FineTuneSession:
     async def _seems_over(self, fine_tune_id: str) -> bool:
         try:
             return (await self.retrieve_fine_tune(fine_tune_id)).is_terminal
-        except FineTuneError as failure:
+        except (TransportError, ServerError, RateLimited) as failure:
             _log.info("looking at %s: %s", fine_tune_id, failure)
             return False
+        except FineTuneError:
+            # The look that follows raises it.
+            return True
 
     def _now(self) -> float:
         """Seconds on a clock that is never set."""
@@ -812,10 +954,11 @@ def _at_service(reply: Reply, moment: Moment) -> float | None:
 
 
 class _Noted:
-    """Says on a cancellation that a create was under way."""
+    """Says on a cancellation what is known of the job of a create that was under way."""
 
-    def __init__(self, request: FineTuneRequest) -> None:
+    def __init__(self, request: FineTuneRequest, known: Heard | Accepted | None) -> None:
         self._request = request
+        self._known = known
 
     def __enter__(self) -> None:
         return None
@@ -824,10 +967,26 @@ class _Noted:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, asyncio.CancelledError):
-            error.add_note(
-                "a create was under way when it was cancelled, and may have made a job: look in list_fine_tunes() for"
-                f" one with the training file {self._request.training_file}, created just now"
-            )
+            error.add_note(f"a create was under way when it was cancelled: {self._outcome()}")
+
+    def _outcome(self) -> str:
+        match self._known:
+            case Accepted(fine_tune_id=named):
+                is_accepted = True
+            case Heard(is_accepted=True, pieces=pieces):
+                is_accepted, named = True, structuring.readable_id(b"".join(pieces))
+            case _:
+                is_accepted, named = False, None
+        if named is not None:
+            return f"the service accepted it, and it made a job, {named}"
+        return (
+            f"{'the service accepted it, and it made a job' if is_accepted else 'it may have made a job'}; look in"
+            f" list_fine_tunes() for one with the training file {self._request.training_file}, created just now"
+        )
+
+
+async def _unheeded(_fine_tune_id: str | None, _is_whole: bool) -> None:  # noqa: FBT001  # as a create calls it
+    """Take no note of an accepted create: the caller keeps no record."""
 
 
 def _checked_header(name: str, value: str) -> str:

@@ -10,7 +10,7 @@ from operator import attrgetter
 from types import TracebackType
 from typing import Final, Self
 
-from aiofinetune import protocol, retry, wire
+from aiofinetune import protocol, retry, structuring
 from aiofinetune.errors import (
     ConnectionLost,
     FineTuneError,
@@ -185,7 +185,7 @@ class EventStream:
         if not received:
             return False
         try:
-            self._new = wire.read_replies(received, FineTuneEvent)
+            self._new = structuring.read_replies(received, FineTuneEvent)
         except ProtocolViolation:
             return False
         for event in reversed(self._new):
@@ -270,7 +270,7 @@ class EventStream:
 
 def _event(data: bytes) -> FineTuneEvent:
     try:
-        return wire.read_reply(data, FineTuneEvent)
+        return structuring.read_reply(data, FineTuneEvent)
     except ProtocolViolation:
         error = protocol.stream_error_of(data)
         if error is None:

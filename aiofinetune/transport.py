@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import urllib.request
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -40,6 +41,10 @@ _DECOMPRESSED_AT_ONCE: Final = 64 << 10
 _FAILURES: Final = (aiohttp.ClientError, OSError, ValueError)
 """What aiohttp raises for a request that went wrong; a ValueError for one that it does not send."""
 
+_NO_STATUS_LINE: Final = re.compile(r"Bad status line:\n  Expected HTTP/[^\n]*\n\n  b'[^\n]*\n    \^")
+"""How aiohttp says of a reply that its first byte is no HTTP. Whatever else it says of one, a status line may have been
+read before: bytes that came in one packet with it are parsed together, and it is not handed on."""
+
 
 @attrs.frozen
 class Timeout:
@@ -68,6 +73,41 @@ class Timeout:
                 raise ConfigurationError(f"{name}: expected seconds, more than 0, got {seconds!r}")
 
 
+@attrs.define
+class Heard:
+    """What has come of a reply so far: where a create's reply breaks off, all that there is to go by."""
+
+    status: int | None = None
+    """The status; None until the status line was read."""
+    headers: Mapping[str, str] = attrs.field(default=MappingProxyType({}), repr=False)
+    pieces: list[bytes] = attrs.field(factory=list, repr=False)
+    """The bytes of the body, which may echo the key."""
+    is_garbled: bool = False
+    """Whether it began with a status line, or may have, and aiohttp does not say which: what follows is not HTTP."""
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether its status line says, or may have said, that the service did what it was asked (2xx)."""
+        return self.is_garbled or (self.status is not None and 200 <= self.status < 300)
+
+    def fail(self, error: Exception) -> None:
+        """Note what `error`, by which the reply broke off, shows of its head, if that is not known."""
+        if self.status is not None:
+            return
+        match error:
+            case aiohttp.ServerDisconnectedError(message=aiohttp.http.RawResponseMessage(code=status)):
+                self.status = status
+            case aiohttp.ClientHttpProxyError():
+                pass
+            case aiohttp.ClientResponseError(message=message):
+                self.is_garbled = _NO_STATUS_LINE.match(message) is None
+
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """Note the head of the reply."""
+        self.status = status
+        self.headers = headers
+
+
 class Transport:
     """Sends requests on one aiohttp session, borrowed or its own.
 
@@ -88,18 +128,33 @@ class Transport:
         self._headers = headers
         self._http = http
         self._owns_http = http is None
+        self._fresh_http: aiohttp.ClientSession | None = None
         self._closed = False
         self._slots = asyncio.Semaphore(MOST_CALLS)
         self._proxy = _proxy_for(base_url)
         # Time is kept here: aiohttp's total would end a stream, and costs more than one timeout around the call.
         self._client_timeout = aiohttp.ClientTimeout(total=None, connect=timeout.connect)
 
-    async def fetch(self, request: Request, upload: AsyncIterator[bytes | memoryview] | None = None) -> Reply:
+    @property
+    def owns_http(self) -> bool:
+        """Whether the aiohttp session was made here."""
+        return self._owns_http
+
+    async def fetch(
+        self,
+        request: Request,
+        upload: AsyncIterator[bytes | memoryview] | None = None,
+        heard: Heard | None = None,
+        *,
+        fresh: bool = False,
+    ) -> Reply:
         """Send a request; give its whole reply, whatever its status.
 
         Args:
             request: What to send.
             upload: The request's body in pieces, in place of ``request.body``.
+            heard: Holds what came of the reply, also where this fails or is cancelled.
+            fresh: Whether to send it on a connection of its own; on a session that was handed in it has no effect.
 
         Raises:
             TransportError: No whole reply came.
@@ -109,12 +164,17 @@ class Transport:
             try:
                 async with asyncio.timeout(self.timeout.reply) as deadline:
                     data = request.body if upload is None else _Timed(upload, deadline, self.timeout)
-                    response = await self._send(request, data)
+                    response = await self._send(request, data, fresh=fresh)
                     if 300 <= response.status < 400 and upload is None:
                         response = await self._redirected(request, response)
                     with contextlib.closing(Incoming(request, response, stall=None)) as incoming:
-                        return await incoming.read_reply()
+                        if heard is None:
+                            return await incoming.read_reply()
+                        heard.begin(response.status, response.headers)
+                        return await incoming.read_reply(heard.pieces)
             except _FAILURES as error:
+                if heard is not None:
+                    heard.fail(error)
                 raise in_our_words(error, request.name) from _cause(error)
 
     async def open(self, request: Request, stall: float, buffer: int | None = None) -> Incoming:
@@ -154,8 +214,9 @@ class Transport:
     async def aclose(self) -> None:
         """Close the connections, and the aiohttp session if it was made here."""
         self._closed = True
-        if self._http is not None and self._owns_http:
-            await self._http.close()
+        for http in (self._http if self._owns_http else None, self._fresh_http):
+            if http is not None:
+                await http.close()
 
     async def _redirected(
         self, request: Request, response: aiohttp.ClientResponse, buffer: int | None = None
@@ -172,16 +233,23 @@ class Transport:
         return response
 
     def _send(
-        self, request: Request, data: bytes | AsyncIterator[bytes | memoryview] | None, buffer: int | None = None
+        self,
+        request: Request,
+        data: bytes | AsyncIterator[bytes | memoryview] | None,
+        buffer: int | None = None,
+        *,
+        fresh: bool = False,
     ) -> Awaitable[aiohttp.ClientResponse]:
         if self._closed or (self._http is not None and self._http.closed):
             raise FineTuneError("the session is closed; make a new one")
         if self._http is None:
-            # Streams are unlimited, and plain calls are counted by `_slots`: hence no limit of connections.
-            self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers
-            )
-        return self._http.request(
+            self._http = self._new_http()
+        http = self._http
+        if fresh and self._owns_http:
+            if self._fresh_http is None:
+                self._fresh_http = self._new_http(force_close=True)
+            http = self._fresh_http
+        return http.request(
             request.method,
             URL(request.url, encoded=True),
             data=data,
@@ -194,6 +262,11 @@ class Transport:
             timeout=self._client_timeout,
             middlewares=_SEND_ONCE if self._owns_http and request.method != "POST" else None,
         )
+
+    def _new_http(self, *, force_close: bool = False) -> aiohttp.ClientSession:
+        # Streams are unlimited, and plain calls are counted by `_slots`: hence no limit of connections.
+        connector = aiohttp.TCPConnector(limit=0, force_close=force_close)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers)
 
 
 class Incoming:
@@ -256,8 +329,11 @@ class Incoming:
         except _FAILURES as error:
             raise in_our_words(error, self._request.name) from error
 
-    async def read_reply(self) -> Reply:
+    async def read_reply(self, pieces: list[bytes] | None = None) -> Reply:
         """Give the whole reply; of an error's body, which may be any page, only the start.
+
+        Args:
+            pieces: Gets the pieces of the body as they come.
 
         Raises:
             TransportError: The body was cut.
@@ -267,7 +343,7 @@ class Incoming:
         if is_error and self._encoding not in protocol.ENCODINGS:
             return Reply(self.status, self.headers, b"")
         most = protocol.MOST_ERROR_BYTES if is_error else protocol.MOST_REPLY_BYTES
-        body = await collect(self.read, most)
+        body = await collect(self.read, most, pieces)
         if len(body) > most and not is_error:
             raise ProtocolViolation(f"{self._request.name}: the reply is longer than {most} bytes")
         return Reply(self.status, self.headers, body)
@@ -401,9 +477,10 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
 _SEND_ONCE: Final = (_send_once,)
 
 
-async def collect(read: Callable[[], Awaitable[bytes]], most: int) -> bytes:
-    """Give all that `read` gives, or, of more than `most` bytes, some more than `most`."""
-    pieces: list[bytes] = []
+async def collect(read: Callable[[], Awaitable[bytes]], most: int, pieces: list[bytes] | None = None) -> bytes:
+    """Give all that `read` gives, or, of more than `most` bytes, some more than `most`; in `pieces` as they come."""
+    if pieces is None:
+        pieces = []
     size = 0
     while size <= most and (piece := await read()):
         pieces.append(piece)

@@ -102,7 +102,7 @@ class Uploads:
         there = await self._files_there()
         # Not one of another size, unless the journal knows it: that is what is left of an upload that was cut.
         usable = there.get(known or "") or [
-            file for file in there.get(name, ()) if file.bytes in (0, await _size(path))
+            file for file in there.get(name, ()) if file.bytes in (None, 0, await _size(path))
         ]
         file_id = usable[0].id if usable else await self._upload(path, name, digest)
         if file_id != known:
@@ -130,7 +130,7 @@ class Uploads:
                 self._there = {}
                 for file in files:
                     if file.status != "error":
-                        for name in (file.filename, file.id):
+                        for name in filter(None, (file.filename, file.id)):
                             self._there.setdefault(name, []).append(file)
             return self._there
 

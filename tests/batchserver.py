@@ -82,6 +82,12 @@ class BatchServer:
         """Says of a create or an upload: ``"before"`` breaks the connection without effect, ``"after"`` with it."""
         self.refuse: Callable[[str], bytes | None] = lambda _endpoint: None
         """Gives a reply in place of the right one, if there is to be one."""
+        self.rewrite: Callable[[str, bytes], bytes | None] = lambda _endpoint, right: right
+        """Gives what is sent in place of the right reply, after the effect; None breaks the connection off there."""
+        self.closes = False
+        """Whether each connection is closed after a create's reply, and so breaks off one that is cut short."""
+        self.hides: Callable[[Object], bool] = lambda _job: False
+        """Says of a job whether the list leaves it out."""
         self.held: dict[str, asyncio.Event] = {}
         """Endpoints whose replies wait for an event, after the effect."""
         self.jobs: dict[str, Object] = {}
@@ -190,14 +196,19 @@ class BatchServer:
         elif endpoint == "stream" and ids[0] in self.jobs and self.refuse(endpoint) is None:
             await self._stream(ids[0], writer)
         else:
-            data = self.refuse(endpoint) or self._reply(endpoint, ids, request.body)
+            data = self.refuse(endpoint)
+            if data is None:
+                data = self.rewrite(endpoint, self._reply(endpoint, ids, request.body))
             self._tell()
             if endpoint in self.held:
                 await self.held[endpoint].wait()
-            if lost == "after":
+            if lost == "after" or data is None:
                 writer.transport.abort()
             else:
                 writer.write(data)
+                if self.closes and endpoint == "create":
+                    await writer.drain()
+                    writer.close()
         self._tell()
 
     def _reply(self, endpoint: str, ids: list[str], body: bytes) -> bytes:  # noqa: C901  # one for each endpoint
@@ -205,7 +216,7 @@ class BatchServer:
             case "create":
                 return self._create(json.loads(body))
             case "list":
-                return ok({"object": "list", "data": list(self.jobs.values())})
+                return ok({"object": "list", "data": [job for job in self.jobs.values() if not self.hides(job)]})
             case "list files":
                 return ok({"object": "list", "data": list(self.files.values())})
             case "upload":

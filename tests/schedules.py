@@ -164,7 +164,7 @@ class _Run:
         except FineTuneError:
             self.figures.failed += 1
         except asyncio.CancelledError as cancelled:
-            if any("may have made a job" in note for note in getattr(cancelled, "__notes__", ())):
+            if any("made a job" in note for note in getattr(cancelled, "__notes__", ())):
                 self.uncertain.append(request)
         else:
             assert job.hyperparams.n_epochs == request.n_epochs, "a create was given another's job"

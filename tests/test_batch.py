@@ -28,7 +28,6 @@ from aiofinetune import (
     FineTuneSession,
     LocalFileError,
     NotFound,
-    ProtocolViolation,
     RequestInvalid,
     Retry,
 )
@@ -1799,7 +1798,8 @@ async def test_one_job_for_two_requests(monkeypatch: pytest.MonkeyPatch, most_st
         server.end(*server.jobs)
         outcomes += await batch.run()
     assert [(outcome.label, outcome.job_id) for outcome in outcomes] == [("job-2", None), ("job-1", *server.jobs)]
-    assert isinstance(outcomes[0].error, ProtocolViolation)
+    assert isinstance(outcomes[0].error, CreateUncertain)
+    assert outcomes[0].error.candidate_ids == tuple(server.jobs)
 
 
 async def test_a_note_whose_taker_is_cancelled_leaves_the_job_to_be_found(tmp_path: Path) -> None:

@@ -44,7 +44,9 @@ ONE_OF_EACH = [
             (errors.ServerError, 500),
         )
     ),
+    errors.CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0, (JOB,), True, ("ft-2",), "ft-3"),
     errors.ProtocolViolation("$.id is missing"),
+    errors.FineTuneUnreadable("$.status is missing", "ft-1"),
     errors.StreamInterrupted("ended early"),
     errors.FineTuneEnded(JOB),
     errors.FineTuneFailed(JOB, (FineTuneEvent("out of tokens"),)),
@@ -113,6 +115,18 @@ def test_copies(error: errors.FineTuneError) -> None:
                 "the reply to a create was lost, and it may have made a job. Look in list_fine_tunes() for one of"
                 " 1970-01-01T00:00:00Z or later with the training file file-1, model (any) and suffix x; it may be ft-1"
             ),
+        ),
+        (
+            errors.CreateUncertain(FineTuneRequest(training_file="file-1"), 1e20, (JOB,), True, ("ft-2",), "ft-3"),
+            (
+                "the service accepted a create, so it made a job, but which one is not certain. Look in"
+                " list_fine_tunes() for one of 1970-01-01T00:00:01Z or later with the training file file-1, model (any)"
+                " and suffix (none); it may be ft-3, ft-1, ft-2"
+            ),
+        ),
+        (
+            errors.FineTuneUnreadable("$.status is missing", "ft-1"),
+            "the create made the job ft-1, which cannot be read: $.status is missing",
         ),
         (errors.NotFound(404, "no such job"), "404: no such job"),
         (

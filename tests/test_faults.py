@@ -153,7 +153,7 @@ async def delete_file(session: FineTuneSession, world: World) -> None:
 ENDPOINTS: Final[Mapping[Call, tuple[str, str]]] = {
     list_fine_tunes: ("plain", "list_fine_tunes"),
     retrieve_fine_tune: ("plain", "retrieve_fine_tune"),
-    cancel_fine_tune: ("plain", "cancel_fine_tune"),
+    cancel_fine_tune: ("cancel", "cancel_fine_tune"),
     list_fine_tune_events: ("plain", "list_fine_tune_events"),
     list_models: ("plain", "list_models"),
     retrieve_model: ("plain", "retrieve_model"),
@@ -173,84 +173,84 @@ ENDPOINTS: Final[Mapping[Call, tuple[str, str]]] = {
 """Of each call: its column in the table, and the endpoint where the fault comes."""
 
 TABLE: Final = """
-                                     plain      create     upload     download   path       stream     wait
-refused                              ok/down     ok/down     ok/down     ok/down     ok/down     ok/down     ok/down
-reset before the request is read     ok/lost    ok/unsure  ok/lost    ok/lost    ok/lost    ok/lost    ok/lost
-reset after the request's head       ok/lost    ok/lost    ok/lost    ok/lost    ok/lost    ok/lost    ok
-reset inside the request's body      ok/lost    ok/lost    ok/lost    ok/lost    ok/lost    ok/lost    ok
-reset after the request, no effect   ok/lost    ok/lost    ok/lost    ok/lost    ok/lost    ok/lost    ok
-reset after the request              ok/lost    ok         ok         ok/lost    ok/lost    ok/lost    ok
-closed after the request, no effect  ok/lost    ok/lost    ok/lost    ok/lost    ok/lost    ok/lost    ok
-closed after the request             ok/lost    ok         ok         ok/lost    ok/lost    ok/lost    ok
-reset inside the status line         ok/lost    ok         ok         ok/lost    ok/lost    ok/lost    ok
-reset inside the headers             ok/lost    ok         ok         ok/lost    ok/lost    ok/lost    ok
-closed inside the headers            ok/lost    ok         ok         ok/lost    ok/lost    ok/lost    ok
-reset after the headers              ok/lost    ok         ok         ok/lost    ok/lost    ok/cut     ok
-reset inside the body                ok/lost    ok         ok         ok/lost    ok/lost    ok/cut     ok
-closed inside the body               ok/lost    ok         ok         ok/lost    ok/lost    ok/cut     ok
-reset inside a chunked body          ok/lost    ok         ok         ok/lost    ok/lost    ok/cut     ok
-closed inside a chunked body         ok/lost    ok         ok         ok/lost    ok/lost    ok/cut     ok
-closed inside a chunk                ok/lost    ok         ok         ok/lost    ok/lost    ok/cut     ok
-bad chunk size                       odd        ok         ok         odd        odd        odd        ok
-no length, closed inside the body    odd        ok         ok         ok/lost    ok/lost    ok/cut     ok
-no length, closed after the body     ok         ok         ok         ok         ok         ok         ok
-length too long                      ok/lost    ok         ok         ok/lost    ok/lost    ok         ok
-length too short                     odd        ok         ok         ok/lost    ok/lost    ok         ok
-stall before the reply               ok/late    ok         ok         ok/late    ok/late    ok/late    ok
-stall before the reply, no effect    ok/late    ok/late    ok/late    ok/late    ok/late    ok/late    ok
-stall inside the headers             ok/late    ok         ok         ok/late    ok/late    ok/late    ok
-stall inside the body                ok/late    ok         ok         ok/late    ok/late    ok/cut     ok
-no HTTP                              odd        ok         ok         odd        odd        odd        ok
-no HTTP, the request echoed          odd        ok         ok         odd        odd        odd        ok
-no HTTP, the key echoed              odd        ok         ok         odd        odd        odd        ok
-500                                  ok/5xx     ok         ok         ok/5xx     ok/5xx     ok/5xx     ok
-500, no effect                       ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok
-500 with Retry-After, no effect      ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok
-502                                  ok/5xx     ok         ok         ok/5xx     ok/5xx     ok/5xx     ok
-502, no effect                       ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok
-502 page                             ok/5xx     ok         ok         ok/5xx     ok/5xx     ok/5xx     ok
-502 page, no effect                  ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok
-502 page of a megabyte, no effect    ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok
-503                                  ok/5xx     ok         ok         ok/5xx     ok/5xx     ok/5xx     ok
-503, no effect                       ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok
-503 with Retry-After, no effect      ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok/5xx     ok
-429                                  ok/429     ok/429     ok/429     ok/429     ok/429     ok/429     ok
-429 with Retry-After                 ok/429     ok/429     ok/429     ok/429     ok/429     ok/429     ok
-429, no quota                        quota      quota      quota      quota      quota      quota      ok
-429, too many jobs                   jobs       jobs       jobs       jobs       jobs       jobs       ok
-400                                  400        400        400        400        400        400        ok
-401                                  401        401        401        401        401        401        ok
-403                                  403        403        403        403        403        403        ok
-404                                  404        404        404        404        404        404        ok
-418                                  api        api        api        api        api        api        ok
-400 with the key echoed              400        400        400        400        400        400        ok
-500 with the key echoed              ok/5xx     ok         ok         ok/5xx     ok/5xx     ok/5xx     ok
-200 with the key echoed              odd        ok         ok         ok/lost    ok/lost    ok/cut     ok
-200 with the key in a wrong field    odd        ok         ok         ok/lost    ok/lost    odd        ok
-200 with the key in an error         odd        ok         ok         ok/lost    ok/lost    api        ok
-200 empty                            odd        ok         ok         ok/lost    ok/lost    ok/cut     ok
-200 with broken JSON                 odd        ok         ok         ok/lost    ok/lost    odd        ok
-200 with another shape               odd        ok         ok         ok/lost    ok/lost    odd        ok
-200 with a page                      odd        ok         ok         ok/lost    ok/lost    ok/cut     ok
-redirect within the origin           ok         ok         api        ok         ok         ok         ok
-redirect elsewhere                   api        api        api        api        api        api        ok
-redirect elsewhere, with the key     api        api        api        api        api        api        ok
-redirect in a circle                 ok/odd     ok/odd     api        ok/odd     ok/odd     ok/odd     ok
-redirect in a circle, with the key   ok/odd     ok/odd     api        ok/odd     ok/odd     ok/odd     ok
-drip                                 ok         ok         ok         ok         ok         ok         ok
-gzip                                 ok         ok         ok         ok         ok         ok         ok
-deflate                              ok         ok         ok         ok         ok         ok         ok
-gzip in two members                  odd        ok         ok         odd        odd        odd        ok
-deflate without its wrapper          odd        ok         ok         odd        odd        odd        ok
-gzip cut short                       ok/lost    ok         ok         ok/lost    ok/lost    ok         ok
-gzip that is none                    odd        ok         ok         odd        odd        odd        ok
-gzip bomb                            odd        ok         ok         odd        odd        odd        ok
-encoding unknown                     odd        ok         ok         odd        odd        odd        ok
-headers twice                        ok         ok         ok         ok         ok         ok         ok
-headers odd                          ok         ok         ok         ok         ok         ok         ok
-header of 8,000 bytes                ok         ok         ok         ok         ok         ok         ok
-header of 100,000 bytes              odd        ok         ok         odd        odd        odd        ok
-103 first                            ok         ok         ok         ok         ok         ok         ok
+                                     plain     cancel    create    upload    download  path      stream    wait
+refused                              ok/down   ok/down   ok/down   ok/down   ok/down   ok/down   ok/down   ok/down
+reset before the request is read     ok/lost   ok/lost   ok/unsure ok/lost   ok/lost   ok/lost   ok/lost   ok/lost
+reset after the request's head       ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok
+reset inside the request's body      ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok
+reset after the request, no effect   ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok
+reset after the request              ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/lost   ok
+closed after the request, no effect  ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok/lost   ok
+closed after the request             ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/lost   ok
+reset inside the status line         ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/lost   ok
+reset inside the headers             ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/lost   ok
+closed inside the headers            ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/lost   ok
+reset after the headers              ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/cut    ok
+reset inside the body                ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/cut    ok
+closed inside the body               ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/cut    ok
+reset inside a chunked body          ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/cut    ok
+closed inside a chunked body         ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/cut    ok
+closed inside a chunk                ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok/cut    ok
+bad chunk size                       odd       ok        ok        ok        odd       odd       odd       ok
+no length, closed inside the body    odd       ok        ok        ok        ok/lost   ok/lost   ok/cut    ok
+no length, closed after the body     ok        ok        ok        ok        ok        ok        ok        ok
+length too long                      ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok        ok
+length too short                     odd       ok        ok        ok        ok/lost   ok/lost   ok        ok
+stall before the reply               ok/late   ok/late   ok        ok        ok/late   ok/late   ok/late   ok
+stall before the reply, no effect    ok/late   ok/late   ok/late   ok/late   ok/late   ok/late   ok/late   ok
+stall inside the headers             ok/late   ok/late   ok        ok        ok/late   ok/late   ok/late   ok
+stall inside the body                ok/late   ok/late   ok        ok        ok/late   ok/late   ok/cut    ok
+no HTTP                              odd       ok        ok        ok        odd       odd       odd       ok
+no HTTP, the request echoed          odd       ok        ok        ok        odd       odd       odd       ok
+no HTTP, the key echoed              odd       ok        ok        ok        odd       odd       odd       ok
+500                                  ok/5xx    ok/5xx    ok        ok        ok/5xx    ok/5xx    ok/5xx    ok
+500, no effect                       ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok
+500 with Retry-After, no effect      ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok
+502                                  ok/5xx    ok/5xx    ok        ok        ok/5xx    ok/5xx    ok/5xx    ok
+502, no effect                       ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok
+502 page                             ok/5xx    ok/5xx    ok        ok        ok/5xx    ok/5xx    ok/5xx    ok
+502 page, no effect                  ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok
+502 page of a megabyte, no effect    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok
+503                                  ok/5xx    ok/5xx    ok        ok        ok/5xx    ok/5xx    ok/5xx    ok
+503, no effect                       ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok
+503 with Retry-After, no effect      ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok/5xx    ok
+429                                  ok/429    ok/429    ok/429    ok/429    ok/429    ok/429    ok/429    ok
+429 with Retry-After                 ok/429    ok/429    ok/429    ok/429    ok/429    ok/429    ok/429    ok
+429, no quota                        quota     quota     quota     quota     quota     quota     quota     ok
+429, too many jobs                   jobs      jobs      jobs      jobs      jobs      jobs      jobs      ok
+400                                  400       400       400       400       400       400       400       ok
+401                                  401       401       401       401       401       401       401       ok
+403                                  403       403       403       403       403       403       403       ok
+404                                  404       404       404       404       404       404       404       ok
+418                                  api       api       api       api       api       api       api       ok
+400 with the key echoed              400       400       400       400       400       400       400       ok
+500 with the key echoed              ok/5xx    ok/5xx    ok        ok        ok/5xx    ok/5xx    ok/5xx    ok
+200 with the key echoed              odd       ok        ok        ok        ok/lost   ok/lost   ok/cut    ok
+200 with the key in a wrong field    odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
+200 with the key in an error         api       api       ok        ok        ok/lost   ok/lost   api       ok
+200 empty                            odd       ok        ok        ok        ok/lost   ok/lost   ok/cut    ok
+200 with broken JSON                 odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
+200 with another shape               odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
+200 with a page                      odd       ok        ok        ok        ok/lost   ok/lost   ok/cut    ok
+redirect within the origin           ok        ok        ok        api       ok        ok        ok        ok
+redirect elsewhere                   api       api       api       api       api       api       api       ok
+redirect elsewhere, with the key     api       api       api       api       api       api       api       ok
+redirect in a circle                 ok/odd    ok/odd    ok/odd    api       ok/odd    ok/odd    ok/odd    ok
+redirect in a circle, with the key   ok/odd    ok/odd    ok/odd    api       ok/odd    ok/odd    ok/odd    ok
+drip                                 ok        ok        ok        ok        ok        ok        ok        ok
+gzip                                 ok        ok        ok        ok        ok        ok        ok        ok
+deflate                              ok        ok        ok        ok        ok        ok        ok        ok
+gzip in two members                  odd       ok        ok        ok        odd       odd       odd       ok
+deflate without its wrapper          odd       ok        ok        ok        odd       odd       odd       ok
+gzip cut short                       ok/lost   ok/lost   ok        ok        ok/lost   ok/lost   ok        ok
+gzip that is none                    odd       ok        ok        ok        odd       odd       odd       ok
+gzip bomb                            odd       ok        ok        ok        odd       odd       odd       ok
+encoding unknown                     odd       ok        ok        ok        odd       odd       odd       ok
+headers twice                        ok        ok        ok        ok        ok        ok        ok        ok
+headers odd                          ok        ok        ok        ok        ok        ok        ok        ok
+header of 8,000 bytes                ok        ok        ok        ok        ok        ok        ok        ok
+header of 100,000 bytes              odd       ok        ok        ok        odd       odd       odd       ok
+103 first                            ok        ok        ok        ok        ok        ok        ok        ok
 """
 """What each call gives under each fault: when its first exchange goes wrong, and, after the slash, when every one does.
 

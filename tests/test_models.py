@@ -19,8 +19,7 @@ from aiofinetune import (
     Hyperparams,
     RequestInvalid,
     Status,
-    converters,
-    wire,
+    structuring,
 )
 
 BINARY = {"validation_file": "file-2", "compute_classification_metrics": True, "classification_positive_class": " yes"}
@@ -231,7 +230,10 @@ def test_statuses() -> None:
 @given(REQUESTS)
 def test_survives_the_wire(made: FineTuneRequest) -> None:
     """Any request that can be made arrives at the other side as it was."""
-    assert converters.read_request(wire.read_json(wire.write_request(made.given())), FineTuneRequest) == made
+    assert (
+        structuring.read_request(structuring.read_json(structuring.write_request(made.given())), FineTuneRequest)
+        == made
+    )
 
 
 @given(st.sampled_from([field.name for field in attrs.fields(FineTuneRequest)]), ANYTHING)
@@ -248,7 +250,10 @@ def test_any_value(field: str, value: object) -> None:
         blamed = error.field
     else:
         blamed = field
-        assert converters.read_request(wire.read_json(wire.write_request(made.given())), FineTuneRequest) == made
+        assert (
+            structuring.read_request(structuring.read_json(structuring.write_request(made.given())), FineTuneRequest)
+            == made
+        )
     assert blamed in {field, "validation_file", "compute_classification_metrics"}
 
 

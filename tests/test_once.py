@@ -816,7 +816,7 @@ ARRIVED = [
     (ServerError(500, "x", retry_after=1.0), True),
     (APIError(408, "x"), True),
     (APIError(303, "x"), True),
-    (APIError(302, "x"), False),
+    (APIError(302, "x"), True),
     (APIError(307, "x"), False),
     (BadRequest(400, "x"), False),
     (RateLimited(429, "x"), False),

@@ -45,6 +45,7 @@ PUBLIC = [
     "FineTuneFailed",
     "FineTuneRequest",
     "FineTuneSession",
+    "FineTuneUnreadable",
     "Hyperparams",
     "JournalUnusable",
     "LocalFileError",
@@ -133,7 +134,7 @@ def test_client_and_server_are_apart() -> None:
         assert not [name for name in imports(module) for part in client if is_within(name, f"aiofinetune.{part}")]
 
 
-PURE = ("errors", "models", "wire", "converters", "protocol", "completions", "sse", "retry", "results")
+PURE = ("errors", "models", "structuring", "protocol", "completions", "sse", "retry", "results")
 
 
 @pytest.mark.parametrize("module", PURE)

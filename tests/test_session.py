@@ -347,7 +347,7 @@ async def test_download_request() -> None:
 async def test_create() -> None:
     """A job is created by what was asked for as JSON, with a key that differs from job to job."""
     seen: list[Received] = []
-    async with talking_to(answering(reply(body=JOB), seen=seen)) as session:
+    async with talking_to(answering(reply(body=JOB), reply(body={**JOB, "id": "ft-2"}), seen=seen)) as session:
         job = await session.create_fine_tune(REQUEST)
         await session.create_fine_tune(REQUEST)
     assert (job.id, job.status) == ("ft-1", "running")
@@ -1149,7 +1149,7 @@ async def test_redirect_within_the_service(status: int) -> None:
     assert seen[1].headers == seen[0].headers
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("status", [301, 307, 308])
 async def test_redirected_create(status: int) -> None:
     """A create is followed where it stays a create with its body, and is else an error: it never becomes a GET."""
     seen: list[Received] = []
@@ -1173,8 +1173,8 @@ async def test_redirect_elsewhere(status: int, call: Call) -> None:
         async with talking_to(answering(reply(status, Location=f"{other}/models"))) as session:
             with pytest.raises(FineTuneError) as caught:
                 await call(session)
-            # What a 303 answers was done, and only the list can tell what a create made.
-            error = caught.value.__cause__ if call is create and status == 303 else caught.value
+            # What a 302 or 303 answers may have been done, and only the list can tell what a create made.
+            error = caught.value.__cause__ if call is create and status in (302, 303) else caught.value
             assert isinstance(error, APIError)
             assert error.status == status
             assert "another origin" in error.message

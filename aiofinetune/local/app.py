@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from aiohttp import BodyPartReader, web
 
-from aiofinetune import converters, sse, wire
+from aiofinetune import sse, structuring
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local.completions import Completer, read_completion_request
 from aiofinetune.local.jobs import Jobs
@@ -138,7 +138,7 @@ class Api:
     async def _create_fine_tune(self, request: web.Request) -> web.StreamResponse:
         value = _with_n_epochs(await _json_object(request))
         return _json(
-            converters.write_reply(await self._store.create_job(converters.read_request(value, FineTuneRequest)))
+            structuring.write_reply(await self._store.create_job(structuring.read_request(value, FineTuneRequest)))
         )
 
     async def _list_fine_tunes(self, _request: web.Request) -> web.StreamResponse:
@@ -146,7 +146,7 @@ class Api:
         return await self._listing(jobs, without="events")
 
     async def _retrieve_fine_tune(self, request: web.Request) -> web.StreamResponse:
-        return _json(converters.write_reply(await self._store.job(request.match_info["id"])))
+        return _json(structuring.write_reply(await self._store.job(request.match_info["id"])))
 
     async def _delete_fine_tune(self, request: web.Request) -> web.StreamResponse:
         job = await self._store.job(request.match_info["id"])
@@ -157,7 +157,7 @@ class Api:
         )
 
     async def _cancel_fine_tune(self, request: web.Request) -> web.StreamResponse:
-        return _json(converters.write_reply(await self._store.cancel_job(request.match_info["id"])))
+        return _json(structuring.write_reply(await self._store.cancel_job(request.match_info["id"])))
 
     async def _list_events(self, request: web.Request) -> web.StreamResponse:
         stream = request.query.get("stream", "false").lower()
@@ -196,7 +196,7 @@ class Api:
             if purpose != PURPOSE:
                 raise Refused(400, f"purpose: expected '{PURPOSE}', got {purpose!r}", param="purpose")
             file = await self._store.keep_file(incoming, filename, purpose)
-        return _json(converters.write_reply(file))
+        return _json(structuring.write_reply(file))
 
     async def _read_form(self, request: web.Request, incoming: Incoming) -> tuple[str, str]:
         """Read purpose and file, in whichever order; return the purpose and the file's name."""
@@ -239,18 +239,19 @@ class Api:
         return await self._listing(await self._store.files(request.query.get("purpose")))
 
     async def _retrieve_file(self, request: web.Request) -> web.StreamResponse:
-        return _json(converters.write_reply(await self._store.file(request.match_info["id"])))
+        return _json(structuring.write_reply(await self._store.file(request.match_info["id"])))
 
     async def _delete_file(self, request: web.Request) -> web.StreamResponse:
         file_id = request.match_info["id"]
         await self._store.delete_file(file_id)
-        return _json(converters.write_reply(Deleted(file_id, True, "file")))
+        return _json(structuring.write_reply(Deleted(file_id, True, "file")))
 
     async def _download_file(self, request: web.Request) -> web.StreamResponse:
         file = await self._store.file(request.match_info["id"])
-        _check_range(request, file.bytes)
+        _check_range(request, file.bytes or 0)
         # Both forms of the name: RFC 6266, section 5.
-        plain_name, encoded_name = re.sub(r"[^\w. -]", "_", file.filename, flags=re.ASCII), quote(file.filename)
+        name = file.filename or file.id
+        plain_name, encoded_name = re.sub(r"[^\w. -]", "_", name, flags=re.ASCII), quote(name)
         disposition = f"attachment; filename=\"{plain_name}\"; filename*=UTF-8''{encoded_name}"
         headers = {"Content-Type": "application/octet-stream", "Content-Disposition": disposition}
         return web.FileResponse(self._store.file_path(file.id), headers=headers)
@@ -261,21 +262,21 @@ class Api:
         return await self._listing(await self._store.models())
 
     async def _retrieve_model(self, request: web.Request) -> web.StreamResponse:
-        return _json(converters.write_reply(await self._store.model(request.match_info["id"])))
+        return _json(structuring.write_reply(await self._store.model(request.match_info["id"])))
 
     async def _delete_model(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["id"]
         await self._store.delete_model(name)
-        return _json(converters.write_reply(Deleted(name, True, "model")))
+        return _json(structuring.write_reply(Deleted(name, True, "model")))
 
     async def _listing(self, items: Iterable[object], without: str | None = None) -> web.StreamResponse:
         """Answer with a list; a long one takes long to write, which the event loop should not wait for."""
 
         def write() -> bytes:
             data = [
-                {key: value for key, value in converters.write_reply(item).items() if key != without} for item in items
+                {key: value for key, value in structuring.write_reply(item).items() if key != without} for item in items
             ]
-            return wire.dumps({"object": "list", "data": data})
+            return structuring.dumps({"object": "list", "data": data})
 
         return web.Response(body=await self._store.in_thread(write), content_type="application/json")
 
@@ -284,7 +285,7 @@ class Api:
     async def _create_completion(self, request: web.Request) -> web.StreamResponse:
         asked = read_completion_request(await _json_object(request))
         weights = await self._store.weights_path(asked.model)
-        return _json(converters.write_reply(await self._completer.complete(asked, weights)))
+        return _json(structuring.write_reply(await self._completer.complete(asked, weights)))
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
@@ -313,7 +314,7 @@ def _member(tasks: set[asyncio.Task[object]]) -> Iterator[None]:
 
 
 def _json(value: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(body=wire.dumps(value), status=status, headers=headers, content_type="application/json")
+    return web.Response(body=structuring.dumps(value), status=status, headers=headers, content_type="application/json")
 
 
 def _error(
@@ -336,9 +337,9 @@ def _too_large() -> Refused:
 async def _json_object(request: web.Request) -> dict[str, object]:
     body = await request.read()
     try:
-        value = wire.loads(body)
+        value = structuring.loads(body)
         # What cannot be written again, such as half a surrogate pair, could not be answered or stored either.
-        wire.dumps(value)
+        structuring.dumps(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise Refused(400, f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from aiofinetune import converters, wire
+from aiofinetune import structuring
 from aiofinetune.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionUsage
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local.store import new_id, now
@@ -83,12 +83,12 @@ def read_completion_request(value: dict[str, object]) -> CompletionRequest:
             only = _ONLY[name]
             # True == 1 in Python, and not in JSON.
             if given is not None and (given != only or isinstance(given, bool) != isinstance(only, bool)):
-                raise RequestInvalid(name, f"only {wire.dumps(only).decode()} is supported here")
+                raise RequestInvalid(name, f"only {structuring.dumps(only).decode()} is supported here")
         elif name in ("prompt", "stop") and isinstance(given, str):
             evened[name] = [given]
         elif name not in _IGNORED and not (name == "suffix" and given is None):
             evened[name] = given
-    return converters.read_request(evened, CompletionRequest)
+    return structuring.read_request(evened, CompletionRequest)
 
 
 class Completer:

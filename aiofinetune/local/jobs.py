@@ -20,7 +20,7 @@ from typing import Final
 
 import attrs
 
-from aiofinetune import converters, sse, wire
+from aiofinetune import sse, structuring
 from aiofinetune.errors import ProtocolViolation
 from aiofinetune.local.store import Run, Store
 from aiofinetune.models import Hyperparams, Status
@@ -83,7 +83,7 @@ class Feed:
             except BaseException:
                 self._changed.set()
                 raise
-            self._encoded += [sse.encode(wire.dumps(converters.write_reply(event))) for event in events]
+            self._encoded += [sse.encode(structuring.dumps(structuring.write_reply(event))) for event in events]
 
 
 @attrs.define
@@ -129,7 +129,7 @@ class Jobs:
 
     async def _train(self, run: Run) -> None:
         try:
-            await self._store.in_thread(lambda: run.job_path.write_bytes(wire.dumps(_orders(run))))
+            await self._store.in_thread(lambda: run.job_path.write_bytes(structuring.dumps(_orders(run))))
             code, outcome = await self._run_trainer(run)
             await self._conclude(run, code, outcome)
         except Exception:  # noqa: BLE001
@@ -164,9 +164,9 @@ class Jobs:
     async def _listen(self, run: Run, process: Process, outcome: _Outcome) -> None:
         assert process.stdout is not None  # noqa: S101  # It is a pipe.
         async for line in process.stdout:
-            match wire.loads(line):
+            match structuring.loads(line):
                 case {"type": "started", "hyperparams": hyperparams}:
-                    await self._store.note_start(run.job.id, converters.fit_reply(hyperparams, Hyperparams))
+                    await self._store.note_start(run.job.id, structuring.fit_reply(hyperparams, Hyperparams))
                 case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs)}:
                     await self._store.note_event(run.job.id, f"Completed epoch {epoch}/{n_epochs}")
                 case {"type": "succeeded"}:
@@ -194,7 +194,7 @@ def _orders(run: Run) -> dict[str, object]:
         "model": run.start,
         "model_path": str(run.model_path),
         "results_path": str(run.results_path),
-        "hyperparams": converters.write_reply(run.job.hyperparams),
+        "hyperparams": structuring.write_reply(run.job.hyperparams),
         "seed": _SEED,
     }
 
@@ -257,7 +257,7 @@ def _without_paths(text: str, run: Run) -> str:
         (run.validation_path, run.job.validation_files),
     ):
         for file in files:
-            text = text.replace(str(path), file.filename)
+            text = text.replace(str(path), file.filename or file.id)
     for path in (run.job_path, run.model_path, run.results_path):
         text = text.replace(f"{path.parent}{os.sep}", "")
     return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "", text)

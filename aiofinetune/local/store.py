@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Concatenate, Final, ParamSpec, TypeVar
 
 import attrs
 
-from aiofinetune import converters, wire
+from aiofinetune import structuring
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.models import File, FineTune, FineTuneEvent, FineTuneRequest, Hyperparams, Model, Status
 from aiofinetune.threads import in_thread
@@ -350,8 +350,8 @@ class Store:
             return None
         job = self._update(attrs.evolve(self._job(row[0]), status=Status.RUNNING))
         self._say(job.id, "Fine-tune started")
-        is_base = job.model in BASE_MODELS
-        base, start = (job.model, job.model) if is_base else self._weights(job.model)
+        model = job.model or _DEFAULT_MODEL
+        base, start = (model, model) if model in BASE_MODELS else self._weights(model)
         return Run(
             job=job,
             base=base,
@@ -635,11 +635,11 @@ def _no_model(name: str) -> Refused:
 
 
 def _record(job: FineTune) -> bytes:
-    return wire.dumps({key: value for key, value in converters.write_reply(job).items() if key != "events"})
+    return structuring.dumps({key: value for key, value in structuring.write_reply(job).items() if key != "events"})
 
 
 def _job(record: bytes) -> FineTune:
-    return wire.read_reply(record, FineTune)
+    return structuring.read_reply(record, FineTune)
 
 
 def _requested_hyperparams(request: FineTuneRequest) -> Hyperparams:
