@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import urllib.request
 import zlib
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
+from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from aiofinetune import protocol
@@ -38,8 +40,12 @@ SMALL_BUFFER: Final = 16 << 10
 """Bytes that aiohttp holds of an event stream before it stops reading. By its default it holds so many that it looks,
 at each small chunk which is taken, whether to go on: a quarter of what a stream of small chunks costs."""
 _DECOMPRESSED_AT_ONCE: Final = 64 << 10
-_FAILURES: Final = (aiohttp.ClientError, OSError, ValueError)
-"""What aiohttp raises for a request that went wrong; a ValueError for one that it does not send."""
+_LOOK_INTERVAL: Final = 0.5
+"""Seconds between two looks at whether a reply that is waited for can still come."""
+_LOST: Final = "the connection closed within the body, or the body is not as HTTP frames it"
+_FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
+"""What aiohttp raises for a request that went wrong: a ValueError for one that it does not send, and its Python parser
+an HttpProcessingError for a body that is not framed as HTTP says."""
 
 _NO_STATUS_LINE: Final = re.compile(r"Bad status line:\n  Expected HTTP/[^\n]*\n\n  b'[^\n]*\n    \^")
 """How aiohttp says of a reply that its first byte is no HTTP. Whatever else it says of one, a status line may have been
@@ -289,7 +295,7 @@ class Incoming:
     def __init__(self, request: Request, response: aiohttp.ClientResponse, stall: float | None) -> None:
         self._request = request
         self._response = response
-        self._watch = None if stall is None else _Watch(stall, response.close)
+        self._watch = _Watch(math.inf if stall is None else stall, response.close, self._is_lost)
         self._encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         self._decompressor: zlib._Decompress | None = None
 
@@ -321,11 +327,18 @@ class Incoming:
         """
         try:
             if self._encoding == "identity":
-                with self._watch or _UNWATCHED:
+                with self._watch:
                     return await self._read_raw(most)
             return await self._read_decompressed()
         except zlib.error as error:
             raise ProtocolViolation(f"{self._request.name}: the body cannot be decompressed: {error}") from error
+        except RuntimeError as error:
+            # aiohttp's, for a wait that it does not begin.
+            if not self._is_lost():
+                raise FineTuneError(
+                    f"{self._request.name}: it is read by another task already; read it in one task at a time"
+                ) from error
+            raise ConnectionLost(f"{self._request.name}: {_LOST}") from error
         except _FAILURES as error:
             raise in_our_words(error, self._request.name) from error
 
@@ -350,9 +363,13 @@ class Incoming:
 
     def close(self) -> None:
         """Free the connection: for the next request if the body was read whole, else for good."""
-        if self._watch is not None:
-            self._watch.end()
+        self._watch.end()
         self._response.close()
+
+    def _is_lost(self) -> bool:
+        """Whether nothing more can come of a body that has not ended."""
+        connection = self._response.connection
+        return connection is None or connection.closed
 
     def _read_raw(self, most: int | None = None) -> Awaitable[bytes]:
         content = self._response.content
@@ -367,7 +384,7 @@ class Incoming:
             if decompressor.unconsumed_tail:
                 # Others on the loop have their turn meanwhile, however much a few bytes stand for.
                 await asyncio.sleep(0)
-            with self._watch or _UNWATCHED:
+            with self._watch:
                 raw = decompressor.unconsumed_tail or await self._read_raw()
             piece = decompressor.decompress(raw, _DECOMPRESSED_AT_ONCE)
             if piece:
@@ -381,46 +398,51 @@ class Incoming:
 
 
 class _Watch:
-    """Gives up a wait that lasts for too long, with one timer for all waits that follow one another.
+    """Gives up a wait that lasts too long or waits for nothing, with one timer for all waits that follow one another.
 
     A timer for each would be a tenth of what a stream costs whose events come singly. Each wait is a context; one that
-    was given up, and failed for it, leaves it with a TimeoutError.
+    was given up, and failed for it, leaves it with a TimeoutError or a ConnectionResetError.
 
     Args:
         seconds: How long one may last.
         give_up: What then makes it fail.
+        is_lost: Whether it waits for nothing. aiohttp's C parser closes the connection at a chunk that it cannot read,
+            and leaves whoever reads the body waiting (seen in 3.14.5; its Python parser raises).
     """
 
     __slots__ = (
+        "_failure",
         "_give_up",
+        "_is_lost",
         "_loop",
         "_seconds",
         "_since",
         "_timer",
     )
 
-    def __init__(self, seconds: float, give_up: Callable[[], object]) -> None:
+    def __init__(self, seconds: float, give_up: Callable[[], object], is_lost: Callable[[], bool]) -> None:
         self._seconds = seconds
         self._give_up = give_up
+        self._is_lost = is_lost
         self._loop = asyncio.get_running_loop()
         self._since: float | None = None
+        self._failure: OSError | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
         self._since = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._look)
+            self._timer = self._loop.call_later(min(self._seconds, _LOOK_INTERVAL), self._look)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        was_given_up = self._since is None
         self._since = None
-        if was_given_up and isinstance(error, _FAILURES):
-            raise TimeoutError from None
+        if self._failure is not None and isinstance(error, _FAILURES):
+            raise self._failure from None
 
     def end(self) -> None:
-        """Give no wait up any more."""
+        """Give up no further wait."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -429,14 +451,15 @@ class _Watch:
         if self._since is None:
             return
         left = self._since + self._seconds - self._loop.time()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
+        if self._is_lost():
+            self._failure = ConnectionResetError(_LOST)
+        elif left <= 0:
+            self._failure = TimeoutError()
         else:
-            self._since = None
-            self._give_up()
-
-
-_UNWATCHED: Final = contextlib.nullcontext()
+            self._timer = self._loop.call_later(min(left, _LOOK_INTERVAL), self._look)
+            return
+        self._since = None
+        self._give_up()
 
 
 class _Timed:
@@ -488,7 +511,7 @@ async def collect(read: Callable[[], Awaitable[bytes]], most: int, pieces: list[
     return b"".join(pieces)
 
 
-def in_our_words(error: aiohttp.ClientError | OSError | ValueError, name: str) -> FineTuneError:
+def in_our_words(error: Exception, name: str) -> FineTuneError:
     """The error of ours that a failure of aiohttp, or of the socket under it, amounts to."""
     match error:
         case UnicodeError() | aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
@@ -497,6 +520,8 @@ def in_our_words(error: aiohttp.ClientError | OSError | ValueError, name: str) -
             return ConnectFailed(f"{name}: the proxy refused to connect: {error.status} {error.message}")
         case aiohttp.ClientResponseError():
             return ProtocolViolation(f"{name}: the reply is not HTTP: {error.message}")
+        case HttpProcessingError():
+            return ConnectionLost(f"{name}: {_LOST}: {error.message}")
         case TimeoutError():
             return ReplyTimeout(f"{name}: no whole reply in the time given")
         case ValueError():

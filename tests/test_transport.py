@@ -16,7 +16,7 @@ async def test_watch() -> None:
     clock = asyncio.get_running_loop()
     start = clock.time()
     broken: asyncio.Future[str] = clock.create_future()
-    watch = _Watch(100.0, lambda: broken.set_exception(ConnectionError()))
+    watch = _Watch(100.0, lambda: broken.set_exception(ConnectionError()), lambda: False)
     with watch:
         await asyncio.sleep(0)
     await asyncio.sleep(90)
@@ -37,7 +37,7 @@ async def test_watch_that_ended() -> None:
     clock = asyncio.get_running_loop()
     given_up: list[bool] = []
     broken: asyncio.Future[str] = clock.create_future()
-    watch = _Watch(100.0, lambda: given_up.append(True))
+    watch = _Watch(100.0, lambda: given_up.append(True), lambda: False)
     clock.call_later(50, watch.end)
     clock.call_later(500, broken.set_exception, ConnectionResetError())
     with pytest.raises(ConnectionResetError), watch:
