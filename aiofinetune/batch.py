@@ -258,6 +258,7 @@ class Batch:
     async def __aenter__(self) -> Self:
         if self._is_entered:
             raise FineTuneError("a batch runs once; make a new one")
+        self._session.check_loop()
         self._is_entered = True
         if self._results is not None:
             await asyncio.to_thread(_make_folder, self._results)
@@ -271,6 +272,7 @@ class Batch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._session.check_loop()
         async with self._stack:
             try:
                 self.stop()
@@ -289,6 +291,7 @@ class Batch:
     async def __anext__(self) -> Outcome:
         if not self._is_entered:
             raise FineTuneError("the batch does not run; read it inside 'async with'")
+        self._session.check_loop()
         outcome = await self._outcomes.get()
         self._notify()
         if outcome is not None:

@@ -75,7 +75,8 @@ _LONGEST_PAUSE: Final = 30.0
 class FineTuneSession:
     """A connection to one service that speaks the fine-tunes API.
 
-    An async context manager; `aclose` does the same as leaving it. It may be shared by any number of coroutines.
+    An async context manager; `aclose` does the same as leaving it. It may be shared by any number of coroutines of one
+    event loop, that of its first call: a thread, an `asyncio.run` or a forked process each needs a session of its own.
 
     Args:
         api_key: The service's key; by default ``OPENAI_API_KEY`` of the environment.
@@ -151,8 +152,16 @@ class FineTuneSession:
         """How often the service has told this session to slow down (429)."""
         return self._pause.count
 
+    def check_loop(self) -> None:
+        """Raise `ConfigurationError` unless the session belongs to the running event loop; its first call binds it."""
+        self._transport.check_place()
+
     async def aclose(self) -> None:
-        """Close the connections, and the aiohttp session if it was made here."""
+        """Close the connections, and the aiohttp session if it was made here.
+
+        Raises:
+            ConfigurationError: They belong to another event loop, which is not closed.
+        """
         await self._transport.aclose()
 
     # Fine-tunes
@@ -263,6 +272,7 @@ class FineTuneSession:
         Raises:
             CreateUncertain: It cannot be told.
         """
+        self.check_loop()
         search = Search(
             request,
             Moment.at(sent_at),
@@ -616,6 +626,7 @@ class FineTuneSession:
             find: Looks for what a call made whose reply was lost; None says that it surely made nothing.
             policy: How often and how slowly; the session's by default.
         """
+        self.check_loop()
         policy = policy or self._retry
         begin = self._now()
         failures = 0
@@ -825,6 +836,7 @@ class FineTuneSession:
 
     async def _connect(self, request: Request) -> Incoming:
         """Send a request for an event stream."""
+        self.check_loop()
         await self._pause.wait()
         incoming = await self._transport.open(request, self._transport.timeout.stream, SMALL_BUFFER)
         if incoming.status >= 300:

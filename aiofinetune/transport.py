@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import re
 import urllib.request
 import zlib
@@ -136,6 +137,10 @@ class Transport:
         self._owns_http = http is None
         self._fresh_http: aiohttp.ClientSession | None = None
         self._closed = False
+        # The loop that a borrowed session was made in is not public. It must be known before a request is sent: on
+        # another loop the bytes may leave, and only the wait for the reply fails.
+        self._loop: asyncio.AbstractEventLoop | None = getattr(http, "_loop", None)
+        self._process = os.getpid()
         self._slots = asyncio.Semaphore(MOST_CALLS)
         self._proxy = _proxy_for(base_url)
         # Time is kept here: aiohttp's total would end a stream, and costs more than one timeout around the call.
@@ -217,12 +222,37 @@ class Transport:
         except TimeoutError as error:
             raise in_our_words(error, incoming.name) from error
 
+    def check_place(self) -> None:
+        """Bind to the event loop that runs, at the first call; refuse any other loop, and a forked process.
+
+        Raises:
+            ConfigurationError: The connections belong elsewhere.
+        """
+        if self._process != os.getpid():
+            raise ConfigurationError("the session was made in another process; make a new one after a fork")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise ConfigurationError(
+                "the session belongs to another event loop, that of its first call or of the aiohttp session that it"
+                " was given; make one in each loop: in each thread, and in each asyncio.run()"
+            )
+
     async def aclose(self) -> None:
-        """Close the connections, and the aiohttp session if it was made here."""
-        self._closed = True
-        for http in (self._http if self._owns_http else None, self._fresh_http):
-            if http is not None:
+        """Close the connections, and the aiohttp session if it was made here.
+
+        Raises:
+            ConfigurationError: They belong to another event loop, which is not closed.
+        """
+        own = [http for http in (self._http if self._owns_http else None, self._fresh_http) if http is not None]
+        if own and self._process == os.getpid():
+            # With its loop closed there are only marks left to set. A forked process leaves its parent's sockets alone.
+            if self._loop is not None and not self._loop.is_closed():
+                self.check_place()
+            for http in own:
                 await http.close()
+        self._closed = True
 
     async def _redirected(
         self, request: Request, response: aiohttp.ClientResponse, buffer: int | None = None
@@ -287,6 +317,7 @@ class Incoming:
     __slots__ = (
         "_decompressor",
         "_encoding",
+        "_loop",
         "_request",
         "_response",
         "_watch",
@@ -295,6 +326,7 @@ class Incoming:
     def __init__(self, request: Request, response: aiohttp.ClientResponse, stall: float | None) -> None:
         self._request = request
         self._response = response
+        self._loop = asyncio.get_running_loop()
         self._watch = _Watch(math.inf if stall is None else stall, response.close, self._is_lost)
         self._encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         self._decompressor: zlib._Decompress | None = None
@@ -325,6 +357,8 @@ class Incoming:
             TransportError: The body was cut, or stalled.
             ProtocolViolation: It is not compressed as its headers say.
         """
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigurationError(f"{self._request.name}: the reply belongs to another event loop; read it there")
         try:
             if self._encoding == "identity":
                 with self._watch:
@@ -363,6 +397,13 @@ class Incoming:
 
     def close(self) -> None:
         """Free the connection: for the next request if the body was read whole, else for good."""
+        if not self._loop.is_closed():
+            if _running_loop() is self._loop:
+                self._free()
+            else:
+                self._loop.call_soon_threadsafe(self._free)
+
+    def _free(self) -> None:
         self._watch.end()
         self._response.close()
 
@@ -395,6 +436,14 @@ class Incoming:
                 if not decompressor.eof:
                     raise ConnectionLost(f"{self._request.name}: the compressed body ended early")
                 return b""
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs; None where a coroutine is only torn down."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 class _Watch:

@@ -84,6 +84,7 @@ class LocalServer:
             raise ConfigurationError("this server is running already")
         if importlib.util.find_spec("numpy") is None:
             raise ConfigurationError("the server trains with NumPy; install it with: pip install 'aiofinetune[local]'")
+        self._loop = asyncio.get_running_loop()
         self._entered = self._running()
         try:
             await self._entered.__aenter__()
@@ -95,6 +96,8 @@ class LocalServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if asyncio.get_running_loop() is not self._loop and not self._loop.is_closed():
+            raise ConfigurationError("this server runs on another event loop; leave it there")
         entered, self._entered = self._entered, None
         assert entered is not None  # noqa: S101  # __aenter__ comes first.
         await entered.__aexit__(kind, error, traceback)
