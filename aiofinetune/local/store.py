@@ -2,7 +2,7 @@
 
 Whatever a client was told of is on the disk by then, so it outlives a ``kill -9``. The order that makes it so: bytes
 go to a file of a temporary name, are flushed to the disk, the file takes its final name, and only then a transaction
-makes it known. What a kill leaves half done is a file that no row names, and is removed at the next start.
+makes it known. What a kill leaves half done is a file that no row names, and is set aside at the next start.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import fcntl
 import functools
 import os
 import re
@@ -26,7 +25,7 @@ from typing import Any, BinaryIO, Concatenate, Final, ParamSpec, TypeVar
 import attrs
 
 from aiofinetune import structuring
-from aiofinetune.errors import ConfigurationError
+from aiofinetune.local.folder import PARTS, SCHEMA_VERSION, Folder
 from aiofinetune.models import File, FineTune, FineTuneEvent, FineTuneRequest, Hyperparams, Model, Status
 from aiofinetune.threads import in_thread
 
@@ -45,7 +44,6 @@ _DEFAULT_PROMPT_LOSS_WEIGHT: Final = 0.01
 _NEAR: Final = 10
 """Up to this queue number a job is told of each step; if all were, a thousand jobs would make half a million events."""
 
-_SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = (
     """CREATE TABLE files (
         number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
@@ -61,11 +59,8 @@ _SCHEMA: Final = (
     """CREATE TABLE models (
         number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, base TEXT NOT NULL, created INTEGER NOT NULL,
         weights TEXT NOT NULL)""",
-    f"PRAGMA user_version = {_SCHEMA_VERSION}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
-
-_OWN_NAME: Final = re.compile(r"(?:file|model|run)-[A-Za-z0-9]{24}(?:\.\w+)*")
-"""Names that this module gives to files; the folder may hold others, which are none of its business."""
 
 
 class Refused(Exception):
@@ -152,10 +147,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.on_change: Callable[[Collection[str]], None] = lambda _jobs: None
         """Called on the event loop with the ids of the jobs that a transaction changed, once it is committed."""
-        self._files = folder / "files"
-        self._models = folder / "models"
-        self._runs = folder / "runs"
-        self._folder = folder
+        self._files, self._models, self._runs = (folder / part for part in PARTS)
+        self._folder = Folder(folder)
         self._database_thread = ThreadPoolExecutor(1, thread_name_prefix="aiofinetune-database")
         self._file_threads = ThreadPoolExecutor(4, thread_name_prefix="aiofinetune-files")
         self._resources = contextlib.ExitStack()
@@ -166,8 +159,8 @@ class Store:
         """Open the folder, and close it in the end.
 
         Raises:
-            ConfigurationError: It cannot be used: another server has it, another version made it, or the system
-                refuses it.
+            ConfigurationError: It cannot be used: another server has it, another version made it, a part of it is
+                missing or damaged, or the system refuses it.
         """
         self._loop = asyncio.get_running_loop()
         try:
@@ -422,56 +415,50 @@ class Store:
     # On the database's thread
 
     def _open(self) -> None:
+        self._resources.enter_context(self._folder.locked())
+        is_new = self._folder.check()
         try:
-            for folder in (self._folder, self._files, self._models, self._runs):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = self._resources.enter_context((self._folder / "lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._db = sqlite3.connect(self._folder / "server.sqlite3", isolation_level=None)
+            for folder in (self._files, self._models, self._runs):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            self._db = sqlite3.connect(self._folder.database, isolation_level=None)
             self._resources.callback(self._db.close)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
-            self._commit(self._prepare)
-        except BlockingIOError:
-            raise ConfigurationError(f"data: another server is using {str(self._folder)!r}") from None
+            self._commit(functools.partial(self._prepare, is_new=is_new))
+            known = {name for (name,) in self._db.execute("SELECT id FROM files UNION SELECT weights FROM models")}
+            self._folder.set_aside(known)
+            self._folder.report_missing(known)
         except (OSError, sqlite3.Error) as error:
-            raise ConfigurationError(f"data: {str(self._folder)!r} cannot be used: {error}") from error
+            raise self._folder.unusable(error) from error
 
-    def _prepare(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        is_new = version == 0 and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
+    def _prepare(self, *, is_new: bool) -> None:
         if is_new:
             for statement in _SCHEMA:
                 self._db.execute(statement)
-        elif version != _SCHEMA_VERSION:
-            raise ConfigurationError(
-                f"data: {str(self._folder)!r} is of schema version {version}, and this server reads version"
-                f" {_SCHEMA_VERSION}; use another folder"
-            )
-        self._remove_orphans()
+        # Folders of before have none; they are of the same version, for all else is as it was.
+        self._db.execute("CREATE TABLE IF NOT EXISTS commits (count INTEGER NOT NULL)")
+        self._db.execute("INSERT INTO commits SELECT 0 WHERE NOT EXISTS (SELECT * FROM commits)")
         for (job_id,) in self._db.execute("SELECT id FROM jobs WHERE status = ?", (Status.RUNNING,)).fetchall():
             self._update(attrs.evolve(self._job(job_id), status=Status.PENDING))
             self._say(job_id, "Fine-tune interrupted: the server was restarted. It will start again from the beginning")
             self._db.execute("UPDATE jobs SET queue = NULL WHERE id = ?", (job_id,))
         self._announce_queue()
 
-    def _remove_orphans(self) -> None:
-        known = {name for (name,) in self._db.execute("SELECT id FROM files UNION SELECT weights FROM models")}
-        for folder in (self._files, self._models, self._runs):
-            for path in folder.iterdir():
-                if path.name not in known and _OWN_NAME.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
-
     def _commit(self, call: Callable[[], T]) -> T:
         self._changed = set()
         self._db.execute("BEGIN IMMEDIATE")
+        changes, count = self._db.total_changes, None
         try:
             result = call()
+            if self._db.total_changes > changes:
+                ((count,),) = self._db.execute("UPDATE commits SET count = count + 1 RETURNING count").fetchall()
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
+        if count is not None:
+            self._folder.keep_count(count)
         if self._changed:
             self._loop.call_soon_threadsafe(self._tell, frozenset(self._changed))
         return result
