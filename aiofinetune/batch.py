@@ -168,7 +168,7 @@ class Batch:
         reserve: How many of them to leave to others.
         concurrency: Requests under way at once.
         per_minute: Creates in a minute, at most; slower where the service asks for it.
-        journal: The journal's path; None keeps none beyond this process.
+        journal: The journal's path, one file; None keeps none beyond this process.
         results: A folder to download each job's results file to, as ``label.ft-….csv``.
         fail_fast: Whether to send no more after the first request that ends, in this run, without a model.
         cancel_on_exit: Whether to cancel the jobs that are still active when the context is left.
@@ -178,13 +178,14 @@ class Batch:
         poll: Seconds between two looks at the service's list.
 
     Raises, as it is entered:
-        JournalUnusable: The journal is in use, broken, or of another service.
+        JournalUnusable: The journal is in use, damaged, no journal, or of another service.
         LocalFileError: The folder for results cannot be made.
 
     Raises, while it is iterated:
         BatchStopped: Not all requests were sent: a quota is used up, the service cannot be reached, or `stop` was
             called. The outcomes of those that were sent come first.
-        JournalUnusable: The journal cannot be written, or knows another request by a label; or two have one label.
+        JournalUnusable: The journal cannot be written, is no longer at its path, or knows another request by a label;
+            or two have one label.
     """
 
     def __init__(
@@ -866,7 +867,7 @@ async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -
     Raises:
         JournalUnusable: It is in use, broken, or of another service.
     """
-    if not await asyncio.to_thread(journal.exists):
+    if not await asyncio.to_thread(os.path.exists, journal):
         return []
     changes = []
     async with Journal(journal, base_url).opened() as known:

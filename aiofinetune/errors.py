@@ -7,7 +7,7 @@
     ├── RequestInvalid            a wrong request, refused before anything was sent   (also a ValueError)
     ├── DatasetError              a training file that cannot be used                 (also a ValueError)
     ├── ManifestInvalid           a batch's manifest that is wrong, with all that is      (also a ValueError)
-    ├── JournalUnusable           a batch's journal is in use, broken, or of another batch
+    ├── JournalUnusable           a batch's journal is in use, damaged, gone, or of another batch
     ├── BatchStopped              a batch ended before all its requests were sent
     ├── LocalFileError            a file on this machine could not be read or written
     ├── TransportError            no whole reply came
@@ -148,7 +148,7 @@ class ManifestInvalid(FineTuneError, ValueError):
 
 
 class JournalUnusable(FineTuneError):
-    """A batch's journal cannot be used: another process has it, it is broken, or it is of another batch."""
+    """A batch's journal cannot be used: another process has it, it is damaged or gone, or it is of another batch."""
 
 
 class BatchStopped(FineTuneError):

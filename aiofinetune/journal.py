@@ -327,8 +327,11 @@ class Journal:
                 self._file.open()
                 if self._file.is_version_1:
                     self._file.replace(map(structuring.dumps, journal_v1.read_notes(self._file)))
+                    self._file.log.unlink(missing_ok=True)
                 self._read(self._file)
             self._note_opening()
+        except BlockingIOError as error:
+            raise JournalUnusable(f"{self._name}: another process is running this batch") from error
         except (sqlite3.Error, OSError) as error:
             raise JournalUnusable(f"{self._name}: {_words(error)}") from error
         except ValueError as error:

@@ -60,23 +60,21 @@ class JournalFile:
         """Open and lock it. `lines` is due next, or `replace` if it is of version 1.
 
         Raises:
-            JournalUnusable: Another process has it, or it is no journal.
+            JournalUnusable: It is no journal.
+            BlockingIOError: Another process has it.
             OSError: It cannot be opened or made.
         """
         self._path = self._path.absolute()
         self._target = Path(os.path.realpath(self._path))
+        self._lock = _lock_file(self._beside("lock"))
         try:
-            self._lock = _lock_file(self._beside("lock"))
-            try:
-                self._open()
-            except FileNotFoundError:
-                if os.path.lexists(f"{self._target}-wal"):
-                    raise JournalUnusable(
-                        f"{self.name}: is missing, and its log is there ({self.name}-wal); bring it back beside the log"
-                    ) from None
-                self.replace(())
-        except BlockingIOError as error:
-            raise JournalUnusable(f"{self.name}: another process is running this batch") from error
+            self._open()
+        except FileNotFoundError:
+            if self.log.exists():
+                raise JournalUnusable(
+                    f"{self.name}: is missing, and its log is there ({self.log}); bring it back beside the log"
+                ) from None
+            self.replace(())
 
     def _open(self) -> None:
         # Not blocking: it may be a pipe.
@@ -101,6 +99,11 @@ class JournalFile:
     def target(self) -> Path:
         """Its path, all symbolic links resolved."""
         return self._target
+
+    @property
+    def log(self) -> Path:
+        """Where a journal of version 1 has its log."""
+        return self._target.with_name(f"{self._target.name}-wal")
 
     def fileno(self) -> int:
         """Return its descriptor."""
@@ -154,8 +157,8 @@ class JournalFile:
         """
         if not _is_at(self._file, self._path):
             raise JournalUnusable(
-                f"{self.name}: is not the file any longer that this batch began with, which was deleted, moved or"
-                " replaced; bring it back before this batch is run again"
+                f"{self.name}: is no longer the file that this batch began with, which was deleted, moved or replaced;"
+                " bring it back before you run the batch again"
             )
 
     def has_running_twin(self, path: Path) -> bool:
@@ -181,9 +184,9 @@ class JournalFile:
         """
         status = os.fstat(self._file)
         if status.st_nlink == 0:
-            raise JournalUnusable(f"{self.name}: was deleted while this batch runs")
+            raise JournalUnusable(f"{self.name}: was deleted while this batch was running")
         if status.st_size != self._end:
-            raise JournalUnusable(f"{self.name}: was changed by another program while this batch runs")
+            raise JournalUnusable(f"{self.name}: was changed by another program while this batch was running")
         data, digest = _lines(self._digest, texts)
         end = self._end + len(data)
         try:
@@ -240,7 +243,7 @@ class JournalFile:
 
 
 def _lock_file(path: Path) -> int:
-    """Make a file if need be, and lock it; a BlockingIOError where another process has it."""
+    """Make a file if need be, and lock it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:

@@ -17,9 +17,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
+
 from aiofinetune import structuring
 from aiofinetune.errors import FineTuneError, JournalUnusable
 from aiofinetune.journal_file import JournalFile
+from aiofinetune.manifest import is_local
 from aiofinetune.models import FineTune, FineTuneRequest
 
 _VERSION: Final = 1
@@ -50,7 +53,8 @@ def read_notes(file: JournalFile) -> list[dict[str, Any]]:  # Any: JSON
     """Read a journal of version 1, as notes. It is left as it is.
 
     Raises:
-        JournalUnusable: Another process has it, it is another database, or it is damaged.
+        JournalUnusable: It is another database, or damaged.
+        BlockingIOError: Another process has it.
         OSError: It cannot be read.
     """
     fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, *_SQLITE_LOCK)
@@ -60,47 +64,50 @@ def read_notes(file: JournalFile) -> list[dict[str, Any]]:  # Any: JSON
         with open(file.fileno(), "rb", closefd=False) as source, path.open("wb") as copy:
             source.seek(0)
             shutil.copyfileobj(source, copy)
-        log = file.target.with_name(f"{file.target.name}-wal")
-        has_log = log.exists()
-        if has_log:
-            shutil.copyfile(log, f"{path}-wal")
+        log = Path(f"{path}-wal")
+        if file.log.exists():
+            shutil.copyfile(file.log, log)
         try:
-            if has_log:
-                _check_log(Path(f"{path}-wal").read_bytes(), path)
+            if log.exists():
+                _check_log(log.read_bytes(), path)
             with closing(sqlite3.connect(path)) as db:
-                return list(_notes(db, file.name, has_log=has_log))
+                return list(_notes(db, file))
         except (_Damaged, sqlite3.Error, FineTuneError, ValueError) as error:
             if isinstance(error, JournalUnusable):
                 raise
             raise JournalUnusable(
                 f"{file.name}: is damaged, or no journal: {error}; bring back a copy that is not, with its log"
-                f" ({file.name}-wal) if that has one"
+                f" ({file.log}) if that has one"
             ) from error
 
 
-def _notes(db: sqlite3.Connection, name: str, *, has_log: bool) -> Iterator[dict[str, Any]]:
+def _notes(db: sqlite3.Connection, file: JournalFile) -> Iterator[dict[str, Any]]:
     ((application,), (version,), (tables,)) = (
         db.execute(statement).fetchone()
         for statement in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
     )
-    if not tables and not has_log:
+    if not tables:
         raise JournalUnusable(
-            f"{name}: holds nothing, for its process was killed, and its log is missing; bring that back ({name}-wal)"
+            f"{file.name}: holds nothing: its process was killed, and its log is missing or cut; bring back the log"
+            f" ({file.log})"
         )
     if (application, version) != (_APPLICATION, _VERSION):
-        raise JournalUnusable(f"{name}: is no journal of this version")
+        raise JournalUnusable(f"{file.name}: is no journal of this version")
     for (problem,) in db.execute("PRAGMA integrity_check"):
         if problem != "ok":
             raise _Damaged(problem)
     for (base_url,) in db.execute("SELECT base_url FROM runs ORDER BY number"):
         yield {"note": "open", "base_url": _checked(base_url), "path": "", "at": time.time()}
+    uploads = set()
     for file_id, digest in db.execute("SELECT id, digest FROM files ORDER BY number"):
         yield {"note": "upload", "id": _checked(file_id), "digest": _checked(digest)}
+        uploads.add(file_id)
     for row in db.execute(f"SELECT {', '.join(_COLUMNS)} FROM entries ORDER BY number"):  # noqa: S608  # names of ours
-        yield from _entry_notes(*row)
+        yield from _entry_notes(uploads, *row)
 
 
 def _entry_notes(
+    uploads: set[str],
     label: str,
     request: bytes,
     sent: bytes | None,
@@ -117,10 +124,12 @@ def _entry_notes(
         raise _Damaged(f"what was sent for {label!r} is not there whole")
     if (job is None) != (ended_at is None) or (job_id is None and job is not None):
         raise _Damaged(f"how {label!r} ended is not there whole")
-    if sent is None:
-        _request(request)
+    asked = _request(request)
+    if sent is None or sent_at is None:
         return
-    yield {"note": "intend", "label": label, "request": _request(request), "sent": _request(sent), "at": sent_at}
+    left = _request(sent)
+    _check_sent(label, asked, left, uploads)
+    yield {"note": "intend", "label": label, "request": asked.given(), "sent": left.given(), "at": sent_at}
     if job_id is not None:
         yield {"note": "create", "label": label, "job_id": job_id}
     if job is not None:
@@ -129,16 +138,27 @@ def _entry_notes(
         yield {"note": "end", "label": label, "job": structuring.loads(job), "at": ended_at}
 
 
+def _check_sent(label: str, asked: FineTuneRequest, sent: FineTuneRequest, uploads: set[str]) -> None:
+    """Check that what was sent is what was asked for, with ids of uploads in place of local paths."""
+    for path, file_id in (
+        (asked.training_file, sent.training_file),
+        (asked.validation_file, sent.validation_file),
+    ):
+        is_upload = path is not None and is_local(path) and file_id in uploads
+        if file_id != path and not is_upload:
+            raise _Damaged(f"what was sent for {label!r} has a file that was not asked for")
+    if attrs.evolve(sent, training_file=asked.training_file, validation_file=asked.validation_file) != asked:
+        raise _Damaged(f"what was sent for {label!r} is not what was asked for")
+
+
 def _checked(text: object) -> str:
     if not isinstance(text, str):
         raise _Damaged(f"{text!r} is no text")
     return text
 
 
-def _request(blob: bytes) -> Any:
-    value = structuring.loads(blob)
-    structuring.read_request(value, FineTuneRequest)
-    return value
+def _request(blob: bytes) -> FineTuneRequest:
+    return structuring.read_request(structuring.loads(blob), FineTuneRequest)
 
 
 def _check_log(log: bytes, database: Path) -> None:

@@ -88,6 +88,24 @@ async def test_an_entry_that_was_sent_and_has_no_job_is_lost(path: Path) -> None
         assert await journal.lost() == []
 
 
+async def test_an_accepted_entry_is_lost_until_its_job_is_known(path: Path) -> None:
+    """What was accepted by a reply that does not surely name the job is lost, with the id that the reply had."""
+    async with opened(path) as journal:
+        for label in ("a", "b", "c"):
+            await record(journal, label, ASKED)
+            await journal.intend(label, SENT, 1.0)
+        await journal.accept("a", None)
+        await journal.accept("b", "ft-1")
+        await journal.accept("c", "ft-2")
+        await journal.create("c", "ft-2")
+    async with opened(path) as journal:
+        assert await journal.lost() == [Lost("a", SENT, 1.0, accepted=True), Lost("b", SENT, 1.0, True, "ft-1")]
+        assert await journal.job_ids() == {"ft-2"}
+        await record(journal, "a", ASKED)
+        await journal.intend("a", SENT, 2.0)
+        assert (await journal.lost())[0] == Lost("a", SENT, 2.0)
+
+
 async def test_a_label_is_there_once_in_a_run(path: Path) -> None:
     """Two entries of one run cannot have one label; the entry of an earlier run can be asked for again."""
     async with opened(path) as journal:
