@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import re
+import traceback
 import urllib.request
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
+from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpProcessingError
 from yarl import URL
 
@@ -44,9 +46,6 @@ _DECOMPRESSED_AT_ONCE: Final = 64 << 10
 _LOOK_INTERVAL: Final = 0.5
 """Seconds between two looks at whether a reply that is waited for can still come."""
 _LOST: Final = "the connection closed within the body, or the body is not as HTTP frames it"
-_FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
-"""What aiohttp raises for a request that went wrong: a ValueError for one that it does not send, and its Python parser
-an HttpProcessingError for a body that is not framed as HTTP says."""
 
 _NO_STATUS_LINE: Final = re.compile(r"Bad status line:\n  Expected HTTP/[^\n]*\n\n  b'[^\n]*\n    \^")
 """How aiohttp says of a reply that its first byte is no HTTP. Whatever else it says of one, a status line may have been
@@ -97,7 +96,7 @@ class Heard:
         """Whether its status line says, or may have said, that the service did what it was asked (2xx)."""
         return self.is_garbled or (self.status is not None and 200 <= self.status < 300)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException | None) -> None:
         """Note what `error`, by which the reply broke off, shows of its head, if that is not known."""
         if self.status is not None:
             return
@@ -174,7 +173,7 @@ class Transport:
         async with self._slots:
             try:
                 async with asyncio.timeout(self.timeout.reply) as deadline:
-                    data = request.body if upload is None else _Timed(upload, deadline, self.timeout)
+                    data = _body(request) if upload is None else _Timed(upload, deadline, self.timeout)
                     response = await self._send(request, data, fresh=fresh)
                     if 300 <= response.status < 400 and upload is None:
                         response = await self._redirected(request, response)
@@ -183,10 +182,12 @@ class Transport:
                             return await incoming.read_reply()
                         heard.begin(response.status, response.headers)
                         return await incoming.read_reply(heard.pieces)
-            except _FAILURES as error:
+            except FineTuneError as failure:
                 if heard is not None:
-                    heard.fail(error)
-                raise in_our_words(error, request.name) from _cause(error)
+                    heard.fail(failure.__cause__)
+                raise
+            except TimeoutError as error:
+                raise in_our_words(error, request.name) from error
 
     async def open(self, request: Request, stall: float, buffer: int | None = None) -> Incoming:
         """Send a request; give its reply with the body unread. The caller closes it.
@@ -202,11 +203,13 @@ class Transport:
         """
         try:
             async with asyncio.timeout(stall):
-                response = await self._send(request, request.body, buffer)
+                response = await self._send(request, _body(request), buffer)
                 if 300 <= response.status < 400:
                     response = await self._redirected(request, response, buffer)
-        except _FAILURES as error:
-            raise in_our_words(error, request.name) from _cause(error)
+        except FineTuneError:
+            raise
+        except TimeoutError as error:
+            raise in_our_words(error, request.name) from error
         return Incoming(request, response, stall)
 
     async def read_reply(self, incoming: Incoming) -> Reply:
@@ -265,17 +268,18 @@ class Transport:
                 raise ProtocolViolation(f"{request.name}: more than {_MOST_REDIRECTS} redirects")
             followed += 1
             request = target
-            response = await self._send(request, request.body, buffer)
+            response = await self._send(request, _body(request), buffer)
         return response
 
-    def _send(
-        self,
-        request: Request,
-        data: bytes | AsyncIterator[bytes | memoryview] | None,
-        buffer: int | None = None,
-        *,
-        fresh: bool = False,
-    ) -> Awaitable[aiohttp.ClientResponse]:
+    async def _send(
+        self, request: Request, data: _Body | _Timed | None, buffer: int | None = None, *, fresh: bool = False
+    ) -> aiohttp.ClientResponse:
+        """Send a request; give its reply with the body unread.
+
+        Raises:
+            FineTuneError: Whatever went wrong, in our words: with a borrowed session that may be anything, for it runs
+                middlewares, traces and more of its owner's code, before the request is sent and after.
+        """
         if self._closed or (self._http is not None and self._http.closed):
             raise FineTuneError("the session is closed; make a new one")
         if self._http is None:
@@ -285,24 +289,59 @@ class Transport:
             if self._fresh_http is None:
                 self._fresh_http = self._new_http(force_close=True)
             http = self._fresh_http
-        return http.request(
-            request.method,
-            URL(request.url, encoded=True),
-            data=data,
-            headers=request.headers if self._owns_http else {**self._headers, **request.headers},
-            proxy=self._proxy,
-            read_bufsize=buffer,
-            allow_redirects=False,
-            auto_decompress=False,
-            raise_for_status=False,
-            timeout=self._client_timeout,
-            middlewares=_SEND_ONCE if self._owns_http and request.method != "POST" else None,
-        )
+        try:
+            return await http.request(
+                request.method,
+                URL(request.url, encoded=True),
+                data=data,
+                headers=request.headers if self._owns_http else {**self._headers, **request.headers},
+                proxy=self._proxy,
+                read_bufsize=buffer,
+                allow_redirects=False,
+                auto_decompress=False,
+                raise_for_status=False,
+                timeout=self._client_timeout,
+                middlewares=_SEND_ONCE if self._owns_http and request.method != "POST" else None,
+            )
+        except Exception as error:
+            if self._owns_http and isinstance(error, FineTuneError):
+                raise
+            if data is None:
+                raise in_our_words(error, request.name) from _cause(error)
+            raise _in_our_words_if_sent(error, request.name, data) from _cause(error)
 
     def _new_http(self, *, force_close: bool = False) -> aiohttp.ClientSession:
         # Streams are unlimited, and plain calls are counted by `_slots`: hence no limit of connections.
         connector = aiohttp.TCPConnector(limit=0, force_close=force_close)
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers)
+
+
+def _body(request: Request) -> _Body | None:
+    return None if request.body is None else _Body(request.body)
+
+
+class _Body(aiohttp.BytesPayload):
+    """A request's body that knows how far it came: a request without its body has no effect."""
+
+    was_sent = False
+    may_be_sent = False
+    """Whether it was sent, or read by code that may have sent a body of its own in its place."""
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        self.may_be_sent = True
+        return super().decode(encoding, errors)
+
+    async def as_bytes(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        self.may_be_sent = True
+        return await super().as_bytes(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        self.was_sent = self.may_be_sent = True
+        await super().write(writer)
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        self.was_sent = self.may_be_sent = True
+        await super().write_with_length(writer, content_length)
 
 
 class Incoming:
@@ -366,15 +405,16 @@ class Incoming:
             return await self._read_decompressed()
         except zlib.error as error:
             raise ProtocolViolation(f"{self._request.name}: the body cannot be decompressed: {error}") from error
-        except RuntimeError as error:
-            # aiohttp's, for a wait that it does not begin.
-            if not self._is_lost():
-                raise FineTuneError(
-                    f"{self._request.name}: it is read by another task already; read it in one task at a time"
-                ) from error
-            raise ConnectionLost(f"{self._request.name}: {_LOST}") from error
-        except _FAILURES as error:
-            raise in_our_words(error, self._request.name) from error
+        except FineTuneError:
+            raise
+        except Exception as error:
+            name = self._request.name
+            if isinstance(error, RuntimeError):
+                # aiohttp's, for a wait that it does not begin.
+                if not self._is_lost():
+                    raise FineTuneError(f"{name}: another task reads it already; read it in one at a time") from error
+                raise ConnectionLost(f"{name}: {_LOST}") from error
+            raise in_our_words(error, name) from error
 
     async def read_reply(self, pieces: list[bytes] | None = None) -> Reply:
         """Give the whole reply; of an error's body, which may be any page, only the start.
@@ -484,10 +524,10 @@ class _Watch:
             self._timer = self._loop.call_later(min(self._seconds, _LOOK_INTERVAL), self._look)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._since = None
-        if self._failure is not None and isinstance(error, _FAILURES):
+        if self._failure is not None and isinstance(error, Exception):
             raise self._failure from None
 
     def end(self) -> None:
@@ -518,11 +558,13 @@ class _Timed:
         self._pieces = pieces
         self._deadline = deadline
         self._timeout = timeout
+        self.was_sent = self.may_be_sent = False
 
     def __aiter__(self) -> _Timed:
         return self
 
     async def __anext__(self) -> bytes | memoryview:
+        self.was_sent = self.may_be_sent = True
         self._put_off(self._timeout.stall)
         try:
             return await anext(self._pieces)
@@ -567,17 +609,38 @@ def in_our_words(error: Exception, name: str) -> FineTuneError:
             return ConnectFailed(f"{name}: could not connect: {error}")
         case aiohttp.ClientHttpProxyError():
             return ConnectFailed(f"{name}: the proxy refused to connect: {error.status} {error.message}")
-        case aiohttp.ClientResponseError():
+        case aiohttp.ClientResponseError() if isinstance(error.__cause__, HttpProcessingError):
             return ProtocolViolation(f"{name}: the reply is not HTTP: {error.message}")
         case HttpProcessingError():
             return ConnectionLost(f"{name}: {_LOST}: {error.message}")
         case TimeoutError():
             return ReplyTimeout(f"{name}: no whole reply in the time given")
-        case ValueError():
-            # Of a session that was handed in, with an auth of its own.
-            return ConfigurationError(f"http: aiohttp refuses to send {name}: {error}")
-        case _:
+        case aiohttp.ClientError() | OSError() if not isinstance(error, aiohttp.ClientResponseError | ValueError):
             return ConnectionLost(f"{name}: the connection broke: {error or type(error).__name__}")
+        case _:
+            return ConfigurationError(f"{_of_borrowed(error)}, at {name}")
+
+
+def _in_our_words_if_sent(error: Exception, name: str, body: _Body | _Timed) -> FineTuneError:
+    """The same for a request with a body, which may have had its effect where that was sent."""
+    failure = in_our_words(error, name)
+    match failure:
+        case ConnectFailed() if body.was_sent:
+            # Of something else that was connected to, by code which runs after the request.
+            return ConnectionLost(f"{name}: sent, but then: {failure}")
+        case ConfigurationError() if body.may_be_sent:
+            return ConnectionLost(f"{name}: it may have been sent; {_of_borrowed(error)}")
+        case _:
+            return failure
+
+
+def _of_borrowed(error: Exception) -> str:
+    """Says where a failure comes from that is neither the network's nor the service's."""
+    raised = "".join(traceback.format_exception_only(error)).strip()
+    if isinstance(error, ValueError):
+        # aiohttp's own as well, for an auth that was set up besides the key.
+        return f"http: aiohttp, or code that runs in it, refuses to send: {raised}"
+    return f"http: code that runs in the aiohttp session (a middleware, a trace, its connector) raised {raised}"
 
 
 def _cause(error: Exception) -> Exception | None:
