@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import math
 import time
 import zlib
 from collections.abc import Mapping
@@ -333,7 +334,7 @@ def error_of(reply: Reply) -> APIError:
             " another method, or of an upload. If the API lives there, give it as base_url",
             request_id=request_id,
         )
-    retry_after = parse_retry_after(reply.headers.get("retry-after"), now=server_time(reply) or time.time())
+    retry_after = retry_after_of(reply.headers, now=server_time(reply) or time.time())
     error = _error_object(reply.body)
     if error is None:
         message = (
@@ -416,6 +417,23 @@ def _error_fields(error: Mapping[str, object]) -> tuple[str, str | None, str | N
     return message, texts.get("type"), texts.get("param"), texts.get("code")
 
 
+def retry_after_of(headers: Mapping[str, str], *, now: float) -> float | None:
+    """Seconds that a service asks to wait: by the milliseconds that some send, else by ``Retry-After``.
+
+    Azure sends ``retry-after-ms`` and ``x-ms-retry-after-ms`` besides ``Retry-After``, which only holds whole seconds.
+    A header that makes no sense counts as missing.
+
+    Args:
+        headers: A reply's, looked up in any case.
+        now: The Unix time, for a date.
+    """
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        milliseconds = _number(headers.get(name))
+        if milliseconds is not None:
+            return max(0.0, milliseconds / 1000)
+    return parse_retry_after(headers.get("retry-after"), now=now)
+
+
 def parse_retry_after(value: str | None, *, now: float) -> float | None:
     """Seconds to wait by a ``Retry-After`` header, which holds seconds or a date (RFC 9110, section 10.2.3).
 
@@ -428,11 +446,19 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
     """
     if value is None:
         return None
-    try:
-        seconds = float(value)
-    except ValueError:
+    seconds = _number(value)
+    if seconds is None:
         try:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
         except (ValueError, OverflowError):
             return None
-    return max(0.0, seconds) if seconds < float("inf") else None
+    return max(0.0, seconds)
+
+
+def _number(value: str | None) -> float | None:
+    """A header's number; None where there is none, or one without an end."""
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return number if number < math.inf else None

@@ -8,6 +8,7 @@ from typing import Final
 import attrs
 
 from aiofinetune.errors import (
+    APIError,
     BadRequest,
     ConfigurationError,
     Conflict,
@@ -58,11 +59,27 @@ SPREAD: Final = 0.2
 """Over what share of the wait that a service asked for those who wait begin again."""
 
 
+_PASSING: Final = (408, 425)
+"""Statuses below 500 that a proxy or a server sends of the moment, not of the request: Request Timeout (RFC 9110,
+section 15.5.9) and Too Early (RFC 8470, section 5.2). What they refuse may be sent again."""
+
+
+def may_pass(failure: FineTuneError) -> bool:
+    """Whether a failure says that the service, or the way to it, has trouble now, and nothing of the call itself."""
+    match failure:
+        case TransportError() | ServerError() | RateLimited():
+            return True
+        case APIError(status=status):
+            return status in _PASSING
+        case _:
+            return False
+
+
 def is_safe_to_repeat(failure: FineTuneError, *, idempotent: bool) -> bool:
     """Whether a call that ended in `failure` may be sent again, and may then do better.
 
     A call that is not idempotent may be only where it surely had no effect: it did not arrive, or the service
-    refused it before looking (429, or a 503 that names a time to come back).
+    refused it before looking (429, 425, or a 503 that names a time to come back).
     """
     match failure:
         case QuotaExceeded() | TooManyJobs():
@@ -71,10 +88,10 @@ def is_safe_to_repeat(failure: FineTuneError, *, idempotent: bool) -> bool:
             return True
         case ServerError(status=503, retry_after=float()):
             return True
-        case TransportError() | ServerError():
-            return idempotent
+        case APIError(status=425):
+            return True
         case _:
-            return is_not_ready(failure)
+            return is_not_ready(failure) or (idempotent and may_pass(failure))
 
 
 def is_not_ready(failure: FineTuneError) -> bool:

@@ -37,7 +37,6 @@ from aiofinetune.errors import (
     ProtocolViolation,
     RateLimited,
     RequestInvalid,
-    ServerError,
     StreamInterrupted,
     TransportError,
     WaitTimeout,
@@ -889,8 +888,8 @@ class FineTuneSession:
                 streams = await self._follow(fine_tune_id, events)
             try:
                 job = await self.retrieve_fine_tune(fine_tune_id)
-            except (TransportError, ServerError, RateLimited) as failure:
-                if self._now() - last_seen > self._retry.deadline:
+            except FineTuneError as failure:
+                if not retry.may_pass(failure) or self._now() - last_seen > self._retry.deadline:
                     raise
                 _log.info("waiting for %s: %s", fine_tune_id, failure)
             else:
@@ -919,9 +918,10 @@ class FineTuneSession:
             async with stream:
                 async for event in stream:
                     events.append(event)
-        except (StreamInterrupted, TransportError, ServerError, RateLimited) as failure:
-            _log.info("following %s: %s", fine_tune_id, failure)
         except FineTuneError as failure:
+            if isinstance(failure, StreamInterrupted) or retry.may_pass(failure):
+                _log.info("following %s: %s", fine_tune_id, failure)
+                return True
             # Whatever is wrong with the stream, or with the job, looking at the job will tell.
             _log.info("following %s: %s; looking at it now and then instead", fine_tune_id, failure)
             return False

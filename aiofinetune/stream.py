@@ -15,11 +15,8 @@ from aiofinetune.errors import (
     ConnectionLost,
     FineTuneError,
     ProtocolViolation,
-    RateLimited,
-    ServerError,
     StreamHistoryChanged,
     StreamInterrupted,
-    TransportError,
 )
 from aiofinetune.models import FineTuneEvent
 from aiofinetune.protocol import Request
@@ -29,8 +26,6 @@ from aiofinetune.sse import EventDecoder
 from aiofinetune.transport import Incoming
 
 _DONE: Final = b"[DONE]"
-_BROKEN: Final = (TransportError, ServerError, RateLimited)
-"""What a new connection may mend."""
 _IDENTITY: Final = attrgetter("created_at", "level", "message")
 """What tells an event from others: a hash of it is what is kept of those that were given."""
 _AT_ONCE: Final = 100
@@ -248,7 +243,8 @@ class EventStream:
             # That is progress too: jobs are silent for longer than a proxy may wait.
             self._failures = 0
         self._has_caught_up = False
-        if not isinstance(failure, _BROKEN):
+        if not retry.may_pass(failure):
+            # A new connection does not mend it.
             raise failure
         if self._failures == 0:
             self._failing_since = now

@@ -357,6 +357,26 @@ def test_any_retry_after(value: str) -> None:
     assert seconds is None or 0 <= seconds < float("inf")
 
 
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
+        ({"x-ms-retry-after-ms": "20", "retry-after": "7"}, 0.02),
+        ({"retry-after-ms": "0", "retry-after": "7"}, 0.0),
+        ({"retry-after-ms": "-3", "retry-after": "7"}, 0.0),
+        ({"retry-after-ms": "inf", "retry-after": "7"}, 7.0),
+        ({"retry-after-ms": "", "x-ms-retry-after-ms": "x", "retry-after": "7"}, 7.0),
+        ({"retry-after-ms": email.utils.formatdate(NOW + 90, usegmt=True)}, None),
+    ],
+    ids=str,
+)
+def test_retry_after_in_milliseconds(headers: dict[str, str], seconds: float | None) -> None:
+    """Milliseconds count before seconds, for they are exact; one that makes no sense counts as missing."""
+    assert protocol.retry_after_of(headers, now=NOW) == seconds
+
+
 def test_explained() -> None:
     """A 404 of the retired service says what to do; one for a path that it still has stays as it is."""
     error = errors.NotFound(404, "gone", "t", "p", "c", "req-7")

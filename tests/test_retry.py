@@ -35,6 +35,8 @@ JOB = FineTune("ft-1", "failed", "ada", 1, ())
         (errors.ConnectionLost("reset"), True, False),
         (errors.ReplyTimeout("late"), True, False),
         (errors.TransportError("broken"), True, False),
+        (errors.APIError(408, "late"), True, False),
+        (errors.APIError(425, "early"), True, True),
         (errors.BadRequest(400, "wrong"), False, False),
         (errors.AuthenticationFailed(401, "who"), False, False),
         (errors.PermissionDenied(403, "no"), False, False),

@@ -686,7 +686,7 @@ async def test_long_reply() -> None:
 # Trying again
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503])
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503])
 async def test_get_is_repeated(status: int) -> None:
     """A GET that failed in a way which may pass is sent again, as it was."""
     seen: list[Received] = []
@@ -694,6 +694,81 @@ async def test_get_is_repeated(status: int) -> None:
         assert await session.list_models()
     assert targets(seen) == ["GET /v1/models"] * 3
     assert seen[0].headers == seen[2].headers
+
+
+@pytest.mark.parametrize("status", [408, 425])
+async def test_passing_refusals(status: int, tmp_path: Path) -> None:
+    """A 408 or a 425 ends nothing that may be sent again: no wait, no stream, no download, no upload, no cancel."""
+    seen: list[Received] = []
+    file = {**FILE, "bytes": 0}
+    over = {**JOB, "status": "succeeded", "fine_tuned_model": "ada:ft-1"}
+    refused: set[str] = set()
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        seen.append(request)
+        line = f"{request.method} {request.target}"
+        if line not in refused:
+            refused.add(line)
+            writer.write(reply(status))
+        elif "stream=true" in line:
+            writer.write(STREAM_HEAD + chunk(event("a") + b"data: [DONE]\n\n") + chunk(b""))
+        elif request.method == "DELETE":
+            writer.write(reply(body={"id": "file-1", "object": "file", "deleted": True}))
+        elif line == "GET /v1/files":
+            writer.write(reply(body={"object": "list", "data": []}))
+        elif line == "GET /v1/files/file-1/content":
+            writer.write(reply())
+        else:
+            writer.write(reply(body=file if "/files" in line else over))
+
+    async with talking_to(handler) as session:
+        assert (await session.wait("ft-1")).status == "succeeded"
+        refused.clear()
+        async with session.stream_fine_tune_events("ft-1") as events:
+            assert [each.message async for each in events] == ["a"]
+        assert await session.download_file("file-1", tmp_path / "a") == tmp_path / "a"
+        assert (await session.upload_file(b"{}\n")).id == "file-1"
+        assert (await session.delete_file("file-1")).deleted
+        assert (await session.cancel_fine_tune("ft-1")).id == "ft-1"
+    assert targets(seen).count("POST /v1/fine-tunes/ft-1/cancel") == 2
+
+
+async def test_wait_survives_refusals_that_pass() -> None:
+    """Waiting for a job goes on through more 408s than a call has attempts."""
+    over = {**JOB, "status": "succeeded", "fine_tuned_model": "ada:ft-1"}
+    left = 12
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        nonlocal left
+        left -= "stream" not in request.target
+        writer.write(reply(408) if left > 0 or "stream" in request.target else reply(body=over))
+
+    async with talking_to(handler) as session:
+        assert (await session.wait("ft-1")).status == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry_after_ms": "2500"}, 2.5),
+        ({"x_ms_retry_after_ms": "2500", "retry_after": "100"}, 2.5),
+        ({"retry_after_ms": "soon", "x_ms_retry_after_ms": "2500"}, 2.5),
+        ({"retry_after_ms": "nan", "retry_after": "2.5"}, 2.5),
+    ],
+    ids=str,
+)
+async def test_wait_in_milliseconds(headers: dict[str, str], seconds: float) -> None:
+    """What a service says in milliseconds is waited for, before what it says in whole seconds."""
+    loop = asyncio.get_running_loop()
+    times: list[float] = []
+
+    async def handler(_request: Received, writer: StreamWriter) -> None:
+        times.append(loop.time())
+        writer.write(reply(429, **headers) if len(times) == 1 else reply(body=MODELS))
+
+    async with talking_to(handler) as session:
+        assert await session.list_models()
+    assert seconds <= times[1] - times[0] < 2 * seconds
 
 
 @pytest.mark.parametrize("attempts", [1, 3])
