@@ -227,7 +227,7 @@ async def test_cookie_jar_that_fails() -> None:
         {"headers": {"Accept": "text/html", "Content-Type": "text/plain"}},
         {"timeout": aiohttp.ClientTimeout(total=1e-9)},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 async def test_settings_of_a_borrowed_session(options: dict[str, Any]) -> None:
     """What the owner set up for other calls changes none of ours: neither a success nor the service's error."""
