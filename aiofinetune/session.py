@@ -930,12 +930,10 @@ class FineTuneSession:
     async def _seems_over(self, fine_tune_id: str) -> bool:
         try:
             return (await self.retrieve_fine_tune(fine_tune_id)).is_terminal
-        except (TransportError, ServerError, RateLimited) as failure:
+        except FineTuneError as failure:
             _log.info("looking at %s: %s", fine_tune_id, failure)
-            return False
-        except FineTuneError:
-            # The look that follows raises it.
-            return True
+            # What does not pass the look that follows raises.
+            return not retry.may_pass(failure)
 
     def _now(self) -> float:
         """Seconds on a clock that is never set."""

@@ -412,7 +412,9 @@ class Incoming:
             if isinstance(error, RuntimeError):
                 # aiohttp's, for a wait that it does not begin.
                 if not self._is_lost():
-                    raise FineTuneError(f"{name}: another task reads it already; read it in one at a time") from error
+                    raise FineTuneError(
+                        f"{name}: another task reads it already; read it in one task at a time"
+                    ) from error
                 raise ConnectionLost(f"{name}: {_LOST}") from error
             raise in_our_words(error, name) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from asyncio import StreamWriter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import aiohttp
@@ -12,6 +12,7 @@ import pytest
 from aiohttp.abc import AbstractCookieJar, AbstractResolver, ResolveResult
 from aiohttp.client_reqrep import ConnectionKey
 from rawserver import JOB, KEY, Received, answering, reply, serve, targets
+from yarl import URL
 
 from aiofinetune import (
     ConfigurationError,
@@ -199,7 +200,7 @@ async def test_resolver_that_fails(error: Exception) -> None:
 
 
 class _Jar(aiohttp.DummyCookieJar):
-    def update_cookies_from_headers(self, *_arguments: object) -> None:
+    def update_cookies_from_headers(self, headers: Sequence[str], response_url: URL) -> None:  # noqa: ARG002  # as its base has it
         raise OwnError("own words")
 
 
