@@ -3,8 +3,8 @@
 ::
 
     aiofinetune journal 2 00000000000000000266 9c33cd1b49a8a2b6acc3f8f0b29e6a55
-    1b7af4ae8c6d3c0b9a3d1f7d5a5b8b0e {"note":"open","base_url":"https://api.example.org/v1","path":"/srv/a.journal","at":1.5}
-    9c33cd1b49a8a2b6acc3f8f0b29e6a55 {"note":"intend","label":"1","sent":{"training_file":"file-1"},"at":2.5}
+    1b7af4ae8c6d3c0b9a3d1f7d5a5b8b0e {"note":"open","base_url":"https://api.example.org/v1",…}
+    9c33cd1b49a8a2b6acc3f8f0b29e6a55 {"note":"intend","label":"1","sent":{"training_file":"file-1"},…}
 
 Each line begins with a digest of its text and of the digest before, so no line can be changed, dropped or moved. The
 header says where the last line ends, and its digest, so a file that was cut is not taken for a shorter one.
@@ -123,7 +123,8 @@ class JournalFile:
             for number, line in enumerate(file, 2):
                 if not line.endswith(b"\n"):
                     break
-                digest, text = _digest(digest, line[33:-1]), line[33:-1]
+                text = line[33:-1]
+                digest = _digest(digest, text)
                 if line[:33] != digest + b" ":
                     raise JournalUnusable(f"{self.name}: is damaged in line {number}; bring back a copy that is not")
                 end += len(line)

@@ -177,6 +177,10 @@ def _check_log(log: bytes, database: Path) -> None:
     checksum = _sum(order, (0, 0), log[:24])
     if checksum != struct.unpack(">2I", log[24:32]) or not page_size:
         raise _Damaged("the beginning of its log cannot be read")
+    rest = (len(log) - 32) % (24 + page_size)
+    # A process that is killed leaves the head of a frame alone, or what fills a block of the disk.
+    if rest not in {0, 24} and len(log) % 512:
+        raise _Damaged("its log was cut")
     is_old = False
     for start in range(32, len(log) - 24 - page_size + 1, 24 + page_size):
         head, page = log[start : start + 24], log[start + 24 : start + 24 + page_size]

@@ -1,7 +1,9 @@
 # ruff: noqa: S101, S311, T201  # it proves, by chance, and tells
-"""What a batch promises, put to the proof: ``python -m benchmarks.batch_proofs kill|memory|throttle|jobs``.
+"""What a batch promises, put to the proof: ``python -m benchmarks.batch_proofs PROOF``.
 
 kill: a process that runs a batch is killed again and again, by a service that loses replies; no job is made twice.
+copy: the same, and each run goes on with a copy of the journal that the one before left.
+damage: what becomes of a batch whose journal is damaged.
 memory: what a batch of any length takes.
 throttle: how well the limit of a service is used that throttles.
 jobs: real jobs on the embedded server, never more active than allowed.
@@ -16,6 +18,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sqlite3
 import sys
@@ -28,6 +31,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from batchserver import BatchServer, Bucket
+from damage import COUNT, Case, corrupted, flipped, sent, write_version_1
 from rawserver import KEY
 
 from aiofinetune import FineTuneRequest, FineTuneSession, Retry
@@ -39,6 +43,7 @@ from aiofinetune.manifest import Entry
 # kill
 
 KILLS = 100
+COPIES = 50
 JOBS = 50
 FILES = 5
 _UNCERTAIN = "uncertain"
@@ -58,7 +63,18 @@ async def kill(seed: int) -> None:
     print(f"{batches} batches, {kills} kills, no job made twice, none forgotten")
 
 
-async def _killed_batch(chance: random.Random, folder: Path) -> int:
+async def copy(seed: int) -> None:
+    """Kill batches 50 times in all, and let each run go on with a copy of the journal alone."""
+    chance = random.Random(seed)
+    kills = 0
+    print(f"seed {seed}")
+    while kills < COPIES:
+        with tempfile.TemporaryDirectory() as folder:
+            kills += await _killed_batch(chance, Path(folder), copies=True)
+    print(f"{kills} kills, no job made twice, none forgotten")
+
+
+async def _killed_batch(chance: random.Random, folder: Path, *, copies: bool = False) -> int:
     for number in range(FILES):
         (folder / f"train-{number}.jsonl").write_text(f"{number}\n" * 1000)
     server = BatchServer(lasts=0.3)
@@ -71,10 +87,11 @@ async def _killed_batch(chance: random.Random, folder: Path) -> int:
 
     server.lose = lose
     kills = uncertain = 0
+    journal = folder / "journal"
     async with server.listening() as url:
         while True:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "benchmarks.batch_proofs", "child-kill", url, str(folder)),
+                *(sys.executable, "-m", "benchmarks.batch_proofs", "child-kill", url, str(folder), str(journal)),
                 stdout=asyncio.subprocess.PIPE,
             )
             assert process.stdout is not None
@@ -86,6 +103,8 @@ async def _killed_batch(chance: random.Random, folder: Path) -> int:
                 process.send_signal(signal.SIGKILL)
                 kills += 1
             said, _ = await process.communicate()
+            if copies and journal.exists():
+                journal = shutil.copyfile(journal, folder / f"journal-{kills}")
             told = said.decode().splitlines()
             assert process.returncode in {0, -signal.SIGKILL}, process.returncode
             uncertain += told.count(_UNCERTAIN)
@@ -109,7 +128,7 @@ async def _killed_batch(chance: random.Random, folder: Path) -> int:
     return kills
 
 
-async def _child_kill(url: str, folder: Path) -> None:
+async def _child_kill(url: str, folder: Path, journal: Path) -> None:
     requests = [
         Entry(f"{file}/{epochs}", FineTuneRequest(training_file=str(folder / f"train-{file}.jsonl"), n_epochs=epochs))
         for epochs in range(1, JOBS // FILES + 1)
@@ -118,12 +137,66 @@ async def _child_kill(url: str, folder: Path) -> None:
     retry = Retry(attempts=10, base=0.01, cap=0.1, grace=0.4)
     async with FineTuneSession(KEY, base_url=url, retry=retry) as session:
         print("begins", flush=True)
-        async with Batch(session, requests, max_active=4, poll=0.1, journal=folder / "journal") as batch:
+        async with Batch(session, requests, max_active=4, poll=0.1, journal=journal) as batch:
             async for outcome in batch:
                 # A reply was lost, and so soon after a kill the list cannot tell: the next run knows more.
                 is_uncertain = isinstance(outcome.error, CreateUncertain)
                 assert is_uncertain or outcome.error is None, outcome.error
                 print(_UNCERTAIN if is_uncertain else outcome.label, flush=True)
+
+
+# damage
+
+CORRUPTIONS = 60
+FLIPS = 48
+
+
+async def damage(seed: int) -> None:
+    """Damage journals in many ways, and count what became of their batches."""
+    chance = random.Random(seed)
+    print(f"seed {seed}; a batch of {COUNT} jobs; {CORRUPTIONS} files damaged at random, {FLIPS} bits flipped, of each")
+    for killed in (False, True):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            async with sent(folder, killed=killed) as case:
+                await _damaged(case, chance, "killed" if killed else "closed", case.journal, case.journal)
+                if not killed:
+                    continue
+                for what, is_old_killed in (("version 1, closed", False), ("version 1, killed", True)):
+                    old = folder / "old"
+                    write_version_1(case, old, killed=is_old_killed)
+                    await _damaged(case, chance, what, old, old)
+                    if is_old_killed:
+                        await _damaged(case, chance, f"{what}, its log", old, folder / "old-wal")
+
+
+async def _damaged(case: Case, chance: random.Random, what: str, journal: Path, target: Path) -> None:
+    """Damage one of the files of a journal again and again."""
+    files = {path: path.read_bytes() for path in (journal, journal.with_name(f"{journal.name}-wal")) if path.exists()}
+    data = files[target]
+    # Not where a database has nothing.
+    used = [number for number, byte in enumerate(data) if byte]
+    results: dict[str, Counter[str]] = {"corrupted": Counter(), "flipped": Counter()}
+    kinds = ["corrupted"] * CORRUPTIONS + ["flipped"] * FLIPS
+    for kind in kinds:
+        bad = (
+            corrupted(data, chance)
+            if kind == "corrupted"
+            else flipped(data, 8 * chance.choice(used) + chance.randrange(8))
+        )
+        path = journal.with_name("damaged")
+        for file, content in files.items():
+            file.with_name(file.name.replace(journal.name, "damaged")).write_bytes(bad if file == target else content)
+        try:
+            result = await case.run(path)
+        except Exception as error:  # noqa: BLE001  # what there may not be
+            result = f"foreign: {error!r}"
+        results[kind][result] += 1
+        path.with_name("damaged-wal").unlink(missing_ok=True)
+    for kind, counts in results.items():
+        print(
+            f"  {what}, {kind}: {', '.join(f'{count} {result}' for result, count in counts.most_common())}", flush=True
+        )
 
 
 # memory
@@ -285,16 +358,18 @@ async def _counting(data: Path) -> AsyncIterator[Counter[int]]:
     db.close()
 
 
+_PROOFS = {"kill": kill, "copy": copy, "damage": damage, "memory": memory, "throttle": throttle, "jobs": jobs}
+
+
 def main() -> None:
     """Run one of the proofs."""
     match sys.argv[1:]:
-        case "child-kill", url, folder:
-            asyncio.run(_child_kill(url, Path(folder)))
+        case "child-kill", url, folder, journal:
+            asyncio.run(_child_kill(url, Path(folder), Path(journal)))
         case "child-memory", url, count, has_journal:
             asyncio.run(_child_memory(url, int(count), has_journal=has_journal == "1"))
-        case [name, *seed] if name in {"kill", "memory", "throttle", "jobs"}:
-            proof = {"kill": kill, "memory": memory, "throttle": throttle, "jobs": jobs}[name]
-            asyncio.run(proof(int(seed[0]) if seed else int.from_bytes(os.urandom(3))))
+        case [name, *seed] if name in _PROOFS:
+            asyncio.run(_PROOFS[name](int(seed[0]) if seed else int.from_bytes(os.urandom(3))))
         case _:
             sys.exit(f"{__doc__}")
 
