@@ -281,14 +281,53 @@ def decode(endpoint: Endpoint[T], reply: Reply, noted: structuring.Noted | None 
         raise error_of(reply)
     try:
         result = structuring.read_reply(reply.body, endpoint.result, noted)
-    except ProtocolViolation as misfit:
-        if (error := _error_object(reply.body)) is None:
-            raise
-        raise APIError(reply.status, *_error_fields(error)) from misfit
-    if isinstance(result, Listing) and not result.data and (error := _error_object(reply.body)) is not None:
-        # An error that came under a good status is no empty list.
-        raise APIError(reply.status, *_error_fields(error))
+    except ProtocolViolation as violation:
+        _check_for_error(reply, violation)
+        raise
+    if isinstance(result, Listing) and not result.data:
+        # Where `data` may be missing, an error looks like an empty list.
+        _check_for_error(reply)
     return result
+
+
+def _check_for_error(reply: Reply, violation: ProtocolViolation | None = None) -> None:
+    """Raise what a body that came with a success says went wrong.
+
+    Not as an `APIError`: by its status the request was accepted, and may have had its effect.
+    """
+    words = error_words_of_success(reply.body)
+    if words is not None:
+        message = f"the service answered {reply.status}, but with an error: {words.message}"
+        raise ProtocolViolation(message) from violation
+
+
+def decode_deleted(reply: Reply, name: str) -> Deleted:
+    """Read the reply to a DELETE: any success is one, whatever its body, unless that denies it.
+
+    Services answer 204 without a body, ``{}``, ``null`` or the object that was deleted (RFC 9110, section 9.3.5).
+
+    Raises:
+        APIError: The service answered with an error, or with ``"deleted": false``.
+        ProtocolViolation: With an error in the body of a success, or a page answered in its place.
+    """
+    if not 200 <= reply.status < 300:
+        raise error_of(reply)
+    try:
+        value = structuring.read_json(reply.body)
+    except ProtocolViolation:
+        if reply.body.lstrip().startswith(b"<"):
+            # A proxy's page, such as one to sign in.
+            raise
+        value = None
+    if not isinstance(value, dict):
+        return Deleted(name, deleted=True)
+    if "deleted" in value and value["deleted"] in (False, "false"):
+        message = words.message if (words := error_words(reply.body)) else f"the service did not delete {name}"
+        raise APIError(reply.status, message, request_id=_printable(reply.headers.get("x-request-id")))
+    if value.get("deleted") is not True:
+        _check_for_error(reply)
+    given = {key: text for key in ("id", "object") if isinstance(text := value.get(key), str)}
+    return Deleted(given.get("id") or name, deleted=True, object=given.get("object", ""))
 
 
 def unreadable(reply: Reply, failure: FineTuneError) -> FineTuneError:
@@ -298,9 +337,9 @@ def unreadable(reply: Reply, failure: FineTuneError) -> FineTuneError:
         reply: The reply, as far as it came.
         failure: What kept it from being read.
     """
-    error = _error_object(reply.body)
-    if error is not None:
-        return APIError(reply.status, *_error_fields(error))
+    words = error_words_of_success(reply.body)
+    if words is not None:
+        return APIError(reply.status, *words)
     kind = reply.headers.get("content-type", "").lower()
     if "html" in kind or reply.body[:200].lstrip().lower().startswith((b"<!doctype", b"<html")):
         page = structuring.excerpt(reply.body)
@@ -335,16 +374,15 @@ def error_of(reply: Reply) -> APIError:
             request_id=request_id,
         )
     retry_after = retry_after_of(reply.headers, now=server_time(reply) or time.time())
-    error = _error_object(reply.body)
-    if error is None:
+    words = error_words(reply.body)
+    if words is None:
         message = (
             f"the body is not the API's JSON: {structuring.excerpt(reply.body)}" if reply.body else "with an empty body"
         )
         return kind(reply.status, message, request_id=request_id, retry_after=retry_after)
-    fields = _error_fields(error)
     if kind is RateLimited:
-        kind = _kind_of_limit(*fields)
-    return kind(reply.status, *fields, request_id, retry_after)
+        kind = _kind_of_limit(*words)
+    return kind(reply.status, *words, request_id, retry_after)
 
 
 def _printable(value: str | None) -> str | None:
@@ -389,32 +427,101 @@ def stream_error_of(data: bytes) -> APIError | None:
     except ProtocolViolation:
         return None
     if isinstance(event, dict) and "message" not in event and isinstance(event.get("error"), dict | str):
-        error = event["error"]
-        return APIError(200, *_error_fields(error if isinstance(error, dict) else {"message": error}))
+        return APIError(200, *_words_of(event["error"]))
     return None
 
 
-def _error_object(body: bytes) -> dict[str, object] | None:
-    """The ``error`` of the reference's envelope; some hosts send a bare text, or name it ``detail`` or ``message``."""
+class Words(NamedTuple):
+    """What a service says went wrong, each a text of a bounded length."""
+
+    message: str
+    type: str | None = None
+    param: str | None = None
+    code: str | None = None
+
+
+MAX_WORDS: Final = 2000
+"""Characters of each text of an error that are kept: they are for people, not for pages."""
+
+_NESTS: Final = ("error", "detail", "errors")
+"""Where a body keeps its error: the reference's envelope, FastAPI's, JSON:API's."""
+
+_TEXTS: Final = ("title", "message", "msg", "error_description", "description", "reason")
+"""What holds an error's text, besides those: RFC 9457, the reference, OAuth (RFC 6749, section 5.2) and others."""
+
+
+def error_words(body: bytes) -> Words | None:
+    """What the body of an error says, in any of the shapes that services use; None where it is no error's JSON."""
     try:
         value = structuring.read_json(body)
     except ProtocolViolation:
         return None
-    if not isinstance(value, dict):
+    if isinstance(value, list):
+        # As Google's services send it: the envelope, in a list.
+        value = next((item for item in value if isinstance(item, dict)), None)
+    if not isinstance(value, dict) or all(value.get(name) in (None, "", []) for name in (*_NESTS, *_TEXTS)):
         return None
-    error = value.get("error", value.get("detail"))
-    if isinstance(error, dict):
-        return error
-    if isinstance(error, str):
-        return {"message": error}
-    return value if isinstance(value.get("message"), str) else None
+    return _words_of(value)
 
 
-def _error_fields(error: Mapping[str, object]) -> tuple[str, str | None, str | None, str | None]:
-    """Message, type, param and code, each a bounded text: the message of an error is for people, not for pages."""
-    texts = {name: str(error[name])[:2000] for name in ("type", "param", "code") if error.get(name) is not None}
-    message = str(error.get("message") or "no message")[:2000]
-    return message, texts.get("type"), texts.get("param"), texts.get("code")
+def error_words_of_success(body: bytes) -> Words | None:
+    """What a body that came with a success says went wrong; None where it holds no error.
+
+    A job may hold the error that it failed with: this is for a body that is not what the endpoint promises.
+    """
+    try:
+        value = structuring.read_json(body)
+    except ProtocolViolation:
+        return None
+    if not isinstance(value, dict) or not (value.get("error") or value.get("object") == "error"):
+        return None
+    return _words_of(value)
+
+
+_MAX_NESTING: Final = 5
+
+
+def _words_of(error: object) -> Words:
+    """Read an error that may hold others: the texts of all, and the type, param and code nearest to them."""
+    fields: dict[str, str] = {}
+    message = "; ".join(dict.fromkeys(_texts_of(error, fields, _MAX_NESTING)))
+    return Words(_bounded(message) or "no message", *map(fields.get, ("type", "param", "code")))
+
+
+def _texts_of(error: object, fields: dict[str, str], depth: int) -> list[str]:
+    """Give an error's texts, the innermost first, and put its type, param and code into `fields`."""
+    match error:
+        case str():
+            return [error] if error.strip() else []
+        case bool() | None:
+            return []
+        case int() | float():
+            return [str(error)]
+        case list() if depth > 0:
+            return [text for item in error for text in _texts_of(item, fields if len(error) == 1 else {}, depth - 1)]
+        case dict() if depth > 0:
+            return _texts_of_object(error, fields, depth)
+        case _:
+            return [str(error)[:MAX_WORDS]]
+
+
+def _texts_of_object(error: dict[str, object], fields: dict[str, str], depth: int) -> list[str]:
+    texts = [text for name in (*_NESTS, *_TEXTS) for text in _texts_of(error.get(name), fields, depth - 1)]
+    for name in ("type", "param", "code"):
+        if error.get(name) is not None:
+            fields.setdefault(name, _bounded(str(error[name])))
+    if isinstance(place := error.get("loc"), list) and place:
+        # FastAPI's, of one field: ["body", "training_file"].
+        where = ".".join(map(str, place))
+        texts = [f"{where}: {text}" for text in texts]
+    if not texts:
+        rest = {name: value for name, value in error.items() if name not in (*_NESTS, *_TEXTS, "type", "param", "code")}
+        texts = [str(rest)[:MAX_WORDS]] if any(value is not None for value in rest.values()) else []
+    return texts
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= MAX_WORDS else text[: MAX_WORDS - 1] + "…"
 
 
 def retry_after_of(headers: Mapping[str, str], *, now: float) -> float | None:

@@ -599,7 +599,10 @@ class FineTuneSession:
         async def attempt() -> Deleted:
             nonlocal was_lost
             try:
-                return await self._decode(endpoint, await self._fetch(request))
+                reply = await self._fetch(request)
+                if reply.status >= 300:
+                    raise self._error_of(endpoint, reply)
+                return protocol.decode_deleted(reply, name)
             except NotFound:
                 if not was_lost:
                     raise

@@ -227,7 +227,7 @@ no HTTP, the key echoed              odd       ok        ok        ok        odd
 500 with the key echoed              ok/5xx    ok/5xx    ok        ok        ok/5xx    ok/5xx    ok/5xx    ok
 200 with the key echoed              odd       ok        ok        ok        ok/lost   ok/lost   ok/cut    ok
 200 with the key in a wrong field    odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
-200 with the key in an error         api       api       ok        ok        ok/lost   ok/lost   api       ok
+200 with the key in an error         odd       ok        ok        ok        ok/lost   ok/lost   api       ok
 200 empty                            odd       ok        ok        ok        ok/lost   ok/lost   ok/cut    ok
 200 with broken JSON                 odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
 200 with another shape               odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
@@ -257,6 +257,16 @@ header of 100,000 bytes              odd       ok        ok        ok        odd
 `WORDS` says what the words stand for. Of a call that uses several endpoints, the others work; but a fault before the
 request is read strikes whatever comes.
 """
+
+DELETED: Final = (
+    "no length, closed inside the body",
+    "200 with the key echoed",
+    "200 with the key in a wrong field",
+    "200 empty",
+    "200 with broken JSON",
+    "200 with another shape",
+)
+"""Faults of the plain calls that leave a DELETE a success: by its status it is one, whatever its body."""
 
 WORDS: Final[Mapping[str, type[FineTuneError] | None]] = {
     "ok": None,
@@ -303,6 +313,8 @@ def table() -> tuple[list[str], list[str], list[Cell]]:
             rows.append(f"{fault}, {'always' if always else 'once'}")
             for call, (column, _) in ENDPOINTS.items():
                 once_word, _, always_word = words[column].partition("/")
+                if fault in DELETED and call.__name__.startswith("delete"):
+                    once_word = "ok"
                 cells.append(Cell(fault, call, always, WORDS[always_word or once_word if always else once_word]))
     return rows, [call.__name__ for call in ENDPOINTS], cells
 

@@ -263,12 +263,62 @@ def test_class_of_status(status: int, kind: type[errors.APIError]) -> None:
         ({"detail": {"message": "deep", "code": "x"}}, ("deep", None, None, "x")),
         ({"message": "bare", "type": "t"}, ("bare", "t", None, None)),
         ({"error": None, "message": "bare"}, ("bare", None, None, None)),
+        ({"detail": {"error": {"message": "deep", "type": "t", "code": 7}}}, ("deep", "t", None, "7")),
+        ({"detail": {"error": "deep"}}, ("deep", None, None, None)),
+        ({"detail": {"error": {"error": {"message": "deepest"}}}}, ("deepest", None, None, None)),
+        (
+            {"detail": [{"loc": ["body", "model"], "msg": "field required", "type": "missing"}]},
+            ("body.model: field required", "missing", None, None),
+        ),
+        (
+            {"detail": [{"loc": ["body", 0, "a"], "msg": "x"}, {"loc": [], "msg": "y"}, {"msg": "z"}, "w", None]},
+            ("body.0.a: x; y; z; w", None, None, None),
+        ),
+        ({"error": None, "detail": "why"}, ("why", None, None, None)),
+        ({"error": None, "detail": [{"loc": ["query"], "msg": "why"}]}, ("query: why", None, None, None)),
+        ({"error": "", "detail": {"message": "why"}}, ("why", None, None, None)),
+        ({"code": 1001, "msg": "no such file", "data": None}, ("no such file", None, None, "1001")),
+        ({"error": {"code": "x", "msg": "why"}}, ("why", None, None, "x")),
+        ({"error": "Not Found", "message": "no such job", "statusCode": 404}, ("Not Found; no such job", *[None] * 3)),
+        ({"error": "invalid_client", "error_description": "why"}, ("invalid_client; why", None, None, None)),
+        ({"error": {"message": "why"}, "message": "why"}, ("why", None, None, None)),
+        ({"title": "Bad", "detail": "why", "type": "about:blank"}, ("why; Bad", "about:blank", None, None)),
+        ({"errors": [{"code": "c", "message": "why"}]}, ("why", None, None, "c")),
+        ([{"error": {"message": "why", "code": 404}}], ("why", None, None, "404")),
+        ({"error": {"reason_code": 7, "hint": "look"}}, ("{'reason_code': 7, 'hint': 'look'}", None, None, None)),
+        ({"error": {"message": {"text": "why"}}}, ("{'text': 'why'}", None, None, None)),
+        ({"error": True, "message": "why"}, ("why", None, None, None)),
+        ({"error": {"message": "w" * 2000}}, ("w" * 2000, None, None, None)),
+        ({"error": {"message": "w" * 2001}}, ("w" * 1999 + "…", None, None, None)),
     ],
+    ids=range(31),
 )
 def test_error_bodies(body: object, fields: tuple[str | None, ...]) -> None:
     """The reference's envelope is read, and those that other hosts use."""
     error = error_for(400, json.dumps(body).encode())
     assert (error.message, error.type, error.param, error.code) == fields
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"error": {"message": "why"}}, "why"),
+        ({"error": "why"}, "why"),
+        ({"error": {}}, None),
+        ({"error": None, "detail": "why"}, None),
+        ({"object": "error", "message": "why", "code": 40303}, "why"),
+        ({"id": "ft-1", "error": {"message": "why"}}, "why"),
+        ({"code": 0, "msg": "success"}, None),
+        ({"message": "hello"}, None),
+        ([], None),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_error_words_of_success(body: object, message: str | None) -> None:
+    """Under a success only what is called an error is one."""
+    words = protocol.error_words_of_success(json.dumps(body).encode())
+    assert (None if words is None else words.message) == message
 
 
 @pytest.mark.parametrize("body", [b"<html>502</html>", b"\xff\xfe", b"[]", b'"text"', b"7", b"{", b'{"a": 1}', b"null"])

@@ -7,6 +7,7 @@ import gzip
 import io
 import logging
 import random
+import re
 import socket
 import threading
 import traceback
@@ -46,6 +47,7 @@ from aiofinetune import (
     ConnectFailed,
     ConnectionLost,
     CreateUncertain,
+    Deleted,
     File,
     FineTune,
     FineTuneError,
@@ -681,6 +683,109 @@ async def test_long_reply() -> None:
         assert len((await session.list_models())[0].id) == 200_000
         with pytest.raises(ProtocolViolation, match=r"\$\.data\[1\]\.id is missing"):
             await session.list_models()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"detail": {"error": {"message": "no such thing"}}}, "no such thing"),
+        ({"detail": [{"loc": ["path", "id"], "msg": "no such thing", "type": "x"}]}, "path.id: no such thing"),
+        ({"error": None, "detail": "no such thing"}, "no such thing"),
+        ({"code": 7, "msg": "no such thing"}, "no such thing"),
+        ({"error": {"message": "no such thing" + "." * 1900}}, "no such thing[.]{1900}"),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 404, 422, 500])
+async def test_words_of_other_services(status: int, body: object, words: str) -> None:
+    """The words of an error are shown in whatever shape a service sends them."""
+    async with talking_to(answering(reply(status, body)), retry=ONCE) as session:
+        for call in (
+            list_models(session),
+            create(session),
+            session.upload_file(b"{}"),
+            session.download_file("file-1"),
+        ):
+            with pytest.raises(FineTuneError) as caught:
+                await call
+            assert re.search(
+                f"{status}: {words}", str(all_in_chain(caught.value)[-1] if status == 500 else caught.value)
+            )
+
+
+CALLS_WITHOUT_CREATE: dict[str, Call] = {
+    "list fine-tunes": lambda session: session.list_fine_tunes(),
+    "list files": lambda session: session.list_files(),
+    "list events": lambda session: session.list_fine_tune_events("ft-1"),
+    "list models": list_models,
+    "retrieve": lambda session: session.retrieve_fine_tune("ft-1"),
+    "cancel": lambda session: session.cancel_fine_tune("ft-1"),
+    "upload": lambda session: session.upload_file(b"{}"),
+    "retrieve file": lambda session: session.retrieve_file("file-1"),
+    "download": lambda session: session.download_file("file-1"),
+    "complete": lambda session: session.create_completion("ada", "a"),
+    "wait": lambda session: session.wait("ft-1"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS_WITHOUT_CREATE.values(), ids=CALLS_WITHOUT_CREATE)
+@pytest.mark.parametrize("data", [{}, {"data": []}], ids=["alone", "beside data"])
+async def test_error_under_success(call: Call, data: dict[str, object]) -> None:
+    """An error object that comes with status 200 is a violation that shows its words, at a list too."""
+    body = {"error": {"message": "no such thing", "type": "t"}, **data}
+    async with talking_to(answering(reply(body=body))) as session:
+        with pytest.raises(ProtocolViolation, match="answered 200, but with an error: no such thing"):
+            await call(session)
+
+
+DELETES: list[Call] = [lambda session: session.delete_file("file-1"), lambda session: session.delete_model("file-1")]
+deletes = pytest.mark.parametrize("call", DELETES, ids=["file", "model"])
+
+
+@deletes
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (204, b"", ""),
+        (200, b"", ""),
+        (202, b"", ""),
+        (200, {}, ""),
+        (200, b"null", ""),
+        (200, b"true", ""),
+        (200, b'"OK"', ""),
+        (200, b"OK", ""),
+        (200, b"\xff\xfe", ""),
+        (200, {"status": "deleted"}, ""),
+        (200, {"id": None, "deleted": None}, ""),
+        (200, {"id": 7, "object": ["file"], "deleted": "true"}, ""),
+        (200, {"id": "file-1", "object": "file"}, "file"),
+        (200, {"id": "file-1", "object": "file", "deleted": True, "error": None}, "file"),
+    ],
+)
+async def test_deleted(call: Call, status: int, body: object, kind: str) -> None:
+    """A DELETE that is answered with success has deleted, whatever the body is."""
+    async with talking_to(answering(reply(status, body))) as session:
+        assert await call(session) == Deleted("file-1", deleted=True, object=kind)
+
+
+@deletes
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        ({"id": "file-1", "object": "file", "deleted": False}, APIError, "200: the service did not delete file-1"),
+        ({"deleted": False, "error": {"message": "in use", "code": "busy"}}, APIError, "200: in use"),
+        ({"error": {"message": "in use", "code": "busy"}}, ProtocolViolation, "with an error: in use"),
+        ({"error": "in use"}, ProtocolViolation, "with an error: in use"),
+        ({"object": "error", "message": "in use"}, ProtocolViolation, "with an error: in use"),
+        (b"<html>sign in</html>", ProtocolViolation, "sign in"),
+    ],
+)
+async def test_not_deleted(call: Call, body: object, kind: type[FineTuneError], words: str) -> None:
+    """A success that says in its body that nothing was deleted, or that a proxy answered, is a failure."""
+    seen: list[Received] = []
+    async with talking_to(answering(reply(body=body), seen=seen)) as session:
+        with pytest.raises(kind, match=words):
+            await call(session)
+    assert len(seen) == 1
 
 
 # Trying again
