@@ -6,6 +6,7 @@ Nothing else of the client calls aiohttp. Nothing here knows the API or tries tw
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import math
 import os
@@ -43,6 +44,8 @@ SMALL_BUFFER: Final = 16 << 10
 """Bytes that aiohttp holds of an event stream before it stops reading. By its default it holds so many that it looks,
 at each small chunk which is taken, whether to go on: a quarter of what a stream of small chunks costs."""
 _DECOMPRESSED_AT_ONCE: Final = 64 << 10
+_MAX_HEADER_BYTES: Final = 64 << 10
+"""Of a line of a reply's head. aiohttp's 8,190 are less than the cookies and policies that some proxies send."""
 _LOOK_INTERVAL: Final = 0.5
 """Seconds between two looks at whether a reply that is waited for can still come."""
 _LOST: Final = "the connection closed within the body, or the body is not as HTTP frames it"
@@ -301,6 +304,8 @@ class Transport:
                 auto_decompress=False,
                 raise_for_status=False,
                 timeout=self._client_timeout,
+                max_line_size=_MAX_HEADER_BYTES,
+                max_field_size=_MAX_HEADER_BYTES,
                 middlewares=_SEND_ONCE if self._owns_http and request.method != "POST" else None,
             )
         except Exception as error:
@@ -367,7 +372,7 @@ class Incoming:
         self._response = response
         self._loop = asyncio.get_running_loop()
         self._watch = _Watch(math.inf if stall is None else stall, response.close, self._is_lost)
-        self._encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        self._encoding = protocol.encoding_of(response.headers)
         self._decompressor: zlib._Decompress | None = None
 
     @property
@@ -435,7 +440,8 @@ class Incoming:
         body = await collect(self.read, most, pieces)
         if len(body) > most and not is_error:
             raise ProtocolViolation(f"{self._request.name}: the reply is longer than {most} bytes")
-        return Reply(self.status, self.headers, body)
+        # JSON has no byte order mark, but a reader may pass it over (RFC 8259, section 8.1).
+        return Reply(self.status, self.headers, body.removeprefix(codecs.BOM_UTF8))
 
     def close(self) -> None:
         """Free the connection: for the next request if the body was read whole, else for good."""
@@ -459,16 +465,20 @@ class Incoming:
         return content.readany() if most is None else content.read(most)
 
     async def _read_decompressed(self) -> bytes:
-        if self._decompressor is None:
-            self._decompressor = protocol.decompressor(self._encoding)
-        decompressor = self._decompressor
         # What one read gives is bounded, so that a small body which stands for a huge one cannot fill the memory.
         while True:
-            if decompressor.unconsumed_tail:
+            raw = b"" if self._decompressor is None else self._decompressor.unconsumed_tail
+            if raw:
                 # Others on the loop have their turn meanwhile, however much a few bytes stand for.
                 await asyncio.sleep(0)
-            with self._watch:
-                raw = decompressor.unconsumed_tail or await self._read_raw()
+            else:
+                with self._watch:
+                    raw = await self._read_raw()
+            if self._decompressor is None:
+                if not raw:
+                    return b""
+                self._decompressor = protocol.decompressor(self._encoding, raw)
+            decompressor = self._decompressor
             piece = decompressor.decompress(raw, _DECOMPRESSED_AT_ONCE)
             if piece:
                 return piece
@@ -612,7 +622,7 @@ def in_our_words(error: Exception, name: str) -> FineTuneError:
         case aiohttp.ClientHttpProxyError():
             return ConnectFailed(f"{name}: the proxy refused to connect: {error.status} {error.message}")
         case aiohttp.ClientResponseError() if isinstance(error.__cause__, HttpProcessingError):
-            return ProtocolViolation(f"{name}: the reply is not HTTP: {error.message}")
+            return ProtocolViolation(f"{name}: the head of the reply cannot be read as HTTP: {error.message}")
         case HttpProcessingError():
             return ConnectionLost(f"{name}: {_LOST}: {error.message}")
         case TimeoutError():

@@ -576,10 +576,14 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     "x-gzip": gzip.compress,
     "GZIP": gzip.compress,
     "deflate": zlib.compress,
+    "Deflate ": lambda data: zlib.compress(data, wbits=-zlib.MAX_WBITS),
+    "identity, deflate": lambda data: zlib.compress(data, level=0, wbits=-zlib.MAX_WBITS),
+    "utf-8, gzip,": gzip.compress,
 }
+PLAIN = ["identity", "Identity", "none", "", " ", ",", "utf-8", "UTF8", "binary", "8bit", "aws-chunked", "x" * 1000]
 
 
-@pytest.mark.parametrize("encoding", [*PACKED, "identity", "Identity"])
+@pytest.mark.parametrize("encoding", [*PACKED, *PLAIN])
 async def test_compressed(encoding: str) -> None:
     """A compressed reply is read as what it stands for, of any length and however it is cut."""
     data = {"data": [{"id": f"model-{random.random()}"} for _ in range(20_000)]}  # noqa: S311
@@ -612,6 +616,60 @@ async def test_wrong_compression(encoding: str, body: bytes) -> None:
     """A body that cannot be unpacked as its header says is a violation."""
     async with talking_to(answering(reply(body=body, Content_Encoding=encoding))) as session:
         with pytest.raises(ProtocolViolation):
+            await session.list_models()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "none"])
+@pytest.mark.parametrize("status", [200, 204])
+async def test_nothing_compressed(encoding: str, status: int) -> None:
+    """A reply without a body has none, whatever its header says of it."""
+    async with talking_to(answering(reply(status, Content_Encoding=encoding))) as session:
+        assert (await session.delete_file("file-1")).deleted
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+async def test_bare_deflate_in_small_pieces(size: int) -> None:
+    """Deflate without zlib's wrapper is recognized by its first byte."""
+    packed = zlib.compress(reply(body=MODELS).partition(b"\r\n\r\n")[2], wbits=-zlib.MAX_WBITS)
+
+    async def handler(_request: Received, writer: StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: deflate\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for start in range(0, len(packed), size):
+            writer.write(chunk(packed[start : start + size]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.write(chunk(b""))
+
+    async with talking_to(handler) as session:
+        assert len(await session.list_models()) == 1
+
+
+@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_byte_order_mark(status: int, encoding: str) -> None:
+    """A byte order mark before a reply's JSON is passed over, in an error too; one of a file stays."""
+    body = b"\xef\xbb\xbf" + (b'{"data": []}' if status == 200 else b'{"error": {"message": "no such thing"}}')
+    packed = gzip.compress(body) if encoding == "gzip" else body
+    handler = knowing_file(len(body), answering(reply(status, packed, Content_Encoding=encoding)))
+    async with talking_to(handler) as session:
+        if status == 200:
+            assert await session.list_models() == ()
+            assert await session.download_file("file-1") == body
+        else:
+            with pytest.raises(NotFound, match="404: no such thing"):
+                await session.list_models()
+
+
+@pytest.mark.parametrize("is_borrowed", [False, True])
+async def test_long_headers(is_borrowed: bool) -> None:
+    """Headers of tens of kilobytes, as some proxies add, are read; an error says how long they may be."""
+    async with (
+        serve(answering(reply(body=MODELS, X_A="a" * 30_000, X_B="b" * 60_000), reply(X_A="a" * 70_000))) as url,
+        aiohttp.ClientSession() as http,
+        FineTuneSession(KEY, base_url=url, http=http if is_borrowed else None) as session,
+    ):
+        assert len(await session.list_models()) == 1
+        with pytest.raises(ProtocolViolation, match="65536 bytes"):
             await session.list_models()
 
 
