@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import inspect
 import io
 import os
 import secrets
@@ -12,15 +13,24 @@ import shutil
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, BinaryIO, Final, TypeAlias
+from typing import IO, Any, BinaryIO, Final, Protocol, TypeAlias
 
 import attrs
 
-from aiofinetune.errors import LocalFileError, RequestInvalid
+from aiofinetune.errors import FineTuneError, LocalFileError, RequestInvalid
 from aiofinetune.threads import in_thread
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | AsyncIterable[bytes]
-"""What can be uploaded: the path of a file, its bytes, a file open in binary mode, or an iterator of pieces."""
+
+class SupportsRead(Protocol):
+    """A file, or anything that is read like one; its `read` may be a coroutine, as of an ``UploadFile``."""
+
+    def read(self, size: int, /) -> bytes | Awaitable[bytes]:
+        """Give the next bytes, at most `size`; none at the end."""
+        ...
+
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | SupportsRead | AsyncIterable[bytes]
+"""What can be uploaded: a file's path, its bytes, what is read like a file in binary mode, or an iterator of pieces."""
 
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called on the event loop with the bytes moved so far, and their total where it is known."""
@@ -57,35 +67,77 @@ async def opened_source(source: Source) -> AsyncIterator[Content]:
 
     Raises:
         LocalFileError: The file at a path cannot be opened.
-        RequestInvalid: The source is of no kind that can be read as bytes.
+        RequestInvalid: The source is of no kind that can be read as bytes, or stands at its end.
     """
     match source:
         case bytes():
             yield await _content_of_file(io.BytesIO(source), None)
         case str() | os.PathLike():
-            async with opened(Path(source), "rb") as file:
-                yield await _content_of_file(file, Path(source).name)
-        case AsyncIterable():
+            path = Path(os.fsdecode(source))
+            await _check_path(str(path))
+            async with opened(path, "rb") as file:
+                yield await _content_of_file(file, path.name)
+        case AsyncIterable() if not inspect.iscoroutinefunction(getattr(source, "read", None)):
             yield Content(None, None, _reader_of(aiter(source)), None)
-        case _ if hasattr(source, "read") and _is_binary(source):
-            name = getattr(source, "name", None)
-            yield await _content_of_file(source, Path(name).name if isinstance(name, str) else None)
+        case _ if callable(getattr(source, "read", None)):
+            yield await _content_of_readable(source)
         case _:
-            raise RequestInvalid(
-                "file",
-                "expected a path, bytes, a file opened in binary mode ('rb') or an async iterator of bytes,"
-                f" got {type(source).__name__}",
-            )
+            raise RequestInvalid("file", f"{_EXPECTED}, got {type(source).__name__}")
 
 
-def _is_binary(file: BinaryIO) -> bool:
+_EXPECTED: Final = "expected a path, bytes, a file opened in binary mode ('rb') or an async iterator of bytes"
+_MAX_PATH: Final = 4096
+"""Characters; no system opens a longer path."""
+
+
+async def _check_path(path: str) -> None:
+    """Refuse text that is the data itself; an error of the system would show all of it.
+
+    Raises:
+        RequestInvalid: It is.
+    """
+    is_odd = len(path) > _MAX_PATH or "\n" in path or path.lstrip()[:1] in ("{", "[")
+    if is_odd and not await asyncio.to_thread(os.path.exists, path):
+        start = repr(path[:40]) + ("…" if len(path) > 40 else "")
+        raise RequestInvalid("file", f"{start} looks like data, and is no path; pass data as bytes: text.encode()")
+
+
+async def _content_of_readable(source: Any) -> Content:  # Any: all that is known is that it has a `read`
+    """Look at what can be read: whether it gives bytes, and at once or to be awaited."""
     try:
-        return isinstance(file.read(0), bytes)
-    except (OSError, ValueError) as error:
+        nothing = source.read(0)
+        is_async = inspect.isawaitable(nothing)
+        if inspect.isawaitable(nothing):
+            nothing = await nothing
+    except TypeError as error:
+        raise RequestInvalid("file", f"{_EXPECTED}; read() of this {type(source).__name__} fails: {error}") from error
+    except Exception as error:
         raise LocalFileError(f"the file cannot be read: {error}") from error
+    if not isinstance(nothing, bytes | bytearray | memoryview):
+        raise RequestInvalid("file", f"{_EXPECTED}, got {type(source).__name__}, which gives {type(nothing).__name__}")
+    name = getattr(source, "filename" if is_async else "name", None)
+    name = Path(name).name if isinstance(name, str) else None
+    return await (_content_of_async_file if is_async else _content_of_file)(source, name)
 
 
-async def _content_of_file(file: BinaryIO, name: str | None) -> Content:
+async def _content_of_async_file(file: Any, name: str | None) -> Content:  # Any: its `read` is a coroutine, see above
+    try:
+        first = await file.read(_HOP)
+    except Exception as error:
+        raise LocalFileError(f"the file cannot be read: {error}") from error
+    if not first and getattr(file, "size", None):
+        # As of an UploadFile that its handler has read already.
+        raise RequestInvalid("file", _AT_END)
+    pieces = [first]
+
+    async def read() -> bytes:
+        piece: bytes = pieces.pop() if pieces else await file.read(_HOP)
+        return piece
+
+    return Content(name, None, read, None)
+
+
+async def _content_of_file(file: Any, name: str | None) -> Content:  # Any: only `read` is sure to be there
     reading: asyncio.Future[bytes | None] | None = None
 
     async def read() -> bytes:
@@ -98,7 +150,12 @@ async def _content_of_file(file: BinaryIO, name: str | None) -> Content:
             raise LocalFileError("the file is in non-blocking mode; give an async iterator of its bytes")
         return piece
 
-    start, size = await asyncio.to_thread(_extent, file)
+    try:
+        start, size = await asyncio.to_thread(_extent, file)
+    except FineTuneError:
+        raise
+    except Exception as error:
+        raise LocalFileError(f"the file cannot be read: {error}") from error
     if start is None:
         return Content(name, None, read, None)
 
@@ -111,14 +168,34 @@ async def _content_of_file(file: BinaryIO, name: str | None) -> Content:
     return Content(name, size, read, rewind)
 
 
-def _extent(file: BinaryIO) -> tuple[int | None, int | None]:
-    """Where a file stands and how many bytes follow; nothing of one that cannot go back, such as a pipe."""
-    if not file.seekable():
+_AT_END: Final = "stands at its end, so that nothing would be sent; call seek(0) before"
+
+
+def _extent(file: Any) -> tuple[int | None, int | None]:
+    """Where a file stands, and how many bytes follow; None for what it does not know, or cannot go back to.
+
+    Raises:
+        RequestInvalid: It stands at its end, as after it was written or read.
+    """
+    is_seekable = getattr(file, "seekable", lambda: hasattr(file, "seek") and hasattr(file, "tell"))
+    if not is_seekable():
         return None, None
     start = file.tell()
-    end = file.seek(0, os.SEEK_END)
+    try:
+        # By `tell`, for the `seek` of an mmap gives nothing before Python 3.13.
+        file.seek(0, os.SEEK_END)
+        size = file.tell() - start
+    except OSError:
+        # Of /proc: it knows no end.
+        return start, None
     file.seek(start)
-    return start, end - start
+    if size <= 0 and file.read(1):
+        # Likewise: it says 0 bytes, and holds some.
+        file.seek(start)
+        return start, None
+    if size < 0 or (start > 0 and size == 0):
+        raise RequestInvalid("file", _AT_END)
+    return start, size
 
 
 def _reader_of(pieces: AsyncIterator[bytes]) -> Callable[[], Awaitable[bytes]]:
@@ -176,9 +253,9 @@ class Form:
             return head
         if not self._rest:
             piece = await self._content.read()
-            if not isinstance(piece, bytes):
+            if not isinstance(piece, bytes | bytearray | memoryview):
                 raise LocalFileError(f"the source gave {type(piece).__name__}, not bytes")
-            self._rest = memoryview(piece)
+            self._rest = memoryview(piece).cast("B")
         if self._rest:
             # However large a piece is: each that is taken shows that the upload moves.
             part, self._rest = self._rest[:PIECE], self._rest[PIECE:]

@@ -457,9 +457,10 @@ class FineTuneSession:
         """Upload a file, in constant memory; give it as the service knows it.
 
         Args:
-            source: A path, bytes, a file opened in binary mode, or an async iterator of bytes. The last can be read
-                only once, so that a failed upload of it is not tried again. It is the way for a pipe: a thread that
-                waits for a pipe's other end cannot be given up, and would keep the program from ending.
+            source: A path, bytes, a file opened in binary mode or what is read like one (its `read` may be a coroutine,
+                as of an ``UploadFile``), or an async iterator of bytes. What cannot go back, and what is awaited, is
+                read only once: a failed upload of it is not tried again. An iterator is the way for a pipe: a thread
+                that waits for a pipe's other end cannot be given up, and would keep the program from ending.
             purpose: ``"fine-tune"`` for training and validation data.
             filename: The name at the service; by default the file's own, or ``"data.jsonl"``.
             progress: Called on the event loop with the bytes sent so far and their total, or None if it is unknown.
