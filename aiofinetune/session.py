@@ -350,16 +350,17 @@ class FineTuneSession:
         Raises:
             FineTuneFailed: The job failed; the error carries it and its last events.
             FineTuneCancelled: The job was cancelled; likewise.
-            WaitTimeout: The job was not over in time; it goes on at the service.
+            WaitTimeout: The job was not over in time; it goes on at the service, as far as its status tells.
         """
         deadline = asyncio.timeout(timeout)
+        looks: deque[FineTune] = deque(maxlen=1)
         try:
             async with deadline:
-                job, events = await self._wait(fine_tune_id)
+                job, events = await self._wait(fine_tune_id, looks)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
-            raise WaitTimeout(f"fine-tune {fine_tune_id} was not over after {timeout} s; it goes on") from error
+            raise WaitTimeout(f"fine-tune {fine_tune_id} was not over after {timeout} s; {_state(looks)}") from error
         if job.status == Status.SUCCEEDED:
             return job
         kind = FineTuneCancelled if job.status == Status.CANCELLED else FineTuneFailed
@@ -880,8 +881,8 @@ class FineTuneSession:
             raise form.failure
         raise LocalFileError(f"the upload was given up on this side: {form.failure!r}") from form.failure
 
-    async def _wait(self, fine_tune_id: str) -> tuple[FineTune, tuple[FineTuneEvent, ...]]:
-        """Give the finished job, and the last events that its stream told."""
+    async def _wait(self, fine_tune_id: str, looks: deque[FineTune]) -> tuple[FineTune, tuple[FineTuneEvent, ...]]:
+        """Give the finished job, and the last events that its stream told; put each look at it into `looks`."""
         events: deque[FineTuneEvent] = deque(maxlen=_LAST_EVENTS)
         streams = True
         pause = _SHORTEST_PAUSE
@@ -889,9 +890,10 @@ class FineTuneSession:
         strange: str | None = None
         while True:
             if streams:
-                streams = await self._follow(fine_tune_id, events)
+                streams = await self._follow(fine_tune_id, events, looks)
             try:
                 job = await self.retrieve_fine_tune(fine_tune_id)
+                looks.append(job)
             except FineTuneError as failure:
                 if not retry.may_pass(failure) or self._now() - last_seen > self._retry.deadline:
                     raise
@@ -906,14 +908,14 @@ class FineTuneSession:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _follow(self, fine_tune_id: str, events: deque[FineTuneEvent]) -> bool:
+    async def _follow(self, fine_tune_id: str, events: deque[FineTuneEvent], looks: deque[FineTune]) -> bool:
         """Follow a job's events until they end, or the job is over; whether it is worth trying again."""
         events.clear()
         stream = self.stream_fine_tune_events(fine_tune_id)
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(self._read_events(stream, fine_tune_id, events))
             while not (await asyncio.wait([reading], timeout=_UNSEEN))[0]:
-                if await self._seems_over(fine_tune_id):
+                if await self._seems_over(fine_tune_id, looks):
                     reading.cancel()
         return reading.cancelled() or reading.result()
 
@@ -931,13 +933,15 @@ class FineTuneSession:
             return False
         return True
 
-    async def _seems_over(self, fine_tune_id: str) -> bool:
+    async def _seems_over(self, fine_tune_id: str, looks: deque[FineTune]) -> bool:
         try:
-            return (await self.retrieve_fine_tune(fine_tune_id)).is_terminal
+            job = await self.retrieve_fine_tune(fine_tune_id)
         except FineTuneError as failure:
             _log.info("looking at %s: %s", fine_tune_id, failure)
             # What does not pass the look that follows raises.
             return not retry.may_pass(failure)
+        looks.append(job)
+        return job.is_terminal
 
     def _now(self) -> float:
         """Seconds on a clock that is never set."""
@@ -959,6 +963,16 @@ def _reader_of(incoming: Incoming, file_id: str, expected: int) -> Callable[[], 
         return piece
 
     return read
+
+
+def _state(looks: Sequence[FineTune]) -> str:
+    """What is known of a job that was not over in time, by the last look at it."""
+    if not looks:
+        return "it goes on, as far as is known: its status was not seen"
+    status = looks[-1].status
+    if status not in Status.KNOWN:
+        return f"its status is {status!r}, which the API does not name: look at the job at the service"
+    return f"it goes on, and its status is {status!r}"
 
 
 def _at_service(reply: Reply, moment: Moment) -> float | None:

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import re
+import ssl
 import traceback
 import urllib.request
 import zlib
@@ -127,7 +128,7 @@ class Transport:
         http: A session to use and to leave open; by default one is made at the first request.
 
     Raises:
-        ConfigurationError: The environment names a proxy that aiohttp cannot use.
+        ConfigurationError: The environment names a proxy that aiohttp cannot use, such as one of SOCKS.
     """
 
     def __init__(
@@ -297,7 +298,8 @@ class Transport:
                 request.method,
                 URL(request.url, encoded=True),
                 data=data,
-                headers=request.headers if self._owns_http else {**self._headers, **request.headers},
+                # Never the session's own: aiohttp sends those to a proxy as well, the key as Proxy-Authorization.
+                headers={**self._headers, **request.headers},
                 proxy=self._proxy,
                 read_bufsize=buffer,
                 allow_redirects=False,
@@ -318,7 +320,7 @@ class Transport:
     def _new_http(self, *, force_close: bool = False) -> aiohttp.ClientSession:
         # Streams are unlimited, and plain calls are counted by `_slots`: hence no limit of connections.
         connector = aiohttp.TCPConnector(limit=0, force_close=force_close)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=self._headers)
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
 def _body(request: Request) -> _Body | None:
@@ -618,7 +620,7 @@ def in_our_words(error: Exception, name: str) -> FineTuneError:
     """The error of ours that a failure of aiohttp, or of the socket under it, amounts to."""
     match error:
         case UnicodeError() | aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
-            return ConnectFailed(f"{name}: could not connect: {error}")
+            return ConnectFailed(f"{name}: could not connect: {_why_not_connected(error, name)}")
         case aiohttp.ClientHttpProxyError():
             return ConnectFailed(f"{name}: the proxy refused to connect: {error.status} {error.message}")
         case aiohttp.ClientResponseError() if isinstance(error.__cause__, HttpProcessingError):
@@ -631,6 +633,28 @@ def in_our_words(error: Exception, name: str) -> FineTuneError:
             return ConnectionLost(f"{name}: the connection broke: {error or type(error).__name__}")
         case _:
             return ConfigurationError(f"{_of_borrowed(error)}, at {name}")
+
+
+_NO_TLS: Final = frozenset(
+    {"HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER"}
+)
+"""OpenSSL's words, by its version, for a first record that is none of TLS."""
+
+
+def _why_not_connected(error: Exception, name: str) -> str:
+    """Why there is no connection; aiohttp says ``[None]`` of what has no number of the system."""
+    cause = getattr(error, "os_error", None)
+    if not isinstance(error, aiohttp.ClientConnectorError) or cause is None:
+        return str(error)
+    server = f"{error.host}:{error.port}"
+    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+        return f"{server} does not speak TLS on this port ({cause.reason}); is it an http:// URL?"
+    if cause.strerror is not None:
+        return str(error)
+    if str(cause):
+        return f"{server}: {cause}"
+    in_tls = " in the TLS handshake: it may not speak TLS on this port" if " https://" in name else ""
+    return f"{server} closed the connection{in_tls}"
 
 
 def _in_our_words_if_sent(error: Exception, name: str, body: _Body | _Timed) -> FineTuneError:
@@ -667,7 +691,20 @@ def _proxy_for(base_url: str) -> str | None:
     if protocol.is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy is not None and not protocol.is_http_url(proxy):
+    if proxy is None:
+        return None
+    # As curl takes it; urllib gives it as it is.
+    url = proxy if "://" in proxy else f"http://{proxy}"
+    if not protocol.is_http_url(url):
         # Never shown: it may hold a password.
-        raise ConfigurationError(f"the environment names a proxy for {parts.scheme} that is no http URL")
-    return proxy
+        raise ConfigurationError(
+            f"{_proxy_variable(parts.scheme)} names a proxy that cannot be used; expected one such as http://host:3128"
+        )
+    return url
+
+
+def _proxy_variable(scheme: str) -> str:
+    """The environment's variable that names the proxy, by urllib's order: lower case before any other."""
+    wanted = f"{scheme}_proxy"
+    named = sorted((name for name, value in os.environ.items() if name.lower() == wanted and value), reverse=True)
+    return named[0] if named else f"the system's setting for {scheme}"

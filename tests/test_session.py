@@ -163,6 +163,57 @@ async def test_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert targets(seen) == ["GET http://service.test/v1/models"]
 
 
+@pytest.mark.parametrize("user", ["", "me:pass-word@"])
+async def test_proxy_without_a_scheme(monkeypatch: pytest.MonkeyPatch, user: str) -> None:
+    """A proxy that is named by host and port alone, as curl takes it, is one of http."""
+    seen: list[Received] = []
+    async with serve(answering(reply(body=MODELS), seen=seen)) as proxy:
+        monkeypatch.setenv("http_proxy", user + proxy.removeprefix("http://").removesuffix("/v1"))
+        async with FineTuneSession(KEY, base_url="http://service.test/v1", allow_plain_http=True) as session:
+            await session.list_models()
+    assert targets(seen) == ["GET http://service.test/v1/models"]
+    assert seen[0].headers.get("proxy-authorization", "") == (user and "Basic bWU6cGFzcy13b3Jk")
+
+
+@pytest.mark.parametrize("is_borrowed", [False, True])
+async def test_proxy_does_not_get_the_key(monkeypatch: pytest.MonkeyPatch, is_borrowed: bool) -> None:
+    """A proxy that is asked for a tunnel sees neither the key nor anything else that is for the service."""
+    seen: list[Received] = []
+    async with (
+        serve(answering(reply(502, connection="close"), seen=seen)) as proxy,
+        aiohttp.ClientSession() as http,
+    ):
+        monkeypatch.setenv("https_proxy", proxy.removesuffix("/v1"))
+        url = "https://service.test/v1"
+        async with FineTuneSession(KEY, base_url=url, retry=ONCE, http=http if is_borrowed else None) as session:
+            for call in (session.list_models(), session.create_fine_tune(REQUEST)):
+                with pytest.raises(ConnectFailed):
+                    await call
+    assert targets(seen) == ["CONNECT service.test:443"] * 2
+    for request in seen:
+        assert KEY not in str(request.headers)
+        assert "idempotency-key" not in request.headers
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail\r\n", b""], ids=["http", "smtp", ""]
+)
+async def test_no_tls(answer: bytes) -> None:
+    """A server that does not speak TLS is named as such."""
+
+    async def plain(reader: asyncio.StreamReader, writer: StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(plain, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with session_for(f"https://127.0.0.1:{port}/v1", retry=ONCE) as session:
+            with pytest.raises(ConnectFailed, match=f"127.0.0.1:{port} .*not speak TLS on this port") as caught:
+                await session.list_models()
+    assert "None" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "proxy",
     [
@@ -170,12 +221,16 @@ async def test_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         "http://me:pass-word@127.0.0.1:99999",
         "http://me:pass-word@:80",
         "http://me:pass-word@[::1",
+        "me:pass-word@host:none",
+        "ho st:80",
+        "://me:pass-word@host",
     ],
 )
-def test_unusable_proxy(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
-    """A proxy that cannot be used is an error of configuration, not one of each call, and its password is not shown."""
-    monkeypatch.setenv("https_proxy", proxy)
-    with pytest.raises(ConfigurationError, match="proxy") as caught:
+@pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY"])
+def test_unusable_proxy(monkeypatch: pytest.MonkeyPatch, proxy: str, variable: str) -> None:
+    """A proxy that cannot be used is an error of configuration that names the variable, and not its password."""
+    monkeypatch.setenv(variable, proxy)
+    with pytest.raises(ConfigurationError, match=f"^{variable} names a proxy") as caught:
         FineTuneSession(KEY)
     assert "pass-word" not in "".join(traceback.format_exception(caught.value))
     monkeypatch.setenv("no_proxy", "service.test")

@@ -632,6 +632,31 @@ async def test_wait_timeout(timeout: float) -> None:  # noqa: ASYNC109  # the ca
             await gone.wait()
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("running", "100 s; it goes on, and its status is 'running'"),
+        ("paused", "100 s; its status is 'paused', which the API does not name"),
+    ],
+)
+@pytest.mark.parametrize("streams", [True, False])
+async def test_wait_timeout_names_the_status(status: str, words: str, streams: bool) -> None:
+    """What a wait says of a job that was not over in time is what its status says."""
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        if "stream" not in request.target:
+            writer.write(reply(body={**JOB, "status": status}))
+        elif streams:
+            writer.write(STREAM_HEAD)
+            await request.gone()
+        else:
+            writer.write(reply(404))
+
+    async with talking_to(handler) as session:
+        with pytest.raises(WaitTimeout, match=words):
+            await session.wait("ft-1", timeout=100)
+
+
 async def test_wait_within_a_callers_timeout() -> None:
     """A caller's own timeout is the caller's, whatever the wait's own."""
 
