@@ -156,7 +156,8 @@ def test_the_likeliest_tokens_are_listed_with_their_chances(labeller: Model) -> 
     done = complete(labeller, "up ->", max_tokens=1, temperature=0, logprobs=5)
     assert done.token_logprobs is not None
     assert done.top_logprobs is not None
-    listed = done.top_logprobs[0]
+    (listed,) = done.top_logprobs
+    assert listed is not None
     assert next(iter(listed)) == " Heaven"
     assert listed[" Heaven"] == pytest.approx(done.token_logprobs[0], abs=1e-4)
     assert list(listed.values()) == sorted(listed.values(), reverse=True)
@@ -169,7 +170,7 @@ def test_token_log_probabilities_add_up_to_the_text(labeller: Model) -> None:
     assert done.token_logprobs is not None
     assert done.top_logprobs == ({},)
     text = TextPair.of("up ->", done.text)
-    assert engine.score(labeller, [text])[0] == pytest.approx(sum(done.token_logprobs), abs=0.01)
+    assert engine.score(labeller, [text])[0] == pytest.approx(sum(filter(None, done.token_logprobs)), abs=0.01)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 7])

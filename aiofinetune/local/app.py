@@ -12,18 +12,21 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Final, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote
 
 from aiohttp import BodyPartReader, web
 
 from aiofinetune import sse, structuring
 from aiofinetune.errors import RequestInvalid
-from aiofinetune.local.completions import Completer, read_completion_request
+from aiofinetune.local.completions import Answer, Completer, read_completion_request
 from aiofinetune.local.jobs import Jobs
 from aiofinetune.local.store import PURPOSE, Incoming, Refused, Store
 from aiofinetune.models import Deleted, FineTuneRequest
+
+if TYPE_CHECKING:
+    from aiofinetune.local.sampling import Written
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -60,13 +63,13 @@ class Api:
         self._authorization = f"Bearer {api_key}".encode()
         self._completer = Completer()
         self._requests: set[asyncio.Task[object]] = set()
-        self._streams: set[asyncio.Task[object]] = set()
+        self._endless: set[asyncio.Task[object]] = set()
 
     def application(self) -> web.Application:
         """Return the web application that answers for this API."""
         app = web.Application(middlewares=[self._answer], client_max_size=_MOST_JSON_BYTES)
         app.on_response_prepare.append(_name_request)
-        app.on_shutdown.append(self._end_streams)
+        app.on_shutdown.append(self._end_endless)
         for method, path, handler in (
             ("POST", "/fine-tunes", self._create_fine_tune),
             ("GET", "/fine-tunes", self._list_fine_tunes),
@@ -127,11 +130,11 @@ class Api:
         if not request.raw_path.isascii():  # aiohttp's parser in C refuses this itself, the one in Python does not.
             raise Refused(400, "the URL holds bytes that must be percent-encoded (RFC 3986, section 2)")
 
-    async def _end_streams(self, _app: web.Application) -> None:
-        # They would go on for as long as their jobs do. Cancelled, they break off without a proper end, so that no
-        # client takes this for the end of the job.
-        for stream in self._streams:
-            stream.cancel()
+    async def _end_endless(self, _app: web.Application) -> None:
+        # Streams would go on for as long as their jobs do. Cancelled, they break off without a proper end, so that no
+        # client takes this for the end of the job. Nobody waits until completions are whole either.
+        for request in self._endless:
+            request.cancel()
 
     # Fine-tunes
 
@@ -168,20 +171,19 @@ class Api:
         return await (self._stream_events(request, job_id) if stream == "true" else self._listing(events))
 
     async def _stream_events(self, request: web.Request, job_id: str) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Cache-Control": "no-cache", "Content-Type": "text/event-stream"})
-        with _member(self._streams), contextlib.suppress(ConnectionError):
-            await response.prepare(request)
-            feed, position, is_over = self._jobs.feed(job_id), 0, False
-            while not is_over:
-                try:
-                    async with asyncio.timeout(_KEEP_ALIVE):
-                        events, is_over = await feed.wait(position)
-                except TimeoutError:
-                    await response.write(b": keep-alive\n\n")
-                else:
-                    position += len(events)
-                    await response.write(b"".join(events))
-            await response.write(sse.encode(b"[DONE]"))
+        with _member(self._endless):
+            async with _event_stream(request) as response:
+                feed, position, is_over = self._jobs.feed(job_id), 0, False
+                while not is_over:
+                    try:
+                        async with asyncio.timeout(_KEEP_ALIVE):
+                            events, is_over = await feed.wait(position)
+                    except TimeoutError:
+                        await response.write(b": keep-alive\n\n")
+                    else:
+                        position += len(events)
+                        await response.write(b"".join(events))
+                await response.write(sse.encode(b"[DONE]"))
         return response
 
     # Files
@@ -285,7 +287,28 @@ class Api:
     async def _create_completion(self, request: web.Request) -> web.StreamResponse:
         asked = read_completion_request(await _json_object(request))
         weights = await self._store.weights_path(asked.model)
-        return _json(structuring.write_reply(await self._completer.complete(asked, weights)))
+        with _member(self._endless):
+            async with contextlib.aclosing(self._completer.write(asked, weights)) as written:
+                answer = Answer(asked)
+                if asked.stream:
+                    return await self._stream_completion(request, answer, written)
+                pieces = [piece async for some in written for piece in some]
+        body = await self._store.in_thread(lambda: structuring.dumps(answer.whole(pieces)))
+        return web.Response(body=body, content_type="application/json")
+
+    async def _stream_completion(
+        self, request: web.Request, answer: Answer, written: AsyncIterator[list[tuple[int, Written]]]
+    ) -> web.StreamResponse:
+        options, tokens = answer.asked.stream_options, 0
+        async with _event_stream(request) as response:
+            async for pieces in written:
+                tokens += sum(len(piece.tokens) for _, piece in pieces)
+                await response.write(b"".join(_event(answer.part(index, piece)) for index, piece in pieces))
+            if options and options.include_usage:
+                usage = await self._store.in_thread(lambda: answer.last_part(tokens))
+                await response.write(_event(usage))
+            await response.write(sse.encode(b"[DONE]"))
+        return response
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
@@ -301,6 +324,21 @@ async def _name_request(_request: web.Request, response: web.StreamResponse) -> 
     response.headers["x-request-id"] = f"req-{secrets.token_hex(16)}"
 
 
+@contextlib.asynccontextmanager
+async def _event_stream(request: web.Request) -> AsyncIterator[web.StreamResponse]:
+    """Give a response for server-sent events. What fails once it has begun breaks it off: it can say nothing else."""
+    response = web.StreamResponse(headers={"Cache-Control": "no-cache", "Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    try:
+        yield response
+    except ConnectionError:
+        pass  # The client is gone.
+    except Exception:  # noqa: BLE001  # Likewise.
+        _log.exception("%s %s failed while it was answered", request.method, request.path)
+        if request.transport is not None:
+            request.transport.abort()
+
+
 @contextlib.contextmanager
 def _member(tasks: set[asyncio.Task[object]]) -> Iterator[None]:
     """Count the current task among `tasks` for a while."""
@@ -311,6 +349,10 @@ def _member(tasks: set[asyncio.Task[object]]) -> Iterator[None]:
         yield
     finally:
         tasks.remove(task)
+
+
+def _event(value: Mapping[str, object]) -> bytes:
+    return sse.encode(structuring.dumps(value))
 
 
 def _json(value: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -1,9 +1,11 @@
 """Completing a prompt: a byte at a time underneath, counted in tokens."""
 
+import codecs
 import heapq
+import itertools
 import math
-from collections.abc import Sequence
-from typing import Final, Literal, Self
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Final, Literal, Self, TypeVar
 
 import attrs
 import numpy as np
@@ -19,64 +21,109 @@ from aiofinetune.local.model import (
 )
 from aiofinetune.local.tokens import extensions, show_token, split_tokens
 
+T = TypeVar("T")
+
+FinishReason = Literal["stop", "length"]
+
+Steps = Generator[None, None, T]
+"""Work that pauses after each of its steps, and gives a value at its end."""
+
 # How many beginnings of tokens the search for the likeliest tokens looks into before it settles for those it has found.
 _SEARCH_STEPS: Final = 100
 
 
 @attrs.frozen
-class Completion:
-    """What a model wrote.
+class Written:
+    """Some of what a model wrote, in whole tokens, or all of it.
 
-    `finish_reason` is "length" if the next token would have been one too many, else "stop". `tokens` are the text's.
-    `token_logprobs` are their log probabilities, in nats, each after those before it; `top_logprobs` are the likeliest
-    tokens in each one's place, likeliest first, with theirs. Both are None if they were not asked for.
+    `finish_reason` is None if more follows, "length" if the next token would have been one too many, else "stop".
+    `tokens` are the text's. `token_logprobs` are their log probabilities, in nats, each after those before it;
+    `top_logprobs` are the likeliest tokens in each one's place, likeliest first, with theirs. Both are None if they
+    were not asked for, and hold None for a token of an echoed prompt that nothing known is before.
     """
 
     text: str
-    finish_reason: Literal["stop", "length"]
     tokens: tuple[str, ...]
-    token_logprobs: tuple[float, ...] | None
-    top_logprobs: tuple[dict[str, float], ...] | None
+    token_logprobs: tuple[float | None, ...] | None = None
+    top_logprobs: tuple[dict[str, float] | None, ...] | None = None
+    finish_reason: FinishReason | None = None
 
 
-def complete(
+def write(
     model: Model,
     prompt: str,
+    rng: np.random.Generator,
     *,
     max_tokens: int = 16,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     stop: Sequence[str] = (),
-    seed: int | None = None,
     logprobs: int | None = None,
-) -> Completion:
-    """Write on after `prompt` until the end of text, a stop or the bound.
+    echo: bool = False,
+) -> Iterator[Written | None]:
+    """Write on after `prompt` until the end of text, a stop or the bound, and yield each piece once it is settled.
 
-    Several threads may share a model; the interpreter lock is never held for longer than the work on one byte.
+    None is yielded after work that settled nothing, so that a caller can do something else, or give up, every
+    millisecond or so. Several threads may share a model.
 
     Args:
         model: The model that writes.
         prompt: What comes before; of a long one, the end is used.
+        rng: What draws the bytes.
         max_tokens: The most tokens to write.
         temperature: What log probabilities are divided by before a byte is drawn; at 0 the likeliest is taken.
+        top_p: How much of the probability to draw from: the likeliest bytes that have this share of it.
         stop: Texts that end the completion, which keeps what is before them.
-        seed: What decides the draws; None for others each time.
         logprobs: How many of the likeliest tokens to list in each place, 0 for the tokens' own log probabilities
             alone; None for none at all.
+        echo: Whether to yield the prompt first.
     """
-    reader = _Reader.at_start(model).read(prompt.encode(errors="replace")[-PROMPT_BYTES:])
-    written, finish_reason = _write(reader, max_tokens, temperature, stop, np.random.default_rng(seed))
-    tokens = split_tokens(written)
-    shown = tuple(map(show_token, tokens))
-    text = written.decode(errors="replace")
-    if logprobs is None:
-        return Completion(text, finish_reason, shown, None, None)
-    chances, likeliest = [], []
-    before = b""
-    for token in tokens:
-        chances.append(_token_log_probability(reader, before, token))
-        likeliest.append(dict(_likeliest_tokens(reader, before, logprobs)))
-        reader, before = reader.read(token), token
-    return Completion(text, finish_reason, shown, tuple(chances), tuple(likeliest))
+    text = prompt.encode(errors="replace")
+    reader = _Reader.at_start(model).read(text[-PROMPT_BYTES:])
+    if echo:
+        yield (yield from _echo(model, text, logprobs))
+    scorer = None if logprobs is None else _Scorer(reader, b"", logprobs)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for tokens, finish_reason in _write(
+        reader, max_tokens, lambda chances: _draw(chances, temperature, top_p, rng), stop
+    ):
+        if tokens or finish_reason:
+            shown = decoder.decode(b"".join(tokens), final=finish_reason is not None)
+            yield (yield from _scored(shown, tokens, scorer, finish_reason))
+        else:
+            yield None
+
+
+def new_rng(seed: int | None) -> np.random.Generator:
+    """Return what draws for a `seed`; None draws otherwise each time."""
+    return np.random.default_rng(seed)
+
+
+# Any: the parameters of `write`, which knows their types.
+def complete(model: Model, prompt: str, *, seed: int | None = None, **parameters: Any) -> Written:
+    """Write as `write` does, and return the whole.
+
+    Args:
+        model: The model that writes.
+        prompt: What comes before.
+        seed: What decides the draws; None for others each time.
+        parameters: Those of `write`.
+    """
+    return join(piece for piece in write(model, prompt, new_rng(seed), **parameters) if piece)
+
+
+def join(pieces: Iterable[Written]) -> Written:
+    """Put the pieces of one text together."""
+    parts = list(pieces)
+    chances = [part.token_logprobs for part in parts if part.token_logprobs is not None]
+    likeliest = [part.top_logprobs for part in parts if part.top_logprobs is not None]
+    return Written(
+        text="".join(part.text for part in parts),
+        tokens=tuple(itertools.chain.from_iterable(part.tokens for part in parts)),
+        token_logprobs=tuple(itertools.chain.from_iterable(chances)) if chances else None,
+        top_logprobs=tuple(itertools.chain.from_iterable(likeliest)) if likeliest else None,
+        finish_reason=parts[-1].finish_reason,
+    )
 
 
 @attrs.frozen(eq=False)
@@ -107,31 +154,107 @@ class _Reader:
 
 
 def _write(
-    reader: _Reader, max_tokens: int, temperature: float, stop: Sequence[str], rng: np.random.Generator
-) -> tuple[bytes, Literal["stop", "length"]]:
+    reader: _Reader, max_tokens: int, draw: Callable[[Floats], int], stop: Sequence[str]
+) -> Iterator[tuple[list[bytes], FinishReason | None]]:
+    """Draw byte after byte; after each, yield the tokens that are settled by then, and at the end why it is the end."""
     stops = [text.encode() for text in stop if text]
-    written, token, n_tokens = b"", b"", 0
-    while (symbol := _draw(reader.predict(), temperature, rng)) != END_OF_TEXT:
+    unsettled = max(map(len, stops), default=1) - 1  # So many bytes at the end may be the beginning of a stop.
+    pending, token, n_tokens = b"", b"", 0
+    while (symbol := draw(reader.predict())) != END_OF_TEXT:
         if n_tokens and symbol in extensions(token):
             token += bytes((symbol,))
         elif n_tokens < max_tokens:
             token, n_tokens = bytes((symbol,)), n_tokens + 1
         else:
-            return written, "length"
-        written += bytes((symbol,))
-        if ended := [text for text in stops if written.endswith(text)]:
-            return written[: -max(map(len, ended))], "stop"
-        reader = reader.read(written[-1:])
-    return written, "stop"
+            yield split_tokens(pending), "length"
+            return
+        pending += token[-1:]
+        if ended := [text for text in stops if pending.endswith(text)]:
+            yield split_tokens(pending[: -max(map(len, ended))]), "stop"
+            return
+        reader = reader.read(token[-1:])
+        # Another byte can change the last token alone.
+        is_new = len(token) == 1
+        settled = _first_tokens(pending, len(pending) - max(unsettled, 1)) if is_new else []
+        pending = pending[sum(map(len, settled)) :]
+        yield settled, None
+    yield split_tokens(pending), "stop"
 
 
-def _draw(log_probabilities: Floats, temperature: float, rng: np.random.Generator) -> int:
+def _first_tokens(text: bytes, size: int) -> list[bytes]:
+    """Return the tokens of `text` that end within its first `size` bytes."""
+    if size <= 0:
+        return []
+    tokens = split_tokens(text)
+    ends = itertools.accumulate(map(len, tokens))
+    return [token for token, end in zip(tokens, ends, strict=True) if end <= size]
+
+
+def _draw(log_probabilities: Floats, temperature: float, top_p: float, rng: np.random.Generator) -> int:
     if temperature == 0:
         return int(log_probabilities.argmax())
     with np.errstate(over="ignore"):  # Near 0, the quotients of the less likely are minus infinity, as they should be.
         scaled = (log_probabilities - log_probabilities.max()).astype(np.float64) / temperature
-    cumulative = np.cumsum(np.exp(scaled))
+    chances = np.exp(scaled)
+    if top_p < 1:
+        order = np.argsort(-chances, kind="stable")
+        cumulative = np.cumsum(chances[order])
+        count = int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1
+        chances[order[count:]] = 0
+    cumulative = np.cumsum(chances)
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
+def _echo(model: Model, text: bytes, logprobs: int | None) -> Steps[Written]:
+    """Return a prompt as if the model had written it."""
+    shown, tokens = text.decode(errors="replace"), split_tokens(text)
+    if logprobs is None or not tokens:
+        return Written(
+            shown, tuple(map(show_token, tokens)), None if logprobs is None else (), () if logprobs else None
+        )
+    # Of a long prompt the start is not scored, as it is not read either; the first token never is.
+    count = max(1, len(_first_tokens(text, len(text) - PROMPT_BYTES)))
+    unscored = b"".join(tokens[:count])
+    scorer = _Scorer(_Reader.at_start(model).read(unscored), tokens[count - 1], logprobs)
+    scored = yield from _scored(shown, tokens[count:], scorer, None)
+    nothing = (None,) * count
+    return attrs.evolve(
+        scored,
+        tokens=tuple(map(show_token, tokens)),
+        token_logprobs=nothing + (scored.token_logprobs or ()),
+        top_logprobs=nothing + (scored.top_logprobs or ()),
+    )
+
+
+@attrs.define(eq=False)
+class _Scorer:
+    """Says how likely each token of a text is, one after the other."""
+
+    reader: _Reader
+    before: bytes
+    count: int
+
+    def score(self, token: bytes) -> Steps[tuple[float, dict[str, float]]]:
+        """Return the log probability of the next token, and the likeliest tokens in its place."""
+        chance = _token_log_probability(self.reader, self.before, token)
+        yield
+        likeliest = yield from _likeliest_tokens(self.reader, self.before, self.count)
+        self.reader, self.before = self.reader.read(token), token
+        return chance, dict(likeliest)
+
+
+def _scored(
+    text: str, tokens: Sequence[bytes], scorer: _Scorer | None, finish_reason: FinishReason | None
+) -> Steps[Written]:
+    shown = tuple(map(show_token, tokens))
+    if scorer is None:
+        return Written(text, shown, finish_reason=finish_reason)
+    chances, likeliest = list[float](), list[dict[str, float]]()
+    for token in tokens:
+        chance, listed = yield from scorer.score(token)
+        chances.append(chance)
+        likeliest.append(listed)
+    return Written(text, shown, tuple(chances), tuple(likeliest), finish_reason)
 
 
 def _token_log_probability(reader: _Reader, before: bytes, token: bytes) -> float:
@@ -143,7 +266,7 @@ def _token_log_probability(reader: _Reader, before: bytes, token: bytes) -> floa
     return total + _log_end(reader.predict(), token)
 
 
-def _likeliest_tokens(reader: _Reader, before: bytes, count: int) -> list[tuple[str, float]]:
+def _likeliest_tokens(reader: _Reader, before: bytes, count: int) -> Steps[list[tuple[str, float]]]:
     """Return the `count` likeliest next tokens and their log probabilities, by a best-first search over beginnings."""
     found: list[tuple[str, float]] = []
     # Unlikelihood, beginning of a token, whether it is the whole, and a reader short of its last byte.
@@ -154,6 +277,7 @@ def _likeliest_tokens(reader: _Reader, before: bytes, count: int) -> list[tuple[
         if is_whole:
             found.append((show_token(beginning), -unlikelihood))
             continue
+        yield
         steps += 1
         reader = reader.read(beginning[-1:])
         log_probabilities = reader.predict()
