@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -398,9 +398,9 @@ LONG: dict[str, object] = {"model": "ada", "prompt": "The", "max_tokens": 2048, 
 """A completion that takes minutes."""
 
 
-async def stream_completion(client: Client, asked: dict[str, object]) -> list[Any]:
+async def stream_completion(client: Client, asked: Mapping[str, object]) -> list[Any]:
     """Read a streamed completion to its end; return what its events hold."""
-    async with client.http.post(f"{client.base_url}/completions", json=asked | {"stream": True}) as response:
+    async with client.http.post(f"{client.base_url}/completions", json={**asked, "stream": True}) as response:
         assert (response.status, response.content_type) == (200, "text/event-stream")
         *events, done, rest = (await response.read()).split(b"\n\n")
     assert (done, rest) == (b"data: [DONE]", b"")

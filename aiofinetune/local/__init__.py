@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import secrets
 import shutil
@@ -25,17 +26,17 @@ from aiohttp import web
 
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local.app import Api
+from aiofinetune.local.connections import Connections, SeldomLog, listen
 from aiofinetune.local.jobs import Jobs
 from aiofinetune.local.store import Store
 from aiofinetune.protocol import is_loopback
 
 __all__ = ["LocalServer"]
 
-_SHUTDOWN: Final = 2.0
-"""Seconds that requests under way have to finish once the server is closed."""
+_SHUTDOWN_TIMEOUT: Final = 0.3
+"""Seconds that connections have to end, whose requests have ended or were cancelled before."""
 
-_BACKLOG: Final = 1024
-"""Connections that may wait to be accepted: a thousand clients may come at once."""
+_log = logging.getLogger(__name__)
 
 
 class LocalServer:
@@ -111,7 +112,10 @@ class LocalServer:
             trainings = group.create_task(jobs.run())
             try:
                 async with self._listening(api):
-                    yield
+                    try:
+                        yield
+                    finally:
+                        trainings.cancel()  # Its trainer ends while requests do.
             except BaseException as error:  # noqa: BLE001  # Raised below: the group would wrap it.
                 failure = error
             finally:
@@ -122,20 +126,29 @@ class LocalServer:
 
     @contextlib.asynccontextmanager
     async def _listening(self, api: Api) -> AsyncIterator[None]:
+        log = SeldomLog(_log)
         # A client that goes away cancels its request, which frees what a stream holds at once.
         runner = web.AppRunner(
-            api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN
+            api.application(),
+            handler_cancellation=True,
+            access_log=None,
+            logger=log,
+            shutdown_timeout=_SHUTDOWN_TIMEOUT,
         )
+        await runner.setup()
+        assert runner.server is not None  # noqa: S101  # It was set up.
+        connections = Connections(runner.server, log)
         try:
-            await runner.setup()
             try:
-                await web.TCPSite(runner, self._host, self._port, backlog=_BACKLOG).start()
+                sockets = await listen(self._host, self._port)
             except (OSError, OverflowError) as error:
                 raise ConfigurationError(f"cannot listen on {self._host}, port {self._port}: {error}") from error
-            host, port = runner.addresses[0][:2]
+            host, port = sockets[0].getsockname()[:2]
             self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+            connections.accept(sockets)
             yield
         finally:
+            await connections.close()
             await runner.cleanup()
 
 

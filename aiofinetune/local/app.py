@@ -10,8 +10,8 @@ import contextlib
 import functools
 import hmac
 import logging
+import os
 import re
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote
@@ -21,6 +21,7 @@ from aiohttp import BodyPartReader, web
 from aiofinetune import sse, structuring
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local.completions import Answer, Completer, read_completion_request
+from aiofinetune.local.connections import connection_of, new_request_id
 from aiofinetune.local.jobs import Jobs
 from aiofinetune.local.store import PURPOSE, Incoming, Refused, Store
 from aiofinetune.models import Deleted, FineTuneRequest
@@ -36,8 +37,14 @@ _MOST_JSON_BYTES: Final = 1 << 20
 _MOST_FORM_BYTES: Final = 64 << 10
 """What a form may take beside its file."""
 
+_BODY_TIMEOUT: Final = 60.0
+"""Seconds that a client has to send a body of JSON, or the next piece of a file."""
+
+_GRACE: Final = 1.0
+"""Seconds that requests under way have to finish once the server is closed."""
+
 _PIECE_BYTES: Final = 256 << 10
-"""How much of an upload is in memory at a time."""
+"""How much of an upload or a download is in memory at a time."""
 
 _KEEP_ALIVE: Final = 15.0
 """Seconds of silence after which an event stream says that it is still there, so that no proxy cuts it."""
@@ -69,7 +76,7 @@ class Api:
         """Return the web application that answers for this API."""
         app = web.Application(middlewares=[self._answer], client_max_size=_MOST_JSON_BYTES)
         app.on_response_prepare.append(_name_request)
-        app.on_shutdown.append(self._end_endless)
+        app.on_shutdown.append(self._end_requests)
         for method, path, handler in (
             ("POST", "/fine-tunes", self._create_fine_tune),
             ("GET", "/fine-tunes", self._list_fine_tunes),
@@ -100,23 +107,31 @@ class Api:
 
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        with _member(self._requests):
-            try:
-                self._authorize(request)
-                return await handler(request)
-            except Refused as refused:
-                return _error(refused.status, refused.message, refused.param, refused.code, refused.headers)
-            except RequestInvalid as invalid:
-                return _error(400, str(invalid), invalid.field)
-            except web.HTTPException as error:
-                allowed = error.headers.get("Allow")
-                message = f"{error.reason}: {request.method} {request.path}" + (f"; try {allowed}" if allowed else "")
-                return _error(error.status, message, headers={"Allow": allowed} if allowed else {})
-            except web.RequestPayloadError as error:
-                return _error(400, f"the body cannot be read: {error}")
-            except Exception:  # noqa: BLE001  # Whatever it is, the client gets an envelope.
-                _log.exception("%s %s failed", request.method, request.path)
-                return _error(500, "The server failed to answer; its log says more")
+        with _member(self._requests), connection_of(request.transport):
+            response = await self._respond(request, handler)
+            # Sent in here: the connection is busy for so long, and the server's end waits for it.
+            with contextlib.suppress(ConnectionError):
+                await response.prepare(request)
+                await response.write_eof()
+            return response
+
+    async def _respond(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            self._authorize(request)
+            return await handler(request)
+        except Refused as refused:
+            return _error(refused.status, refused.message, refused.param, refused.code, refused.headers)
+        except RequestInvalid as invalid:
+            return _error(400, str(invalid), invalid.field)
+        except web.HTTPException as error:
+            allowed = error.headers.get("Allow")
+            message = f"{error.reason}: {request.method} {request.path}" + (f"; try {allowed}" if allowed else "")
+            return _error(error.status, message, headers={"Allow": allowed} if allowed else {})
+        except web.RequestPayloadError as error:
+            return _error(400, f"the body cannot be read: {error}")
+        except Exception:  # noqa: BLE001  # Whatever it is, the client gets an envelope.
+            _log.exception("%s %s failed", request.method, request.path)
+            return _error(500, "The server failed to answer; its log says more")
 
     def _authorize(self, request: web.Request) -> None:
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
@@ -130,11 +145,15 @@ class Api:
         if not request.raw_path.isascii():  # aiohttp's parser in C refuses this itself, the one in Python does not.
             raise Refused(400, "the URL holds bytes that must be percent-encoded (RFC 3986, section 2)")
 
-    async def _end_endless(self, _app: web.Application) -> None:
+    async def _end_requests(self, _app: web.Application) -> None:
         # Streams would go on for as long as their jobs do. Cancelled, they break off without a proper end, so that no
         # client takes this for the end of the job. Nobody waits until completions are whole either.
         for request in self._endless:
             request.cancel()
+        if self._requests:
+            _, late = await asyncio.wait(self._requests, timeout=_GRACE)
+            for request in late:
+                request.cancel()
 
     # Fine-tunes
 
@@ -250,13 +269,28 @@ class Api:
 
     async def _download_file(self, request: web.Request) -> web.StreamResponse:
         file = await self._store.file(request.match_info["id"])
-        _check_range(request, file.bytes or 0)
+        size, name = file.bytes or 0, file.filename or file.id
+        wanted = _range(request, size)
         # Both forms of the name: RFC 6266, section 5.
-        name = file.filename or file.id
         plain_name, encoded_name = re.sub(r"[^\w. -]", "_", name, flags=re.ASCII), quote(name)
-        disposition = f"attachment; filename=\"{plain_name}\"; filename*=UTF-8''{encoded_name}"
-        headers = {"Content-Type": "application/octet-stream", "Content-Disposition": disposition}
-        return web.FileResponse(self._store.file_path(file.id), headers=headers)
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Disposition": f"attachment; filename=\"{plain_name}\"; filename*=UTF-8''{encoded_name}",
+            "Content-Length": str(len(wanted)),
+            "Accept-Ranges": "bytes",
+        }
+        if len(wanted) < size:
+            headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+        response = web.StreamResponse(status=206 if len(wanted) < size else 200, headers=headers)
+        async with self._store.reading(file.id) as content:
+            with _breaking_off(request, response):
+                await response.prepare(request)
+                for start in range(wanted.start, wanted.stop, _PIECE_BYTES):
+                    length = min(_PIECE_BYTES, wanted.stop - start)
+                    await response.write(
+                        await self._store.in_thread(functools.partial(os.pread, content.fileno(), length, start))
+                    )
+        return response
 
     # Models
 
@@ -321,20 +355,30 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
 
 
 async def _name_request(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["x-request-id"] = f"req-{secrets.token_hex(16)}"
+    response.headers["x-request-id"] = new_request_id()
 
 
 @contextlib.asynccontextmanager
 async def _event_stream(request: web.Request) -> AsyncIterator[web.StreamResponse]:
-    """Give a response for server-sent events. What fails once it has begun breaks it off: it can say nothing else."""
+    """Give a response for server-sent events."""
     response = web.StreamResponse(headers={"Cache-Control": "no-cache", "Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    try:
+    with _breaking_off(request, response):
+        await response.prepare(request)
         yield response
+
+
+@contextlib.contextmanager
+def _breaking_off(request: web.Request, response: web.StreamResponse) -> Iterator[None]:
+    """Break the connection off if an answer fails that has begun: there is no other way left to say so."""
+    try:
+        yield
     except ConnectionError:
         pass  # The client is gone.
-    except Exception:  # noqa: BLE001  # Likewise.
-        _log.exception("%s %s failed while it was answered", request.method, request.path)
+    except Exception as error:
+        if not response.prepared:
+            raise
+        if not isinstance(error, TimeoutError):
+            _log.exception("%s %s failed while it was answered", request.method, request.path)
         if request.transport is not None:
             request.transport.abort()
 
@@ -376,8 +420,16 @@ def _too_large() -> Refused:
     return Refused(413, f"file: at most {MOST_FILE_BYTES:,} bytes are taken", param="file")
 
 
+def _too_slow() -> Refused:
+    return Refused(408, "the body did not come in time", headers={"Connection": "close"})
+
+
 async def _json_object(request: web.Request) -> dict[str, object]:
-    body = await request.read()
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            body = await request.read()
+    except TimeoutError:
+        raise _too_slow() from None
     try:
         value = structuring.loads(body)
         # What cannot be written again, such as half a surrogate pair, could not be answered or stored either.
@@ -412,16 +464,20 @@ def _with_n_epochs(value: dict[str, object]) -> dict[str, object]:
 async def _parsed(reading: Awaitable[T]) -> T:
     """Await what aiohttp reads from a form. It has no one exception for a form that is broken, but eight."""
     try:
-        return await reading
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            return await reading
+    except TimeoutError:
+        raise _too_slow() from None
     except Exception as error:
         raise Refused(400, f"the body is not a valid form: {error}") from error
 
 
-def _check_range(request: web.Request, size: int) -> None:
-    """Refuse a range outside of a file in the API's envelope, before aiohttp does without (RFC 9110, section 14)."""
+def _range(request: web.Request, size: int) -> range:
+    """Return which bytes of a file are asked for (RFC 9110, section 14.2)."""
     try:
-        start = request.http_range.start
+        wanted = range(size)[request.http_range]
     except ValueError:
-        start = size
-    if start is not None and start >= size:
+        wanted = range(0)
+    if "Range" in request.headers and not wanted:
         raise Refused(416, f"the Range is not one of {size} bytes", headers={"Content-Range": f"bytes */{size}"})
+    return wanted

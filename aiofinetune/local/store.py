@@ -219,6 +219,18 @@ class Store:
         """Where the bytes of a file are, which must be known."""
         return self._files / file_id
 
+    @contextlib.asynccontextmanager
+    async def reading(self, file_id: str) -> AsyncIterator[BinaryIO]:
+        """Open a file that is known; refuse with 404 if it has been deleted since."""
+        try:
+            handle = await self.in_thread(lambda: self.file_path(file_id).open("rb"))
+        except FileNotFoundError:
+            raise _no_file(file_id) from None
+        try:
+            yield handle
+        finally:
+            await self.in_thread(handle.close)
+
     async def delete_file(self, file_id: str) -> None:
         """Delete a file; refuse while a job that is not over needs it."""
         await self._forget_file(file_id)
@@ -471,7 +483,7 @@ class Store:
             "SELECT id, filename, purpose, bytes, created_at FROM files WHERE id = ?", (file_id,)
         ).fetchone()
         if row is None:
-            raise Refused(404, f"No such File object: {file_id}", param="id")
+            raise _no_file(file_id)
         return _file(*row)
 
     def _insert_file(self, file: File) -> None:
@@ -611,6 +623,10 @@ def _sync_folder(folder: Path) -> None:
 
 def _file(file_id: str, filename: str, purpose: str, size: int, created_at: int) -> File:
     return File(file_id, filename, purpose, size, created_at, status="processed")
+
+
+def _no_file(file_id: str) -> Refused:
+    return Refused(404, f"No such File object: {file_id}", param="id")
 
 
 def _base_model(name: str) -> Model:

@@ -1,0 +1,317 @@
+"""The connections of the embedded server: how many there may be, and how long each may keep a client waiting for.
+
+aiohttp takes every connection, and waits for a request for as long as one is open. So a client without the key could
+take all descriptors of the process, which the application around the server needs too. Here connections are accepted
+up to a bound; past it, the one that has been without a request for longest makes room for the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import resource
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from aiohttp.http_exceptions import HttpProcessingError
+
+MAX_CONNECTIONS: Final = 8192
+
+_OTHER_DESCRIPTORS: Final = 64
+"""Descriptors that are left to the database, the trainer and the application around the server, at least."""
+
+_BACKLOG: Final = 1024
+"""Connections that may wait to be accepted: a thousand clients may come at once."""
+
+_ACCEPTED_AT_ONCE: Final = 16
+"""Connections accepted before others get their turn, and before those that make room for them are closed."""
+
+_ACCEPT_PAUSE: Final = 0.1
+"""Seconds until the next try after the system refused to accept a connection."""
+
+_HEADER_TIMEOUT: Final = 10.0
+"""Seconds from the first byte of a request to the end of its headers."""
+
+_IDLE_TIMEOUT: Final = 75.0
+"""Seconds between two requests; longer than clients keep a connection that they do not use."""
+
+_WRITE_TIMEOUT: Final = 60.0
+"""Seconds that a client has to take something of what is written to it."""
+
+_LOG_INTERVAL: Final = 60.0
+
+
+class Connections:
+    """Accepts connections for aiohttp's server, and closes those that hold a place without a request.
+
+    Args:
+        make_protocol: Makes what serves one connection.
+        log: Where to say that there are too many.
+    """
+
+    def __init__(self, make_protocol: Callable[[], asyncio.Protocol], log: SeldomLog) -> None:
+        self._make_protocol = make_protocol
+        self._log = log
+        self._max = _max_connections()
+        self._loop = asyncio.get_running_loop()
+        self._sockets: Sequence[socket.socket] = ()
+        self._resumptions: dict[socket.socket, asyncio.Handle] = {}
+        self._arriving: set[asyncio.Task[object]] = set()
+        self._open: set[Connection] = set()
+        self._waiting: dict[Connection, None] = {}
+        """Those without a request under way, in the order in which they have been so."""
+
+    def accept(self, sockets: Sequence[socket.socket]) -> None:
+        """Begin to accept connections on listening sockets, which are closed in the end."""
+        self._sockets = sockets
+        for listening in sockets:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    async def close(self) -> None:
+        """Accept no more. Connections that are open stay so."""
+        for handle in self._resumptions.values():
+            handle.cancel()
+        for listening in self._sockets:
+            self._loop.remove_reader(listening)
+            listening.close()
+        if self._arriving:
+            await asyncio.wait(self._arriving)
+
+    # For a connection to call
+
+    def note_open(self, connection: Connection) -> None:
+        """Count a connection."""
+        self._open.add(connection)
+        self._waiting[connection] = None
+
+    def note_busy(self, connection: Connection) -> None:
+        """Leave a connection alone while its request is answered."""
+        self._waiting.pop(connection, None)
+
+    def note_waiting(self, connection: Connection) -> None:
+        """Take a connection for one that may be closed."""
+        if connection in self._open:
+            self._waiting[connection] = None
+
+    def note_closed(self, connection: Connection) -> None:
+        """Count a connection no longer."""
+        self._open.discard(connection)
+        self._waiting.pop(connection, None)
+
+    # Accepting
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                accepted, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._pause(listening, error)
+                return
+            self._take(accepted)
+
+    def _pause(self, listening: socket.socket, error: OSError) -> None:
+        """Try again a little later: the system has no descriptor or no memory for another connection."""
+        self._log.warning("No connection can be accepted (%s); closing those without a request", error.strerror)
+        self._close_oldest()
+        self._loop.remove_reader(listening)
+        self._resumptions[listening] = self._loop.call_later(
+            _ACCEPT_PAUSE, self._loop.add_reader, listening, self._accept, listening
+        )
+
+    def _take(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        if len(self._open) + len(self._arriving) >= self._max:
+            self._log.warning("There are %d connections; closing those without a request for new ones", self._max)
+            if not self._close_oldest():
+                with contextlib.suppress(OSError), accepted:
+                    accepted.send(_answer(503, "Service Unavailable", "The server has as many connections as it can"))
+                return
+        task = self._loop.create_task(self._serve(accepted))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+
+    async def _serve(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: Connection(self, self._make_protocol()), accepted)
+        except OSError:
+            accepted.close()
+
+    def _close_oldest(self) -> bool:
+        """Close the connection that has been without a request for longest, if there is one."""
+        for connection in self._waiting:
+            self.note_closed(connection)
+            connection.close()
+            return True
+        return False
+
+
+class Connection(asyncio.Protocol):
+    """One connection: passes on to aiohttp what happens, and looks at the clock.
+
+    Args:
+        all_connections: Those that this one is of.
+        inner: aiohttp's side of it.
+    """
+
+    def __init__(self, all_connections: Connections, inner: asyncio.Protocol) -> None:
+        self._all = all_connections
+        self._inner = inner
+        self._loop = asyncio.get_running_loop()
+        self._has_served = False
+        self._is_busy = False
+        self._has_begun = False
+        """Whether a byte of the next request has come."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.BaseProtocol`."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # It is a socket's.
+        self._transport = transport
+        self._reading = self._loop.call_later(_IDLE_TIMEOUT, self.close)
+        self._writing: asyncio.Handle | None = None
+        self._all.note_open(self)
+        self._inner.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._reading.cancel()
+        if self._writing is not None:
+            self._writing.cancel()
+        self._all.note_closed(self)
+        self._inner.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if not self._is_busy and not self._has_begun:
+            self._has_begun = True
+            self._reading.cancel()
+            self._reading = self._loop.call_later(_HEADER_TIMEOUT, self._give_up)
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """See `asyncio.Protocol`."""
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._writing = self._loop.call_later(_WRITE_TIMEOUT, self._transport.abort)
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        if self._writing is not None:
+            self._writing.cancel()
+        self._inner.resume_writing()
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Answer a request in the block: the connection is not closed for want of one."""
+        self._is_busy = self._has_served = True
+        self._reading.cancel()
+        self._all.note_busy(self)
+        try:
+            yield
+        finally:
+            self._is_busy = self._has_begun = False
+            if not self._transport.is_closing():
+                self._reading = self._loop.call_later(_IDLE_TIMEOUT, self.close)
+                self._all.note_waiting(self)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._transport.close()
+
+    def _give_up(self) -> None:
+        if not self._has_served:
+            self._transport.write(_answer(408, "Request Timeout", "The headers of the request did not come in time"))
+        self.close()
+
+
+def connection_of(transport: asyncio.BaseTransport | None) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which the connection under `transport` is busy."""
+    protocol = None if transport is None else transport.get_protocol()
+    return protocol.busy() if isinstance(protocol, Connection) else contextlib.nullcontext()
+
+
+async def listen(host: str, port: int) -> Sequence[socket.socket]:
+    """Return sockets that listen on each address of `host`.
+
+    Raises:
+        OSError: The host is unknown, or an address cannot be had.
+        OverflowError: The port is no such number.
+    """
+    infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    with contextlib.ExitStack() as stack:
+        for family, _, _, _, address in dict.fromkeys(infos):
+            # All addresses have one port, be it one that the system chose.
+            chosen = sockets[0].getsockname()[1] if sockets else port
+            try:
+                listening = socket.create_server((address[0], chosen), family=family, backlog=_BACKLOG)
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL and (sockets or len(infos) > 1):
+                    continue  # The name stands for an address of a protocol that this machine does not use.
+                raise
+            sockets.append(stack.enter_context(listening))
+            listening.setblocking(False)
+        if not sockets:
+            raise OSError(errno.EADDRNOTAVAIL, "no address of the host is this machine's")
+        stack.pop_all()
+    return sockets
+
+
+class SeldomLog(logging.LoggerAdapter[logging.Logger]):
+    """Says each thing once in a while: a client that misbehaves must not fill a disk.
+
+    Args:
+        logger: Where to say it.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logger, {})
+        self._said_at: dict[object, float] = {}
+
+    # Any: as the standard library has it.
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log a message, unless one of the same format was logged in the last minute."""
+        now = time.monotonic()
+        if level > logging.DEBUG:
+            if now - self._said_at.get(msg, -_LOG_INTERVAL) < _LOG_INTERVAL:
+                return
+            self._said_at[msg] = now
+        error = kwargs.get("exc_info")
+        if level > logging.DEBUG and isinstance(error, HttpProcessingError):
+            # A client sent what is no HTTP: where aiohttp noticed that is of no use.
+            super().log(logging.WARNING, f"{msg}: %s", *args, " ".join(str(error).split())[:200])
+        else:
+            super().log(level, msg, *args, **kwargs)
+
+
+def new_request_id() -> str:
+    """Return what names one answer."""
+    return f"req-{secrets.token_hex(16)}"
+
+
+def _max_connections() -> int:
+    """Return how many connections the process has descriptors for; an upload or a download takes a second one."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(1, min(MAX_CONNECTIONS, (limit - _OTHER_DESCRIPTORS) // 2))
+
+
+def _answer(status: int, reason: str, message: str) -> bytes:
+    """Return a whole answer for a client that aiohttp has not seen a request of."""
+    error = {"message": message, "type": "server_error", "param": None, "code": None}
+    body = json.dumps({"error": error}).encode()
+    return (
+        f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"Connection: close\r\nx-request-id: {new_request_id()}\r\n\r\n"
+    ).encode() + body
