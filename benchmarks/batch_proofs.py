@@ -103,7 +103,7 @@ async def _killed_batch(chance: random.Random, folder: Path, *, copies: bool = F
                 process.send_signal(signal.SIGKILL)
                 kills += 1
             said, _ = await process.communicate()
-            if copies and journal.exists():
+            if copies and process.returncode and journal.exists():
                 journal = shutil.copyfile(journal, folder / f"journal-{kills}")
             told = said.decode().splitlines()
             assert process.returncode in {0, -signal.SIGKILL}, process.returncode
