@@ -35,7 +35,6 @@ T = TypeVar("T")
 _SCHEMA: Final = """
     PRAGMA synchronous = OFF;
     PRAGMA journal_mode = MEMORY;
-    PRAGMA cache_size = -16000;
     -- `request` is what the caller asked for, `sent` what left: the same with ids in place of local paths.
     CREATE TABLE entries (
         number INTEGER PRIMARY KEY, label TEXT UNIQUE NOT NULL, request BLOB NOT NULL, sent BLOB, sent_at REAL,

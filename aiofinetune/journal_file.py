@@ -164,16 +164,17 @@ class JournalFile:
 
     def has_running_twin(self, path: Path) -> bool:
         """Whether the file at a path is the same journal as this one, which was copied, and a batch runs with it."""
-        is_twin = False
         try:
+            if not path.is_file():
+                return False
             with path.open("rb") as file:
                 starts = [os.pread(number, _HEADER_BYTES + 4096, 0) for number in (file.fileno(), self._file)]
                 # What the header counts differs. The first line says when the journal was made, and where.
                 first, own = (start[_HEADER_BYTES:].partition(b"\n")[0] for start in starts)
-                is_twin = first == own
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if first == own:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return is_twin
+            return True
         except (OSError, ValueError):
             pass
         return False
