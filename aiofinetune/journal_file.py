@@ -30,7 +30,7 @@ from typing import Final
 from aiofinetune.errors import JournalUnusable
 
 _HEADER: Final = re.compile(rb"aiofinetune journal 2 (\d{20}) ([0-9a-f]{32})\n")
-_OTHER_VERSION: Final = re.compile(rb"aiofinetune journal \d+ ")
+_OTHER_VERSION: Final = re.compile(rb"aiofinetune journal (?!2 )\d+ ")
 _HEADER_BYTES: Final = len("aiofinetune journal 2 \n") + 20 + 1 + 32
 _FIRST_DIGEST: Final = b"0" * 32
 _VERSION_1: Final = b"SQLite format 3\0"
