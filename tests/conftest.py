@@ -48,10 +48,18 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run the tests of timeouts and pauses on a clock that jumps."""
+    """Run the tests of timeouts and pauses on a clock that jumps, and those of the main paths on uvloop too."""
     if item.get_closest_marker("fastforward"):
         return {"fastforward": FastForwardLoop}
+    if item.get_closest_marker("uvloop"):
+        return {"asyncio": asyncio.new_event_loop, "uvloop": _new_uvloop}
     return {"asyncio": asyncio.new_event_loop}
+
+
+def _new_uvloop() -> asyncio.AbstractEventLoop:
+    uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed")
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 @pytest.fixture(autouse=True)

@@ -135,6 +135,7 @@ async def test_a_process_without_descriptors_accepts_again_when_there_are_some(
     assert len((tmp_path / "log").read_text().splitlines()) == 2
 
 
+@pytest.mark.uvloop
 async def test_headers_have_to_come_in_time(server: LocalServer, monkeypatch: pytest.MonkeyPatch, raw: Raw) -> None:
     """A client that sends half of its headers gets a 408 in the envelope, and its connection is closed."""
     monkeypatch.setattr(connections, "_HEADER_TIMEOUT", 0.05)
@@ -144,6 +145,7 @@ async def test_headers_have_to_come_in_time(server: LocalServer, monkeypatch: py
             assert "in time" in error_of(await reader.read(), b"408")
 
 
+@pytest.mark.uvloop
 async def test_a_connection_that_is_not_used_is_closed(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, raw: Raw
 ) -> None:
@@ -156,6 +158,7 @@ async def test_a_connection_that_is_not_used_is_closed(
         assert (await used.read()).startswith(b"HTTP/1.1 200 OK")
 
 
+@pytest.mark.uvloop
 @pytest.mark.parametrize("sent", HALF_BODIES.values(), ids=HALF_BODIES.keys())
 async def test_bodies_have_to_come_in_time(
     client: Client, data: Path, monkeypatch: pytest.MonkeyPatch, raw: Raw, sent: bytes
@@ -170,6 +173,7 @@ async def test_bodies_have_to_come_in_time(
     assert list((data / "files").iterdir()) == []
 
 
+@pytest.mark.uvloop
 async def test_a_client_that_does_not_read_is_given_up(
     client: Client, monkeypatch: pytest.MonkeyPatch, raw: Raw
 ) -> None:
@@ -189,6 +193,7 @@ async def test_a_client_that_does_not_read_is_given_up(
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.uvloop
 async def test_a_connection_too_many_is_refused_in_the_envelope(
     data: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +229,7 @@ async def test_bytes_that_are_no_http_fill_no_log(
     assert "Error handling request" in record.getMessage()
 
 
+@pytest.mark.uvloop
 async def test_the_server_ends_though_clients_are_slow(client: Client, server: LocalServer, raw: Raw) -> None:
     """Uploads that stall, a download that nobody reads, and half headers do not keep the server."""
     form = io.BytesIO(bytes(20_000_000))

@@ -75,6 +75,7 @@ async def test_a_pending_job_can_be_cancelled(client: Client, examples: bytes) -
     assert "Fine-tune started" not in told(await client.call("GET", f"/fine-tunes/{pending['id']}"))
 
 
+@pytest.mark.uvloop
 async def test_a_running_job_can_be_cancelled(
     client: Client, examples: bytes, data: Path, trainers: Callable[[Path], list[int]]
 ) -> None:
@@ -119,6 +120,7 @@ async def test_a_broken_training_file_fails_the_job_with_the_line(client: Client
     assert (await client.finish((await client.create(examples, n_epochs=1))["id"]))["status"] == "succeeded"
 
 
+@pytest.mark.uvloop
 async def test_a_trainer_that_is_killed_fails_its_job(
     client: Client, examples: bytes, data: Path, trainers: Callable[[Path], list[int]]
 ) -> None:

@@ -83,6 +83,7 @@ async def test_a_finished_job_has_every_key_of_the_reference(client: Client, exa
     assert (results["filename"], results["purpose"]) == ("compiled_results.csv", "fine-tune-results")
 
 
+@pytest.mark.uvloop
 async def test_a_job_tells_its_story_in_the_words_of_2022(client: Client, examples: bytes) -> None:
     """The events of a job that succeeds are the reference service's, in order."""
     job = await client.finish((await client.create(examples, n_epochs=2))["id"])
@@ -119,6 +120,7 @@ async def test_the_list_of_events_is_what_happened_so_far(client: Client, exampl
     assert listing == {"object": "list", "data": job["events"]}
 
 
+@pytest.mark.uvloop
 async def test_a_fine_tuned_model_can_be_used_trained_further_and_deleted(client: Client, examples: bytes) -> None:
     """A model's whole life: made, listed, asked, the start of another, deleted, and gone."""
     first = (await client.finish((await client.create(examples, n_epochs=20))["id"]))["fine_tuned_model"]
@@ -181,6 +183,7 @@ async def test_a_job_cannot_be_deleted(client: Client, server: LocalServer, exam
 # Files
 
 
+@pytest.mark.uvloop
 async def test_a_file_comes_back_as_it_was_sent(client: Client) -> None:
     """An uploaded file is listed, retrieved, downloaded byte for byte, and gone once deleted."""
     content = bytes(range(256)) * 5000
@@ -200,6 +203,7 @@ async def test_a_file_comes_back_as_it_was_sent(client: Client) -> None:
         await client.call(method, f"/files/{file['id']}{path}", status=404)
 
 
+@pytest.mark.uvloop
 async def test_a_part_of_a_file_can_be_downloaded(client: Client) -> None:
     """A Range is answered with that part, and one outside of the file with 416 in the envelope."""
     file = await client.upload(b"0123456789")
@@ -291,6 +295,7 @@ async def test_a_model_is_kept_while_a_job_trains_it_further(client: Client, exa
 # Event streams
 
 
+@pytest.mark.uvloop
 async def test_a_stream_replays_then_follows_and_leaves_the_connection_usable(
     server: LocalServer, client: Client, examples: bytes
 ) -> None:
@@ -352,6 +357,7 @@ async def test_a_stream_whose_client_goes_away_frees_everything(
             await asyncio.sleep(0)
 
 
+@pytest.mark.uvloop
 async def test_closing_the_server_breaks_streams_off_without_done(connect: Connect, examples: bytes) -> None:
     """A stream cut by the server's end does not look like the job's end."""
     async with LocalServer(api_key="key") as server:
@@ -407,6 +413,7 @@ async def stream_completion(client: Client, asked: Mapping[str, object]) -> list
     return [json.loads(event.removeprefix(b"data: ")) for event in events]
 
 
+@pytest.mark.uvloop
 @pytest.mark.parametrize("more", [{}, {"stop": [" of", "\n"]}, {"logprobs": 2}, {"echo": True, "n": 2, "logprobs": 0}])
 async def test_a_streamed_completion_is_the_same_in_pieces(client: Client, more: dict[str, object]) -> None:
     """The texts and log probabilities of a stream's events add up to what is answered in one piece."""
@@ -493,6 +500,7 @@ async def test_a_completion_whose_client_goes_away_ends(server: LocalServer, cli
                 await asyncio.sleep(0)
 
 
+@pytest.mark.uvloop
 async def test_the_server_does_not_wait_for_completions_when_it_ends(connect: Connect) -> None:
     """Completions that take minutes end with the server, streamed or not, and are not taken for whole."""
     async with connect("", "key") as client, LocalServer(api_key="key") as server:
@@ -720,6 +728,7 @@ async def test_an_unexpected_failure_is_logged_and_hidden(
 # The server itself
 
 
+@pytest.mark.uvloop
 async def test_the_server_leaves_nothing_behind(
     connect: Connect,
     examples: bytes,
@@ -787,6 +796,7 @@ async def test_a_client_may_hold_its_body_back(server: LocalServer) -> None:
     await writer.wait_closed()
 
 
+@pytest.mark.uvloop
 async def test_a_server_listens_on_ipv6_too(connect: Connect) -> None:
     """The base URL of an IPv6 address has its brackets."""
     async with LocalServer(host="::1") as server, connect(server.base_url, server.api_key) as client:

@@ -36,6 +36,7 @@ async def session(server: LocalServer) -> AsyncIterator[FineTuneSession]:
         yield session
 
 
+@pytest.mark.uvloop
 async def test_every_endpoint(session: FineTuneSession, tmp_path: Path) -> None:
     """Every endpoint of the embedded server answers the client with what the client takes, once around."""
     file = await session.upload_file(ROWS, filename="träin.jsonl")
@@ -77,6 +78,7 @@ async def test_every_endpoint(session: FineTuneSession, tmp_path: Path) -> None:
             await gone
 
 
+@pytest.mark.uvloop
 async def test_cancel(session: FineTuneSession) -> None:
     """A job that is cancelled ends its stream, and a wait for it says so."""
     file = await session.upload_file(ROWS)

@@ -17,7 +17,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -64,6 +64,8 @@ class Connections:
         self._resumptions: dict[socket.socket, asyncio.Handle] = {}
         self._arriving: set[asyncio.Task[object]] = set()
         self._open: set[Connection] = set()
+        self._count = 0
+        """Those open, and those about to be."""
         self._waiting: dict[Connection, None] = {}
         """Those without a request under way, in the order in which they have been so."""
 
@@ -100,9 +102,11 @@ class Connections:
             self._waiting[connection] = None
 
     def note_closed(self, connection: Connection) -> None:
-        """Count a connection no longer."""
-        self._open.discard(connection)
-        self._waiting.pop(connection, None)
+        """Leave a connection out of the count from now on."""
+        if connection in self._open:
+            self._open.remove(connection)
+            self._waiting.pop(connection, None)
+            self._count -= 1
 
     # Accepting
 
@@ -128,12 +132,13 @@ class Connections:
 
     def _take(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
-        if len(self._open) + len(self._arriving) >= self._max:
+        if self._count >= self._max:
             self._log.warning("There are %d connections; closing those without a request for new ones", self._max)
             if not self._close_oldest():
                 with contextlib.suppress(OSError), accepted:
                     accepted.send(_answer(503, "Service Unavailable", "The server has as many connections as it can"))
                 return
+        self._count += 1
         task = self._loop.create_task(self._serve(accepted))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
@@ -142,6 +147,7 @@ class Connections:
         try:
             await self._loop.connect_accepted_socket(lambda: Connection(self, self._make_protocol()), accepted)
         except OSError:
+            self._count -= 1
             accepted.close()
 
     def _close_oldest(self) -> bool:
@@ -172,8 +178,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # It is a socket's.
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by their class.
         self._reading = self._loop.call_later(_IDLE_TIMEOUT, self.close)
         self._writing: asyncio.Handle | None = None
         self._all.note_open(self)

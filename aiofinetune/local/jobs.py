@@ -201,8 +201,8 @@ def _orders(run: Run) -> dict[str, object]:
 
 async def _start_trainer(run: Run) -> Process:
     # One BLAS thread: with more, a run of 7 s took 45 s beside other work. The trainer imports what the server would,
-    # wherever it is started. Its own process group keeps a Ctrl-C at the terminal for the server to act on; it sees
-    # the end of its stdin if the server is gone.
+    # wherever it is started. A session of its own keeps a Ctrl-C at the terminal for the server to act on (uvloop knows
+    # no `process_group`); the trainer sees the end of its stdin if the server is gone.
     one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     python_path = os.pathsep.join(path or os.curdir for path in sys.path)
     return await asyncio.create_subprocess_exec(
@@ -212,7 +212,7 @@ async def _start_trainer(run: Run) -> Process:
         stderr=PIPE,
         limit=_LINE_BYTES,
         env={**os.environ, **one_thread, "PYTHONPATH": python_path},
-        process_group=0,
+        start_new_session=True,
     )
 
 
