@@ -442,17 +442,6 @@ def server_time(reply: Reply) -> float | None:
         return None
 
 
-def stream_error_of(data: bytes) -> APIError | None:
-    """The error that a stream carries in place of an event, if what is no event is one."""
-    try:
-        event = structuring.read_json(data)
-    except ProtocolViolation:
-        return None
-    if isinstance(event, dict) and "message" not in event and isinstance(event.get("error"), dict | str):
-        return APIError(200, *_words_of(event["error"]))
-    return None
-
-
 class Words(NamedTuple):
     """What a service says went wrong, each a text of a bounded length."""
 

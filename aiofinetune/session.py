@@ -850,9 +850,6 @@ class FineTuneSession:
             if seconds is not None:
                 self._slow_down(refusal, seconds)
             raise refusal
-        if incoming.headers.get("Content-Type", "").lower().startswith("application/json"):
-            incoming.close()
-            raise ProtocolViolation("the service does not stream events; list_fine_tune_events() gives them so far")
         return incoming
 
     async def _refusal(self, endpoint: Endpoint[T], incoming: Incoming) -> APIError:

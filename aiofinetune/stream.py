@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from operator import attrgetter
 from types import TracebackType
 from typing import Final, Self
 
+import attrs
+
 from aiofinetune import protocol, retry, structuring
 from aiofinetune.errors import (
+    APIError,
     ConnectionLost,
     FineTuneError,
     ProtocolViolation,
@@ -31,6 +35,15 @@ _IDENTITY: Final = attrgetter("created_at", "level", "message")
 _AT_ONCE: Final = 100
 """Events that are read together, which costs less than one by one; no more, for where one is odd, those before it are
 read once more each."""
+_OBJECT: Final = attrs.fields(FineTuneEvent).object.default
+_PINGS: Final = frozenset({"ping", "pong", "heartbeat", "keepalive", "keep-alive", "keep_alive"})
+_CODES: Final = ("code", "statusCode", "status_code")
+_TIMES: Final = frozenset({"created_at", "time", "timestamp", "ts"})
+_BLANK: Final = b"\xef\xbb\xbf \t\r\n"
+_OTHER_STARTS: Final = (b"<", b"{", b"[")
+"""How HTML, XML and JSON start, and no line of an event stream does."""
+_REST_SECONDS: Final = 5.0
+"""How long to wait for the rest of a body that is not an event stream."""
 _LASTING: Final = 5.0
 """Seconds after which a connection that told all has done what it could: proxies cut those that are silent for long."""
 
@@ -57,7 +70,8 @@ class EventStream:
         StreamInterrupted: The connection broke again and again without a new event; the last cause is chained.
         StreamHistoryChanged: After a reconnect the service told another history than before.
         APIError: The service sent an error in place of an event, or refused to go on.
-        ProtocolViolation: What came is no event of a job.
+        ProtocolViolation: The service sent something that is not an event of a job, or a page or JSON in place of the
+            stream.
     """
 
     # Here and in what it holds: there may be thousands.
@@ -70,9 +84,12 @@ class EventStream:
         "_failing_since",
         "_failures",
         "_given",
+        "_has_begun",
         "_has_caught_up",
         "_incoming",
         "_is_done",
+        "_is_odd",
+        "_names",
         "_new",
         "_policy",
         "_position",
@@ -96,12 +113,18 @@ class EventStream:
         # Both with the next one last: a list takes less than a deque, of which each of a thousand streams had two.
         self._unread: list[bytes] = []
         """What was received, and not looked at."""
+        self._names: list[bytes] = []
+        """The names of these events; empty where none has one."""
+        self._is_odd = False
+        """Whether one of them may be no event of a job."""
         self._new: list[FineTuneEvent] = []
         """Events that are to be given."""
         self._given = array("q")
         """Hashes of the events that were given: what is left of a long history."""
         self._position = 0
         """Where in the job's history this connection stands."""
+        self._has_begun = False
+        """Whether this connection has brought anything but white space."""
         self._has_caught_up = False
         """Whether this connection has told all that was given."""
         self._is_done = False
@@ -114,8 +137,12 @@ class EventStream:
 
     async def __aenter__(self) -> Self:
         self._again_at = asyncio.get_running_loop().time()
-        while self._again_at is not None:
-            await self._advance()
+        try:
+            while self._again_at is not None:
+                await self._advance()
+        except BaseException:
+            self._close()
+            raise
         return self
 
     async def __aexit__(
@@ -143,12 +170,17 @@ class EventStream:
                 if (seconds := self._again_at - asyncio.get_running_loop().time()) > 0:
                     await asyncio.sleep(seconds)
                 self._start(await self._connect(self._request))
-                return
+                if _may_stream(self._connection().headers):
+                    return
+                # Something else than a stream is an error as it is entered, rather than at the first event.
             if not self._unread:
                 self._has_caught_up = 0 < self._position >= len(self._given)
-                self._unread = self._events_of(await self._connection().read())
+                chunk = await self._connection().read()
+                if not self._has_begun:
+                    await self._check_start(chunk)
+                self._unread = self._events_of(chunk)
                 self._unread.reverse()
-            if self._unread and (self._position < len(self._given) or not self._take_some()):
+            if self._unread and (self._is_odd or self._position < len(self._given) or not self._take_some()):
                 self._take_one()
         except FineTuneError as error:
             failure = without_secret(error, self._api_key)
@@ -161,11 +193,22 @@ class EventStream:
             raise FineTuneError("the event stream is not open; read it inside 'async with'")
         return self._incoming
 
+    async def _check_start(self, chunk: bytes) -> None:
+        """Raise the error for what a connection brings, if its first bytes show that it is not an event stream."""
+        start, incoming = chunk.lstrip(_BLANK)[:1], self._connection()
+        self._has_begun = bool(start)
+        if start in _OTHER_STARTS or (not chunk and not _may_stream(incoming.headers)):
+            raise in_place_of_events(scrubbed(await _rest_of(incoming, chunk), self._api_key))
+
     def _events_of(self, chunk: bytes) -> list[bytes]:
-        """Give the data of the events that the next bytes of the connection complete; none is its end."""
+        """Return the events that the next bytes of the connection complete; none is its end."""
         if chunk:
             events = self._decoder.feed(chunk)
+            if self._decoder.names:
+                self._names = self._decoder.names[::-1]
             whole = b"\n".join(events)
+            # Without these words, an object with a time and a message is an event. By `find`, as in `scrubbed`.
+            self._is_odd = bool(self._names) or whole.find(b'"error"') >= 0 or whole.find(b'"type"') >= 0
             shows_key = scrubbed(whole, self._api_key) is not whole
             return [scrubbed(event, self._api_key) for event in events] if shows_key else events
         if self._decoder.close().strip() == _DONE:
@@ -180,10 +223,13 @@ class EventStream:
         if not received:
             return False
         try:
-            self._new = structuring.read_replies(received, FineTuneEvent)
+            events = structuring.read_replies(received, FineTuneEvent)
         except ProtocolViolation:
             return False
-        for event in reversed(self._new):
+        if [event for event in events if not event.created_at or event.object != _OBJECT]:
+            return False
+        self._new = events
+        for event in reversed(events):
             self._given.append(hash(_IDENTITY(event)))
         self._position = len(self._given)
         self._failures = 0
@@ -193,11 +239,12 @@ class EventStream:
     def _take_one(self) -> None:
         """Take one event that was received."""
         data = self._unread.pop()
+        name = self._names.pop() if self._names else b""
         if data.strip() == _DONE:
             self._end()
             return
-        event = _event(data)
-        if self._is_new(event):
+        event = read_event(data, name)
+        if event is not None and self._is_new(event):
             self._new.append(event)
 
     def _is_new(self, event: FineTuneEvent) -> bool:
@@ -223,6 +270,7 @@ class EventStream:
         """Read from a new connection, from the start of the job's history."""
         self._incoming = incoming
         self._decoder = EventDecoder()
+        self._has_begun = False
         self._unread.clear()
         self._position = 0
         self._connected_at = asyncio.get_running_loop().time()
@@ -264,11 +312,104 @@ class EventStream:
             self._incoming = None
 
 
-def _event(data: bytes) -> FineTuneEvent:
+def read_event(data: bytes, name: bytes = b"") -> FineTuneEvent | None:
+    """Read one event of a stream; None for what only keeps the connection open.
+
+    Services send errors and pings in many shapes. An object that says that it is an event of a job is one. Of the
+    rest, an error has the name, the type or a field of one, and a ping has the name or the type of one, or no content.
+
+    Args:
+        data: Its data.
+        name: Its name (the ``event`` field), if it has one.
+
+    Raises:
+        APIError: The service sent an error in its place.
+        ProtocolViolation: It is not an event of a job.
+    """
+    kind = name.decode(errors="replace").strip().lower()
+    if kind == "error":
+        raise _error_of(data)
+    if kind in _PINGS or data.strip().decode(errors="replace").lower() in _PINGS:
+        return None
     try:
-        return structuring.read_reply(data, FineTuneEvent)
+        value = structuring.read_json(data) if data else None
+        if isinstance(value, dict) and not _says_event(value):
+            if _is_error(value):
+                raise _error_of(data)
+            if _is_ping(value):
+                return None
+            kind = kind or str(value.get("type") or "").lower()
+        return None if value is None else structuring.read_reply(data, FineTuneEvent)
     except ProtocolViolation:
-        error = protocol.stream_error_of(data)
-        if error is None:
+        if kind in ("", "message") or kind.endswith("event"):
             raise
-    raise error
+        # Of a kind of its own, which an unknown word must not make an error.
+        return None
+
+
+def in_place_of_events(body: bytes) -> FineTuneError:
+    """Return the error for a body that is not an event stream.
+
+    Args:
+        body: Its start, without the key.
+    """
+    start = body.lstrip(_BLANK)
+    if start[:1] not in (b"{", b"["):
+        what = f"a page that starts with {structuring.excerpt(start)}" if start else "an empty page"
+        return ProtocolViolation(
+            f"the reply is not an event stream, but {what}; a proxy may have answered, or base_url may be wrong"
+        )
+    with contextlib.suppress(ProtocolViolation):
+        value = structuring.read_json(start)
+        if isinstance(value, dict) and _is_error(value):
+            return _error_of(start)
+    return ProtocolViolation(
+        "the service does not stream events: it answered with JSON; list_fine_tune_events() returns those so far. The"
+        f" reply starts with {structuring.excerpt(start)}"
+    )
+
+
+def _says_event(value: Mapping[str, object]) -> bool:
+    """Whether an object says that it is an event of a job."""
+    return str(value.get("object", "")).endswith("event")
+
+
+def _is_error(value: Mapping[str, object]) -> bool:
+    has_message = value.get("message") is not None
+    error = value.get("error")
+    if error or (error == {} and not has_message) or "error" in (value.get("object"), value.get("type")):
+        return True
+    if not has_message:
+        return any(value.get(name) for name in (*_CODES, "detail", "errors", "msg", "title"))
+    # An event has a time or a level, and an error has a code.
+    return not (value.get("created_at") or value.get("level")) and any(value.get(name) for name in _CODES)
+
+
+def _is_ping(value: Mapping[str, object]) -> bool:
+    has_message = value.get("message") is not None
+    said = {str(value.get(name)).lower() for name in ("object", "type", *(() if has_message else ("event", "status")))}
+    names = {name.lower() for name in value if value[name] is not None}
+    return not said.isdisjoint(_PINGS) or names <= _PINGS | _TIMES
+
+
+def _error_of(data: bytes) -> APIError:
+    words = protocol.error_words(data)
+    if words is None:
+        text = data.strip().decode(errors="replace")
+        words = protocol.Words(text[: protocol.MAX_WORDS] or "no message")
+    return APIError(200, *words)
+
+
+def _may_stream(headers: Mapping[str, str]) -> bool:
+    """Whether a body may be an event stream by its type, which some services leave out or get wrong."""
+    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return not kind.endswith(("html", "json", "xml"))
+
+
+async def _rest_of(incoming: Incoming, start: bytes) -> bytes:
+    """Read more of a body that is not an event stream, until it has room for an error's words."""
+    with contextlib.suppress(FineTuneError, TimeoutError):
+        async with asyncio.timeout(_REST_SECONDS):
+            while len(start) < protocol.MOST_ERROR_BYTES and (more := await incoming.read()):
+                start += more
+    return start[: protocol.MOST_ERROR_BYTES]

@@ -231,7 +231,7 @@ no HTTP, the key echoed              odd       ok        ok        ok        odd
 200 empty                            odd       ok        ok        ok        ok/lost   ok/lost   ok/cut    ok
 200 with broken JSON                 odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
 200 with another shape               odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
-200 with a page                      odd       ok        ok        ok        ok/lost   ok/lost   ok/cut    ok
+200 with a page                      odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
 redirect within the origin           ok        ok        ok        api       ok        ok        ok        ok
 redirect elsewhere                   api       api       api       api       api       api       api       ok
 redirect elsewhere, with the key     api       api       api       api       api       api       api       ok

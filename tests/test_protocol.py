@@ -456,26 +456,6 @@ def test_kinds_of_limits(kind: str | None, code: str | None, message: str, expec
     assert type(protocol.error_of(Reply(429, {}, body))) is expected
 
 
-@pytest.mark.parametrize(
-    ("event", "message"),
-    [
-        ({"error": {"message": "bad", "type": "t", "param": "p", "code": "c"}}, "200: bad (type t, param p, code c)"),
-        ({"error": "broken"}, "200: broken"),
-        ({"error": {}}, "200: no message"),
-        ({"message": "Job failed", "error": {"message": "out of memory"}}, None),
-        ({"error": None}, None),
-        ({"message": "hello"}, None),
-        ([], None),
-        (None, None),
-        ("error", None),
-    ],
-)  # fmt: skip
-def test_stream_error(event: object, message: str | None) -> None:
-    """An object with an error in place of a message is the stream's error; an event that mentions one is an event."""
-    error = protocol.stream_error_of(json.dumps(event).encode())
-    assert (None if error is None else str(error)) == message
-
-
 def test_decode() -> None:
     """Any 2xx is read as the endpoint's model, anything else is an error."""
     body = b'{"id": "file-1", "deleted": true}'

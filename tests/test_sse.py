@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections import deque
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiofinetune import ProtocolViolation
-from aiofinetune.sse import MOST_BYTES, EventDecoder, encode
+from aiofinetune.sse import MAX_EVENT_BYTES, EventDecoder, encode
 
-# Each case: a stream, the data of its events, and that of the event which its end cuts off.
-CASES: list[tuple[bytes, list[bytes], bytes]] = [
+Events: TypeAlias = list[bytes | tuple[bytes, bytes]]
+
+# Each case: a stream, the data of its events (with their names, where they have one), and that of the event which its
+# end cuts off.
+CASES: list[tuple[bytes, Events, bytes]] = [
     (b"", [], b""),
     (b"data: a\n\n", [b"a"], b""),
     (b"data: a\n\ndata: b\n\n", [b"a", b"b"], b""),
@@ -37,7 +42,13 @@ CASES: list[tuple[bytes, list[bytes], bytes]] = [
     (b"data: \n\n", [], b""),
     (b"data\ndata\n\n", [b"\n"], b""),
     (b"data:\ndata: a\n\n", [b"\na"], b""),
-    (b"id: 7\nevent: add\nretry: 10\ndata: a\n\n", [b"a"], b""),
+    (b"id: 7\nevent: add\nretry: 10\ndata: a\n\n", [(b"add", b"a")], b""),
+    (b"data: a\nevent:add\n\ndata: b\n\n", [(b"add", b"a"), b"b"], b""),
+    (b"event: a\r\revent: b\revent: c\rdata: x\r\r", [(b"c", b"x")], b""),
+    (b"event: message\ndata: a\n\nevent\ndata: b\n\n", [b"a", b"b"], b""),
+    (b"event: a\ndata:\n\nevent: a\ndata\n\n", [(b"a", b""), (b"a", b"")], b""),
+    (b"event: a\n\ndata: b\n\n", [b"b"], b""),
+    (b"data: a\n: never\r\n:\n\n:ends", [b"a"], b""),
     (b"id: 7\nevent: add\nretry: 10\n\n", [], b""),
     (b" data: a\n\n", [], b""),
     (b"Data: a\n\ndatas: b\n\n", [], b""),
@@ -53,13 +64,17 @@ CASES: list[tuple[bytes, list[bytes], bytes]] = [
 ]
 
 
-def decode(*chunks: bytes) -> tuple[list[bytes], bytes]:
+def decode(*chunks: bytes) -> tuple[Events, bytes]:
     decoder = EventDecoder()
-    events = [event for chunk in chunks for event in decoder.feed(chunk)]
+    events: Events = []
+    for chunk in chunks:
+        data = decoder.feed(chunk)
+        names = decoder.names or [b""] * len(data)
+        events += [(name, each) if name else each for name, each in zip(names, data, strict=True)]
     return events, decoder.close()
 
 
-def reference(stream: bytes) -> tuple[list[bytes], bytes]:
+def reference(stream: bytes) -> tuple[Events, bytes]:
     """Read a stream as section 9.2.6 of the HTML standard says, in its order, of whole text and without bounds."""
     text = stream.removeprefix(b"\xef\xbb\xbf")
     lines: list[bytes] = []
@@ -72,34 +87,37 @@ def reference(stream: bytes) -> tuple[list[bytes], bytes]:
         else:
             line.append(text[position])
             position += 1
-    events: list[bytes] = []
-    buffer = b""
+    events: Events = []
+    buffer = name = b""
     for each in lines:
+        field, value = field_of(each)
         if each == b"":
+            data = buffer.removesuffix(b"\n")
             if buffer != b"":
-                events.append(buffer.removesuffix(b"\n"))
-            buffer = b""
-        else:
-            buffer += data_of(each)
-    return events, (buffer + data_of(bytes(line))).removesuffix(b"\n")
+                events.append(data if name in (b"", b"message") else (name, data))
+            buffer = name = b""
+        elif field == b"event":
+            name = value
+        elif field == b"data":
+            buffer += value + b"\n"
+    field, value = field_of(bytes(line))
+    return events, (buffer + (value + b"\n" if field == b"data" else b"")).removesuffix(b"\n")
 
 
-def data_of(line: bytes) -> bytes:
-    if line.startswith(b":"):
-        return b""
+def field_of(line: bytes) -> tuple[bytes, bytes]:
     field, value = line.split(b":", 1) if b":" in line else (line, b"")
-    return value.removeprefix(b" ") + b"\n" if field == b"data" else b""
+    return field, value.removeprefix(b" ")
 
 
 @pytest.mark.parametrize(("stream", "events", "cut_off"), CASES)
-def test_whole(stream: bytes, events: list[bytes], cut_off: bytes) -> None:
+def test_whole(stream: bytes, events: Events, cut_off: bytes) -> None:
     """A stream gives its events' data; so does one that arrives byte by byte."""
     assert decode(stream) == (events, cut_off)
     assert decode(*(stream[index : index + 1] for index in range(len(stream)))) == (events, cut_off)
 
 
 @pytest.mark.parametrize(("stream", "events", "cut_off"), CASES)
-def test_cut_in_two(stream: bytes, events: list[bytes], cut_off: bytes) -> None:
+def test_cut_in_two(stream: bytes, events: Events, cut_off: bytes) -> None:
     """A stream gives the same wherever it is cut, with empty pieces in between."""
     for index in range(len(stream) + 1):
         assert decode(b"", stream[:index], b"", stream[index:], b"") == (events, cut_off)
@@ -107,7 +125,21 @@ def test_cut_in_two(stream: bytes, events: list[bytes], cut_off: bytes) -> None:
 
 STREAMS = st.lists(
     st.sampled_from(
-        [b"data", b"data: ", b"data:", b":", b" ", b"a", b"\n", b"\r", b"\r\n", b"id: 1", b"\xef\xbb\xbf", b"\n\n"]
+        [
+            b"data",
+            b"data: ",
+            b"data:",
+            b":",
+            b" ",
+            b"a",
+            b"\n",
+            b"\r",
+            b"\r\n",
+            b"id: 1",
+            b"event: e",
+            b"\xef\xbb\xbf",
+            b"\n\n",
+        ]
     )
     | st.binary(max_size=3),
     max_size=20,
@@ -119,7 +151,8 @@ STREAMS = st.lists(
 def test_reference(stream: bytes, data: st.DataObject | None) -> None:
     """Any bytes, cut anywhere, give what the standard says.
 
-    The standard sends an event whose data is one empty line, too; here it gives nothing, like one without data.
+    The standard sends an event whose data is one empty line, too; here it gives nothing, like one without data,
+    unless it has a name.
     """
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8))) if data else []
     chunks = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -138,6 +171,7 @@ def test_reference_stream(samples: Path) -> None:
     events, cut_off = decode((samples / "fine_tune_events.sse").read_bytes())
     assert len(events) == 6
     assert events[-1] == b"[DONE]"
+    assert isinstance(events[-2], bytes)
     assert b"Job succeeded." in events[-2]
     assert cut_off == b""
 
@@ -148,49 +182,62 @@ def pieces(stream: bytes) -> list[bytes]:
 
 def test_longest_line() -> None:
     """An event may be as long as the bound, whatever its pieces."""
-    data = b"x" * (MOST_BYTES - len(b"data: "))
+    data = b"x" * (MAX_EVENT_BYTES - len(b"data: "))
     assert decode(*pieces(encode(data))) == ([data], b"")
 
 
 @pytest.mark.parametrize(
     "stream",
     [
-        b"data: " + b"x" * MOST_BYTES,
-        b"x" * (MOST_BYTES + 1),
-        b":" + b" " * MOST_BYTES,
-        b"data: x\n" * (MOST_BYTES + 1),
-        b"data:\n" * (MOST_BYTES + 2),
-        (b"data: " + b"x" * (MOST_BYTES // 2) + b"\n") * 3,
+        b"data: " + b"x" * MAX_EVENT_BYTES,
+        b"x" * (MAX_EVENT_BYTES + 1),
+        b"data: x\n" * (MAX_EVENT_BYTES + 1),
+        b"data:\n" * (MAX_EVENT_BYTES + 2),
+        (b"data: " + b"x" * (MAX_EVENT_BYTES // 2) + b"\n") * 3,
+        b"event: " + b"x" * (MAX_EVENT_BYTES // 2) + b"\ndata: " + b"x" * (MAX_EVENT_BYTES // 2),
     ],
-    ids=["line", "no field", "comment", "lines", "empty lines", "long lines"],
+    ids=["line", "no field", "lines", "empty lines", "long lines", "name"],
 )
 def test_past_the_bound(stream: bytes) -> None:
     """An event that never ends is given up, rather than kept until the memory is full."""
     decoder = EventDecoder()
-    with pytest.raises(ProtocolViolation, match=str(MOST_BYTES)):
+    with pytest.raises(ProtocolViolation, match=str(MAX_EVENT_BYTES)):
         deque(map(decoder.feed, pieces(stream)), maxlen=0)
 
 
 def test_bound_at_once() -> None:
     """An event past the bound is refused when it comes in one piece, as it is when it comes in several."""
     with pytest.raises(ProtocolViolation):
-        EventDecoder().feed(encode(b"x" * (2 * MOST_BYTES)))
+        EventDecoder().feed(encode(b"x" * (2 * MAX_EVENT_BYTES)))
 
 
 def test_comments_for_ever() -> None:
     """Comments, by which a proxy keeps a connection open, never add up to anything."""
     decoder = EventDecoder()
-    comments = b": ping\n\n" * (MOST_BYTES // 64)
+    comments = b": ping\n\n" * (MAX_EVENT_BYTES // 64)
     for _ in range(12):
         assert decoder.feed(comments) == []
-    assert decoder.feed(b": ping\n" * (MOST_BYTES // 4)) == []
+    assert decoder.feed(b": ping\n" * (MAX_EVENT_BYTES // 4)) == []
     assert decoder.feed(encode(b"a")) == [b"a"]
+
+
+def test_a_comment_that_never_ends() -> None:
+    """A comment is neither bounded nor held, however long its line, and an event around it is whole."""
+    decoder = EventDecoder()
+    assert decoder.feed(b"data: a\n:") == []
+    tracemalloc.start()
+    for _ in range(64):
+        assert decoder.feed(b" " * (MAX_EVENT_BYTES // 32)) == []
+    held, _peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < MAX_EVENT_BYTES // 4
+    assert decoder.feed(b" data: c\n\n") == [b"a"]
 
 
 def test_many_events_never_add_up() -> None:
     """The bound is for one event, not for the stream."""
     decoder = EventDecoder()
-    data = b"x" * (MOST_BYTES // 3)
+    data = b"x" * (MAX_EVENT_BYTES // 3)
     for _ in range(10):
         assert decoder.feed(encode(data)) == [data]
 

@@ -45,7 +45,7 @@ from aiofinetune import (
     Timeout,
     WaitTimeout,
 )
-from aiofinetune.sse import MOST_BYTES
+from aiofinetune.sse import MAX_EVENT_BYTES
 
 pytestmark = pytest.mark.fastforward
 
@@ -156,7 +156,219 @@ async def test_error_in_the_stream(data: bytes, words: str) -> None:
         raise failure
 
 
-@pytest.mark.parametrize("data", [b"{broken", b"[]", b"7", b'{"message": 7}', b"{}", b"[done]", b"\xff"])
+ERRORS = {
+    "named, a message": (b'event: error\ndata: {"message": "no memory", "created_at": 1}\n\n', "200: no memory"),
+    "named, text": (b"event: error\ndata: no memory\ndata: at all\n\n", "200: no memory\nat all"),
+    "named, a string": (b'event: Error\ndata: "no memory"\n\n', '200: "no memory"'),
+    "named, nothing": (b"event: error\ndata:\n\n", "200: no message"),
+    "named, a detail": (b'data: {"detail": "no memory"}\nevent: error\n\n', "200: no memory"),
+    "named, an event of a job": (
+        b'event: error\ndata: {"object": "fine-tune-event", "message": "no memory"}\n\n',
+        "200: no memory",
+    ),
+    "an object": (b'data: {"object": "error", "message": "no memory", "code": 507}\n\n', "200: no memory (code 507)"),
+    "an object with a time": (
+        b'data: {"object": "error", "created_at": 1614807352, "message": "no memory"}\n\n',
+        "200: no memory",
+    ),
+    "a type": (
+        b'data: {"type": "error", "created_at": 1614807352, "message": "no memory"}\n\n',
+        "200: no memory (type error)",
+    ),
+    "a type and an error": (
+        b'data: {"type": "error", "error": {"type": "overloaded_error", "message": "no memory"}}\n\n',
+        "200: no memory (type overloaded_error)",
+    ),
+    "an error and a message": (
+        b'data: {"error": {"message": "no memory", "code": "c"}, "message": "", "created_at": 1614807352}\n\n',
+        "200: no memory (code c)",
+    ),
+    "an error that is a text, and a message": (b'data: {"error": "no memory", "message": null}\n\n', "200: no memory"),
+    "an empty error": (b'data: {"error": {}}\n\n', "200: no message"),
+    "a code and msg": (b'data: {"code": 507, "msg": "no memory"}\n\n', "200: no memory (code 507)"),
+    "a code and a message": (b'data: {"code": 507, "message": "no memory"}\n\n', "200: no memory (code 507)"),
+    "a detail": (b'data: {"detail": [{"loc": ["path"], "msg": "no memory"}]}\n\n', "200: path: no memory"),
+    "several errors": (b'data: {"errors": [{"title": "no memory"}]}\n\n', "200: no memory"),
+}
+SAID = b'data: {"object": "fine-tune-event", "created_at": 1614807352, "level": "info", "message": "%b"}\n\n'
+"""An event as the reference's service sent it."""
+
+
+@pytest.mark.parametrize("before", [b"", SAID % b"a" + SAID % b"b"], ids=["first", "after events"])
+@pytest.mark.parametrize("after", [b"", SAID % b"c" + DONE], ids=["last", "before the end"])
+@pytest.mark.parametrize("case", ERRORS)
+async def test_every_shape_of_an_error(case: str, before: bytes, after: bytes) -> None:
+    """An error in a stream, in whatever shape, is raised in the service's words, and is never given as an event."""
+    error, words = ERRORS[case]
+    said, failure = await messages(STREAM_HEAD + chunk(before + error + after))
+    assert said == (["a", "b"] if before else [])
+    assert (type(failure), str(failure)) == (APIError, words)
+
+
+async def test_an_error_hides_the_key() -> None:
+    """A named error that echoes the key does not show it."""
+    _, failure = await messages(STREAM_HEAD + chunk(b"event: error\ndata: the key %b is spent\n\n" % KEY.encode()))
+    assert str(failure) == "200: the key ... is spent"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"object": "fine-tune-event", "level": "error", "error": {"message": "x"}},
+        {"object": "fine_tuning.job.event", "type": "message", "data": {}},
+        {"level": "error", "code": None, "error": None},
+        {"created_at": 5, "type": "message", "error": ""},
+        {"created_at": 5, "code": 7},
+        {"type": "metrics"},
+        {},
+    ],
+)
+async def test_events_that_look_odd(fields: dict[str, object]) -> None:
+    """An object with a message is an event of a job, unless it says that it is an error or a ping."""
+    raw = b"data: " + json.dumps({**fields, "message": "a"}).encode() + b"\n\n"
+    assert await messages(STREAM_HEAD + chunk(raw * 3 + DONE)) == (["a", "a", "a"], None)
+
+
+PINGS = [
+    b'data: {"type": "ping"}\n\n',
+    b'data: {"type": "ping", "created_at": 1614807352, "message": "still here"}\n\n',
+    b'data: {"object": "heartbeat", "message": ""}\n\n',
+    b'data: {"event": "keep-alive", "id": 7}\n\n',
+    b'data: {"ping": "2021-03-03T21:35:52Z"}\n\n',
+    b'data: {"timestamp": 1614807352}\n\n',
+    b"data: {}\n\n",
+    b"data: null\n\n",
+    b"data: ping\n\n",
+    b"data:\n\n",
+    b"event: ping\n\n",
+    b"event: ping\ndata\n\n",
+    b'event: ping\ndata: {"time": 5}\n\n',
+    b"event: heartbeat\ndata: 2021-03-03 21:35:52\n\n",
+    b"event: connected\ndata: welcome\n\n",
+    b'data: {"type": "connected", "id": "ft-1"}\n\n',
+    b'event: status\ndata: {"status": "running"}\n\n',
+    b": ping\n\n",
+    b"id: 7\nretry: 1000\n\n",
+]
+
+
+async def test_pings_are_passed_over() -> None:
+    """What only keeps a stream open is skipped, in whatever shape and between any two events."""
+    for ping in PINGS:
+        raw = STREAM_HEAD + chunk(ping + SAID % b"a" + ping + SAID % b"b" + event("c") + ping + DONE)
+        assert await messages(raw) == (["a", "b", "c"], None), ping
+
+
+async def test_pings_are_not_counted() -> None:
+    """After a reconnect, pings at other places than before change nothing."""
+    lost = STREAM_HEAD + chunk(b"".join([PINGS[0], SAID % b"a", PINGS[6], SAID % b"b"])) + chunk(b"")
+    whole = (
+        STREAM_HEAD + chunk(b"".join([SAID % b"a", PINGS[12], PINGS[0], SAID % b"b", SAID % b"c", DONE])) + chunk(b"")
+    )
+    async with talking_to(answering(lost, whole)) as session, session.stream_fine_tune_events("ft-1") as events:
+        assert [each.message async for each in events] == ["a", "b", "c"]
+
+
+async def test_named_events() -> None:
+    """A name other than that of an error or a ping changes nothing about an event of a job."""
+    raw = b"".join(b"event: %b\n" % name + SAID % name for name in (b"message", b"fine-tune-event", b"update"))
+    said = ["message", "fine-tune-event", "update"]
+    assert await messages(STREAM_HEAD + chunk(raw + b"event: done\n" + DONE)) == (said, None)
+
+
+PAGE = b"<!DOCTYPE html><title>Sign in</title>"
+LISTED = {"object": "list", "data": [{"object": "fine-tune-event", "message": "a"}]}
+IN_PLACE = {
+    "a page": (reply(body=PAGE, content_type="text/html; charset=utf-8"), ProtocolViolation, "page.*<!DOCTYPE"),
+    "a page of no type": (reply(body=b"\r\n " + PAGE), ProtocolViolation, "page.*<!DOCTYPE"),
+    "a page as a stream": (STREAM_HEAD + chunk(PAGE) + chunk(b""), ProtocolViolation, "page.*<!DOCTYPE"),
+    "an empty page": (reply(content_type="text/html"), ProtocolViolation, "not an event stream, but an empty page"),
+    "a list": (reply(body=LISTED, content_type="application/json"), ProtocolViolation, "does not stream events"),
+    "a bare list": (reply(body=LISTED["data"]), ProtocolViolation, "does not stream events"),
+    "a list as a stream": (STREAM_HEAD + chunk(b"\xef\xbb\xbf{") + chunk(b"}"), ProtocolViolation, "does not stream"),
+    "lines of JSON": (
+        reply(body=b'{"message": "a"}\n{"message": "b"}\n', content_type="application/x-ndjson"),
+        ProtocolViolation,
+        "does not stream events",
+    ),
+    "an error": (
+        reply(body={"error": {"message": "no memory"}}, content_type="application/json"),
+        APIError,
+        "^200: no memory$",
+    ),
+    "an error in two pieces": (
+        STREAM_HEAD + chunk(b'{"code": 507,') + chunk(b'"msg": "no memory"}') + chunk(b""),
+        APIError,
+        r"^200: no memory \(code 507\)$",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IN_PLACE)
+async def test_what_is_no_stream(case: str) -> None:
+    """A page or JSON in place of a stream is an error that says what came, and it is requested only once."""
+    raw, kind, words = IN_PLACE[case]
+    seen: list[Received] = []
+    async with talking_to(answering(raw, seen=seen)) as session:
+        with pytest.raises(kind, match=words):
+            async with session.stream_fine_tune_events("ft-1") as events:
+                await anext(events)
+    assert len(seen) == 1
+
+
+async def test_json_without_an_end() -> None:
+    """JSON in place of a stream is an error within seconds, though it does not end."""
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunk(b'{"data": [') + chunk(b" "))
+        await request.gone()
+
+    async with talking_to(handler) as session, asyncio.timeout(60):
+        with pytest.raises(ProtocolViolation, match="does not stream events"):
+            async with session.stream_fine_tune_events("ft-1") as events:
+                await anext(events)
+
+
+@pytest.mark.parametrize("kind", ["", "text/html", "application/json", "text/plain", "application/octet-stream"])
+async def test_a_stream_under_another_type(kind: str) -> None:
+    """An event stream is read whatever Content-Type it has, or if it has none."""
+    head = b"HTTP/1.1 200 OK\r\n" + (f"content-type: {kind}\r\n".encode() if kind else b"") + b"\r\n"
+    assert await messages(head + SAID % b"a" + SAID % b"b" + DONE) == (["a", "b"], None)
+
+
+async def test_cancelled_before_a_page_says_what_it_is() -> None:
+    """A stream that is cancelled as it is entered frees its connection."""
+    came, gone = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n")
+        came.set()
+        await request.gone()
+        gone.set()
+
+    async with talking_to(handler) as session:
+        entering = asyncio.ensure_future(session.stream_fine_tune_events("ft-1").__aenter__())
+        await came.wait()
+        await asyncio.sleep(1)
+        entering.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        await gone.wait()
+
+
+async def test_a_long_event_and_long_comments() -> None:
+    """An event of megabytes is given; comments of any length before, in and after it do not count."""
+    long = b":" + b" " * (MAX_EVENT_BYTES // 2)
+    said = b'{"message":\n%b\ndata: "%b"}' % (long, b"x" * (MAX_EVENT_BYTES - 1000))
+    raw = STREAM_HEAD + b"".join(map(chunk, [long * 3, b"\n", b"data: ", said, b"\n\n", long, b"\n", DONE]))
+    (given,), failure = await messages(raw)
+    assert (len(given), failure) == (MAX_EVENT_BYTES - 1000, None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"{broken", b"[]", b"7", b'{"message": 7}', b'{"level": "info"}', b'{"type": "message"}', b"[done]", b"\xff"],
+)
 async def test_no_event(data: bytes) -> None:
     """What is no event of a job is a violation, after the events before it."""
     said, failure = await messages(STREAM_HEAD + chunk(event("a") + b"data: " + data + b"\n\n"))
@@ -166,7 +378,7 @@ async def test_no_event(data: bytes) -> None:
 
 async def test_endless_event() -> None:
     """An event that never ends is a violation, after the events before it, be it in one piece with them."""
-    said, failure = await messages(STREAM_HEAD + chunk(event("a") + b"data: " + b"x" * 2 * MOST_BYTES))
+    said, failure = await messages(STREAM_HEAD + chunk(event("a") + b"data: " + b"x" * 2 * MAX_EVENT_BYTES))
     assert isinstance(failure, ProtocolViolation)
     assert said == ["a"]
 

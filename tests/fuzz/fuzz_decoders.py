@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import itertools
 import os
 import sys
 import tempfile
@@ -24,6 +25,7 @@ SEEDS = (
     b'{"error": {"message": "m", "type": "t", "param": null, "code": "insufficient_quota"}}',
     b"step,elapsed_tokens,training_loss,classification/f1.0\n1,2,0.5,-1\n",
     b"\xef\xbb\xbfdata: a\r\ndata: b\r\rdata:c\n\n",
+    b'event: error\ndata: {"code": 500, "msg": "x"}\n\nevent: ping\ndata: {"type": "ping"}\n\n',
 )
 
 
@@ -50,17 +52,22 @@ def main(seconds: int) -> None:  # noqa: C901, PLR0915  # what atheris instrumen
             str(error)
             repr(error)
 
-    def events(data: bytes, cut: int) -> list[bytes] | None:
+    def events(data: bytes, *cuts: int) -> tuple[list[tuple[bytes, bytes]], bytes] | None:
         decoder = sse.EventDecoder()
+        found: list[tuple[bytes, bytes]] = []
         with contextlib.suppress(errors.ProtocolViolation):
-            return [*decoder.feed(data[:cut]), *decoder.feed(data[cut:]), decoder.close()]
+            for start, end in itertools.pairwise([0, *cuts, len(data)]):
+                given = decoder.feed(data[start:end])
+                found += zip(decoder.names or [b""] * len(given), given, strict=True)
+            return found, decoder.close()
         return None
 
     def read_stream(data: bytes, cut: int) -> None:
-        whole = events(data, len(data))
+        whole = events(data)
         assert whole == events(data, cut) == events(data, 1), "events depend on how their bytes are cut"
-        for event in whole or []:
-            attempt(functools.partial(stream._event, event))
+        for name, event in whole[0] if whole else []:
+            attempt(functools.partial(stream.read_event, event, name))
+        attempt(functools.partial(stream.in_place_of_events, data))
 
     def one_input(data: bytes) -> None:
         nonlocal executions
