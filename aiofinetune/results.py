@@ -1,7 +1,8 @@
 """The results file of a job, ``compiled_results.csv``, as typed rows.
 
 Columns are read by name (reference: the legacy fine-tuning guide, "Analyzing your fine-tuned model"): services add
-and leave out some. A figure that was not computed in a row's step is an empty cell, or -1 on some services.
+and leave out some. A figure that was not computed in a row's step is an empty cell, -1 on some services, and on others
+whatever their tools write for a missing value.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Final
 
 import attrs
@@ -26,6 +28,13 @@ _FIGURES: Final = (
     "validation_token_accuracy",
 )
 _CLASSIFICATION: Final = "classification/"
+_MISSING: Final = frozenset(
+    {
+        *("", "-", "--", "\u2013", "\u2014", ".", "?", "none", "null", "nil", "missing", "undefined"),
+        *("na", "n/a", "<na>", "#n/a", "#na", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "1.#inf", "-1.#inf"),
+    }
+)
+"""What tools write for a missing value, or for one that is not a number, in lower case."""
 
 
 @attrs.frozen
@@ -48,31 +57,36 @@ class ResultRow:
     """Classification figures by the reference's names without their prefix: ``"accuracy"``, ``"weighted_f1_score"``,
     or ``"precision"``, ``"recall"``, ``"auroc"``, ``"auprc"``, ``"f1.0"``…; only those computed in this step."""
     other: Mapping[str, str] = attrs.field(factory=dict)
-    """Columns that the reference does not know, as they stand."""
+    """Cells of the columns that the reference does not know, as they are in the file."""
 
 
 def read_results(data: bytes) -> list[ResultRow]:
     """Read a results file.
 
     Raises:
-        ProtocolViolation: It is no UTF-8 CSV file with a ``step`` column, or a cell is no number; it names the line
-            and the column.
+        ProtocolViolation: It is not a UTF-8 CSV file with a ``step`` column, or a cell is not a number; the message
+            names the line and the column.
     """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ProtocolViolation(f"the results file is not UTF-8: {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
-        if "step" not in (reader.fieldnames or ()):
+        names = [name.strip() for name in next(filter(None, reader), [])]
+        if "step" not in names:
             raise ProtocolViolation(f"the results file has no column 'step'; its first line is {text[:200]!r}")
-        return [_row(cells, reader.line_num) for cells in reader]
+        return [
+            _row(dict(zip_longest(names, cells[: len(names)])), reader.line_num)
+            for cells in reader
+            if any(cell.strip() for cell in cells)
+        ]
     except csv.Error as error:
-        raise ProtocolViolation(f"line {reader.reader.line_num} of the results file is not CSV: {error}") from error
+        raise ProtocolViolation(f"line {reader.line_num} of the results file is not CSV: {error}") from error
 
 
 def last_figures(rows: Iterable[ResultRow]) -> dict[str, float]:
-    """The last value of each figure that was ever computed, by the reference's column names."""
+    """Return the last value of each figure that was ever computed, by the reference's column names."""
     last: dict[str, float] = {}
     for row in rows:
         last.update({name: value for name in _FIGURES if (value := getattr(row, name)) is not None})
@@ -80,14 +94,14 @@ def last_figures(rows: Iterable[ResultRow]) -> dict[str, float]:
     return last
 
 
-def _row(cells: Mapping[str | None, str | None], line: int) -> ResultRow:
+def _row(cells: Mapping[str, str | None], line: int) -> ResultRow:
     counts: dict[str, int] = {}
     figures: dict[str, float] = {}
     classification: dict[str, float] = {}
     other: dict[str, str] = {}
     for name, cell in cells.items():
-        if name is None:
-            # Cells beyond the last column.
+        if not name:
+            # What a comma at the end of each line makes.
             continue
         if name not in _COUNTS and name not in _FIGURES and not name.startswith(_CLASSIFICATION):
             other[name] = cell or ""
@@ -112,8 +126,8 @@ def _row(cells: Mapping[str | None, str | None], line: int) -> ResultRow:
 
 
 def _number(cell: str | None, name: str, line: int) -> float | None:
-    """A cell's number, or None where there is none: an empty cell, a cell cut off, -1, or no finite number."""
-    if cell is None or cell.strip() == "":
+    """Return a cell's number; None where it is missing, cut off, -1, or not finite."""
+    if cell is None or cell.strip().lower() in _MISSING:
         return None
     try:
         number = float(cell)

@@ -76,6 +76,15 @@ def test_last_figures(samples: Path) -> None:
         ("step,validation_loss\n1,inf\n", [ResultRow(1)]),
         ("step,classification/accuracy\n1,-1\n2,0.5\n", [ResultRow(1), ResultRow(2, classification={"accuracy": 0.5})]),
         ("step,elapsed_tokens\n1,-1\n", [ResultRow(1)]),
+        (
+            "step,validation_loss,training_loss\r\n1,,0.5\r\n2,N/A,0.4\r\n",
+            [ResultRow(1, training_loss=0.5), ResultRow(2, training_loss=0.4)],
+        ),
+        ('step,training_loss\n"1"," 0.5 "\n"2","-"\n', [ResultRow(1, training_loss=0.5), ResultRow(2)]),
+        # Commas at the ends of lines, spaces after commas, and rows without anything.
+        ("step,training_loss,\n1,0.5,\n2,-,\n", [ResultRow(1, training_loss=0.5), ResultRow(2)]),
+        ('step, "training_loss", note \n1, "0.5", a\n', [ResultRow(1, training_loss=0.5, other={"note": "a"})]),
+        ("step,training_loss\n1,0.5\n,\n , \n", [ResultRow(1, training_loss=0.5)]),
         # Near to it, but figures all the same.
         ("step,training_loss\n1,0\n", [ResultRow(1, training_loss=0.0)]),
         ("step,training_loss\n1,-0.5\n", [ResultRow(1, training_loss=-0.5)]),
@@ -95,6 +104,51 @@ def test_last_figures(samples: Path) -> None:
 def test_rows(text: str, rows: list[ResultRow]) -> None:
     """Columns go by name in any order; what was not computed is None; what is unknown stays as it stands."""
     assert read_results(text.encode()) == rows
+
+
+MISSING = [
+    "",
+    " ",
+    "None",
+    "null",
+    "NULL",
+    "N/A",
+    "n/a",
+    "NA",
+    "<NA>",
+    "#N/A",
+    "-",
+    "--",
+    "\u2014",
+    "nan",
+    "NaN",
+    "-nan",
+]
+MISSING += ["inf", "-inf", "Infinity", "1e999", "1.#QNAN", "-1", "-1.0", " None "]
+
+
+@pytest.mark.parametrize("column", ["training_loss", "validation_loss", "elapsed_tokens", "classification/f1.0"])
+def test_missing_values(column: str) -> None:
+    """A cell that says in whatever way that there is no value is None, and the rest of the file is read."""
+    text = f"step,{column}\n" + "".join(f"{step},{cell}\n" for step, cell in enumerate(MISSING, 1))
+    assert read_results(text.encode()) == [ResultRow(step) for step in range(1, len(MISSING) + 1)]
+
+
+def test_unknown_columns_keep_their_words() -> None:
+    """What stands for a missing value in a known column is a text like any other in an unknown one."""
+    assert read_results(b"step,note\n1,N/A\n2,-1\n") == [
+        ResultRow(1, other={"note": "N/A"}),
+        ResultRow(2, other={"note": "-1"}),
+    ]
+
+
+def test_thousands_of_columns() -> None:
+    """A file may have thousands of columns, known and unknown."""
+    names = [f"classification/f{number}" for number in range(3000)] + [f"x{number}" for number in range(3000)]
+    cells = ["0.5", "None", "-"] * 2000
+    (row,) = read_results(",".join(["step", *names]).encode() + b"\n" + ",".join(["1", *cells]).encode())
+    assert len(row.classification) == 1000
+    assert row.other["x2999"] == "-"
 
 
 @pytest.mark.parametrize(
