@@ -23,6 +23,7 @@ from typing import Final, Self, TypeAlias
 
 import attrs
 
+from aiofinetune import retry
 from aiofinetune.errors import (
     AuthenticationFailed,
     BatchStopped,
@@ -621,7 +622,7 @@ class Batch:
     def _note_blindness(self, failure: FineTuneError) -> None:
         """Without the list nothing can be sent, and what no stream follows cannot be followed: not for ever."""
         self._blind += 1
-        passes = self._has_looked and isinstance(failure, TransportError | ServerError | RateLimited)
+        passes = self._has_looked and retry.may_pass(failure)
         if passes and time.monotonic() - self._looked_at < _LONGEST_BLIND:
             return
         if self._blind < _MOST_UNREACHED and not isinstance(failure, AuthenticationFailed):

@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from aiofinetune import ConfigurationError, FineTuneSession
+from aiofinetune import ConfigurationError, FineTuneSession, Retry, ServerError
 from aiofinetune.local import LocalServer
 
 DATABASE: Final = "server.sqlite3"
@@ -255,6 +255,17 @@ async def test_the_lock_holds_when_a_file_is_deleted(name: str, tmp_path: Path) 
         with pytest.raises(ConfigurationError, match="another server is using"):
             async with LocalServer(tmp_path / "data"):
                 pass
+
+
+@pytest.mark.parametrize("take", [Path.unlink, lambda path: path.rename(path.with_name("moved"))], ids=["rm", "mv"])
+async def test_nothing_is_acknowledged_that_would_be_lost(take: Callable[[Path], object], tmp_path: Path) -> None:
+    """An upload to a server whose database was taken away is an error, not a file that nobody will find again."""
+    async with LocalServer(tmp_path / "data") as server:
+        retry = Retry(attempts=1)
+        async with FineTuneSession(server.api_key, base_url=server.base_url, retry=retry) as session:
+            take(tmp_path / "data" / DATABASE)
+            with pytest.raises(ServerError):
+                await session.upload_file(ROWS)
 
 
 async def test_a_folder_of_an_older_server_opens(folder: Path) -> None:

@@ -10,6 +10,7 @@ lower has lost what a client was told of.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from aiofinetune import structuring
-from aiofinetune.errors import ConfigurationError, FineTuneError
+from aiofinetune.errors import ConfigurationError, FineTuneError, LocalFileError
 from aiofinetune.models import FineTune
 
 SCHEMA_VERSION: Final = 1
@@ -51,6 +52,7 @@ class Folder:
         self._log = path / f"{_DATABASE}-wal"
         self._count = path / _COUNT
         self._counter = -1
+        self._place: tuple[int, int] | None = None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -64,7 +66,12 @@ class Folder:
                 self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 stack.callback(os.close, folder)
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    # NFS locks no folder: there SQLite's own lock is all that there is.
+                    if error.errno != errno.EBADF:
+                        raise
                 # What servers of version 0 lock.
                 with contextlib.suppress(FileNotFoundError):
                     fcntl.flock(stack.enter_context((self.path / "lock").open("rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,6 +168,22 @@ class Folder:
                 self._counter = os.open(self._count, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.pwrite(self._counter, b"%020d\n" % count, 0)
 
+    def note_place(self) -> None:
+        """Remember which database this is, once it is open."""
+        self._place = _place(self.database)
+
+    def check_place(self) -> None:
+        """Check that what is written will be there at the next start.
+
+        Raises:
+            LocalFileError: The database was deleted, moved or replaced.
+        """
+        if self._place is not None and self._place != _place(self.database):
+            raise LocalFileError(
+                f"{self.database} was deleted, moved or replaced while the server had it open; stop the server, and put"
+                " back the folder as it was"
+            )
+
     def _close_counter(self) -> None:
         if self._counter >= 0:
             os.close(self._counter)
@@ -189,6 +212,15 @@ class Folder:
         there = {path.name for path in self._own_files()}
         for name in sorted(set(known) - there):
             _log.warning("%s: the file %s is missing; bring it back, or delete what it belongs to", self.path, name)
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another of the same name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _free(path: Path) -> Path:

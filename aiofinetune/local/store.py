@@ -437,6 +437,7 @@ class Store:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._commit(functools.partial(self._prepare, is_new=is_new))
+            self._folder.note_place()
             known = {name for (name,) in self._db.execute("SELECT id FROM files UNION SELECT weights FROM models")}
             self._folder.set_aside(known)
             self._folder.report_missing(known)
@@ -463,6 +464,7 @@ class Store:
         try:
             result = call()
             if self._db.total_changes > changes:
+                self._folder.check_place()
                 ((count,),) = self._db.execute("UPDATE commits SET count = count + 1 RETURNING count").fetchall()
             self._db.execute("COMMIT")
         except BaseException:
