@@ -13,8 +13,7 @@ import attrs
 
 from aiofinetune.errors import DatasetError
 
-# The longest line read, in bytes. A prompt and a completion within any model's bounds fit many times over; a file
-# without line ends does not end up in memory whole.
+# The longest line that is read, in bytes: many times what any model takes. A file without line ends is not read whole.
 MAX_LINE_BYTES: Final = 1024 * 1024
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -22,14 +21,14 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @attrs.frozen
 class Example:
-    """One line of a training file: what the model is given, and what it is to answer."""
+    """One line of a training file: what the model gets, and what it should answer."""
 
     prompt: str
     completion: str
 
 
 def read_examples(path: str | PathLike[str]) -> Iterator[Example]:
-    """Read the training file at `path` an example at a time, in constant memory.
+    """Read the training file at `path` one example at a time, in constant memory.
 
     Blank lines are skipped, and so is a byte order mark at the start.
 
@@ -46,7 +45,7 @@ def read_examples(path: str | PathLike[str]) -> Iterator[Example]:
         found = True
         yield example
     if not found:
-        raise DatasetError(name, None, "there is no example in it; at least one line is expected")
+        raise DatasetError(name, None, "no example was found; at least one line is expected")
 
 
 def parse_example(line: bytes) -> Example:
@@ -57,12 +56,13 @@ def parse_example(line: bytes) -> Example:
     """
     record = _parse_json(line)
     if not isinstance(record, dict):
-        raise ValueError(f"{_kind(record)} was found; an object with the keys prompt and completion is expected")
+        raise ValueError(f"{_kind(record)} was found; an object with the keys 'prompt' and 'completion' is expected")
     for key in ("prompt", "completion"):
         if key not in record:
-            raise ValueError(f"the key {key!r} is missing; exactly prompt and completion are expected")
+            raise ValueError(f"the key {key!r} is missing; exactly 'prompt' and 'completion' are expected")
     if extra := sorted(record.keys() - {"prompt", "completion"}):
-        raise ValueError(f"unknown key {', '.join(map(ascii, extra))}; exactly prompt and completion are expected")
+        keys = f"key{'s' * (len(extra) > 1)} {', '.join(map(ascii, extra))}"
+        raise ValueError(f"unknown {keys}; exactly 'prompt' and 'completion' are expected")
     example = Example(_text(record, "prompt"), _text(record, "completion"))
     if not example.completion:
         raise ValueError("the completion is empty; at least one character is expected")
@@ -77,22 +77,28 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
             if number == 1:
                 line = line.removeprefix(_BYTE_ORDER_MARK)
             if len(line) > MAX_LINE_BYTES:
-                raise DatasetError(path, number, f"the line is too long; at most {MAX_LINE_BYTES:,} bytes are expected")
+                raise DatasetError(path, number, f"the line is too long; at most {MAX_LINE_BYTES:,} bytes are allowed")
             if line.strip():
                 yield number, line
 
 
 def _parse_json(line: bytes) -> object:
     try:
-        text = line.decode()
+        # Without its end, in which a string that is not closed would be said to hold a control character.
+        text = line.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start + 1} of the line is not UTF-8, which is expected") from error
+        raise ValueError(f"byte {error.start + 1} of the line is not UTF-8; text in UTF-8 is expected") from error
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}; an object a line is expected") from error
+        # Some of the decoder's messages end in the "at" that a place is to follow.
+        reason = error.msg.removesuffix(" at").removesuffix(" starting")
+        reason = reason[:1].lower() + reason[1:]
+        raise ValueError(
+            f"the line is not JSON: {reason} at character {error.pos + 1}; one object on each line is expected"
+        ) from error
     except (ValueError, RecursionError) as error:  # A number of thousands of digits; brackets nested without end.
-        raise ValueError("a value too large or too deep for an example was found; two strings are expected") from error
+        raise ValueError("a value is too large or nested too deeply; two strings are expected") from error
 
 
 def _text(record: dict[str, object], key: str) -> str:
@@ -103,7 +109,7 @@ def _text(record: dict[str, object], key: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         place = error.start + 1
-        raise ValueError(f"the {key} holds half a surrogate pair at character {place}; text is expected") from error
+        raise ValueError(f"character {place} of the {key} is half a surrogate pair; valid text is expected") from error
     return value
 
 

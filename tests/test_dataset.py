@@ -38,8 +38,12 @@ def test_an_empty_prompt_is_allowed() -> None:
     ("line", "problem"),
     [
         (b'{"prompt": "\xff", "completion": "b"}', "byte 13 of the line is not UTF-8"),
-        (b"prompt,completion", "not JSON: Expecting value at character 1"),
-        (b'{"prompt": "a"', "not JSON"),
+        (b"prompt,completion", "the line is not JSON: expecting value at character 1; one object on each line is"),
+        (b'{"prompt": "a"', "the line is not JSON: expecting ',' delimiter at character 15; "),
+        (b'{"prompt": "a\tb", "completion": "c"}', "the line is not JSON: invalid control character at character 14; "),
+        (b'{"prompt": "a', "the line is not JSON: unterminated string at character 12; "),
+        (b'{"prompt": "\\x", "completion": "c"}', "the line is not JSON: invalid \\escape"),
+        (b'{"prompt": "a"} {}', "the line is not JSON: extra data at character 17; "),
         (b"[" * 100_000, "too deep"),
         (b'{"prompt": ' + b"1" * 10_000 + b"}", "too large"),
         (b'["a", "b"]', "an array was found; an object"),
@@ -47,13 +51,14 @@ def test_an_empty_prompt_is_allowed() -> None:
         (b'"a"', "a string was found"),
         (b'{"completion": "b"}', "the key 'prompt' is missing"),
         (b'{"prompt": "a"}', "the key 'completion' is missing"),
-        (b'{"prompt": "a", "completion": "b", "label": 1, "id": 2}', "unknown key 'id', 'label'"),
+        (b'{"prompt": "a", "completion": "b", "label": 1, "id": 2}', "unknown keys 'id', 'label'; exactly"),
+        (b'{"prompt": "a", "completion": "b", "id": 2}', "unknown key 'id'; exactly"),
         (b'{"prompt": null, "completion": "b"}', "the prompt is null; a string is expected"),
         (b'{"prompt": "a", "completion": 1}', "the completion is a number"),
         (b'{"prompt": "a", "completion": true}', "the completion is a boolean"),
         (b'{"prompt": "a", "completion": {}}', "the completion is an object"),
         (b'{"prompt": "a", "completion": ""}', "the completion is empty"),
-        (b'{"prompt": "\\ud800", "completion": "b"}', "half a surrogate pair at character 1"),
+        (b'{"prompt": "\\ud800", "completion": "b"}', "character 1 of the prompt is half a surrogate pair"),
         (b" " * MAX_LINE_BYTES + GOOD, "too long; at most 1,048,576 bytes"),
     ],
 )
@@ -65,6 +70,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, problem: str) -> None:
         next(examples)
     assert caught.value.line == 3
     assert problem in caught.value.problem
+    assert " at at " not in caught.value.problem
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])

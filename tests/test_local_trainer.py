@@ -152,7 +152,7 @@ def test_metrics_need_a_validation_file() -> None:
     ("content", "problem"),
     [
         (b"\n{}", "The training file, line 2: the key 'prompt' is missing; "),
-        (b"", "The training file: there is no example in it; "),
+        (b"", "The training file: no example was found; "),
         (b" " * (MAX_LINE_BYTES + 1), "The training file, line 1: the line is too long; "),
         (
             json.dumps({"prompt": "", "completion": "x" * 5000}).encode(),
