@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
+import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiofinetune.local import LocalServer, jobs
+from aiofinetune.local.store import Store
 
 if TYPE_CHECKING:
     from conftest import Client, Connect, Launch
@@ -186,6 +190,106 @@ def stand_in(folder: Path, script: str) -> str:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o700)
     return str(path)
+
+
+# A machine that is short of something
+
+
+@contextlib.contextmanager
+def limited(what: int, limit: int) -> Iterator[None]:
+    """Let this process, and those that it starts, have no more of something."""
+    soft, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, (soft, hard))
+
+
+async def reach_interruption(client: Client, job_id: str) -> str:
+    """Wait until a job says that it was interrupted; return why."""
+    async for message in client.messages(job_id):
+        if message.startswith("Fine-tune interrupted: "):
+            return message
+    raise AssertionError("the job was not interrupted")
+
+
+async def test_a_job_waits_for_room_on_the_disk(
+    client: Client, examples: bytes, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job whose model cannot be written says so and goes back to the queue, and succeeds once there is room."""
+    monkeypatch.setattr(jobs, "_FIRST_PAUSE", 0.05)
+    with limited(resource.RLIMIT_FSIZE, 1_000_000):
+        job = await client.create(examples, n_epochs=1)
+        assert "File too large" in await reach_interruption(client, job["id"])
+        assert not list((data / "models").iterdir())
+    done = await client.finish(job["id"])
+    assert done["status"] == "succeeded"
+    assert len(list((data / "models").iterdir())) == 1
+    assert "fine-tunes wait for 0.05 s: File too large" in caplog.text
+
+
+async def test_a_full_disk_is_answered_with_507(
+    client: Client, examples: bytes, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing can be written, uploads and creates are refused and leave nothing; reading goes on."""
+    monkeypatch.setattr(jobs, "_FIRST_PAUSE", 0.05)
+    file = await client.upload(examples)
+    running = await client.create(examples, n_epochs=LONG)
+    await client.reach(running["id"], f"Completed epoch 1/{LONG}")
+    with limited(resource.RLIMIT_FSIZE, 1):
+        with pytest.raises(AssertionError, match="'type': 'server_error'"):
+            await client.upload(examples)
+        asked = {"training_file": file["id"], "model": "ada", "n_epochs": 1}
+        for path in ("/fine-tunes", f"/fine-tunes/{running['id']}/cancel"):
+            error = await client.call("POST", path, status=507, json=asked)
+            assert error["type"] == "server_error"
+        assert len((await client.call("GET", "/fine-tunes"))["data"]) == 1
+    await reach_interruption(client, running["id"])
+    await client.call("POST", f"/fine-tunes/{running['id']}/cancel")
+    known = {listed["id"] for listed in (await client.call("GET", "/files"))["data"]}
+    assert {path.name for path in (data / "files").iterdir() if path.suffix != ".partial"} == known
+    assert len(known) == 2
+    job = await client.call("POST", "/fine-tunes", json=asked)
+    assert (await client.finish(job["id"]))["status"] == "succeeded"
+
+
+async def test_a_job_waits_for_descriptors(client: Client, examples: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a trainer cannot be started for want of descriptors, its job goes back to the queue until it can."""
+    monkeypatch.setattr(jobs, "_FIRST_PAUSE", 0.05)
+    file = await client.upload(examples)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    with limited(resource.RLIMIT_NOFILE, highest + 1):
+        spare = []
+        with contextlib.suppress(OSError):
+            while True:
+                spare.append(os.dup(0))
+        asked = {"training_file": file["id"], "model": "ada", "n_epochs": 1}
+        job = await client.call("POST", "/fine-tunes", json=asked)
+        while not any("Too many open files" in message for message in told(job)):
+            job = await client.call("GET", f"/fine-tunes/{job['id']}")
+        for descriptor in spare:
+            os.close(descriptor)
+    assert (await client.finish(job["id"]))["status"] == "succeeded"
+
+
+async def test_a_failure_of_the_queue_ends_nothing_else(
+    client: Client, examples: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong in the queue is logged and tried again; the application around the server goes on."""
+    monkeypatch.setattr(jobs, "_FIRST_PAUSE", 0.01)
+    take = Store.take_next_job
+    failures = iter([ZeroDivisionError(), ExceptionGroup("several", [sqlite3.OperationalError("odd")])])
+
+    async def broken(store: Store) -> object:
+        for failure in failures:
+            raise failure
+        return await take(store)
+
+    monkeypatch.setattr(Store, "take_next_job", broken)
+    job = await client.create(examples, n_epochs=1)
+    assert (await client.finish(job["id"]))["status"] == "succeeded"
+    assert caplog.text.count("fine-tunes wait") == 2
 
 
 # Restarts

@@ -23,6 +23,7 @@ from aiofinetune.errors import RequestInvalid
 from aiofinetune.local.completions import Answer, Completer, read_completion_request
 from aiofinetune.local.connections import connection_of, new_request_id
 from aiofinetune.local.jobs import Jobs
+from aiofinetune.local.shortage import shortage_of
 from aiofinetune.local.store import PURPOSE, Incoming, Refused, Store
 from aiofinetune.models import Deleted, FineTuneRequest
 
@@ -129,7 +130,10 @@ class Api:
             return _error(error.status, message, headers={"Allow": allowed} if allowed else {})
         except web.RequestPayloadError as error:
             return _error(400, f"the body cannot be read: {error}")
-        except Exception:  # noqa: BLE001  # Whatever it is, the client gets an envelope.
+        except Exception as error:  # noqa: BLE001  # Whatever it is, the client gets an envelope.
+            if shortage := shortage_of(error):
+                _log.warning("%s %s failed: %s", request.method, request.path, shortage)
+                return _error(shortage.status, f"the server's machine is short of something: {shortage}")
             _log.exception("%s %s failed", request.method, request.path)
             return _error(500, "The server failed to answer; its log says more")
 

@@ -22,11 +22,16 @@ import attrs
 
 from aiofinetune import sse, structuring
 from aiofinetune.errors import ProtocolViolation
+from aiofinetune.local.shortage import Shortage, shortage_of
 from aiofinetune.local.store import Run, Store
 from aiofinetune.models import Hyperparams, Status
 
 _GRACE: Final = 2.0
 """Seconds that a trainer has to end by itself once it was asked to."""
+
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 60.0
+"""Seconds until the queue tries again what failed for want of something; each pause is twice the one before."""
 
 _STDERR_BYTES: Final = 4096
 """How much of the end of a trainer's stderr is kept."""
@@ -112,14 +117,37 @@ class Jobs:
         return feed
 
     async def run(self) -> None:
-        """Train jobs until cancelled. A job that is under way then stays "running", for the next start to repeat."""
+        """Train jobs until cancelled. A job that is under way then stays "running", for the next start to repeat.
+
+        What fails here is no reason for the application around the server to end: it is tried again after a pause.
+        """
+        failures, reason = 0, None
         while True:
-            self._something_new.clear()
-            run = await self._store.take_next_job()
-            if run is None:
-                await self._something_new.wait()
-            else:
-                await self._train(run)
+            try:
+                if reason is not None:
+                    await self._store.put_back(reason)
+                    reason = None
+                await self._train_next()
+                failures = 0
+            except Exception as error:  # noqa: BLE001  # See above.
+                shortage = shortage_of(error)
+                reason = str(shortage or "the server failed to go on; its log says more")
+                pause = min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE)
+                failures += 1
+                _log.error("fine-tunes wait for %g s: %s", pause, reason, exc_info=None if shortage else error)
+                with contextlib.suppress(Exception):  # If it cannot be written down yet, then after the pause.
+                    await self._store.put_back(reason)
+                    reason = None
+                await asyncio.sleep(pause)
+
+    async def _train_next(self) -> None:
+        """Train the next job, or wait until there may be one."""
+        self._something_new.clear()
+        run = await self._store.take_next_job()
+        if run is None:
+            await self._something_new.wait()
+        else:
+            await self._train(run)
 
     def _note_change(self, jobs: Collection[str]) -> None:
         self._something_new.set()
@@ -132,8 +160,10 @@ class Jobs:
             await self._store.in_thread(lambda: run.job_path.write_bytes(structuring.dumps(_orders(run))))
             code, outcome = await self._run_trainer(run)
             await self._conclude(run, code, outcome)
-        except Exception:  # noqa: BLE001
-            # One job's trouble is not the next one's. If not even this can be written down, the server ends.
+        except Exception as error:
+            # One job's trouble is not the next one's; the machine's is no job's.
+            if shortage_of(error):
+                raise
             _log.exception("fine-tune %s failed in the server", run.job.id)
             await self._store.note_failure(run.job.id, "The server failed to run the training; its log says more")
         finally:
@@ -173,6 +203,8 @@ class Jobs:
                     outcome.has_succeeded = True
                 case {"type": "failed", "message": str(message)}:
                     outcome.failure = message
+                case {"type": "short", "message": str(message)}:
+                    raise Shortage(message)
                 case other:
                     raise ProtocolViolation(f"the trainer said {other!r}")
 

@@ -192,7 +192,12 @@ class Store:
         """Make a file that was received whole known by its id."""
         await self.in_thread(incoming.seal)
         file = _file(incoming.id, filename, purpose, incoming.size, now())
-        await self._adopt(incoming, file)
+        try:
+            await self._adopt(incoming, file)
+        except Exception:
+            # A full disk may have no room for the row, but keep the file.
+            await self.in_thread(incoming.unsettle)
+            raise
         return file
 
     @_transaction
@@ -417,6 +422,11 @@ class Store:
             self._announce_queue()
 
     @_transaction
+    def put_back(self, reason: str) -> None:
+        """Put jobs whose training broke off back into the queue, and say why."""
+        self._put_back(reason)
+
+    @_transaction
     def clear_run(self, run: Run) -> None:
         """Remove what an attempt left, but for the model and the results of one that succeeded."""
         made = () if self._job(run.job.id).status == Status.SUCCEEDED else (run.model_path, run.results_path)
@@ -451,9 +461,12 @@ class Store:
         # Folders of before have none; they are of the same version, for all else is as it was.
         self._db.execute("CREATE TABLE IF NOT EXISTS commits (count INTEGER NOT NULL)")
         self._db.execute("INSERT INTO commits SELECT 0 WHERE NOT EXISTS (SELECT * FROM commits)")
+        self._put_back("the server was restarted")
+
+    def _put_back(self, reason: str) -> None:
         for (job_id,) in self._db.execute("SELECT id FROM jobs WHERE status = ?", (Status.RUNNING,)).fetchall():
             self._update(attrs.evolve(self._job(job_id), status=Status.PENDING))
-            self._say(job_id, "Fine-tune interrupted: the server was restarted. It will start again from the beginning")
+            self._say(job_id, f"Fine-tune interrupted: {reason}. It will start again from the beginning")
             self._db.execute("UPDATE jobs SET queue = NULL WHERE id = ?", (job_id,))
         self._announce_queue()
 
@@ -607,11 +620,18 @@ class Incoming:
         self._partial.replace(self._path)
         _sync_folder(self._path.parent)
 
+    def unsettle(self) -> None:
+        """Remove the file though it has its final name."""
+        self._path.unlink(missing_ok=True)
+
     def discard(self) -> None:
         """Close the temporary file, and remove it if it still has its temporary name."""
         if self._handle is not None:
-            self._handle.close()
-            self._partial.unlink(missing_ok=True)
+            try:
+                with contextlib.suppress(OSError):  # What is removed need not be written.
+                    self._handle.close()
+            finally:
+                self._partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

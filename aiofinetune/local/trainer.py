@@ -5,7 +5,8 @@
 The job file names the training and validation files, the model (a base model's name, or the path of a fine-tuned one),
 where to write the tuned model and the results, the hyperparameters and the seed. On stdout goes one JSON object a line:
 "started" once the files are read and checked, "epoch" after each epoch, and last "succeeded", when both files are whole
-on disk, or "failed", with exit status 1 and a message for the job's owner.
+on disk, or "failed", with exit status 1 and a message for the job's owner, or "short", likewise, where the machine has
+run out of something, such as room on the disk, and the job can be tried again.
 
 Standard input is to be held open by whoever started the process: at its end the process is gone at once, so a server
 killed outright leaves no trainer behind. SIGTERM ends it at once too.
@@ -28,6 +29,7 @@ import attrs
 from aiofinetune.local import training
 from aiofinetune.local.atomic import replacing
 from aiofinetune.local.model import SIZES, load, load_base, save
+from aiofinetune.local.shortage import shortage_of
 
 # The exit status when standard input has ended.
 EXIT_ABANDONED: Final = 3
@@ -83,9 +85,12 @@ def main(job_path: str) -> int:
         report("failed", message=str(error))
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it was, the job's owner is told, without an OSError's paths
-        traceback.print_exc()
-        problem = error.strerror if isinstance(error, OSError) else error
-        report("failed", message=f"The trainer failed: {type(error).__name__}: {problem}")
+        if shortage := shortage_of(error):
+            report("short", message=str(shortage))
+        else:
+            traceback.print_exc()
+            problem = error.strerror if isinstance(error, OSError) else error
+            report("failed", message=f"The trainer failed: {type(error).__name__}: {problem}")
         return 1
     return 0
 

@@ -15,6 +15,7 @@ from aiofinetune.errors import DatasetError
 from aiofinetune.local import metrics
 from aiofinetune.local.model import Model, TextPair, evaluate, loss_and_gradients, score
 from aiofinetune.local.optimizer import Adagrad
+from aiofinetune.local.shortage import shortage_of
 from aiofinetune.local.tokens import count_tokens, token_starts
 
 # How often in an epoch, the last time at its end, the model is measured on the whole validation file.
@@ -84,6 +85,7 @@ def read_texts(path: str, role: str) -> list[TextPair]:
     """Read a whole training file for the model; `role` is what messages call it.
 
     Raises:
+        OSError: The machine is short of what it takes to read it.
         TrainingError: The file is not one, or holds a completion too long for the model.
     """
     texts = []
@@ -97,6 +99,8 @@ def read_texts(path: str, role: str) -> list[TextPair]:
         line = "" if error.line is None else f", line {error.line}"
         raise TrainingError(f"The {role} file{line}: {error.problem}.") from error
     except OSError as error:
+        if shortage_of(error):
+            raise
         raise TrainingError(f"The {role} file could not be read: {error.strerror}.") from error
     return texts
 
