@@ -124,6 +124,27 @@ async def test_a_broken_training_file_fails_the_job_with_the_line(client: Client
     assert (await client.finish((await client.create(examples, n_epochs=1))["id"]))["status"] == "succeeded"
 
 
+@pytest.mark.parametrize(
+    ("asked", "step"),
+    [
+        ({"learning_rate_multiplier": 1e30}, "2"),
+        ({"learning_rate_multiplier": 1e30, "batch_size": 20, "n_epochs": 1}, "1"),
+        ({"learning_rate_multiplier": 1e10, "batch_size": 20, "n_epochs": 1}, "1"),
+        ({"prompt_loss_weight": 1e300}, "1"),
+    ],
+    ids=["step after step", "in the last step", "to no use", "by the prompt"],
+)
+async def test_a_training_that_diverges_fails_the_job(
+    client: Client, examples: bytes, data: Path, asked: dict[str, Any], step: str
+) -> None:
+    """A model whose numbers run away is no success: the job says at which step, what to change, and leaves no model."""
+    job = await client.finish((await client.create(examples, **asked))["id"])
+    assert job["status"] == "failed"
+    assert f"The training diverged at step {step}: the " in told(job)[-2]
+    assert "Try a smaller learning_rate_multiplier" in told(job)[-2]
+    assert list((data / "models").iterdir()) == []
+
+
 @pytest.mark.uvloop
 async def test_a_trainer_that_is_killed_fails_its_job(
     client: Client, examples: bytes, data: Path, trainers: Callable[[Path], list[int]]

@@ -257,6 +257,11 @@ def slices(texts: Sequence[TextPair]) -> Iterator[Sequence[TextPair]]:
     yield texts[start:]
 
 
+def largest_weight(model: Model) -> float:
+    """Return the largest size of a weight; no number if one is none."""
+    return float(np.max([np.abs(weight).max() for weight in attrs.asdict(model.weights, recurse=False).values()]))
+
+
 def save(model: Model, path: Path) -> None:
     """Write `model` to `path` as single-precision arrays in NumPy's npz format, atomically."""
     with replacing(path) as file:

@@ -3,6 +3,7 @@
 Hyperparameters and columns follow the reference's "Create fine-tune" and "Analyzing your fine-tuned model".
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from aiofinetune.dataset import read_examples
 from aiofinetune.errors import DatasetError
 from aiofinetune.local import metrics
-from aiofinetune.local.model import Model, TextPair, evaluate, loss_and_gradients, score
+from aiofinetune.local.model import Model, TextPair, evaluate, largest_weight, loss_and_gradients, score
 from aiofinetune.local.optimizer import Adagrad
 from aiofinetune.local.shortage import shortage_of
 from aiofinetune.local.tokens import count_tokens, token_starts
@@ -26,6 +27,10 @@ MAX_CLASSES: Final = 100
 
 # Pretraining's is far smaller; `pretrain` says why.
 NGRAM_SCALE: Final = 1.0
+
+# With weights up to this size no text, however long, leads to a number that single precision cannot hold: a logit is a
+# sum of some 200 * 200 products of three weights, one of which may stand for the 500-fold of an n-gram's.
+LARGEST_NUMBER: Final = 1e9
 
 # What one step adds to the results file, by column; a column that is absent is an empty cell.
 Row = dict[str, float | None]
@@ -176,7 +181,11 @@ def train(
 
     Each epoch takes the training texts in a new order, which `seed` decides. The learning rate starts at the multiplier
     times the model's pretraining rate and falls to 0 along a line.
+
+    Raises:
+        TrainingError: The training diverged: a loss is no number, or the model would write none.
     """
+    done = 0
     optimizer, rng = Adagrad(model, NGRAM_SCALE), np.random.default_rng(seed)
     tokens = [count_text_tokens(text) for text in training]
     steps = steps_per_epoch(len(training), hyperparams.batch_size)
@@ -190,6 +199,7 @@ def train(
             batch = [training[index] for index in indices]
             outcome, gradients = loss_and_gradients(model, batch, hyperparams.prompt_loss_weight)
             done = epoch * steps + step
+            _check_number(outcome.loss, "training loss", done, hyperparams)
             optimizer.step(gradients, peak_rate * (1 - (done - 1) / (steps * hyperparams.n_epochs)))
             elapsed_tokens += sum(tokens[index] for index in indices)
             elapsed_examples += len(batch)
@@ -197,10 +207,24 @@ def train(
             row |= _measures("training", outcome.loss, batch, outcome.hits)
             if validation and step in validated:
                 held_out = evaluate(model, validation, hyperparams.prompt_loss_weight)
+                _check_number(held_out.loss, "validation loss", done, hyperparams)
                 row |= _measures("validation", held_out.loss, validation, held_out.hits)
             if classification is not None and step == steps:
                 row |= classification_metrics(model, validation, classification)
             yield row
+    _check_number(largest_weight(model), "largest weight", done, hyperparams)
+
+
+def _check_number(value: float, name: str, step: int, hyperparams: Hyperparams) -> None:
+    """Refuse to go on, or to end, with a model that has diverged."""
+    if value <= LARGEST_NUMBER:
+        return
+    found = f"too large ({value:g})" if math.isfinite(value) else f"no number ({value:g})"
+    raise TrainingError(
+        f"The training diverged at step {step:,}: the {name} was {found}. Try a smaller learning_rate_multiplier"
+        f" than {hyperparams.learning_rate_multiplier:g}, or a smaller prompt_loss_weight than"
+        f" {hyperparams.prompt_loss_weight:g}."
+    )
 
 
 def classification_metrics(model: Model, validation: Sequence[TextPair], classification: Classification) -> Row:
