@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, 
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Literal, Self, TypeAlias, get_args
 
 import attrs
 
@@ -76,6 +76,10 @@ _LONGEST_BLIND: Final = 300.0
 """Seconds for which the list of jobs, once it was read, or a job, may be out of reach or unreadable."""
 
 
+OutcomeStatus: TypeAlias = Literal["succeeded", "failed", "cancelled", "rejected", "uncertain", "vanished"]
+"""How an entry ended: see `Outcome.status`."""
+
+
 @attrs.frozen
 class Outcome:
     """What came of one request of a batch."""
@@ -86,7 +90,7 @@ class Outcome:
     job_id: str | None
     """The job's id; None if none was made, or it is not known."""
     job: FineTune | None
-    """The job as it ended; None if none was made, or the service does not know it any more."""
+    """The job as it ended; None if none was made, or the service no longer knows it."""
     error: FineTuneError | None
     """Why there is no tuned model, if there is none."""
     sent_at: float | None
@@ -96,17 +100,34 @@ class Outcome:
     figures: Mapping[str, float] = attrs.field(factory=dict)
     """The last value of each column of the results file, where results are downloaded."""
 
+    @property
+    def status(self) -> OutcomeStatus:
+        """How the entry ended, in one word.
+
+        - ``"succeeded"``: with a model;
+        - ``"failed"``: the job failed;
+        - ``"cancelled"``: the job was cancelled;
+        - ``"rejected"``: no job was made: the service refused the create, or it could not be sent;
+        - ``"uncertain"``: it is not known whether a job was made, or nothing of the job can be read;
+        - ``"vanished"``: a job was made, and the service no longer knows it.
+        """
+        match self.job:
+            case FineTune(status=Status.SUCCEEDED):
+                return "succeeded"
+            case FineTune(status=Status.CANCELLED):
+                return "cancelled"
+            case FineTune():
+                return "failed"
+            case None if self.job_id is None:
+                return "uncertain" if isinstance(self.error, CreateUncertain) else "rejected"
+            case None:
+                return "vanished" if isinstance(self.error, NotFound) else "uncertain"
+
     def summary(self) -> dict[str, object]:
         """What a person wants to know, as a JSON object."""
-        if self.job is not None:
-            status = self.job.status
-        elif isinstance(self.error, CreateUncertain):
-            status = "uncertain"
-        else:
-            status = "not created" if self.job_id is None else "lost"
         return {
             "label": self.label,
-            "status": status,
+            "status": self.status,
             "job": self.job_id,
             "model": None if self.job is None else self.job.fine_tuned_model,
             "seconds": None if self.sent_at is None else round(self.ended_at - self.sent_at, 3),
@@ -125,13 +146,13 @@ class Progress:
     """Jobs of this batch that are not over."""
     others: int = 0
     """Jobs of other programs that are not over, at the last look."""
+    # How many ended in each way: the words are those of `Outcome.status`.
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
-    refused: int = 0
-    """Requests of which no job came."""
+    rejected: int = 0
     uncertain: int = 0
-    """Requests of which it is not known whether a job came, or what became of it."""
+    vanished: int = 0
     followed_by: str = "streams"
     """How jobs are followed: ``"streams"``, or ``"list"`` where there are many."""
     began: float = attrs.field(factory=time.monotonic)
@@ -139,7 +160,11 @@ class Progress:
     @property
     def ended(self) -> int:
         """Requests of which the outcome is known."""
-        return self.succeeded + self.failed + self.cancelled + self.refused + self.uncertain
+        return sum(getattr(self, status) for status in get_args(OutcomeStatus))
+
+    def count(self, outcome: Outcome) -> None:
+        """Add an outcome to the count of its status."""
+        setattr(self, outcome.status, getattr(self, outcome.status) + 1)
 
     @property
     def ended_per_minute(self) -> float:
@@ -734,26 +759,17 @@ class Batch:
         is_old: bool = False,
     ) -> None:
         ended_at = record.ended_at or time.time()
-        self._outcomes.put_nowait(
-            Outcome(record.label, record.request, record.job_id, job, error, record.sent_at, ended_at, figures or {})
+        outcome = Outcome(
+            record.label, record.request, record.job_id, job, error, record.sent_at, ended_at, figures or {}
         )
+        self._outcomes.put_nowait(outcome)
+        self.progress.count(outcome)
         if record.job_id is not None:
             if self.active.pop(record.job_id, None) is not None:
                 self._is_full = False
             self._others.discard(record.job_id)
             if self._ended is not None:
                 self._ended.add(record.job_id)
-        match job:
-            case None if record.job_id is not None or isinstance(error, CreateUncertain):
-                self.progress.uncertain += 1
-            case None:
-                self.progress.refused += 1
-            case FineTune(status=Status.SUCCEEDED):
-                self.progress.succeeded += 1
-            case FineTune(status=Status.CANCELLED):
-                self.progress.cancelled += 1
-            case _:
-                self.progress.failed += 1
         if error is not None and self._fail_fast and not is_old:
             self._send_no_more(f"{record.label} ended without a model: {error}", error)
         self._notify()

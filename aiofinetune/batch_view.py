@@ -166,10 +166,12 @@ def _line(text: str) -> str:
 def _counts(progress: Progress, count: int) -> str:
     ended = (
         f"{progress.ended} of {count} over: {progress.succeeded} succeeded, {progress.failed} failed,"
-        f" {progress.cancelled} cancelled, {progress.refused} not created"
+        f" {progress.cancelled} cancelled, {progress.rejected} rejected"
     )
     if progress.uncertain:
         ended += f", {progress.uncertain} uncertain"
+    if progress.vanished:
+        ended += f", {progress.vanished} vanished"
     if not progress.active:
         return ended
     rate = f"{progress.ended_per_minute:.1f} a minute"

@@ -256,6 +256,7 @@ async def test_a_job_that_stays_unreadable_is_followed_until_it_is_uncertain(tmp
         (outcome,) = await batch.run()
     assert outcome.job is None
     assert outcome.job_id in server.jobs
+    assert outcome.status == "uncertain"
     assert isinstance(outcome.error, ProtocolViolation)
     assert server.asked["create"] == 1
 

@@ -228,8 +228,15 @@ async def test_one_failure_stops_nothing() -> None:
     assert str(outcomes["job-3"].error).startswith("400: No such file: file-unknown")
     assert isinstance(outcomes["job-4"].error, LocalFileError)
     assert outcomes["job-5"].error is None
+    assert {label: outcome.status for label, outcome in outcomes.items()} == {
+        "job-1": "failed",
+        "job-2": "cancelled",
+        "job-3": "rejected",
+        "job-4": "rejected",
+        "job-5": "succeeded",
+    }
     progress = batch.progress
-    counts = (progress.succeeded, progress.failed, progress.cancelled, progress.refused, progress.ended, progress.seen)
+    counts = (progress.succeeded, progress.failed, progress.cancelled, progress.rejected, progress.ended, progress.seen)
     assert counts == (1, 1, 1, 2, 5, 5)
 
 
@@ -240,7 +247,7 @@ async def test_an_outcome_in_short() -> None:
     async with talking_to(server) as session:
         told = {outcome.label: outcome.summary() for outcome in await outcomes_of(Batch(session, wanted))}
     assert json.loads(json.dumps(told)) == told
-    assert [told[label]["status"] for label in ("job-1", "job-2", "none")] == ["failed", "succeeded", "not created"]
+    assert [told[label]["status"] for label in ("job-1", "job-2", "none")] == ["failed", "succeeded", "rejected"]
     assert told["job-2"]["model"] == server.jobs[str(told["job-2"]["job"])]["fine_tuned_model"]
     assert (told["none"]["job"], told["job-2"]["error"]) == (None, None)
 
@@ -260,6 +267,8 @@ async def test_a_job_that_the_service_forgets_is_an_outcome() -> None:
         outcome = await anext(batch)
     assert isinstance(outcome.error, NotFound)
     assert outcome.job is None
+    assert outcome.status == outcome.summary()["status"] == "vanished"
+    assert (batch.progress.vanished, batch.progress.uncertain, batch.progress.ended) == (1, 0, 1)
 
 
 async def test_jobs_whose_streams_fail_are_followed_by_the_list() -> None:
@@ -968,7 +977,7 @@ async def test_stop_stops_those_who_are_throttled(tmp_path: Path) -> None:
             with pytest.raises(BatchStopped):
                 await batch.run()
         assert server.asked["create"] == 2
-        assert batch.progress.refused == 0
+        assert batch.progress.rejected == 0
         server.refuse = lambda _endpoint: None
         (outcome,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
     assert outcome.error is None
@@ -985,7 +994,7 @@ async def test_stop_leaves_what_was_lost_to_the_next_run(tmp_path: Path) -> None
             batch.stop()
             with pytest.raises(BatchStopped):
                 await batch.run()
-        assert (server.asked["create"], batch.progress.refused) == (1, 0)
+        assert (server.asked["create"], batch.progress.rejected) == (1, 0)
         server.lose = lambda _endpoint: ""
         (outcome,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
     assert outcome.error is None
@@ -1311,14 +1320,16 @@ async def test_a_file_that_was_edited_is_a_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("job_id", "error", "status"),
     [
-        (None, NotFound(404, "no such file"), "not created"),
+        ("ft-1", CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0), "uncertain"),
+        (None, NotFound(404, "no such file"), "rejected"),
         (None, CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0), "uncertain"),
-        ("ft-1", NotFound(404, "no such job"), "lost"),
+        ("ft-1", NotFound(404, "no such job"), "vanished"),
     ],
 )
 def test_what_is_not_known_is_not_denied(job_id: str | None, error: FineTuneError, status: str) -> None:
-    """A job that may have been made, or was, is never called "not created"."""
+    """A job that may have been made, or was, is never called "rejected"."""
     outcome = Outcome("a", FineTuneRequest(training_file="file-1"), job_id, None, error, None, 0.0)
+    assert outcome.status == status
     assert (outcome.summary()["status"], outcome.summary()["job"]) == (status, job_id)
 
 

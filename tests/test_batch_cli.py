@@ -111,7 +111,7 @@ async def test_plain_lines_and_a_summary() -> None:
         for job in server.jobs.values()
         if job["hyperparams"]["n_epochs"] == n
     ]
-    assert lines[-1] == "3 of 3 over: 3 succeeded, 0 failed, 0 cancelled, 0 not created"
+    assert lines[-1] == "3 of 3 over: 3 succeeded, 0 failed, 0 cancelled, 0 rejected"
     told = [json.loads(line) for line in Path("summary.jsonl").read_text().splitlines()]
     assert {outcome["job"] for outcome in told} == set(server.jobs)
     assert {outcome["status"] for outcome in told} == {"succeeded"}
@@ -125,7 +125,7 @@ async def test_a_failure_is_told_and_is_the_status() -> None:
     assert status == 1
     (failed,) = (line for line in lines if line.startswith("job-2 failed"))
     assert failed.endswith(": Fine-tune failed")
-    assert lines[-1] == "3 of 3 over: 2 succeeded, 1 failed, 0 cancelled, 0 not created"
+    assert lines[-1] == "3 of 3 over: 2 succeeded, 1 failed, 0 cancelled, 0 rejected"
     assert sorted(path.name.partition(".")[0] for path in Path("results").iterdir()) == ["job-1", "job-3"]
 
 
@@ -161,7 +161,7 @@ async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_comma
         for job_id in list(server.active):
             server.end(job_id)
         status, lines, _ = await run(*command, url=url)
-    assert (status, lines[-1]) == (0, "5 of 5 over: 5 succeeded, 0 failed, 0 cancelled, 0 not created")
+    assert (status, lines[-1]) == (0, "5 of 5 over: 5 succeeded, 0 failed, 0 cancelled, 0 rejected")
     assert len(server.jobs) == 5
 
 
@@ -182,7 +182,7 @@ async def test_interrupted_twice_it_ends_now() -> None:
         for job_id in list(server.active):
             server.end(job_id)
         status, lines, _ = await run(name, url=url)
-    assert (status, lines[-1]) == (0, "3 of 3 over: 3 succeeded, 0 failed, 0 cancelled, 0 not created")
+    assert (status, lines[-1]) == (0, "3 of 3 over: 3 succeeded, 0 failed, 0 cancelled, 0 rejected")
     assert len(server.jobs) == 3
 
 
@@ -293,7 +293,7 @@ async def test_a_terminal_that_knows_few_letters(monkeypatch: pytest.MonkeyPatch
     async with server.listening() as url:
         status, lines, said = await run(manifest({"label": "\xe9", "training_file": "file-1"}), url=url)
     assert (status, said) == (1, "")
-    assert re.sub(r"\d+\.\d", "0.0", lines[0]) == "? not created  400:  [2Jno ? (type server_error)"
+    assert re.sub(r"\d+\.\d", "0.0", lines[0]) == "? rejected  400:  [2Jno ? (type server_error)"
 
 
 async def test_a_summary_writes_over_no_other_file() -> None:
@@ -321,7 +321,7 @@ async def test_results_that_cannot_be_saved_are_the_status() -> None:
         for job_id in server.jobs:
             Path("results", f"job-1.{job_id}.csv").mkdir(parents=True)
         status, lines, _ = await run(name, "--results", "results", url=url)
-    assert (status, lines[-1]) == (1, "1 of 1 over: 1 succeeded, 0 failed, 0 cancelled, 0 not created")
+    assert (status, lines[-1]) == (1, "1 of 1 over: 1 succeeded, 0 failed, 0 cancelled, 0 rejected")
 
 
 async def test_a_folder_for_results_that_cannot_be_made_is_told_first() -> None:
@@ -347,14 +347,33 @@ async def test_results_of_an_earlier_run_that_are_none_are_named() -> None:
     assert f"{file}: the results file has no column 'step'" in lines[0]
 
 
-async def test_a_job_that_may_have_been_made_is_not_counted_as_not_created() -> None:
-    """The last line tells requests whose job is not known from those that surely made none."""
+async def test_a_job_that_the_service_no_longer_knows_is_counted_as_vanished() -> None:
+    """The line of the outcome, the last line and the summary use one word for a job that is gone at the service."""
+    server = BatchServer(lasts=None)
+    async with (
+        server.listening() as url,
+        running(sweep(server, 1), "--summary", "summary.jsonl", "--poll", "0.05", url=url) as process,
+    ):
+        await server.until(lambda: bool(server.asked["stream"]))
+        server.refuse = lambda endpoint: error(404, "gone") if endpoint in {"stream", "retrieve"} else None
+        (job_id,) = server.active
+        server.end(job_id)
+        stdout, _ = await process.communicate()
+    lines = stdout.decode().splitlines()
+    assert lines[0].startswith("job-1 vanished ")
+    assert lines[-1] == "1 of 1 over: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 vanished"
+    (summary,) = map(json.loads, Path("summary.jsonl").read_text().splitlines())
+    assert (summary["status"], summary["job"]) == ("vanished", job_id)
+
+
+async def test_a_job_that_may_have_been_made_is_not_counted_as_rejected() -> None:
+    """The last line counts entries whose job is not known apart from those that surely made none."""
     server = BatchServer()
     server.lose = lambda endpoint: "after" if endpoint == "create" else ""
     server.refuse = lambda endpoint: error(404, "no list here") if endpoint == "list" else None
     async with server.listening() as url:
         status, lines, _ = await run(sweep(server, 1), url=url)
-    assert (status, lines[-1]) == (1, "1 of 1 over: 0 succeeded, 0 failed, 0 cancelled, 0 not created, 1 uncertain")
+    assert (status, lines[-1]) == (1, "1 of 1 over: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 uncertain")
 
 
 async def test_after_fail_fast_the_same_command_goes_on() -> None:
@@ -367,7 +386,7 @@ async def test_after_fail_fast_the_same_command_goes_on() -> None:
         made = len(server.jobs)
         status, lines, _ = await run(*options, url=url)
     assert made < 4
-    assert (status, lines[-1]) == (1, "4 of 4 over: 3 succeeded, 1 failed, 0 cancelled, 0 not created")
+    assert (status, lines[-1]) == (1, "4 of 4 over: 3 succeeded, 1 failed, 0 cancelled, 0 rejected")
 
 
 # On a terminal
