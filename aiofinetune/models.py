@@ -237,7 +237,7 @@ class FineTuneRequest:
             and exactly one of `classification_n_classes` and `classification_positive_class`.
         classification_n_classes: The number of classes, for a classifier of several classes.
         classification_positive_class: The completion that counts as positive, for a classifier of two classes.
-        classification_betas: F-beta scores to compute, for a classifier of two classes only.
+        classification_betas: F-beta scores to compute for a classifier of two classes; of no effect elsewhere.
         suffix: 1 to 40 characters that the tuned model's name will contain.
 
     Raises:
@@ -287,10 +287,6 @@ class FineTuneRequest:
                     f"got {n_classes} beside classification_positive_class={positive!r}; give exactly one of them",
                 )
         else:
-            for name in ("classification_n_classes", "classification_positive_class", "classification_betas"):
+            for name in ("classification_n_classes", "classification_positive_class"):
                 if getattr(self, name) is not None:
                     raise RequestInvalid(name, "is only used with compute_classification_metrics=True")
-        if self.classification_betas is not None and positive is None:
-            raise RequestInvalid(
-                "classification_betas", "are for two classes only; give classification_positive_class too"
-            )

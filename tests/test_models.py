@@ -121,16 +121,10 @@ NEEDS_METRICS = "is only used with compute_classification_metrics=True"
         ),
         ("classification_n_classes", {"classification_n_classes": 3}, NEEDS_METRICS),
         ("classification_positive_class", {"classification_positive_class": " yes"}, NEEDS_METRICS),
-        ("classification_betas", {"classification_betas": [1.0]}, NEEDS_METRICS),
         (
             "classification_n_classes",
             {"compute_classification_metrics": False, "classification_n_classes": 3},
             NEEDS_METRICS,
-        ),
-        (
-            "classification_betas",
-            {**SEVERAL, "classification_betas": [1.0]},
-            "are for two classes only; give classification_positive_class too",
         ),
     ],
 )
@@ -156,6 +150,8 @@ def test_wrong(field: str, parameters: dict[str, object], words: str) -> None:
         SEVERAL,
         {**SEVERAL, "classification_n_classes": 2},
         {**BINARY, "classification_betas": [0.5, 1, 2]},
+        {**SEVERAL, "classification_betas": [1.0]},
+        {"classification_betas": [1.0]},
     ],
 )
 def test_right(parameters: dict[str, object]) -> None:

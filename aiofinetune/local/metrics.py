@@ -31,8 +31,11 @@ def recall(truth: Flags, predicted: Flags) -> float:
 
 def f_beta(truth: Flags, predicted: Flags, beta: float) -> float:
     """Return the harmonic mean of precision and recall, recall counting `beta` times as much (van Rijsbergen 1979)."""
-    hits = (1 + beta**2) * np.count_nonzero(truth & predicted)
-    return _ratio(hits, beta**2 * np.count_nonzero(truth) + np.count_nonzero(predicted))
+    share = 1 / (1 + beta * beta)  # Of precision. Unlike a power, a product too large is infinite, and this then 0.
+    return _ratio(
+        np.count_nonzero(truth & predicted),
+        (1 - share) * np.count_nonzero(truth) + share * np.count_nonzero(predicted),
+    )
 
 
 def auroc(truth: Flags, scores: NDArray[np.float64]) -> float | None:
