@@ -37,8 +37,8 @@ async def main():
             await session.wait(job.id)
             file = await session.upload_file(2000 * sys.argv[2].encode())
             job = await session.create_fine_tune(FineTuneRequest(training_file=file.id, model="davinci", n_epochs=50))
-            # Its trainer has begun, and says nothing more until the first epoch is over.
-            while job.hyperparams.batch_size is None:
+            # Nothing more is noted of a running job until its first epoch is over.
+            while job.status != "running":
                 job = await session.retrieve_fine_tune(job.id)
             print("ready", flush=True)
             await asyncio.Event().wait()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import resource
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aiofinetune import structuring
 from aiofinetune.local import LocalServer, jobs
 from aiofinetune.local.store import Store
 
@@ -161,7 +164,7 @@ async def test_a_trainer_that_is_killed_fails_its_job(
     ("script", "reason"),
     [
         ("exit 7", "The trainer ended with exit status 7"),
-        ("echo trouble >&2; echo \"OSError: $4 in '/usr/my lib/x.py'\" >&2; exit 7", "exit status 7: OSError: run-"),
+        ("echo trouble >&2; echo \"OSError: $3 in '/usr/my lib/x.py'\" >&2; exit 7", "exit status 7: OSError: run-"),
         ('echo \'{"type": "succeeded"}\'; exit 7', "The trainer ended with exit status 7"),
         ("echo nonsense; yes", "The server failed to run the training"),
         ('echo \'{"type": "unknown"}\'; exec sleep 1000', "The server failed to run the training"),
@@ -211,6 +214,47 @@ def stand_in(folder: Path, script: str) -> str:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o700)
     return str(path)
+
+
+async def test_a_failure_is_told_in_bounded_words(client: Client, examples: bytes) -> None:
+    """A message that quotes a megabyte of the request is cut, and told all the same."""
+    validation = await client.upload(examples)
+    asked = {
+        "model": "ada",
+        "training_file": validation["id"],
+        "validation_file": validation["id"],
+        "compute_classification_metrics": True,
+        "classification_positive_class": "\N{GRINNING FACE}" * 240_000,
+    }
+    headers = {"Content-Type": "application/json"}
+    body = json.dumps(asked, ensure_ascii=False).encode()
+    job = await client.finish((await client.call("POST", "/fine-tunes", data=body, headers=headers))["id"])
+    assert told(job)[-2].startswith("No completion in the files is the classification_positive_class")
+    assert len(told(job)[-2]) == 2000
+
+
+async def test_a_job_of_many_events_is_written_off_the_loop(
+    client: Client, data: Path, examples: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading, listing and following a job of a hundred thousand events leaves the event loop to other requests."""
+    job = await client.create(examples, n_epochs=1)
+    await client.finish(job["id"])
+    with contextlib.closing(sqlite3.connect(data / "server.sqlite3")) as database, database:
+        rows = ((job["id"], 100 + number, 0, "info", f"Completed epoch {number}/100000") for number in range(100_000))
+        database.executemany("INSERT INTO events (job, position, created_at, level, message) VALUES (?,?,?,?,?)", rows)
+    write, on_the_loop = structuring.write_reply, list[object]()
+
+    def spy(value: object) -> dict[str, object]:
+        if threading.current_thread() is threading.main_thread():
+            on_the_loop.append(value)
+        return write(value)
+
+    monkeypatch.setattr(structuring, "write_reply", spy)
+    path = f"/fine-tunes/{job['id']}"
+    for url in (path, f"{path}/events", f"{path}/events?stream=true"):
+        async with client.http.get(client.base_url + url) as response:
+            assert (await response.read()).count(b"Completed epoch") == 100_001
+    assert len(on_the_loop) < 10
 
 
 # A machine that is short of something
@@ -278,14 +322,16 @@ async def test_a_full_disk_is_answered_with_507(
 async def test_a_job_waits_for_descriptors(client: Client, examples: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a trainer cannot be started for want of descriptors, its job goes back to the queue until it can."""
     monkeypatch.setattr(jobs, "_FIRST_PAUSE", 0.05)
-    file = await client.upload(examples)
+    first = await client.create(examples, n_epochs=1)
+    await client.finish(first["id"])
     highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     with limited(resource.RLIMIT_NOFILE, highest + 1):
         spare = []
         with contextlib.suppress(OSError):
             while True:
                 spare.append(os.dup(0))
-        asked = {"training_file": file["id"], "model": "ada", "n_epochs": 1}
+        # The examples of a file that was trained on before are counted; the job's orders cannot be written.
+        asked = {"training_file": first["training_files"][0]["id"], "model": "ada", "n_epochs": 1}
         job = await client.call("POST", "/fine-tunes", json=asked)
         while not any("Too many open files" in message for message in told(job)):
             job = await client.call("GET", f"/fine-tunes/{job['id']}")

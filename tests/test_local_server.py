@@ -66,7 +66,12 @@ async def test_a_finished_job_has_every_key_of_the_reference(client: Client, exa
     """A job that was trained shows its model, results, events and hyperparameters as the reference does."""
     created = await client.create(examples, suffix="Odd & Even!")
     assert created["status"] == "pending"
-    assert created["hyperparams"]["n_epochs"] == 4
+    assert created["hyperparams"] == {
+        "n_epochs": 4,
+        "batch_size": 1,
+        "learning_rate_multiplier": 0.05,
+        "prompt_loss_weight": 0.01,
+    }
     job = await client.finish(created["id"])
     for shown, name in ((created, "fine_tune_created.json"), (job, "fine_tune_succeeded.json")):
         sample = json.loads((samples / name).read_bytes())
@@ -75,12 +80,44 @@ async def test_a_finished_job_has_every_key_of_the_reference(client: Client, exa
         assert shown["events"][0].keys() >= sample["events"][0].keys()
         assert shown["training_files"][0].keys() >= sample["training_files"][0].keys()
     assert job["status"] == "succeeded"
-    assert job["hyperparams"]["batch_size"] == 1
-    assert job["hyperparams"]["learning_rate_multiplier"] == 0.05
+    assert job["hyperparams"] == created["hyperparams"]
     assert job["fine_tuned_model"].startswith("ada:ft-local:odd-even-20")
     (results,) = job["result_files"]
     assert results.keys() >= FILE_KEYS
     assert (results["filename"], results["purpose"]) == ("compiled_results.csv", "fine-tune-results")
+
+
+async def test_hyperparameters_are_numbers_from_the_start(client: Client) -> None:
+    """The batch size and learning rate that a job will have are in the create's reply, by its number of examples."""
+    for number, asked, expected in (
+        (5000, {}, (10, 0.1)),
+        (499, {}, (1, 0.05)),
+        (40_000, {}, (80, 0.2)),
+        (40_000, {"batch_size": 4}, (4, 0.05)),
+        (5, {"learning_rate_multiplier": 3, "batch_size": 7}, (7, 3)),
+    ):
+        job = await client.create(b'{"prompt": "", "completion": "x"}\n\n' * number, **asked)
+        shown = job["hyperparams"]
+        assert (shown["batch_size"], shown["learning_rate_multiplier"]) == expected
+        assert None not in shown.values()
+        await client.call("POST", f"/fine-tunes/{job['id']}/cancel")
+
+
+async def test_betas_without_a_positive_class_have_no_effect(client: Client, examples: bytes) -> None:
+    """`classification_betas` is of use for two classes only, and no error elsewhere; any number above 0 will do."""
+    validation = await client.upload(examples)
+    several = {"compute_classification_metrics": True, "validation_file": validation["id"], "n_epochs": 1}
+    for asked in (
+        {"classification_betas": [0.5, 2], "n_epochs": 1},
+        several | {"classification_betas": [2], "classification_n_classes": 2},
+        several | {"classification_betas": [1e300, 1e-300], "classification_positive_class": " odd"},
+    ):
+        job = await client.finish((await client.create(examples, **asked))["id"])
+        assert job["status"] == "succeeded", job["events"]
+        async with client.http.get(f"{client.base_url}/files/{job['result_files'][0]['id']}/content") as response:
+            header = (await response.text()).splitlines()[0]
+        assert ("classification/f1e+300" in header) == ("classification_positive_class" in asked)
+        assert "classification/f2" not in header
 
 
 @pytest.mark.uvloop
@@ -117,7 +154,7 @@ async def test_the_list_of_events_is_what_happened_so_far(client: Client, exampl
     """Without streaming, events come as a list in an envelope."""
     job = await client.finish((await client.create(examples))["id"])
     listing = await client.call("GET", f"/fine-tunes/{job['id']}/events", params={"stream": "false"})
-    assert listing == {"object": "list", "data": job["events"]}
+    assert listing == {"object": "list", "data": job["events"], "has_more": False}
 
 
 @pytest.mark.uvloop
@@ -171,13 +208,82 @@ async def test_base_models_cannot_be_deleted(client: Client) -> None:
     assert "base model" in (await client.call("DELETE", "/models/ada", status=403))["message"]
 
 
-async def test_a_job_cannot_be_deleted(client: Client, server: LocalServer, examples: bytes) -> None:
-    """Deleting a job is answered as JSON with 405, and says what can be done instead."""
-    job = await client.create(examples)
-    status, headers, body = await raw(server, request_bytes("DELETE", f"/v1/fine-tunes/{job['id']}"))
-    assert (status, headers["allow"]) == (405, "GET")
-    assert "Cancel it" in json.loads(body)["error"]["message"]
-    await client.call("DELETE", "/fine-tunes/ft-unknown", status=404)
+METHODS = {
+    "/fine-tunes": "GET, HEAD, OPTIONS, POST",
+    "/fine-tunes/{job}": "GET, HEAD, OPTIONS",
+    "/fine-tunes/{job}/cancel": "OPTIONS, POST",
+    "/fine-tunes/{job}/events": "GET, HEAD, OPTIONS",
+    "/fine-tunes/{job}/events?stream=true": "GET, HEAD, OPTIONS",
+    "/files": "GET, HEAD, OPTIONS, POST",
+    "/files/{file}": "DELETE, GET, HEAD, OPTIONS",
+    "/files/{file}/content": "GET, HEAD, OPTIONS",
+    "/models": "GET, HEAD, OPTIONS",
+    "/models/ada": "DELETE, GET, HEAD, OPTIONS",
+    "/completions": "OPTIONS, POST",
+}
+
+
+async def test_each_path_names_the_methods_that_work(client: Client, examples: bytes) -> None:
+    """OPTIONS, and a 405 in the envelope, name the methods of a path; HEAD is GET without its body."""
+    job = await client.create(examples, n_epochs=100_000)
+    for path, allowed in METHODS.items():
+        url = client.base_url + path.format(job=job["id"], file=job["training_files"][0]["id"])
+        async with client.http.options(url) as response:
+            assert (response.status, response.headers["Allow"], await response.read()) == (204, allowed, b"")
+        for method in {"DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"} - set(allowed.split(", ")):
+            async with client.http.request(method, url) as response:
+                assert (response.status, response.headers["Allow"]) == (405, allowed)
+                assert method == "HEAD" or method in (await response.json())["error"]["message"]
+        if "HEAD" in allowed:
+            async with client.http.head(url) as head, client.http.get(url) as response:
+                assert (head.status, await head.read()) == (200, b"")
+                assert head.content_type == response.content_type
+                assert head.headers.get("Content-Length") == response.headers.get("Content-Length")
+    await client.call("POST", f"/fine-tunes/{job['id']}/cancel")
+
+
+# Lists
+
+
+async def test_lists_come_in_pages(client: Client, examples: bytes) -> None:
+    """`limit`, `after` and `order` act on each list, and `has_more` is true only where `limit` left something out."""
+    job = await client.create(examples, n_epochs=100_000)
+    for _ in range(2):
+        await client.create(examples)
+    for path in ("/files", "/fine-tunes", "/models", f"/fine-tunes/{job['id']}/events"):
+        whole = await client.call("GET", path)
+        assert (len(whole["data"]) >= 3, whole["has_more"]) == (True, False), path
+        for order, expected in (("asc", whole["data"]), ("desc", whole["data"][::-1])):
+            shown: list[Any] = []
+            page: Any = {"has_more": True}
+            while page["has_more"]:
+                after = {"after": shown[-1]["id"]} if shown else {}
+                page = await client.call("GET", path, params={"limit": 2, "order": order, **after})
+                assert 1 <= len(page["data"]) <= 2
+                shown += page["data"]
+            assert [item["id"] for item in shown][: len(expected)] == [item["id"] for item in expected]
+        last = await client.call("GET", path, params={"after": whole["data"][-2]["id"], "limit": 1})
+        assert ([item["id"] for item in last["data"]], last["has_more"]) == ([whole["data"][-1]["id"]], False)
+        empty = await client.call("GET", path, params={"after": whole["data"][-1]["id"]})
+        assert empty == {"object": "list", "data": [], "has_more": False}
+    both = await client.call("GET", "/files", params={"purpose": "fine-tune", "limit": 2, "order": "desc"})
+    assert (len(both["data"]), both["has_more"]) == (2, True)
+    for running in (await client.call("GET", "/fine-tunes"))["data"]:
+        await client.call("POST", f"/fine-tunes/{running['id']}/cancel")
+
+
+@pytest.mark.parametrize("path", ["/files", "/fine-tunes", "/models", "/fine-tunes/{}/events"])
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [("limit", "0"), ("limit", "-1"), ("limit", "x"), ("limit", "9" * 5000), ("order", "up"), ("after", "unknown")],
+)
+async def test_a_wrong_page_is_refused_by_name(
+    client: Client, examples: bytes, path: str, param: str, value: str
+) -> None:
+    """A parameter of a list that is wrong gives a 400 that names it."""
+    job = await client.create(examples, n_epochs=1)
+    error = await client.call("GET", path.format(job["id"]), status=400, params={param: value})
+    assert error["param"] == param
 
 
 # Files
@@ -271,6 +377,17 @@ async def test_an_upload_that_breaks_off_leaves_nothing(client: Client, server: 
         while list((data / "files").iterdir()):
             await asyncio.sleep(0)
     assert (await client.call("GET", "/files"))["data"] == []
+
+
+async def test_a_file_of_a_long_name_can_be_downloaded(client: Client) -> None:
+    """The name is kept whole; a download's header, which clients bound, holds the end of it."""
+    for name in ("x" * 4090 + ".jsonl", "ф" * 1000 + ".jsonl"):
+        file = await client.upload(b"content", name)
+        assert len(file["filename"]) >= len(name)  # aiohttp's client escapes what is not ASCII.
+        async with client.http.get(f"{client.base_url}/files/{file['id']}/content") as response:
+            assert await response.read() == b"content"
+            assert response.content_disposition is not None
+            assert response.content_disposition.filename == file["filename"][-200:]
 
 
 async def test_a_file_is_kept_while_a_job_needs_it(client: Client, examples: bytes) -> None:

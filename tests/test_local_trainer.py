@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from aiofinetune.dataset import MAX_LINE_BYTES
-from aiofinetune.local import training
+from aiofinetune.local import trainer, training
 from aiofinetune.local.model import Model, TextPair, evaluate, load, load_base
 from aiofinetune.local.sampling import complete
 from aiofinetune.local.trainer import EXIT_ABANDONED
@@ -285,7 +285,7 @@ class Job:
         path = self.folder / "job.json"
         path.write_text(json.dumps(job))
         return subprocess.Popen(  # noqa: S603 - this interpreter, and paths made here
-            [sys.executable, "-m", "aiofinetune.local.trainer", str(path)],
+            [sys.executable, "-P", trainer.__file__, str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -313,11 +313,6 @@ def test_a_job_from_start_to_success(job: Job, scripts: list[tuple[str, str]], t
     assert (status, errors) == (0, "")
     assert [report["type"] for report in reports] == ["started", "epoch", "epoch", "succeeded"]
     assert reports[0]["examples"] == 40
-    assert reports[0]["hyperparams"] == PLAIN | {
-        "batch_size": 1,
-        "learning_rate_multiplier": 0.05,
-        "classification_betas": [1.0],
-    }
     assert reports[1] == {"type": "epoch", "epoch": 1, "n_epochs": 2}
     assert reports[-1]["trained_tokens"] == 2 * reports[0]["tokens"]
     with (tmp_path / "results.csv").open() as file:
@@ -355,6 +350,20 @@ def test_a_surprise_fails_the_job_without_paths(job: Job, tmp_path: Path) -> Non
     message = "The trainer failed: FileNotFoundError: No such file or directory"
     assert (reports, status) == ([{"type": "failed", "message": message}], 1)
     assert errors.startswith("Traceback")
+
+
+def test_a_trainer_without_a_server_ends_before_its_imports(tmp_path: Path) -> None:
+    """When its standard input has ended already, the trainer is gone before NumPy is imported."""
+    ended = subprocess.run(  # noqa: S603 - this interpreter, and paths made here
+        [sys.executable, "-X", "importtime", "-P", trainer.__file__, str(tmp_path / "none")],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ended.returncode == EXIT_ABANDONED
+    assert "numpy" not in ended.stderr
 
 
 @pytest.mark.parametrize("end", ["stdin", "SIGTERM"])

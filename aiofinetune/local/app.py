@@ -12,20 +12,21 @@ import hmac
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote
 
+import attrs
 from aiohttp import BodyPartReader, web
 
 from aiofinetune import sse, structuring
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local.completions import Answer, Completer, read_completion_request
 from aiofinetune.local.connections import connection_of, new_request_id
-from aiofinetune.local.jobs import Jobs
+from aiofinetune.local.jobs import MANY_EVENTS, Jobs, event_id, write_event
 from aiofinetune.local.shortage import shortage_of
 from aiofinetune.local.store import PURPOSE, Incoming, Refused, Store
-from aiofinetune.models import Deleted, FineTuneRequest
+from aiofinetune.models import Deleted, FineTune, FineTuneRequest
 
 if TYPE_CHECKING:
     from aiofinetune.local.sampling import Written
@@ -47,11 +48,18 @@ _GRACE: Final = 1.0
 _PIECE_BYTES: Final = 256 << 10
 """How much of an upload or a download is in memory at a time."""
 
+_MAX_NAME: Final = 200
+"""Characters, from the end, of a file's name in a header; clients refuse headers over some thousands of bytes."""
+
+_EVENTS_AT_ONCE: Final = 1000
+
 _KEEP_ALIVE: Final = 15.0
 """Seconds of silence after which an event stream says that it is still there, so that no proxy cuts it."""
 
 _MOST_N_EPOCHS: Final = 50
 """Where n_epochs is given inside hyperparameters (reference: create fine-tune)."""
+
+_LIMIT: Final = re.compile("0*[1-9][0-9]{0,8}", re.ASCII)
 
 _log = logging.getLogger(__name__)
 
@@ -78,25 +86,38 @@ class Api:
         app = web.Application(middlewares=[self._answer], client_max_size=_MOST_JSON_BYTES)
         app.on_response_prepare.append(_name_request)
         app.on_shutdown.append(self._end_requests)
-        for method, path, handler in (
-            ("POST", "/fine-tunes", self._create_fine_tune),
-            ("GET", "/fine-tunes", self._list_fine_tunes),
-            ("GET", "/fine-tunes/{id}", self._retrieve_fine_tune),
-            ("DELETE", "/fine-tunes/{id}", self._delete_fine_tune),
-            ("POST", "/fine-tunes/{id}/cancel", self._cancel_fine_tune),
-            ("GET", "/fine-tunes/{id}/events", self._list_events),
-            ("POST", "/files", self._upload_file),
-            ("GET", "/files", self._list_files),
-            ("GET", "/files/{id}", self._retrieve_file),
-            ("DELETE", "/files/{id}", self._delete_file),
-            ("GET", "/files/{id}/content", self._download_file),
-            ("GET", "/models", self._list_models),
-            ("GET", "/models/{id}", self._retrieve_model),
-            ("DELETE", "/models/{id}", self._delete_model),
-            ("POST", "/completions", self._create_completion),
+        for path, handlers in (
+            ("/fine-tunes", {"GET": self._list_fine_tunes, "POST": self._create_fine_tune}),
+            ("/fine-tunes/{id}", {"GET": self._retrieve_fine_tune}),
+            ("/fine-tunes/{id}/cancel", {"POST": self._cancel_fine_tune}),
+            ("/fine-tunes/{id}/events", {"GET": self._list_events}),
+            ("/files", {"GET": self._list_files, "POST": self._upload_file}),
+            ("/files/{id}", {"GET": self._retrieve_file, "DELETE": self._delete_file}),
+            ("/files/{id}/content", {"GET": self._download_file}),
+            ("/models", {"GET": self._list_models}),
+            ("/models/{id}", {"GET": self._retrieve_model, "DELETE": self._delete_model}),
+            ("/completions", {"POST": self._create_completion}),
         ):
-            app.router.add_route(method, f"/v1{path}", handler, expect_handler=_expect)
+            self._add_routes(app.router, f"/v1{path}", handlers)
         return app
+
+    def _add_routes(self, router: web.UrlDispatcher, path: str, handlers: Mapping[str, Handler]) -> None:
+        """Let `handlers` answer for a path, and the rest of the methods with those that work."""
+        heads = {"HEAD": handlers["GET"]} if "GET" in handlers else {}
+        allowed = ", ".join(sorted({*handlers, *heads, "OPTIONS"}))
+
+        async def answer_options(_request: web.Request) -> web.StreamResponse:
+            return web.Response(status=204, headers={"Allow": allowed})
+
+        async def refuse(request: web.Request) -> web.StreamResponse:
+            raise Refused(
+                405,
+                f"{request.method} does not work for {request.path}; {allowed} do",
+                headers={"Allow": allowed},
+            )
+
+        for method, handler in {**handlers, **heads, "OPTIONS": answer_options, "*": refuse}.items():
+            router.add_route(method, path, handler, expect_handler=_expect)
 
     async def close(self) -> None:
         """Wait until every request is answered or given up; none may be coming in any more."""
@@ -125,9 +146,7 @@ class Api:
         except RequestInvalid as invalid:
             return _error(400, str(invalid), invalid.field)
         except web.HTTPException as error:
-            allowed = error.headers.get("Allow")
-            message = f"{error.reason}: {request.method} {request.path}" + (f"; try {allowed}" if allowed else "")
-            return _error(error.status, message, headers={"Allow": allowed} if allowed else {})
+            return _error(error.status, f"{error.reason}: {request.method} {request.path}")
         except web.RequestPayloadError as error:
             return _error(400, f"the body cannot be read: {error}")
         except Exception as error:  # noqa: BLE001  # Whatever it is, the client gets an envelope.
@@ -163,27 +182,34 @@ class Api:
 
     async def _create_fine_tune(self, request: web.Request) -> web.StreamResponse:
         value = _with_n_epochs(await _json_object(request))
-        return _json(
-            structuring.write_reply(await self._store.create_job(structuring.read_request(value, FineTuneRequest)))
-        )
+        return await self._job(await self._store.create_job(structuring.read_request(value, FineTuneRequest)))
 
-    async def _list_fine_tunes(self, _request: web.Request) -> web.StreamResponse:
+    async def _list_fine_tunes(self, request: web.Request) -> web.StreamResponse:
         jobs = await self._store.jobs()
-        return await self._listing(jobs, without="events")
+
+        def write(position: int) -> bytes:
+            job = structuring.write_reply(jobs[position])
+            return structuring.dumps({name: value for name, value in job.items() if name != "events"})
+
+        return await self._listing(request, lambda: [job.id for job in jobs], write)
 
     async def _retrieve_fine_tune(self, request: web.Request) -> web.StreamResponse:
-        return _json(structuring.write_reply(await self._store.job(request.match_info["id"])))
-
-    async def _delete_fine_tune(self, request: web.Request) -> web.StreamResponse:
-        job = await self._store.job(request.match_info["id"])
-        raise Refused(
-            405,
-            f"fine-tune {job.id} stays in the list: the API deletes no jobs. Cancel it, or delete its model",
-            headers={"Allow": "GET"},
-        )
+        return await self._job(await self._store.job(request.match_info["id"]))
 
     async def _cancel_fine_tune(self, request: web.Request) -> web.StreamResponse:
-        return _json(structuring.write_reply(await self._store.cancel_job(request.match_info["id"])))
+        return await self._job(await self._store.cancel_job(request.match_info["id"]))
+
+    async def _job(self, job: FineTune) -> web.StreamResponse:
+        """Answer with a job; the event loop does not wait for one of many events to be written."""
+
+        def write() -> bytes:
+            head = structuring.write_reply(attrs.evolve(job, events=()))
+            del head["events"]
+            events = b",".join(write_event(job.id, *event) for event in enumerate(job.events))
+            return b'%b,"events":[%b]}' % (structuring.dumps(head)[:-1], events)
+
+        body = write() if len(job.events) < MANY_EVENTS else await self._store.in_thread(write)
+        return web.Response(body=body, content_type="application/json")
 
     async def _list_events(self, request: web.Request) -> web.StreamResponse:
         stream = request.query.get("stream", "false").lower()
@@ -191,7 +217,15 @@ class Api:
             raise Refused(400, "stream: expected true or false", param="stream")
         job_id = request.match_info["id"]
         events, _ = await self._store.events(job_id)
-        return await (self._stream_events(request, job_id) if stream == "true" else self._listing(events))
+        if stream == "false":
+            return await self._listing(
+                request,
+                lambda: [event_id(job_id, position) for position in range(len(events))],
+                lambda position: write_event(job_id, position, events[position]),
+            )
+        if request.method == "HEAD":
+            return web.Response(content_type="text/event-stream")
+        return await self._stream_events(request, job_id)
 
     async def _stream_events(self, request: web.Request, job_id: str) -> web.StreamResponse:
         with _member(self._endless):
@@ -205,7 +239,8 @@ class Api:
                         await response.write(b": keep-alive\n\n")
                     else:
                         position += len(events)
-                        await response.write(b"".join(events))
+                        for start in range(0, len(events), _EVENTS_AT_ONCE):
+                            await response.write(b"".join(events[start : start + _EVENTS_AT_ONCE]))
                 await response.write(sse.encode(b"[DONE]"))
         return response
 
@@ -261,7 +296,8 @@ class Api:
             await self._store.in_thread(functools.partial(incoming.write, bytes(piece)))
 
     async def _list_files(self, request: web.Request) -> web.StreamResponse:
-        return await self._listing(await self._store.files(request.query.get("purpose")))
+        files = await self._store.files(request.query.get("purpose"))
+        return await self._listing(request, lambda: [file.id for file in files], lambda index: _write(files[index]))
 
     async def _retrieve_file(self, request: web.Request) -> web.StreamResponse:
         return _json(structuring.write_reply(await self._store.file(request.match_info["id"])))
@@ -273,9 +309,10 @@ class Api:
 
     async def _download_file(self, request: web.Request) -> web.StreamResponse:
         file = await self._store.file(request.match_info["id"])
-        size, name = file.bytes or 0, file.filename or file.id
+        size = file.bytes or 0
         wanted = _range(request, size)
         # Both forms of the name: RFC 6266, section 5.
+        name = (file.filename or file.id)[-_MAX_NAME:]
         plain_name, encoded_name = re.sub(r"[^\w. -]", "_", name, flags=re.ASCII), quote(name)
         headers = {
             "Content-Type": "application/octet-stream",
@@ -289,7 +326,7 @@ class Api:
         async with self._store.reading(file.id) as content:
             with _breaking_off(request, response):
                 await response.prepare(request)
-                for start in range(wanted.start, wanted.stop, _PIECE_BYTES):
+                for start in [] if request.method == "HEAD" else range(wanted.start, wanted.stop, _PIECE_BYTES):
                     length = min(_PIECE_BYTES, wanted.stop - start)
                     await response.write(
                         await self._store.in_thread(functools.partial(os.pread, content.fileno(), length, start))
@@ -298,8 +335,9 @@ class Api:
 
     # Models
 
-    async def _list_models(self, _request: web.Request) -> web.StreamResponse:
-        return await self._listing(await self._store.models())
+    async def _list_models(self, request: web.Request) -> web.StreamResponse:
+        models = await self._store.models()
+        return await self._listing(request, lambda: [model.id for model in models], lambda index: _write(models[index]))
 
     async def _retrieve_model(self, request: web.Request) -> web.StreamResponse:
         return _json(structuring.write_reply(await self._store.model(request.match_info["id"])))
@@ -309,16 +347,24 @@ class Api:
         await self._store.delete_model(name)
         return _json(structuring.write_reply(Deleted(name, True, "model")))
 
-    async def _listing(self, items: Iterable[object], without: str | None = None) -> web.StreamResponse:
-        """Answer with a list; a long one takes long to write, which the event loop should not wait for."""
+    async def _listing(
+        self, request: web.Request, list_ids: Callable[[], Sequence[str]], write: Callable[[int], bytes]
+    ) -> web.StreamResponse:
+        """Answer with a list; a long one takes long to write, which the event loop should not wait for.
 
-        def write() -> bytes:
-            data = [
-                {key: value for key, value in structuring.write_reply(item).items() if key != without} for item in items
-            ]
-            return structuring.dumps({"object": "list", "data": data})
+        Args:
+            request: What the client asked for.
+            list_ids: Gives the ids of all items, oldest first.
+            write: Writes the item at a position.
+        """
 
-        return web.Response(body=await self._store.in_thread(write), content_type="application/json")
+        def write_page() -> bytes:
+            shown, has_more = _page(request.query, list_ids())
+            # Item by item, so that other threads get their turn in between.
+            items = b",".join(map(write, shown))
+            return b'{"object":"list","data":[%b],"has_more":%b}' % (items, structuring.dumps(has_more))
+
+        return web.Response(body=await self._store.in_thread(write_page), content_type="application/json")
 
     # Completions
 
@@ -397,6 +443,26 @@ def _member(tasks: set[asyncio.Task[object]]) -> Iterator[None]:
         yield
     finally:
         tasks.remove(task)
+
+
+def _write(value: object) -> bytes:
+    return structuring.dumps(structuring.write_reply(value))
+
+
+def _page(query: Mapping[str, str], ids: Sequence[str]) -> tuple[range, bool]:
+    """Return the positions in a list that a client asks for, and whether `limit` left out some after them."""
+    order, limit, after = query.get("order", "asc"), query.get("limit"), query.get("after")
+    if order not in ("asc", "desc"):
+        raise Refused(400, "order: expected asc, the oldest first, or desc", param="order")
+    if limit is not None and not _LIMIT.fullmatch(limit):
+        raise Refused(400, "limit: expected a whole number, 1 or above", param="limit")
+    if after is not None and after not in ids:
+        raise Refused(400, "after: expected the id of an item of this list", param="after")
+    positions = range(len(ids)) if order == "asc" else range(len(ids) - 1, -1, -1)
+    if after is not None:
+        positions = positions[positions.index(ids.index(after)) + 1 :]
+    shown = positions if limit is None else positions[: int(limit)]
+    return shown, len(shown) < len(positions)
 
 
 def _event(value: Mapping[str, object]) -> bytes:

@@ -16,6 +16,7 @@ import sys
 import weakref
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Collection
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -24,7 +25,7 @@ from aiofinetune import sse, structuring
 from aiofinetune.errors import ProtocolViolation
 from aiofinetune.local.shortage import Shortage, shortage_of
 from aiofinetune.local.store import Run, Store
-from aiofinetune.models import Hyperparams, Status
+from aiofinetune.models import FineTuneEvent, Status
 
 _GRACE: Final = 2.0
 """Seconds that a trainer has to end by itself once it was asked to."""
@@ -38,6 +39,11 @@ _STDERR_BYTES: Final = 4096
 
 _LINE_BYTES: Final = 1 << 20
 """The longest line that a trainer may write."""
+
+MANY_EVENTS: Final = 1000
+"""So many take long enough to write for the event loop to notice."""
+
+_TRAINER: Final = Path(__file__).with_name("trainer.py")
 
 _SEED: Final = 0
 """The same data and parameters give the same model; the API has no parameter for it."""
@@ -84,11 +90,26 @@ class Feed:
             # Cleared before reading: a change that comes meanwhile asks for another reading.
             self._changed.clear()
             try:
-                events, self._status = await self._store.events(self._job_id, len(self._encoded))
+                start = len(self._encoded)
+                events, self._status = await self._store.events(self._job_id, start)
+
+                def encode() -> list[bytes]:
+                    return [sse.encode(write_event(self._job_id, *event)) for event in enumerate(events, start)]
+
+                self._encoded += encode() if len(events) < MANY_EVENTS else await self._store.in_thread(encode)
             except BaseException:
                 self._changed.set()
                 raise
-            self._encoded += [sse.encode(structuring.dumps(structuring.write_reply(event))) for event in events]
+
+
+def event_id(job_id: str, position: int) -> str:
+    """Return what names one of a job's events, so that a list of them can be read in pages."""
+    return f"ftevent-{job_id.removeprefix('ft-')}-{position}"
+
+
+def write_event(job_id: str, position: int, event: FineTuneEvent) -> bytes:
+    """Write one of a job's events as JSON."""
+    return structuring.dumps({"id": event_id(job_id, position), **structuring.write_reply(event)})
 
 
 @attrs.define
@@ -195,8 +216,8 @@ class Jobs:
         assert process.stdout is not None  # noqa: S101  # It is a pipe.
         async for line in process.stdout:
             match structuring.loads(line):
-                case {"type": "started", "hyperparams": hyperparams}:
-                    await self._store.note_start(run.job.id, structuring.fit_reply(hyperparams, Hyperparams))
+                case {"type": "started"}:
+                    pass
                 case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs)}:
                     await self._store.note_event(run.job.id, f"Completed epoch {epoch}/{n_epochs}")
                 case {"type": "succeeded"}:
@@ -238,7 +259,7 @@ async def _start_trainer(run: Run) -> Process:
     one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     python_path = os.pathsep.join(path or os.curdir for path in sys.path)
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "aiofinetune.local.trainer", str(run.job_path)),
+        *(sys.executable, "-P", str(_TRAINER), str(run.job_path)),
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,

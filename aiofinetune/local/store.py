@@ -25,6 +25,8 @@ from typing import Any, BinaryIO, Concatenate, Final, ParamSpec, TypeVar
 import attrs
 
 from aiofinetune import structuring
+from aiofinetune.dataset import MAX_LINE_BYTES
+from aiofinetune.local.defaults import batch_size_of, learning_rate_multiplier_of
 from aiofinetune.local.folder import PARTS, SCHEMA_VERSION, Folder
 from aiofinetune.models import File, FineTune, FineTuneEvent, FineTuneRequest, Hyperparams, Model, Status
 from aiofinetune.threads import in_thread
@@ -153,6 +155,8 @@ class Store:
         self._file_threads = ThreadPoolExecutor(4, thread_name_prefix="aiofinetune-files")
         self._resources = contextlib.ExitStack()
         self._changed: set[str] = set()
+        self._examples: dict[str, int] = {}
+        """How many examples a file holds, for those that jobs were created with."""
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Store]:
@@ -239,6 +243,7 @@ class Store:
     async def delete_file(self, file_id: str) -> None:
         """Delete a file; refuse while a job that is not over needs it."""
         await self._forget_file(file_id)
+        self._examples.pop(file_id, None)
         await self.in_thread(functools.partial(self.file_path(file_id).unlink, missing_ok=True))
 
     @_transaction
@@ -286,17 +291,29 @@ class Store:
 
     # Jobs, as clients see them
 
-    @_transaction
-    def create_job(self, request: FineTuneRequest) -> FineTune:
+    async def create_job(self, request: FineTuneRequest) -> FineTune:
         """Put a job at the end of the queue; refuse if its model or one of its files is not there."""
-        model = request.model or _DEFAULT_MODEL
-        if model not in BASE_MODELS:
+        await self._check_request(request)
+        return await self._add_job(request, await self._count_examples(request.training_file))
+
+    @_transaction
+    def _check_request(self, request: FineTuneRequest) -> tuple[str, File, File | None]:
+        return self._needs(request)
+
+    async def _count_examples(self, file_id: str) -> int:
+        """Return how many examples a file holds; 0 if it has been deleted since."""
+        count = self._examples.get(file_id)
+        if count is None:
             try:
-                self._weights(model)
-            except Refused as refused:
-                raise Refused(400, refused.message, param="model", code=refused.code) from None
-        training = self._data_file("training_file", request.training_file)
-        validation = request.validation_file and self._data_file("validation_file", request.validation_file)
+                count = await self.in_thread(functools.partial(_count_lines, self.file_path(file_id)))
+            except FileNotFoundError:
+                return 0
+            self._examples[file_id] = count
+        return count
+
+    @_transaction
+    def _add_job(self, request: FineTuneRequest, examples: int) -> FineTune:
+        model, training, validation = self._needs(request)
         created_at = now()
         job = FineTune(
             id=new_id("ft-"),
@@ -306,7 +323,7 @@ class Store:
             updated_at=created_at,
             training_files=(training,),
             validation_files=(validation,) if validation else (),
-            hyperparams=_requested_hyperparams(request),
+            hyperparams=_hyperparams(request, examples),
             organization_id=ORGANIZATION,
         )
         self._db.execute(
@@ -372,17 +389,6 @@ class Store:
             model_path=self._models / f"{new_id('model-')}.npz",
             results_path=self.file_path(new_id("file-")),
         )
-
-    @_transaction
-    def note_start(self, job_id: str, hyperparams: Hyperparams) -> None:
-        """Take down what a running job's trainer chose where the request left it open."""
-        if job := self._running_job(job_id):
-            chosen = attrs.evolve(
-                job.hyperparams,
-                batch_size=hyperparams.batch_size,
-                learning_rate_multiplier=hyperparams.learning_rate_multiplier,
-            )
-            self._update(attrs.evolve(job, hyperparams=chosen))
 
     @_transaction
     def note_event(self, job_id: str, message: str) -> None:
@@ -506,6 +512,18 @@ class Store:
             "INSERT INTO files (id, filename, purpose, bytes, created_at) VALUES (?, ?, ?, ?, ?)",
             (file.id, file.filename, file.purpose, file.bytes, file.created_at),
         )
+
+    def _needs(self, request: FineTuneRequest) -> tuple[str, File, File | None]:
+        """Return what a job is made of: its model, training file and validation file."""
+        model = request.model or _DEFAULT_MODEL
+        if model not in BASE_MODELS:
+            try:
+                self._weights(model)
+            except Refused as refused:
+                raise Refused(400, refused.message, param="model", code=refused.code) from None
+        training = self._data_file("training_file", request.training_file)
+        validation = request.validation_file and self._data_file("validation_file", request.validation_file)
+        return model, training, validation or None
 
     def _data_file(self, param: str, file_id: str) -> File:
         try:
@@ -667,15 +685,23 @@ def _job(record: bytes) -> FineTune:
     return structuring.read_reply(record, FineTune)
 
 
-def _requested_hyperparams(request: FineTuneRequest) -> Hyperparams:
-    """Return what is known of a job's hyperparameters before its trainer has seen the data (reference: defaults)."""
-    weight = request.prompt_loss_weight
+def _count_lines(path: Path) -> int:
+    """Count the lines of a file that are not blank: each is an example, or fails the job."""
+    with path.open("rb") as file:
+        # A line too long for an example counts for several, and is not held in memory.
+        return sum(1 for line in iter(functools.partial(file.readline, MAX_LINE_BYTES), b"") if not line.isspace())
+
+
+def _hyperparams(request: FineTuneRequest, examples: int) -> Hyperparams:
+    """Return what a job is trained with (reference: create fine-tune); what has no default stays unset."""
+    weight, multiplier = request.prompt_loss_weight, request.learning_rate_multiplier
+    batch_size = request.batch_size or batch_size_of(examples)
     return Hyperparams(
         n_epochs=request.n_epochs or _DEFAULT_N_EPOCHS,
-        batch_size=request.batch_size,
-        learning_rate_multiplier=request.learning_rate_multiplier,
+        batch_size=batch_size,
+        learning_rate_multiplier=learning_rate_multiplier_of(batch_size) if multiplier is None else multiplier,
         prompt_loss_weight=_DEFAULT_PROMPT_LOSS_WEIGHT if weight is None else weight,
-        compute_classification_metrics=request.compute_classification_metrics or False,
+        compute_classification_metrics=request.compute_classification_metrics,
         classification_n_classes=request.classification_n_classes,
         classification_positive_class=request.classification_positive_class,
         classification_betas=request.classification_betas,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from aiofinetune.dataset import read_examples
 from aiofinetune.errors import DatasetError
 from aiofinetune.local import metrics
+from aiofinetune.local.defaults import batch_size_of, learning_rate_multiplier_of
 from aiofinetune.local.model import Model, TextPair, evaluate, largest_weight, loss_and_gradients, score
 from aiofinetune.local.optimizer import Adagrad
 from aiofinetune.local.shortage import shortage_of
@@ -65,21 +66,17 @@ class Classification:
 
 # Any: values of JSON, which the server has checked.
 def resolve_hyperparams(requested: Mapping[str, Any], examples: int) -> Hyperparams:
-    """Fill in the defaults that depend on the number of `examples`, as the reference describes them.
-
-    `batch_size` is about 0.2 % of the examples, between 1 and 256; `learning_rate_multiplier` is 0.05, 0.1 or 0.2 as
-    the final batch size is under 8, under 64, or more.
-    """
-    batch_size = requested.get("batch_size") or max(1, min(256, round(0.002 * examples)))
+    """Fill in the defaults of what was not given, some of which depend on the number of `examples`."""
+    batch_size = requested.get("batch_size") or batch_size_of(examples)
     multiplier = requested.get("learning_rate_multiplier")
     if multiplier is None:
-        multiplier = 0.05 if batch_size < 8 else 0.1 if batch_size < 64 else 0.2
+        multiplier = learning_rate_multiplier_of(batch_size)
     return Hyperparams(
         n_epochs=requested["n_epochs"],
         batch_size=batch_size,
         learning_rate_multiplier=multiplier,
         prompt_loss_weight=requested["prompt_loss_weight"],
-        compute_classification_metrics=requested["compute_classification_metrics"],
+        compute_classification_metrics=requested.get("compute_classification_metrics") or False,
         classification_n_classes=requested.get("classification_n_classes"),
         classification_positive_class=requested.get("classification_positive_class"),
         classification_betas=tuple(requested.get("classification_betas") or (1.0,)),

@@ -1,0 +1,13 @@
+"""Hyperparameters that depend on the data, as the reference describes them (create fine-tune)."""
+
+from __future__ import annotations
+
+
+def batch_size_of(examples: int) -> int:
+    """Return about 0.2 % of the number of `examples`, between 1 and 256."""
+    return max(1, min(256, round(0.002 * examples)))
+
+
+def learning_rate_multiplier_of(batch_size: int) -> float:
+    """Return 0.05, 0.1 or 0.2, as the final batch size is under 8, under 64, or more."""
+    return 0.05 if batch_size < 8 else 0.1 if batch_size < 64 else 0.2
