@@ -51,8 +51,6 @@ _PIECE_BYTES: Final = 256 << 10
 _MAX_NAME: Final = 200
 """Characters, from the end, of a file's name in a header; clients refuse headers over some thousands of bytes."""
 
-_EVENTS_AT_ONCE: Final = 1000
-
 _KEEP_ALIVE: Final = 15.0
 """Seconds of silence after which an event stream says that it is still there, so that no proxy cuts it."""
 
@@ -239,8 +237,7 @@ class Api:
                         await response.write(b": keep-alive\n\n")
                     else:
                         position += len(events)
-                        for start in range(0, len(events), _EVENTS_AT_ONCE):
-                            await response.write(b"".join(events[start : start + _EVENTS_AT_ONCE]))
+                        await response.write(b"".join(events))
                 await response.write(sse.encode(b"[DONE]"))
         return response
 

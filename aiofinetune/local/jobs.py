@@ -40,8 +40,8 @@ _STDERR_BYTES: Final = 4096
 _LINE_BYTES: Final = 1 << 20
 """The longest line that a trainer may write."""
 
-MANY_EVENTS: Final = 1000
-"""So many take long enough to write for the event loop to notice."""
+MANY_EVENTS: Final = 500
+"""As many as can be written without holding up the event loop for long."""
 
 _TRAINER: Final = Path(__file__).with_name("trainer.py")
 
@@ -68,12 +68,17 @@ class Feed:
         self._changed.set()
 
     async def wait(self, position: int) -> tuple[list[bytes], bool]:
-        """Wait until there are events from `position` on, or the job is over; return them, and whether it is over."""
+        """Wait until there are events from `position` on, or the job is over.
+
+        Returns:
+            The next events, `MANY_EVENTS` at most, and whether the job is over and those are the last.
+        """
         while True:
             await self._read()
             is_over = self._status in Status.TERMINAL
             if is_over or position < len(self._encoded):
-                return self._encoded[position:], is_over
+                events = self._encoded[position : position + MANY_EVENTS]
+                return events, is_over and position + len(events) == len(self._encoded)
             await self._changed.wait()
 
     async def wait_until_over(self) -> str:
@@ -89,17 +94,17 @@ class Feed:
                 return
             # Cleared before reading: a change that comes meanwhile asks for another reading.
             self._changed.clear()
+            start = len(self._encoded)
             try:
-                start = len(self._encoded)
-                events, self._status = await self._store.events(self._job_id, start)
-
-                def encode() -> list[bytes]:
-                    return [sse.encode(write_event(self._job_id, *event)) for event in enumerate(events, start)]
-
-                self._encoded += encode() if len(events) < MANY_EVENTS else await self._store.in_thread(encode)
+                events, status = await self._store.events(self._job_id, start, MANY_EVENTS)
             except BaseException:
                 self._changed.set()
                 raise
+            if len(events) == MANY_EVENTS:
+                self._changed.set()  # There may be more of them.
+            else:
+                self._status = status
+            self._encoded += [sse.encode(write_event(self._job_id, *event)) for event in enumerate(events, start)]
 
 
 def event_id(job_id: str, position: int) -> str:

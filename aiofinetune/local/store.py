@@ -347,9 +347,9 @@ class Store:
         return self._with_events(self._job(job_id))
 
     @_transaction
-    def events(self, job_id: str, start: int = 0) -> tuple[tuple[FineTuneEvent, ...], str]:
+    def events(self, job_id: str, start: int = 0, count: int | None = None) -> tuple[tuple[FineTuneEvent, ...], str]:
         """Return a job's events from the position `start` on, and its status at that moment; refuse with 404."""
-        return self._events(job_id, start), self._job(job_id).status
+        return self._events(job_id, start, count), self._job(job_id).status
 
     @_transaction
     def cancel_job(self, job_id: str) -> FineTune:
@@ -571,12 +571,12 @@ class Store:
         return job if job.status == Status.RUNNING else None
 
     def _with_events(self, job: FineTune) -> FineTune:
-        return attrs.evolve(job, events=self._events(job.id, 0))
+        return attrs.evolve(job, events=self._events(job.id))
 
-    def _events(self, job_id: str, start: int) -> tuple[FineTuneEvent, ...]:
+    def _events(self, job_id: str, start: int = 0, count: int | None = None) -> tuple[FineTuneEvent, ...]:
         rows = self._db.execute(
-            "SELECT message, level, created_at FROM events WHERE job = ? AND position >= ? ORDER BY position",
-            (job_id, start),
+            "SELECT message, level, created_at FROM events WHERE job = ? AND position >= ? ORDER BY position LIMIT ?",
+            (job_id, start, -1 if count is None else count),
         )
         return tuple(FineTuneEvent(*row) for row in rows)
 
