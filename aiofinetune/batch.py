@@ -188,7 +188,8 @@ class Batch:
     Args:
         session: What to send with. It is not closed here.
         requests: What to ask for, read a few ahead of their turn; each a `FineTuneRequest`, or an `Entry` with a label.
-            Their files may be local paths (see `aiofinetune.manifest.is_local`): each content is uploaded once.
+            Their files may be local paths, which start at the current folder (`aiofinetune.manifest.is_local` says
+            what is a path): each content is uploaded once.
         max_active: Jobs that may be active at the service, those of other programs included; None for no limit but
             the service's own word.
         reserve: How many of them to leave to others.

@@ -1,13 +1,13 @@
-"""Manifests: files that list the jobs of a batch, read lazily and checked whole.
+"""Manifests: files that list the jobs of a batch, read lazily and checked as a whole.
 
 A manifest is JSON Lines or TOML. Each of its requests holds the parameters of a `FineTuneRequest`, and besides:
 
-- ``label``: the caller's name for it, unlike all others. By default the file's name and the request's number.
+- ``label``: the caller's name for it, different from all others. By default the file's name and the request's number.
 - ``sweep``: a table of lists; the request stands for one job for each combination of their values, labelled
   ``label/n_epochs=4,model=ada``.
 
-A training or validation file is an id at the service, or a local path: what holds a slash or ends in ``.jsonl``.
-Paths are relative to the manifest. Defaults apply to all requests, in JSON Lines to those that follow::
+A training or validation file is an id at the service or a path on this machine; `is_local` has the rule. Paths are
+relative to the manifest. Defaults apply to all requests, in JSON Lines to those that follow::
 
     {"defaults": {"model": "ada"}}
     {"label": "spam", "training_file": "spam.jsonl", "sweep": {"n_epochs": [1, 2, 4]}}
@@ -42,6 +42,10 @@ _MOST_SWEEP: Final = 10_000
 """Jobs that one request may stand for; a grid of more is a slip."""
 _OWN_FIELDS: Final = ("label", "sweep")
 _FILE_FIELDS: Final = ("training_file", "validation_file")
+_DATA_SUFFIXES: Final = (
+    *(".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet"),
+    *(".gz", ".bz2", ".xz", ".zst", ".zip"),
+)
 
 
 @attrs.frozen
@@ -72,9 +76,28 @@ class Problem:
     words: str
 
 
-def is_local(file: str) -> bool:
-    """Whether a request's file is a path on this machine, rather than an id at the service."""
-    return "/" in file or os.sep in file or file.endswith(".jsonl")
+def is_local(file: str, folder: str | os.PathLike[str] = "") -> bool:
+    """Whether a request's file is a path on this machine, rather than an id at the service.
+
+    It is a path if it holds a slash, if it ends like a data file (``.jsonl``, ``.json``, ``.ndjson``, ``.csv``,
+    ``.tsv``, ``.txt`` or ``.parquet``, or one that is compressed, in upper or lower case), or if there is a file of
+    that name in the folder. Anything else, such as ``file-abc123``, is an id.
+
+    Args:
+        file: The name.
+        folder: Where relative paths start: in a manifest at its own folder, in code at the current one.
+    """
+    return _looks_local(file) or _is_in(folder, file)
+
+
+def _looks_local(file: str) -> bool:
+    return "/" in file or os.sep in file or file.lower().endswith(_DATA_SUFFIXES)
+
+
+def _is_in(folder: str | os.PathLike[str], file: str) -> bool:
+    """Whether there is such a file; a folder may have the name of an id, for it is never training data."""
+    path = os.path.join(folder, file)  # noqa: PTH118  # a Path raises for a name too long, here and below
+    return os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Iterator[Entry]:
@@ -98,7 +121,7 @@ def check_manifest(path: str | os.PathLike[str]) -> int:
         LocalFileError: The manifest cannot be read.
     """
     if Path(path).exists() and not Path(path).is_file():
-        raise LocalFileError(f"{path}: is no regular file; a manifest is read more than once")
+        raise LocalFileError(f"{path}: is not a regular file; a manifest is read more than once")
     problems = []
     labels: set[int] = set()
     count = 0
@@ -114,9 +137,8 @@ def check_manifest(path: str | os.PathLike[str]) -> int:
         labels.add(hash(item.label))
         for field in _FILE_FIELDS:
             file = getattr(item.request, field)
-            # Not by a Path, which raises for a name too long.
-            if file is not None and is_local(file) and not os.path.isfile(file):  # noqa: PTH113
-                words = f"{file!r} is no regular file" if os.path.exists(file) else f"there is no file {file!r}"  # noqa: PTH110
+            if file is not None and _looks_local(file) and not os.path.isfile(file):  # noqa: PTH113
+                words = f"{file!r} is not a regular file" if os.path.exists(file) else f"there is no file {file!r}"  # noqa: PTH110
                 problems.append(Problem(table.line_of(field), field, words))
     if not count and not problems:
         problems.append(Problem(1, "requests", "there are none"))
@@ -278,19 +300,26 @@ def _entry(table: _Table, label: str, values: Mapping[str, object], folder: Path
     if not label.isprintable():
         yield Problem(table.line_of("sweep"), "sweep", f"its values make a label that is no line of text: {label!r}")
         return
+    for field in _FILE_FIELDS:
+        file = getattr(request, field)
+        if file is not None and is_local(file) and not is_local(file, folder):
+            # A batch would take the id for this file.
+            words = f"{file!r} is a file in the current folder, but not beside the manifest; give its path"
+            yield Problem(table.line_of(field), field, words)
+            return
     yield Entry(label, _with_paths_from(folder, request))
 
 
 def _with_paths_from(folder: Path, request: FineTuneRequest) -> FineTuneRequest:
     training, validation = request.training_file, request.validation_file
-    if is_local(training):
+    if is_local(training, folder):
         request = attrs.evolve(request, training_file=_path_from(folder, training))
-    if validation is not None and is_local(validation):
+    if validation is not None and is_local(validation, folder):
         request = attrs.evolve(request, validation_file=_path_from(folder, validation))
     return request
 
 
 def _path_from(folder: Path, file: str) -> str:
     path = str(folder / file)
-    # A path drops the "./" which says that it is one.
-    return path if is_local(path) else os.path.join(os.curdir, path)  # noqa: PTH118
+    # A path drops the "./" by which it is known.
+    return path if _looks_local(path) else os.path.join(os.curdir, path)  # noqa: PTH118

@@ -40,14 +40,17 @@ class Uploads:
         """Digests by path, of the files last used in this run."""
         self._ids: dict[str, str] = {}
         """Ids by path, of the same files."""
+        self._local: dict[str, bool] = {}
+        """Whether a file is a path, by its name."""
+        self._disk = asyncio.Lock()
         self._there: dict[str, list[File]] | None = None
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
         """A request with ids in place of local paths."""
-        if is_local(request.training_file):
+        if await self._is_local(request.training_file):
             request = attrs.evolve(request, training_file=await self._id_of(request.training_file))
-        if request.validation_file is not None and is_local(request.validation_file):
+        if request.validation_file is not None and await self._is_local(request.validation_file):
             request = attrs.evolve(request, validation_file=await self._id_of(request.validation_file))
         return request
 
@@ -59,7 +62,7 @@ class Uploads:
             (record.request.training_file, record.sent.training_file),
             (record.request.validation_file, record.sent.validation_file),
         ):
-            if path is None or file_id is None or not is_local(path):
+            if path is None or file_id is None or not await self._is_local(path):
                 continue
             # A file that is gone from here, or cannot be read, has not changed.
             if await asyncio.to_thread(os.path.isfile, path):
@@ -71,6 +74,16 @@ class Uploads:
                 if digest != await self._journal.digest(file_id):
                     return f"the content of {path}"
         return ""
+
+    async def _is_local(self, file: str) -> bool:
+        """Whether a file is a path rather than an id; the disk, which may have to say so, is asked once a run."""
+        # The lock is fair, so that entries keep their order.
+        async with self._disk:
+            if file not in self._local:
+                if len(self._local) >= _MOST_REMEMBERED:
+                    del self._local[next(iter(self._local))]
+                self._local[file] = await in_thread(None, lambda: is_local(file))
+            return self._local[file]
 
     async def _id_of(self, path: str) -> str:
         async with self._lock(path):

@@ -1135,6 +1135,37 @@ async def test_a_content_is_uploaded_once(tmp_path: Path) -> None:
     assert server.asked["upload"] == 2
 
 
+@pytest.mark.parametrize("name", ["train.json", "train.JSONL", "train.csv", "train.jsonl.gz", "train", "file-abc123"])
+async def test_a_file_of_the_current_folder_is_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A request in code that names a file of the current folder trains on it, whatever its name looks like."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("train")
+    server = BatchServer()
+    at_service = server.add_file("other.jsonl", b"other")
+    wanted = [FineTuneRequest(training_file=file, validation_file=at_service) for file in (name, at_service)]
+    async with talking_to(server) as session:
+        outcomes = await outcomes_of(Batch(session, wanted, journal="journal", concurrency=1))
+        assert [outcome.status for outcome in outcomes] == ["succeeded", "succeeded"]
+        assert server.trained_on() == [b"train", b"other"]
+        Path(name).unlink()
+        again = await outcomes_of(Batch(session, wanted, journal="journal"))
+    assert [outcome.job_id for outcome in again] == [outcome.job_id for outcome in outcomes]
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.JSONL", "train.csv", "train.jsonl.gz"])
+async def test_a_missing_data_file_is_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A request in code that names a data file which is not there is rejected, and the name is not sent as an id."""
+    monkeypatch.chdir(tmp_path)
+    server = BatchServer()
+    async with talking_to(server) as session:
+        (outcome,) = await outcomes_of(Batch(session, [FineTuneRequest(training_file=name)]))
+    assert isinstance(outcome.error, LocalFileError)
+    assert str(outcome.error) == f"{name}: No such file or directory"
+    assert (outcome.status, server.asked["create"]) == ("rejected", 0)
+
+
 async def test_a_content_is_uploaded_once_whatever_happens_first(tmp_path: Path) -> None:
     """A file of another name with a content that this run has uploaded before needs no further upload."""
     server = BatchServer()

@@ -129,6 +129,19 @@ async def test_a_failure_is_told_and_is_the_status() -> None:
     assert sorted(path.name.partition(".")[0] for path in Path("results").iterdir()) == ["job-1", "job-3"]
 
 
+@pytest.mark.parametrize("name", ["train.json", "train.JSONL", "train.csv", "train.jsonl.gz", "train"])
+async def test_a_file_beside_the_manifest_is_uploaded(name: str) -> None:
+    """What a manifest elsewhere names by the name of a file beside it is uploaded, whatever that looks like."""
+    server = BatchServer()
+    Path("sweeps").mkdir()
+    Path("sweeps", name).write_text("train")
+    path = manifest({"training_file": name}, name="sweeps/jobs.jsonl")
+    async with server.listening() as url:
+        status, lines, said = await run(path, url=url)
+    assert (status, said) == (0, ""), lines
+    assert server.trained_on() == [b"train"]
+
+
 async def test_fail_fast_says_what_is_left() -> None:
     """With --fail-fast the first failure ends the sending, and the last lines say why and what is left."""
     server = BatchServer(fate=lambda _asked: "failed")

@@ -136,13 +136,72 @@ def test_a_sweep_over_files_and_defaults() -> None:
     ]
 
 
-def test_what_is_a_path() -> None:
-    """A file with a slash in it, or a name that ends in .jsonl, is on this machine; all else is an id."""
-    assert [name for name in ("file-1", "a.jsonl", "data/a", "./a", "a.csv", "jsonl") if is_local(name)] == [
-        "a.jsonl",
-        "data/a",
-        "./a",
-    ]
+PATHS = [
+    "a.jsonl",
+    "data/a",
+    "./a",
+    "a.csv",
+    "a.JSONL",
+    "train.json",
+    "a.jsonl.gz",
+    "A.TSV",
+    "a.txt",
+    "a.ndjson",
+    "a.zst",
+]
+IDS = ["file-abc123", "file-1", "jsonl", "a.b", "csv-1", "file.jsonl-1", "\ud800", "\x00", "x" * 5000]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_what_looks_like_a_data_file_is_a_path(name: str) -> None:
+    """A name with a slash, or with the ending of a data file, is a path: a check says so where there is no file."""
+    assert is_local(name)
+    expected = f"jobs.jsonl, line 1, training_file: there is no file {str(Path(name))!r}"
+    if name == "./a":
+        expected = "jobs.jsonl, line 1, training_file: there is no file './a'"
+    assert complaints("jobs.jsonl", json.dumps({"training_file": name})) == expected
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_what_is_an_id(name: str) -> None:
+    """Any other name is an id, of whatever length and letters."""
+    assert not is_local(name)
+
+
+@pytest.mark.parametrize("name", ["train", "file-abc123", "train.prompts", ".train", "train.PARQUET"])
+def test_what_is_beside_the_manifest_is_a_path(tmp_path: Path, name: str) -> None:
+    """The name of a file beside the manifest is a path; the same name is an id where there is no such file."""
+    Path("sweeps").mkdir()
+    (tmp_path / "sweeps" / name).write_text("{}")
+    Path("sweeps/jobs.jsonl").write_text(json.dumps({"training_file": name, "validation_file": "file-1"}))
+    assert check_manifest("sweeps/jobs.jsonl") == 1
+    (entry,) = read_manifest("sweeps/jobs.jsonl")
+    assert (entry.request.training_file, entry.request.validation_file) == (f"sweeps/{name}", "file-1")
+    (entry,) = read("jobs.jsonl", json.dumps({"training_file": "train-1"}))
+    assert entry.request.training_file == "train-1"
+
+
+def test_a_folder_may_have_the_name_of_an_id() -> None:
+    """A folder beside the manifest is no data, so that its name is still an id."""
+    Path("file-1").mkdir()
+    assert [entry.request.training_file for entry in read("jobs.jsonl", '{"training_file": "file-1"}')] == ["file-1"]
+
+
+def test_a_broken_link_is_a_missing_file() -> None:
+    """A link to a file that is gone is a path, and not an id."""
+    Path("train").symlink_to("gone")
+    assert complaints("jobs.jsonl", '{"training_file": "train"}').endswith("there is no file './train'")
+
+
+def test_an_id_with_the_name_of_a_file_elsewhere_is_refused() -> None:
+    """A name that is not beside the manifest, but in the current folder, may mean either, and is refused."""
+    Path("sweeps").mkdir()
+    Path("sweeps/jobs.toml").write_text('[[requests]]\nlabel = "a"\ntraining_file = "train"')
+    Path("train").write_text("{}")
+    with pytest.raises(ManifestInvalid) as caught:
+        check_manifest("sweeps/jobs.toml")
+    words = "'train' is a file in the current folder, but not beside the manifest; give its path"
+    assert str(caught.value) == f"sweeps/jobs.toml, line 3, training_file: {words}"
 
 
 @pytest.mark.parametrize("named", ["relative", "absolute"])
@@ -361,17 +420,17 @@ def test_a_missing_file_is_told_at_the_line_of_its_field() -> None:
 def test_a_path_stays_one_whatever_folder_it_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that only its "./" tells from an id is a path still, of a manifest in the current folder too."""
     monkeypatch.chdir(tmp_path)
-    Path("data.json").write_text("{}")
-    Path("jobs.jsonl").write_text('{"training_file": "./data.json"}')
+    Path("data").write_text("{}")
+    Path("jobs.jsonl").write_text('{"training_file": "./data"}')
     (entry,) = read_manifest("jobs.jsonl")
     assert is_local(entry.request.training_file)
     assert Path(entry.request.training_file).read_text() == "{}"
 
 
 def test_a_folder_is_no_training_file() -> None:
-    """What is there, and is no regular file, is not said to be missing."""
+    """A path of something else than a regular file is not said to be missing."""
     assert complaints("jobs.jsonl", '{"training_file": "./"}') == (
-        "jobs.jsonl, line 1, training_file: './.' is no regular file"
+        "jobs.jsonl, line 1, training_file: './.' is not a regular file"
     )
 
 
