@@ -826,7 +826,7 @@ class FineTuneSession:
         """Say once a session of each field that was read as absent."""
         if field not in self._oddities:
             self._oddities.add(field)
-            _log.warning("%s: the service gives %s, which its API does not allow; it is read as None", field, found)
+            _log.warning("%s: the service gives %s, which does not fit; it is read as absent", field, found)
 
     def _without_key(self, reply: Reply) -> Reply:
         body = scrubbed(reply.body, self._api_key)

@@ -58,7 +58,7 @@ T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
 """What cattrs calls to read a value: with the value, and a type that is of no use here."""
 Noted = Callable[[str, str], object]
-"""Is called with the name of a field that is odd, such as ``"FineTune.created_at"``, and what was found there."""
+"""Is called with the name of a field that is odd, such as ``"FineTune.created_at"``, and the JSON type found there."""
 
 _EXACT: Final[dict[Any, tuple[type, ...]]] = {str: (str,), int: (int,), bool: (bool,), float: (float, int)}
 """What JSON a field of a type takes; nothing is coerced."""
@@ -139,7 +139,7 @@ def _fields(cls: Any, arguments: tuple[Any, ...]) -> list[_Field]:
     for field in attrs.fields(attrs.resolve_types(cls)):
         kind, takes_auto = _plain(field.type)
         is_required = field.default is attrs.NOTHING
-        decides = is_required or (cls is Listing and field.name in ("data", "has_more"))
+        decides = is_required or (cls is Listing and field.name == "data")
         if arguments and getattr(kind, "__parameters__", ()):
             kind = kind[arguments]
         found.append(_Field(field.name, kind, takes_auto, is_required, decides, field.default))
@@ -197,11 +197,11 @@ def _quick_reader(cls: Any, converter: Converter) -> Hook:
     lines.append("    return made")
     exec("\n".join(lines), scope)  # noqa: S102  # the names of our own classes' fields
     read_class: Hook = scope["read"]
-    return _file_reader(read_class) if origin is File else read_class
+    return read_class
 
 
 def _file_reader(read: Hook) -> Hook:
-    """Some services give a job's files by their ids alone."""
+    """Some services give the files of a job by their ids alone."""
 
     def read_file(value: Any, kind: Any) -> Any:
         return File(id=value) if type(value) is str and value else read(value, kind)
@@ -285,6 +285,8 @@ def _fitting_reader(kind: Any, converter: Converter) -> Hook:
     """A reader of a list that leaves out, and notes, the objects that do not fit; plain values have to fit all."""
     (item, *_rest) = get_args(kind)
     read = converter.get_structure_hook(item)
+    if item is File:
+        read = _file_reader(read)
 
     def read_list(values: Any, _type: Any) -> tuple[Any, ...]:
         if type(values) is not list:
@@ -474,7 +476,24 @@ def read_replies(bodies: Iterable[bytes], kind: type[T], noted: Noted | None = N
 
 def _report(found: Mapping[tuple[str, str], object], noted: Noted) -> None:
     for (cls, field), value in found.items():
-        noted(f"{cls}.{field}" if field else f"a {cls} in a list", _described(value))
+        noted(f"{cls}.{field}" if field else f"a {cls} in a list", _kind_of(value))
+
+
+def _kind_of(value: object) -> str:
+    """The JSON type of a value, which itself may be nobody's business."""
+    match value:
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return "null"
 
 
 def fit_reply(value: object, kind: type[T]) -> T:

@@ -222,12 +222,12 @@ def with_field(field: str, value: str) -> bytes:
         (b'{"data": [{"id": "a"}, {"id": "b"}, {}]}', Listing[Model], "$.data[2].id", "is missing"),
         (b'{"data": [{"id": "a"}, 7]}', Listing[Model], "$.data[1]", "expected an object, got 7"),
         (b'{"data": {"id": "a"}}', Listing[Model], "$.data", 'expected a list, got {"id":"a"}'),
-        (b'{"data": [], "has_more": 1}', Listing[Model], "$.has_more", "expected true or false, got 1"),
         (b'{"id": "m", "deleted": "yes"}', Deleted, "$.deleted", 'expected true or false, got "yes"'),
         (with_field("id", '""'), FineTune, "$.id", 'expected a text, got ""'),
         (with_field("status", '""'), FineTune, "$.status", 'expected a text, got ""'),
         (with_field("status", "null"), FineTune, "$.status", "is missing"),
         (b'{"id": ""}', File, "$.id", 'expected a text, got ""'),
+        (b'"file-1"', File, "$", 'expected an object, got "file-1"'),
         (b'{"message": 7}', FineTuneEvent, "$.message", "expected a string, got 7"),
     ],
 )
@@ -285,13 +285,13 @@ def test_odd_fields(field: str, value: str, expected: object) -> None:
 
 
 def test_odd_fields_are_noted_once_each() -> None:
-    """What is read as absent is reported by its class and field, once for a list, with what came first."""
+    """What is read as absent is reported by its class and field, once for a list, with its type and not its value."""
     rows = [{"id": f"ft-{number}", "status": "x", "created_at": "soon", "model": number} for number in range(3)]
     noted: list[tuple[str, str]] = []
     structuring.read_reply(
         json.dumps({"data": rows}).encode(), Listing[FineTune], lambda field, found: noted.append((field, found))
     )
-    assert noted == [("FineTune.model", "0"), ("FineTune.created_at", '"soon"')]
+    assert noted == [("FineTune.model", "a number"), ("FineTune.created_at", "a text")]
 
 
 def test_what_fits_is_not_noted() -> None:
