@@ -238,9 +238,9 @@ async def test_a_job_of_many_events_leaves_the_loop_to_others(
 ) -> None:
     """A job of ten thousand events is read and listed off the event loop, and followed a few at a time."""
     job = await client.create(examples, n_epochs=1)
-    told = len((await client.finish(job["id"]))["events"])
+    count = len((await client.finish(job["id"]))["events"])
     with contextlib.closing(sqlite3.connect(data / "server.sqlite3")) as database, database:
-        rows = ((job["id"], told + number, 0, "info", f"Completed epoch {number}/10000") for number in range(10_000))
+        rows = ((job["id"], count + number, 0, "info", f"Completed epoch {number}/10000") for number in range(10_000))
         database.executemany("INSERT INTO events (job, position, created_at, level, message) VALUES (?,?,?,?,?)", rows)
     write, in_one_go = structuring.write_reply, [0]
 
