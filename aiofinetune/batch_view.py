@@ -57,8 +57,8 @@ async def run_manifest(
         if not accept_changes and (changes := await find_changes(journal, session.base_url, read_manifest(manifest))):
             lines = "\n".join(changes)
             raise JournalUnusable(
-                f"{manifest} has changed since {journal} was begun:\n{lines}\nTo go on, with a new job for each request"
-                " that was sent otherwise: --accept-changes"
+                f"{manifest} has changed since {journal} was started:\n{lines}\nTo continue, with a new job for each"
+                " request that has changed: --accept-changes"
             )
         batch = Batch(session, read_manifest(manifest), journal=journal, accept_changes=accept_changes, **options)
         run = _Run(batch, count, journal, console, cancels=bool(options.get("cancel_on_exit")))
@@ -94,9 +94,9 @@ class _Run:
         self._say(_counts(progress, self._count))
         if stopped is not None:
             left = self._count - progress.ended
-            rest = "are not over; the same command goes on with them"
+            rest = "are not over; the same command continues with them"
             if self._cancels:
-                rest = "were not over; those that were active are to be cancelled, and the same command sends the rest"
+                rest = "were not over; the active ones are being cancelled, and the same command sends the rest"
             self._say(f"{_line(str(stopped))}\n{left} of {self._count} jobs {rest}")
         if self._interrupts:
             return 130
@@ -110,8 +110,8 @@ class _Run:
         def interrupt() -> None:
             self._interrupts += 1
             if self._interrupts == 1:
-                fate = "is cancelled" if self._cancels else "goes on at the service"
-                self._say(f"Sending no more. What is active {fate}; the journal is {self._journal}")
+                fate = "are cancelled" if self._cancels else "continue at the service"
+                self._say(f"Sending no more requests. Active jobs {fate}; the journal is {self._journal}")
                 self._batch.stop()
             elif task is not None:
                 task.cancel()
@@ -191,7 +191,7 @@ def _check_summary(summary: Path, others: tuple[Path, ...]) -> None:
     except (OSError, ValueError):
         told = None
     if not isinstance(told, dict) or not told.keys() >= set(_TOLD):
-        raise ConfigurationError(f"summary: {summary} is there, and is no summary; give another file")
+        raise ConfigurationError(f"summary: {summary} exists and is not a summary; give another file")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ relative to the manifest. Defaults apply to all requests, in JSON Lines to those
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import re
@@ -77,7 +78,7 @@ class Problem:
 
 
 def is_local(file: str, folder: str | os.PathLike[str] = "") -> bool:
-    """Whether a request's file is a path on this machine, rather than an id at the service.
+    """Whether a request's file is a path on this machine rather than an id at the service.
 
     It is a path if it holds a slash, if it ends like a data file (``.jsonl``, ``.json``, ``.ndjson``, ``.csv``,
     ``.tsv``, ``.txt`` or ``.parquet``, or one that is compressed, in upper or lower case), or if there is a file of
@@ -132,7 +133,7 @@ def check_manifest(path: str | os.PathLike[str]) -> int:
         count += 1
         if hash(item.label) in labels:
             problems.append(
-                Problem(table.line_of("label"), "label", f"{item.label!r} is there twice; each job needs its own")
+                Problem(table.line_of("label"), "label", f"{item.label!r} is used twice; each job needs its own label")
             )
         labels.add(hash(item.label))
         for field in _FILE_FIELDS:
@@ -141,7 +142,7 @@ def check_manifest(path: str | os.PathLike[str]) -> int:
                 words = f"{file!r} is not a regular file" if os.path.exists(file) else f"there is no file {file!r}"  # noqa: PTH110
                 problems.append(Problem(table.line_of(field), field, words))
     if not count and not problems:
-        problems.append(Problem(1, "requests", "there are none"))
+        problems.append(Problem(1, "requests", "expected at least one"))
     if problems:
         # A file that is missing is missing for each job of a sweep.
         raise ManifestInvalid(os.fspath(path), tuple(dict.fromkeys(problems)))
@@ -207,13 +208,24 @@ def _json_tables(path: Path) -> Iterator[_Table | Problem]:
         try:
             values = structuring.loads(line.removeprefix(b"\xef\xbb\xbf"))
         except ValueError as error:
-            # Its line is always the first.
-            yield Problem(number, "request", f"is not JSON: {getattr(error, 'msg', error)}")
+            yield Problem(number, "request", f"is not JSON: {_reason(line, error)}")
             continue
         if isinstance(values, dict):
             yield _Table(number, values)
         else:
             yield Problem(number, "request", 'expected an object such as {"training_file": "spam.jsonl"}')
+
+
+def _reason(line: bytes, error: ValueError) -> str:
+    """Say why a line is not JSON, and where in it: the decoder takes each line for the first of a file."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as undecodable:
+        return f"byte {undecodable.start + 1} of the line is not UTF-8"
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    # Some of the decoder's messages end in the "at" that a place is to follow.
+    return f"{error.msg.removesuffix(' at').removesuffix(' starting')} at character {error.colno}"
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -236,7 +248,7 @@ def _toml_tables(path: Path) -> Iterator[_Table | Problem]:
     for name in document:
         if name not in {"defaults", "requests"}:
             line_of = _line_of(text, rf"\[*\s*{re.escape(name)}\b")
-            yield Problem(line_of, name, "expected [defaults] and [[requests]] alone")
+            yield Problem(line_of, name, "expected only [defaults] and [[requests]]")
     lines = text.split("\n")
     start = _line_of(text, r"\[\s*defaults\s*\]")
     yield _Table(start, {"defaults": document.get("defaults", {})}, lines[start:])
@@ -263,7 +275,7 @@ def _expand(table: _Table, defaults: Mapping[str, object], label: str, folder: P
     values = {**defaults, **table.values}
     given_label, sweep = values.pop("label", label), values.pop("sweep", {})
     if not isinstance(given_label, str) or not given_label.strip() or not given_label.isprintable():
-        yield Problem(table.line_of("label"), "label", "expected a line of text")
+        yield Problem(table.line_of("label"), "label", "expected a single line of text")
         return
     if not isinstance(sweep, dict) or not all(isinstance(choices, list) and choices for choices in sweep.values()):
         expected = 'expected a table of lists, such as {"n_epochs": [1, 2, 4]}'
@@ -271,7 +283,7 @@ def _expand(table: _Table, defaults: Mapping[str, object], label: str, folder: P
         return
     size = math.prod(len(choices) for choices in sweep.values())
     if size > _MOST_SWEEP:
-        yield Problem(table.line_of("sweep"), "sweep", f"stands for {size} jobs; {_MOST_SWEEP} at most")
+        yield Problem(table.line_of("sweep"), "sweep", f"stands for {size} jobs; at most {_MOST_SWEEP} are allowed")
         return
     told: set[Problem] = set()
     for combination in itertools.product(*sweep.values()):
@@ -298,7 +310,9 @@ def _entry(table: _Table, label: str, values: Mapping[str, object], folder: Path
         yield Problem(table.line_of(error.field), error.field, error.problem)
         return
     if not label.isprintable():
-        yield Problem(table.line_of("sweep"), "sweep", f"its values make a label that is no line of text: {label!r}")
+        yield Problem(
+            table.line_of("sweep"), "sweep", f"its values make a label that is not a single line of text: {label!r}"
+        )
         return
     for field in _FILE_FIELDS:
         file = getattr(request, field)

@@ -253,7 +253,9 @@ class EventStream:
         self._position += 1
         if position < len(self._given):
             if self._given[position] != fingerprint:
-                raise StreamHistoryChanged(f"event {position + 1} is another one than before: {event.message[:200]!r}")
+                raise StreamHistoryChanged(
+                    f"event {position + 1} differs from the one before the reconnect: {event.message[:200]!r}"
+                )
             return False
         self._given.append(fingerprint)
         self._failures = 0
@@ -261,7 +263,9 @@ class EventStream:
 
     def _end(self) -> None:
         if self._position < len(self._given):
-            raise StreamHistoryChanged(f"the stream ended after {self._position} of {len(self._given)} events given")
+            raise StreamHistoryChanged(
+                f"the stream ended after {self._position} events, and had {len(self._given)} before the reconnect"
+            )
         self._is_done = True
         self._unread.clear()
         self._close()
@@ -300,7 +304,7 @@ class EventStream:
         seconds = retry.delay(self._policy, failure, self._failures, now - self._failing_since, idempotent=True)
         if seconds is not None:
             self._again_at = now + seconds
-            _log.info("event stream, failure %d: %s; again in %.1f s", self._failures, failure, seconds)
+            _log.info("event stream, failure %d: %s; reconnecting in %.1f s", self._failures, failure, seconds)
         elif was_open:
             raise StreamInterrupted(f"{failure}; the job may still be running") from failure
         else:

@@ -151,7 +151,7 @@ async def test_fail_fast_says_what_is_left() -> None:
     shown = "\n".join(lines)
     assert "the batch sends no more requests: job-1 ended without a model: fine-tune ft-" in shown
     left = 9 - len(server.jobs)
-    assert lines[-1] == f"{left} of 9 jobs are not over; the same command goes on with them"
+    assert lines[-1] == f"{left} of 9 jobs are not over; the same command continues with them"
 
 
 async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_command() -> None:
@@ -164,11 +164,11 @@ async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_comma
             await server.until(lambda: server.asked["stream"] == 2)
             process.send_signal(signal.SIGINT)
             assert await line_of(process) == (
-                "Sending no more. What is active goes on at the service; the journal is jobs.jsonl.journal"
+                "Sending no more requests. Active jobs continue at the service; the journal is jobs.jsonl.journal"
             )
             stdout, stderr = await process.communicate()
         assert (process.returncode, stderr) == (130, b"")
-        assert stdout.decode().splitlines()[-1] == "5 of 5 jobs are not over; the same command goes on with them"
+        assert stdout.decode().splitlines()[-1] == "5 of 5 jobs are not over; the same command continues with them"
         assert len(server.active) == len(server.jobs) == 2
         server.lasts = 0
         for job_id in list(server.active):
@@ -187,7 +187,7 @@ async def test_interrupted_twice_it_ends_now() -> None:
         async with running(name, url=url) as process:
             await server.until(lambda: len(server.active) == 3)
             process.send_signal(signal.SIGINT)
-            assert (await line_of(process)).startswith("Sending no more.")
+            assert (await line_of(process)).startswith("Sending no more requests.")
             process.send_signal(signal.SIGINT)
             _, stderr = await process.communicate()
         assert (process.returncode, stderr) == (130, b"")
@@ -209,7 +209,7 @@ async def test_interrupted_with_cancel_on_exit_it_cancels() -> None:
         assert process.returncode == 130
     assert [job["status"] for job in server.jobs.values()] == ["cancelled"] * 2
     assert stdout.decode().splitlines()[-1] == (
-        "2 of 2 jobs were not over; those that were active are to be cancelled, and the same command sends the rest"
+        "2 of 2 jobs were not over; the active ones are being cancelled, and the same command sends the rest"
     )
 
 
@@ -225,10 +225,10 @@ async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
         status, lines, said = await run(name, url=url)
         assert (status, lines) == (1, [])
         assert said.splitlines() == [
-            "aiofinetune: jobs.jsonl has changed since jobs.jsonl.journal was begun:",
+            "aiofinetune: jobs.jsonl has changed since jobs.jsonl.journal was started:",
             "job-2: n_epochs was 2, is None",
             "job-3: was sent, and is not asked for any more",
-            "To go on, with a new job for each request that was sent otherwise: --accept-changes",
+            "To continue, with a new job for each request that has changed: --accept-changes",
         ]
         assert len(server.jobs) == 3
         assert (await run(name, "--accept-changes", url=url))[0] == 0
@@ -255,7 +255,7 @@ async def test_a_quota_that_is_used_up_is_told() -> None:
         status, lines, _ = await run(sweep(server, 4), url=url)
     assert status == 1
     assert "the batch sends no more requests: 429: You exceeded your current quota" in " ".join(lines)
-    assert lines[-1] == "2 of 4 jobs are not over; the same command goes on with them"
+    assert lines[-1] == "2 of 4 jobs are not over; the same command continues with them"
 
 
 async def test_words_of_the_service_are_shown_as_they_are() -> None:

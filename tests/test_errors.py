@@ -23,7 +23,7 @@ ONE_OF_EACH = [
     errors.BatchStopped("the batch sends no more requests"),
     errors.NotSent("the create was not sent"),
     errors.CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0, (JOB,)),
-    errors.StreamHistoryChanged("event 3 is another one than before"),
+    errors.StreamHistoryChanged("event 3 differs from the one before the reconnect"),
     errors.LocalFileError("train.jsonl: No such file or directory"),
     errors.TransportError("no reply"),
     errors.ConnectFailed("refused"),
@@ -106,8 +106,8 @@ def test_copies(error: errors.FineTuneError) -> None:
         (errors.DatasetError("a.jsonl", 3, "no JSON"), "a.jsonl, line 3: no JSON"),
         (errors.DatasetError("a.jsonl", None, "is empty"), "a.jsonl: is empty"),
         (
-            errors.ManifestInvalid("a.toml", (Problem(3, "model", "is wrong"), Problem(5, "label", "is there twice"))),
-            "a.toml, line 3, model: is wrong\na.toml, line 5, label: is there twice",
+            errors.ManifestInvalid("a.toml", (Problem(3, "model", "is wrong"), Problem(5, "label", "is used twice"))),
+            "a.toml, line 3, model: is wrong\na.toml, line 5, label: is used twice",
         ),
         (
             errors.CreateUncertain(FineTuneRequest(training_file="file-1", suffix="x"), 0.0, (JOB,)),

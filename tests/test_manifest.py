@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -277,12 +278,12 @@ WRONG = {
     "a label twice": (
         "jobs.jsonl",
         '{"label": "a", "training_file": "file-1"}\n\n{"label": "a", "training_file": "file-2"}',
-        ["line 3, label: 'a' is there twice; each job needs its own"],
+        ["line 3, label: 'a' is used twice; each job needs its own label"],
     ),
     "a value twice in a sweep": (
         "jobs.jsonl",
         '{"training_file": "file-1", "sweep": {"n_epochs": [4, 4]}}',
-        ["line 1, label: 'jobs-1/n_epochs=4' is there twice; each job needs its own"],
+        ["line 1, label: 'jobs-1/n_epochs=4' is used twice; each job needs its own label"],
     ),
     "files that are not there": (
         "jobs.jsonl",
@@ -316,19 +317,19 @@ WRONG = {
     "a sweep too large": (
         "jobs.jsonl",
         f'{{"training_file": "file-1", "sweep": {{"n_epochs": [{RANGE}], "batch_size": [{RANGE}]}}}}',
-        ["line 1, sweep: stands for 10201 jobs; 10000 at most"],
+        ["line 1, sweep: stands for 10201 jobs; at most 10000 are allowed"],
     ),
     "labels that are no line": (
         "jobs.jsonl",
         '{"label": "", "training_file": "file-1"}\n{"label": "a\\nb", "training_file": "file-1"}',
-        ["line 1, label: expected a line of text", "line 2, label: expected a line of text"],
+        ["line 1, label: expected a single line of text", "line 2, label: expected a single line of text"],
     ),
     "a line too long": (
         "jobs.jsonl",
         f'{{"training_file": "{LONG}"}}\n{{"training_file": 1}}',
         ["line 1, request: is longer than 1048576 bytes"],
     ),
-    "nothing": ("jobs.jsonl", "", ["line 1, requests: there are none"]),
+    "nothing": ("jobs.jsonl", "", ["line 1, requests: expected at least one"]),
     "rules that join parameters": (
         "jobs.jsonl",
         '{"training_file": "file-1", "compute_classification_metrics": true}',
@@ -355,7 +356,7 @@ WRONG = {
     "a stray table": (
         "jobs.toml",
         '[[requests]]\ntraining_file = "file-1"\n[other]',
-        ["line 3, other: expected [defaults] and [[requests]] alone"],
+        ["line 3, other: expected only [defaults] and [[requests]]"],
     ),
     "a sweep in dotted keys": (
         "jobs.toml",
@@ -387,6 +388,25 @@ def test_broken_json_is_told_in_its_own_line() -> None:
     first, second = complaints("jobs.jsonl", '{"training_file": "file-1"\n{"training_file": 1}').splitlines()
     assert first.startswith("jobs.jsonl, line 1, request: is not JSON: ")
     assert second == "jobs.jsonl, line 2, training_file: expected a string, got 1"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"training_file": "a\tb"}',
+        b'{"training_file": "a',
+        b'{"training_file" 1}',
+        b"{} {}",
+        b'{"training_file": NaN}',
+    ],
+)
+def test_broken_json_is_said_in_a_sentence(line: bytes) -> None:
+    """Whichever library reads it, the message says what is wrong with a line and at which character of it."""
+    (said,) = complaints("jobs.jsonl", line).splitlines()
+    assert re.fullmatch(r"jobs\.jsonl, line 1, request: is not JSON: .+( at character \d+|NaN is not JSON)", said)
+    assert " at at " not in said
+    (said,) = complaints("jobs.jsonl", b'{"training_file": "a\xff"}').splitlines()
+    assert said == "jobs.jsonl, line 1, request: is not JSON: byte 21 of the line is not UTF-8"
 
 
 def test_all_that_is_wrong_with_one_request_is_told_at_once() -> None:
