@@ -22,7 +22,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
@@ -169,6 +169,9 @@ def _quick_reader(cls: Any, converter: Converter) -> Hook:
             misfit = " and ".join(f"type({name}) is not {exact.__name__}" for exact in _EXACT[field.kind])
             if field.is_required and field.name in ("id", "status"):
                 misfit += f" or not {name}"
+            if field.name in _TIMES:
+                # Milliseconds, say: taken for seconds, they would be after anything, and so prove what is not so.
+                misfit += f" or not 0 <= {name} <= {_LATEST}"
             lines.append(
                 f"    elif {misfit}: " + ("raise Misfit" if field.decides else f"{name} = mend_{number}({name})")
             )
@@ -259,8 +262,10 @@ def _seconds(value: object) -> int | None:
             moment = datetime.fromisoformat(value)
         except ValueError:
             return None
-        # One without a zone is in UTC, as all others on the wire are.
-        value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        if moment.tzinfo is None:
+            # It may be hours off.
+            return None
+        value = moment.timestamp()
     if not isinstance(value, float) or not math.isfinite(value) or not 0 <= value <= _LATEST:
         return None
     return math.floor(value)
