@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -82,7 +83,10 @@ if __name__ == "__main__":
 @asynccontextmanager
 async def serving(folder: Path, key: str, base_url: str) -> AsyncIterator[tuple[Process, str]]:
     """The example as a process, and its URL."""
-    (folder / "service.py").write_text(EXAMPLE)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        free_port = listening.getsockname()[1]
+    # Before 3.14, aiohttp does not say which port the system chose.
+    (folder / "service.py").write_text(EXAMPLE.replace("port=0", f"port={free_port}"))
     environment = {
         "OPENAI_API_KEY": key,
         "OPENAI_BASE_URL": base_url,
