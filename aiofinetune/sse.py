@@ -63,11 +63,12 @@ class EventDecoder:
         return self._split(chunk) or self._parse(chunk)
 
     def close(self) -> bytes:
-        """Return the data of the event that the stream's end cut off; empty if there is none.
+        """Return the data of the event that the stream's end cut off; empty if there is none. Its name is in `names`.
 
         The standard drops such an event, and so must a reader that cannot tell that it is whole.
         """
         self._take(bytes(self._line))
+        self.names = [self._name] if self._name else []
         return bytes(self._data[:-1])
 
     def _split(self, chunk: bytes) -> list[bytes]:
@@ -147,6 +148,9 @@ class EventDecoder:
             name = value.removeprefix(b" ")
             # The standard's own name for an event without one.
             self._name = b"" if name == b"message" else name
+        elif line.startswith(b"{") and line.endswith(b"}"):
+            # No field: some services write the error that ends a stream as it is.
+            self._data += line + b"\n"
 
     def _check_size(self, size: int) -> None:
         if size > MAX_EVENT_BYTES:

@@ -40,8 +40,6 @@ _PINGS: Final = frozenset({"ping", "pong", "heartbeat", "keepalive", "keep-alive
 _CODES: Final = ("code", "statusCode", "status_code")
 _TIMES: Final = frozenset({"created_at", "time", "timestamp", "ts"})
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
-_OTHER_STARTS: Final = (b"<", b"{", b"[")
-"""How HTML, XML and JSON start, and no line of an event stream does."""
 _REST_SECONDS: Final = 5.0
 """How long to wait for the rest of a body that is not an event stream."""
 _LASTING: Final = 5.0
@@ -148,7 +146,6 @@ class EventStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._unread.clear()
         self._new.clear()
         self._again_at = None
         self._close()
@@ -195,9 +192,9 @@ class EventStream:
 
     async def _check_start(self, chunk: bytes) -> None:
         """Raise the error for what a connection brings, if its first bytes show that it is not an event stream."""
-        start, incoming = chunk.lstrip(_BLANK)[:1], self._connection()
+        start, incoming = chunk.lstrip(_BLANK), self._connection()
         self._has_begun = bool(start)
-        if start in _OTHER_STARTS or (not chunk and not _may_stream(incoming.headers)):
+        if not _may_begin(start, incoming.headers) or (not chunk and not _may_stream(incoming.headers)):
             raise in_place_of_events(scrubbed(await _rest_of(incoming, chunk), self._api_key))
 
     def _events_of(self, chunk: bytes) -> list[bytes]:
@@ -211,8 +208,12 @@ class EventStream:
             self._is_odd = bool(self._names) or whole.find(b'"error"') >= 0 or whole.find(b'"type"') >= 0
             shows_key = scrubbed(whole, self._api_key) is not whole
             return [scrubbed(event, self._api_key) for event in events] if shows_key else events
-        if self._decoder.close().strip() == _DONE:
+        data = self._decoder.close().strip()
+        if data == _DONE:
             return [_DONE]
+        with contextlib.suppress(ProtocolViolation):
+            # An error is raised though the end cuts it off; any other event may be another one when it is whole.
+            read_event(scrubbed(data, self._api_key), *self._decoder.names)
         raise ConnectionLost("the event stream ended before [DONE]")
 
     def _take_some(self) -> bool:
@@ -267,7 +268,6 @@ class EventStream:
                 f"the stream ended after {self._position} events, and had {len(self._given)} before the reconnect"
             )
         self._is_done = True
-        self._unread.clear()
         self._close()
 
     def _start(self, incoming: Incoming) -> None:
@@ -275,7 +275,6 @@ class EventStream:
         self._incoming = incoming
         self._decoder = EventDecoder()
         self._has_begun = False
-        self._unread.clear()
         self._position = 0
         self._connected_at = asyncio.get_running_loop().time()
         self._again_at = None
@@ -311,6 +310,8 @@ class EventStream:
             raise failure
 
     def _close(self) -> None:
+        self._unread.clear()
+        self._names.clear()
         if self._incoming is not None:
             self._incoming.close()
             self._incoming = None
@@ -331,7 +332,7 @@ def read_event(data: bytes, name: bytes = b"") -> FineTuneEvent | None:
         ProtocolViolation: It is not an event of a job.
     """
     kind = name.decode(errors="replace").strip().lower()
-    if kind == "error":
+    if _names_error(kind):
         raise _error_of(data)
     if kind in _PINGS or data.strip().decode(errors="replace").lower() in _PINGS:
         return None
@@ -363,10 +364,14 @@ def in_place_of_events(body: bytes) -> FineTuneError:
         return ProtocolViolation(
             f"the reply is not an event stream, but {what}; a proxy may have answered, or base_url may be wrong"
         )
-    with contextlib.suppress(ProtocolViolation):
-        value = structuring.read_json(start)
-        if isinstance(value, dict) and _is_error(value):
-            return _error_of(start)
+    # Whole, or one object on each line.
+    for text in (start, start.partition(b"\n")[0]):
+        with contextlib.suppress(ProtocolViolation):
+            value = structuring.read_json(text)
+            if isinstance(value, list) and value:
+                value = value[0]
+            if isinstance(value, dict) and not _says_event(value) and _is_error(value):
+                return _error_of(text)
     return ProtocolViolation(
         "the service does not stream events: it answered with JSON; list_fine_tune_events() returns those so far. The"
         f" reply starts with {structuring.excerpt(start)}"
@@ -378,15 +383,26 @@ def _says_event(value: Mapping[str, object]) -> bool:
     return str(value.get("object", "")).endswith("event")
 
 
+def _names_error(word: object) -> bool:
+    return str(word).lower().endswith(("error", "exception"))
+
+
 def _is_error(value: Mapping[str, object]) -> bool:
     has_message = value.get("message") is not None
     error = value.get("error")
-    if error or (error == {} and not has_message) or "error" in (value.get("object"), value.get("type")):
+    if (
+        error
+        or (error == {} and not has_message)
+        or _names_error(value.get("object"))
+        or _names_error(value.get("type"))
+    ):
         return True
-    if not has_message:
-        return any(value.get(name) for name in (*_CODES, "detail", "errors", "msg", "title"))
-    # An event has a time or a level, and an error has a code.
-    return not (value.get("created_at") or value.get("level")) and any(value.get(name) for name in _CODES)
+    if has_message and (value.get("created_at") or value.get("level")):
+        # An event has a time or a level, and an error has neither.
+        return False
+    if any(value.get(name) for name in _CODES) or _names_error(value.get("status")) or value.get("success") is False:
+        return True
+    return not has_message and any(value.get(name) for name in ("detail", "errors", "msg", "title"))
 
 
 def _is_ping(value: Mapping[str, object]) -> bool:
@@ -404,10 +420,20 @@ def _error_of(data: bytes) -> APIError:
     return APIError(200, *words)
 
 
+def _type_of(headers: Mapping[str, str]) -> str:
+    return headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
 def _may_stream(headers: Mapping[str, str]) -> bool:
     """Whether a body may be an event stream by its type, which some services leave out or get wrong."""
-    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    return not kind.endswith(("html", "json", "xml"))
+    return not _type_of(headers).endswith(("html", "json", "xml"))
+
+
+def _may_begin(start: bytes, headers: Mapping[str, str]) -> bool:
+    """Whether an event stream may begin like this: with a field, or by its type with anything but a page or JSON."""
+    if _type_of(headers) == "text/event-stream":
+        return start[:1] not in (b"<", b"{", b"[")
+    return any(start.startswith(field[: len(start)]) for field in (b":", b"data", b"event", b"id", b"retry"))
 
 
 async def _rest_of(incoming: Incoming, start: bytes) -> bytes:

@@ -225,7 +225,7 @@ no HTTP, the key echoed              odd       ok        ok        ok        odd
 418                                  api       api       api       api       api       api       api       ok
 400 with the key echoed              400       400       400       400       400       400       400       ok
 500 with the key echoed              ok/5xx    ok/5xx    ok        ok        ok/5xx    ok/5xx    ok/5xx    ok
-200 with the key echoed              odd       ok        ok        ok        ok/lost   ok/lost   ok/cut    ok
+200 with the key echoed              odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
 200 with the key in a wrong field    odd       ok        ok        ok        ok/lost   ok/lost   odd       ok
 200 with the key in an error         odd       ok        ok        ok        ok/lost   ok/lost   api       ok
 200 empty                            odd       ok        ok        ok        ok/lost   ok/lost   ok/cut    ok

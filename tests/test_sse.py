@@ -49,6 +49,8 @@ CASES: list[tuple[bytes, Events, bytes]] = [
     (b"event: a\ndata:\n\nevent: a\ndata\n\n", [(b"a", b""), (b"a", b"")], b""),
     (b"event: a\n\ndata: b\n\n", [b"b"], b""),
     (b"data: a\n: never\r\n:\n\n:ends", [b"a"], b""),
+    (b'data: a\n\n{"error": 7}\n\n{"error":\n\n7}\n\n', [b"a", b'{"error": 7}'], b""),
+    (b'data: a\n\n{"error": 7}', [b"a"], b'{"error": 7}'),
     (b"id: 7\nevent: add\nretry: 10\n\n", [], b""),
     (b" data: a\n\n", [], b""),
     (b"Data: a\n\ndatas: b\n\n", [], b""),
@@ -105,6 +107,9 @@ def reference(stream: bytes) -> tuple[Events, bytes]:
 
 
 def field_of(line: bytes) -> tuple[bytes, bytes]:
+    if line.startswith(b"{") and line.endswith(b"}"):
+        # Beyond the standard.
+        return b"data", line
     field, value = line.split(b":", 1) if b":" in line else (line, b"")
     return field, value.removeprefix(b" ")
 

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rawserver import (
     JOB,
     KEY,
@@ -46,6 +48,7 @@ from aiofinetune import (
     WaitTimeout,
 )
 from aiofinetune.sse import MAX_EVENT_BYTES
+from aiofinetune.stream import in_place_of_events, read_event
 
 pytestmark = pytest.mark.fastforward
 
@@ -188,6 +191,15 @@ ERRORS = {
     "a code and msg": (b'data: {"code": 507, "msg": "no memory"}\n\n', "200: no memory (code 507)"),
     "a code and a message": (b'data: {"code": 507, "message": "no memory"}\n\n', "200: no memory (code 507)"),
     "a detail": (b'data: {"detail": [{"loc": ["path"], "msg": "no memory"}]}\n\n', "200: path: no memory"),
+    "a code and a status": (b'data: {"status": "error", "message": "no memory"}\n\n', "200: no memory"),
+    "no success": (b'data: {"success": false, "message": "no memory"}\n\n', "200: no memory"),
+    "a type of its own": (
+        b'data: {"type": "server_error", "message": "no memory"}\n\n',
+        "200: no memory (type server_error)",
+    ),
+    "named, of its own": (b'event: stream_error\ndata: {"message": "no memory"}\n\n', "200: no memory"),
+    "named, in lines of CR": (b'event: error\rdata: {"message":\rdata: "no memory"}\r\r', "200: no memory"),
+    "no field": (b'{"error": {"message": "no memory"}}\n\n', "200: no memory"),
     "several errors": (b'data: {"errors": [{"title": "no memory"}]}\n\n', "200: no memory"),
 }
 SAID = b'data: {"object": "fine-tune-event", "created_at": 1614807352, "level": "info", "message": "%b"}\n\n'
@@ -203,6 +215,35 @@ async def test_every_shape_of_an_error(case: str, before: bytes, after: bytes) -
     said, failure = await messages(STREAM_HEAD + chunk(before + error + after))
     assert said == (["a", "b"] if before else [])
     assert (type(failure), str(failure)) == (APIError, words)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        b'data: {"error": {"message": "no memory"}}\n',
+        b'data: {"error": {"message": "no memory"}}',
+        b'event: error\ndata: {"message": "no memory"}\n',
+        b"event: error\r\ndata: no memory\r\n",
+        b'{"error": {"message": "no memory"}}',
+        b'{"error": {"message": "no memory"}}\n',
+    ],
+)
+async def test_an_error_at_the_end(error: bytes) -> None:
+    """An error is raised though the stream ends before the empty line that would end its event."""
+    said, failure = await messages(STREAM_HEAD + chunk(SAID % b"a" + error) + chunk(b""))
+    assert said == ["a"]
+    assert (type(failure), str(failure)) == (APIError, "200: no memory")
+
+
+async def test_nothing_after_an_error() -> None:
+    """A stream that raised an error is over, whatever had come behind the error."""
+    raw = STREAM_HEAD + chunk(SAID % b"a" + b'data: {"error": "no memory"}\n\n' + SAID % b"b" + DONE)
+    async with talking_to(answering(raw)) as session, session.stream_fine_tune_events("ft-1") as events:
+        assert (await anext(events)).message == "a"
+        with pytest.raises(APIError, match="no memory"):
+            await anext(events)
+        with pytest.raises(FineTuneError, match="not open"):
+            await anext(events)
 
 
 async def test_an_error_hides_the_key() -> None:
@@ -283,6 +324,9 @@ IN_PLACE = {
     "a page of no type": (reply(body=b"\r\n " + PAGE), ProtocolViolation, "page.*<!DOCTYPE"),
     "a page as a stream": (STREAM_HEAD + chunk(PAGE) + chunk(b""), ProtocolViolation, "page.*<!DOCTYPE"),
     "an empty page": (reply(content_type="text/html"), ProtocolViolation, "not an event stream, but an empty page"),
+    "a page of text": (reply(body=b"upstream error", content_type="text/plain"), ProtocolViolation, "page.*upstream"),
+    "a page of text, of no type": (reply(body=b"Error 7: no"), ProtocolViolation, "page that starts with 'Error 7"),
+    "errors": (reply(body=[{"error": {"message": "no memory"}}]), APIError, "^200: no memory$"),
     "a list": (reply(body=LISTED, content_type="application/json"), ProtocolViolation, "does not stream events"),
     "a bare list": (reply(body=LISTED["data"]), ProtocolViolation, "does not stream events"),
     "a list as a stream": (STREAM_HEAD + chunk(b"\xef\xbb\xbf{") + chunk(b"}"), ProtocolViolation, "does not stream"),
@@ -329,11 +373,25 @@ async def test_json_without_an_end() -> None:
                 await anext(events)
 
 
+@pytest.mark.parametrize(
+    "start", [b"", b"\xef\xbb\xbf\r\n\r\n", b": hello\n", b"id: 7\n", b"retry: 10\r\n", b"event:message\n"]
+)
 @pytest.mark.parametrize("kind", ["", "text/html", "application/json", "text/plain", "application/octet-stream"])
-async def test_a_stream_under_another_type(kind: str) -> None:
-    """An event stream is read whatever Content-Type it has, or if it has none."""
-    head = b"HTTP/1.1 200 OK\r\n" + (f"content-type: {kind}\r\n".encode() if kind else b"") + b"\r\n"
-    assert await messages(head + SAID % b"a" + SAID % b"b" + DONE) == (["a", "b"], None)
+async def test_a_stream_under_another_type(kind: str, start: bytes) -> None:
+    """An event stream is read whatever Content-Type it has, or if it has none, and whatever field is the first."""
+    body = start + SAID % b"a" + SAID % b"b" + DONE
+
+    async def handler(_request: Received, writer: StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n" + (f"content-type: {kind}\r\n".encode() if kind else b"") + b"\r\n")
+        for byte in body[:12]:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.write(body[12:])
+        writer.close()
+
+    async with talking_to(handler, retry=ONCE) as session, session.stream_fine_tune_events("ft-1") as events:
+        assert [each.message async for each in events] == ["a", "b"]
 
 
 async def test_cancelled_before_a_page_says_what_it_is() -> None:
@@ -374,6 +432,25 @@ async def test_no_event(data: bytes) -> None:
     said, failure = await messages(STREAM_HEAD + chunk(event("a") + b"data: " + data + b"\n\n"))
     assert said == ["a"]
     assert isinstance(failure, ProtocolViolation)
+
+
+FIELDS = st.sampled_from(
+    ["error", "message", "object", "type", "status", "code", "detail", "msg", "created_at", "level", "ping", "success"]
+)
+SCALARS = st.none() | st.booleans() | st.integers(-1, 2**70) | st.text(max_size=5) | st.sampled_from(["error", "ping"])
+OBJECTS = st.dictionaries(FIELDS, SCALARS | st.dictionaries(FIELDS, SCALARS, max_size=2), max_size=4)
+
+
+@given(
+    st.binary(max_size=20) | (OBJECTS | st.lists(OBJECTS)).map(lambda value: json.dumps(value).encode()),
+    st.sampled_from([b"", b"error", b"ping", b"update"]) | st.binary(max_size=5),
+)
+def test_any_event(data: bytes, name: bytes) -> None:
+    """Whatever a stream carries is an event, a ping, or an error of ours."""
+    with contextlib.suppress(FineTuneError):
+        event = read_event(data, name)
+        assert event is None or isinstance(event.message, str)
+    assert str(in_place_of_events(data))
 
 
 async def test_endless_event() -> None:
