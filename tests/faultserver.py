@@ -832,7 +832,7 @@ class OnRetry(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a log record."""
-        if "again in" in record.getMessage():
+        if ", failure " in record.getMessage():
             self._function()
 
     def __enter__(self) -> Self:

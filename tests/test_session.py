@@ -1416,7 +1416,7 @@ async def test_warnings_and_logs(caplog: pytest.LogCaptureFixture) -> None:
         await session.list_models()
     (record,) = [record for record in caplog.records if record.name.startswith("aiofinetune")]
     assert record.levelno == logging.INFO
-    assert "GET /models, failure 1: 500: busy; again in 0.0 s" in record.getMessage()
+    assert "GET /models, failure 1: 500: busy; retrying in 0.0 s" in record.getMessage()
 
 
 async def test_create_of_no_request() -> None:
