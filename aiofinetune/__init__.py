@@ -1,68 +1,95 @@
 """An asyncio client for services that speak the fine-tunes API.
 
 Start at `FineTuneSession`; `FineTuneRequest` holds a job's parameters; everything raised is a `FineTuneError`.
+
+Each name is imported when it is first used, so that a program, a trainer or ``--help`` loads only what it needs.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiofinetune._version import __version__
-from aiofinetune.errors import (
-    APIError,
-    AuthenticationFailed,
-    BadRequest,
-    BatchStopped,
-    ConfigurationError,
-    Conflict,
-    ConnectFailed,
-    ConnectionLost,
-    CreateUncertain,
-    DatasetError,
-    FineTuneCancelled,
-    FineTuneEnded,
-    FineTuneError,
-    FineTuneFailed,
-    FineTuneUnreadable,
-    JournalUnusable,
-    LocalFileError,
-    ManifestInvalid,
-    NotFound,
-    NotSent,
-    PermissionDenied,
-    ProtocolViolation,
-    QuotaExceeded,
-    RateLimited,
-    ReplyTimeout,
-    RequestInvalid,
-    ServerError,
-    StreamHistoryChanged,
-    StreamInterrupted,
-    TooManyJobs,
-    TransportError,
-    WaitTimeout,
-)
-from aiofinetune.models import (
-    Deleted,
-    File,
-    FineTune,
-    FineTuneEvent,
-    FineTuneRequest,
-    Hyperparams,
-    Model,
-    Status,
-)
-from aiofinetune.retry import Retry
-from aiofinetune.session import FineTuneSession
-from aiofinetune.stream import EventStream
-from aiofinetune.transport import Timeout
 
 if TYPE_CHECKING:
-    from aiofinetune.batch import Batch, Outcome, Progress
-    from aiofinetune.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionUsage
-    from aiofinetune.manifest import Entry, Problem, check_manifest, read_manifest
-    from aiofinetune.results import ResultRow, last_figures
+    from aiofinetune.batch import (
+        Batch,
+        Outcome,
+        Progress,
+    )
+    from aiofinetune.completions import (
+        Completion,
+        CompletionChoice,
+        CompletionLogprobs,
+        CompletionUsage,
+    )
+    from aiofinetune.errors import (
+        APIError,
+        AuthenticationFailed,
+        BadRequest,
+        BatchStopped,
+        ConfigurationError,
+        Conflict,
+        ConnectFailed,
+        ConnectionLost,
+        CreateUncertain,
+        DatasetError,
+        FineTuneCancelled,
+        FineTuneEnded,
+        FineTuneError,
+        FineTuneFailed,
+        FineTuneUnreadable,
+        JournalUnusable,
+        LocalFileError,
+        ManifestInvalid,
+        NotFound,
+        NotSent,
+        PermissionDenied,
+        ProtocolViolation,
+        QuotaExceeded,
+        RateLimited,
+        ReplyTimeout,
+        RequestInvalid,
+        ServerError,
+        StreamHistoryChanged,
+        StreamInterrupted,
+        TooManyJobs,
+        TransportError,
+        WaitTimeout,
+    )
+    from aiofinetune.manifest import (
+        Entry,
+        Problem,
+        check_manifest,
+        read_manifest,
+    )
+    from aiofinetune.models import (
+        Deleted,
+        File,
+        FineTune,
+        FineTuneEvent,
+        FineTuneRequest,
+        Hyperparams,
+        Model,
+        Status,
+    )
+    from aiofinetune.results import (
+        ResultRow,
+        last_figures,
+    )
+    from aiofinetune.retry import (
+        Retry,
+    )
+    from aiofinetune.session import (
+        FineTuneSession,
+    )
+    from aiofinetune.stream import (
+        EventStream,
+    )
+    from aiofinetune.transport import (
+        Timeout,
+    )
 
 __all__ = [
     "APIError",
@@ -125,28 +152,59 @@ __all__ = [
     "read_manifest",
 ]
 
-_MODULE_OF = {
-    "Batch": "batch",
-    "Completion": "completions",
-    "CompletionChoice": "completions",
-    "CompletionLogprobs": "completions",
-    "CompletionUsage": "completions",
-    "Entry": "manifest",
-    "Outcome": "batch",
-    "Problem": "manifest",
-    "Progress": "batch",
-    "ResultRow": "results",
-    "check_manifest": "manifest",
-    "last_figures": "results",
-    "read_manifest": "manifest",
+_MODULES: Final = {
+    "batch": ["Batch", "Outcome", "Progress"],
+    "completions": ["Completion", "CompletionChoice", "CompletionLogprobs", "CompletionUsage"],
+    "errors": [
+        "APIError",
+        "AuthenticationFailed",
+        "BadRequest",
+        "BatchStopped",
+        "ConfigurationError",
+        "Conflict",
+        "ConnectFailed",
+        "ConnectionLost",
+        "CreateUncertain",
+        "DatasetError",
+        "FineTuneCancelled",
+        "FineTuneEnded",
+        "FineTuneError",
+        "FineTuneFailed",
+        "FineTuneUnreadable",
+        "JournalUnusable",
+        "LocalFileError",
+        "ManifestInvalid",
+        "NotFound",
+        "NotSent",
+        "PermissionDenied",
+        "ProtocolViolation",
+        "QuotaExceeded",
+        "RateLimited",
+        "ReplyTimeout",
+        "RequestInvalid",
+        "ServerError",
+        "StreamHistoryChanged",
+        "StreamInterrupted",
+        "TooManyJobs",
+        "TransportError",
+        "WaitTimeout",
+    ],
+    "manifest": ["Entry", "Problem", "check_manifest", "read_manifest"],
+    "models": ["Deleted", "File", "FineTune", "FineTuneEvent", "FineTuneRequest", "Hyperparams", "Model", "Status"],
+    "results": ["ResultRow", "last_figures"],
+    "retry": ["Retry"],
+    "session": ["FineTuneSession"],
+    "stream": ["EventStream"],
+    "transport": ["Timeout"],
 }
+_MODULE_OF: Final = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """Import when it is asked for what few programs need: batches alone take as long as the rest of the client."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

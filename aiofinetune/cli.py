@@ -13,11 +13,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from aiofinetune import demo as demonstration
 from aiofinetune._version import __version__
-from aiofinetune.batch_view import run_manifest
 from aiofinetune.errors import FineTuneError
-from aiofinetune.local import LocalServer
+
+# ruff: noqa: PLC0415  # each command imports what it runs, so that --help does not wait for the rest
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,6 +42,8 @@ def serve(host: str, port: int, data: Path | None, api_key: str | None) -> None:
 
 
 async def _serve(host: str, port: int, data: Path | None, api_key: str | None) -> None:
+    from aiofinetune.local import LocalServer
+
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,6 +59,8 @@ async def _serve(host: str, port: int, data: Path | None, api_key: str | None) -
 @click.option("--model", default="curie", show_default=True, type=click.Choice(["ada", "babbage", "curie", "davinci"]))
 def demo(model: str) -> None:
     """Fine-tune a model on real data, offline, and show what it learned."""
+    from aiofinetune import demo as demonstration
+
     _run(demonstration.run(model, Console()))
 
 
@@ -87,6 +90,8 @@ def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: 
     Killed or interrupted, the same command goes on where it was. Ctrl-C once sends no more and leaves the jobs that are
     active to the service; twice ends at once.
     """
+    from aiofinetune.batch_view import run_manifest
+
     journal = journal or manifest.with_name(f"{manifest.name}.journal")
     _run(run_manifest(manifest, journal, summary, Console(), check=check, **options))
 

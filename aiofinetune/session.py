@@ -657,7 +657,12 @@ class FineTuneSession:
                     raise failure
                 self._slow_down(failure, seconds)
                 _log.info(
-                    "%s %s, failure %d: %s; retrying in %.1f s", endpoint.method, endpoint.path, failures, failure, seconds
+                    "%s %s, failure %d: %s; retrying in %.1f s",
+                    endpoint.method,
+                    endpoint.path,
+                    failures,
+                    failure,
+                    seconds,
                 )
                 await asyncio.sleep(seconds)
         finally:

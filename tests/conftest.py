@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import itertools
 import json
 import os
 import sys
-import traceback
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeAlias
 
 import aiohttp
 import pytest
-from fastforward import FastForwardLoop
+from fastforward import DebugLoop, FastForwardLoop
 from hypothesis import settings
 
 from aiofinetune.local import LocalServer
@@ -28,18 +25,6 @@ settings.register_profile("aiofinetune", deadline=None, database=None, max_examp
 settings.load_profile("aiofinetune")
 
 SAMPLES = Path(__file__).parent / "samples"
-
-_NEAREST = 4
-_walk_stack = traceback.walk_stack
-
-
-def _walk_near_stack(f: FrameType | None) -> Iterator[tuple[FrameType, int]]:
-    return itertools.islice(_walk_stack(f), _NEAREST)
-
-
-# In debug mode asyncio keeps with each future where it was made: the whole stack, of which pytest alone makes up some
-# fifty frames. They took half of the suite's time.
-traceback.walk_stack = _walk_near_stack
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -52,8 +37,8 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
     if item.get_closest_marker("fastforward"):
         return {"fastforward": FastForwardLoop}
     if item.get_closest_marker("uvloop"):
-        return {"asyncio": asyncio.new_event_loop, "uvloop": _new_uvloop}
-    return {"asyncio": asyncio.new_event_loop}
+        return {"asyncio": DebugLoop, "uvloop": _new_uvloop}
+    return {"asyncio": DebugLoop}
 
 
 def _new_uvloop() -> asyncio.AbstractEventLoop:

@@ -153,7 +153,8 @@ sys.addaudithook(lambda event, args: opened.append(event) if event.startswith("s
 import aiofinetune
 assert threading.active_count() == 1
 assert not opened
-assert not {"numpy", "click", "rich", "aiofinetune.local"} & set(sys.modules)
+import aiofinetune.local
+assert not {"aiohttp", "attrs", "numpy", "click", "rich"} & set(sys.modules)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "OPENAI_BASE_URL": "no URL at all"}
     done = subprocess.run(  # noqa: S603  # the script above
@@ -162,3 +163,21 @@ assert not {"numpy", "click", "rich", "aiofinetune.local"} & set(sys.modules)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout == done.stderr == b""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "unused"),
+    [
+        (["-c", "import aiofinetune.local.trainer"], {"aiohttp", "cattrs", "click", "rich"}),
+        (["-m", "aiofinetune", "--help"], {"aiohttp", "attrs", "cattrs", "numpy"}),
+    ],
+    ids=["trainer", "help"],
+)
+def test_imports_no_more_than_it_uses(command: list[str], unused: set[str]) -> None:
+    """A trainer and ``--help``, which start often, import nothing that they do not use."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    done = subprocess.run(  # noqa: S603  # the commands above
+        [sys.executable, "-X", "importtime", *command], env=environment, capture_output=True, check=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
+    assert not imported & unused

@@ -1,0 +1,156 @@
+"""The server itself: its folder, queue and application on a listening socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from aiohttp import web
+
+from aiofinetune.errors import ConfigurationError
+from aiofinetune.local.app import Api
+from aiofinetune.local.connections import Connections, SeldomLog, listen
+from aiofinetune.local.jobs import Jobs
+from aiofinetune.local.store import Store
+from aiofinetune.protocol import is_loopback
+
+_SHUTDOWN_TIMEOUT: Final = 0.3
+"""Seconds that connections have to end, whose requests have ended or were cancelled before."""
+
+_log = logging.getLogger("aiofinetune.local")
+
+
+class LocalServer:
+    """A server of the fine-tunes API in this process, on this event loop.
+
+    Args:
+        data: The folder of its files, jobs and models; made if need be. Without one, a temporary folder.
+        host: The address to listen on. Anything but loopback needs an explicit `api_key`.
+        port: The port to listen on; 0 takes a free one.
+        api_key: What clients must send; without one, a random key.
+
+    Raises:
+        ConfigurationError: Here, for a host or a key that will not do. On entering: the folder or the port cannot be
+            used, or NumPy is not installed.
+    """
+
+    base_url: str
+    """Where the API is, such as ``http://127.0.0.1:40123/v1``; known once the server is entered."""
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        api_key: str | None = None,
+    ) -> None:
+        if api_key is None and not is_loopback(host):
+            raise ConfigurationError(f"host: {host!r} is open to other machines; give an api_key of your own for that")
+        if api_key is not None and not (
+            api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""
+        ):
+            raise ConfigurationError("api_key: expected printable ASCII without space around it")
+        self.api_key = api_key or f"local-{secrets.token_urlsafe(24)}"
+        self._data = data
+        self._host = host
+        self._port = port
+        self._entered: contextlib.AbstractAsyncContextManager[None] | None = None
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"<LocalServer {getattr(self, 'base_url', 'not entered')}>"
+
+    async def __aenter__(self) -> Self:
+        if self._entered is not None:
+            raise ConfigurationError("this server is running already")
+        if importlib.util.find_spec("numpy") is None:
+            raise ConfigurationError("the server trains with NumPy; install it with: pip install 'aiofinetune[local]'")
+        self._loop = asyncio.get_running_loop()
+        self._entered = self._running()
+        try:
+            await self._entered.__aenter__()
+        except BaseException:
+            self._entered = None
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if asyncio.get_running_loop() is not self._loop and not self._loop.is_closed():
+            raise ConfigurationError("this server runs on another event loop; leave it there")
+        entered, self._entered = self._entered, None
+        assert entered is not None  # noqa: S101  # __aenter__ comes first.
+        await entered.__aexit__(kind, error, traceback)
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        failure: BaseException | None = None
+        async with _folder(self._data) as folder, Store(folder).opened() as store, asyncio.TaskGroup() as group:
+            jobs = Jobs(store)
+            api = Api(store, jobs, self.api_key)
+            trainings = group.create_task(jobs.run())
+            try:
+                async with self._listening(api):
+                    try:
+                        yield
+                    finally:
+                        trainings.cancel()  # Its trainer ends while requests do.
+            except BaseException as error:  # noqa: BLE001  # Raised below: the group would wrap it.
+                failure = error
+            finally:
+                trainings.cancel()
+                await api.close()
+        if failure is not None:
+            raise failure
+
+    @contextlib.asynccontextmanager
+    async def _listening(self, api: Api) -> AsyncIterator[None]:
+        log = SeldomLog(_log)
+        # A client that goes away cancels its request, which frees what a stream holds at once.
+        runner = web.AppRunner(
+            api.application(),
+            handler_cancellation=True,
+            access_log=None,
+            logger=log,
+            shutdown_timeout=_SHUTDOWN_TIMEOUT,
+        )
+        await runner.setup()
+        assert runner.server is not None  # noqa: S101  # It was set up.
+        connections = Connections(runner.server, log)
+        try:
+            try:
+                sockets = await listen(self._host, self._port)
+            except (OSError, OverflowError) as error:
+                raise ConfigurationError(f"cannot listen on {self._host}, port {self._port}: {error}") from error
+            host, port = sockets[0].getsockname()[:2]
+            self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+            connections.accept(sockets)
+            yield
+        finally:
+            await connections.close()
+            await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def _folder(data: str | os.PathLike[str] | None) -> AsyncIterator[Path]:
+    """The data folder; a temporary one is removed in the end."""
+    if data is not None:
+        yield Path(data).absolute()  # noqa: ASYNC240  # It asks for the working directory and nothing else.
+        return
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="aiofinetune-"))
+    try:
+        yield folder
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder)
