@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
+from collections.abc import Iterator
 from typing import Final
 
 from aiofinetune.errors import FineTuneError
@@ -34,8 +34,24 @@ def without_secret(error: FineTuneError, secret: str) -> FineTuneError:
 
     It is the error itself if neither it nor anything that is chained to it shows the key; else one like it.
     """
-    shown = "".join(traceback.format_exception(error)) + repr(error.args)
-    if secret not in shown or len(secret) < _SHORTEST:
+    if len(secret) < _SHORTEST or not any(secret in text for text in _shown(error)):
         return error
     arguments = (argument.replace(secret, "…") if isinstance(argument, str) else argument for argument in error.args)
     return type(error)(*arguments)
+
+
+def _shown(error: BaseException) -> Iterator[str]:
+    """All that a traceback shows of an error, but for lines of code."""
+    waiting: list[BaseException] = [error]
+    seen: set[int] = set()
+    while waiting:
+        error = waiting.pop()
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
+        yield str(error)
+        yield repr(error.args)
+        yield from map(str, getattr(error, "__notes__", ()))
+        if isinstance(error, BaseExceptionGroup):
+            waiting += error.exceptions
+        waiting += filter(None, (error.__cause__, error.__context__))

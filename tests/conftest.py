@@ -24,6 +24,9 @@ from aiofinetune.local import LocalServer
 settings.register_profile("aiofinetune", deadline=None, database=None, max_examples=100)
 settings.load_profile("aiofinetune")
 
+# Before NumPy is imported: the suite runs in as many processes as there are cores, and more threads only wait.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 SAMPLES = Path(__file__).parent / "samples"
 
 

@@ -20,6 +20,8 @@ Ts = TypeVarTuple("Ts")
 
 _STILL: Final = 0.001
 """Seconds without a byte that count as stillness: loopback hands a byte over as it is sent, but for a busy kernel."""
+_JUMPS: Final = 8
+"""Timers in a row that may be jumped to after one wait, while no byte comes."""
 
 # As they are before a loop makes them jump.
 _monotonic, _unix_time = time.monotonic, time.time
@@ -30,13 +32,19 @@ class _Selector(selectors.DefaultSelector):
         super().__init__()
         self.ahead = 0.0
         self.threads = 0
+        self._jumps = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None or timeout <= _STILL or self.threads:
             return super().select(timeout)
-        ready = super().select(_STILL)
-        if not ready:
-            self.ahead += timeout - _STILL
+        # Where all was still, it is looked at again and again, but not waited for each time.
+        seconds = _STILL if self._jumps % _JUMPS == 0 else 0.0
+        ready = super().select(seconds)
+        if ready:
+            self._jumps = 0
+        else:
+            self._jumps += 1
+            self.ahead += timeout - seconds
         return ready
 
 

@@ -11,6 +11,7 @@ import contextlib
 import email.utils
 import json
 import logging
+import os
 import re
 import socket
 import struct
@@ -19,7 +20,6 @@ import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 from urllib.parse import unquote
@@ -796,10 +796,10 @@ async def nothing_left_open() -> AsyncIterator[None]:
 
 def _open_files() -> set[str]:
     found = set()
-    for descriptor in Path("/proc/self/fd").iterdir():
+    for descriptor in os.listdir("/proc/self/fd"):  # noqa: PTH208  # thousands of times: pathlib takes ten times as long
         # The listing's own descriptor is closed by now.
         with contextlib.suppress(FileNotFoundError):
-            found.add(f"{descriptor.name} {descriptor.readlink()}")
+            found.add(f"{descriptor} {os.readlink(f'/proc/self/fd/{descriptor}')}")  # noqa: PTH115  # likewise
     return found
 
 

@@ -333,7 +333,7 @@ async def test_fault(
     cell: Cell, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call gives the right result or the right error; the service holds what was reported, and nothing stays open."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "aiofinetune")
     monkeypatch.setattr("aiofinetune.protocol.MOST_REPLY_BYTES", 1 << 20)
     error = None
     async with (

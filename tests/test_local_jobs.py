@@ -302,7 +302,7 @@ async def test_a_job_waits_for_room_on_the_disk(
 
 
 async def test_a_full_disk_is_answered_with_507(
-    client: Client, examples: bytes, data: Path, monkeypatch: pytest.MonkeyPatch
+    client: Client, examples: bytes, data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While nothing can be written, uploads and creates are refused and leave nothing; reading goes on."""
     monkeypatch.setattr(jobs, "_FIRST_PAUSE", 0.05)
@@ -316,7 +316,8 @@ async def test_a_full_disk_is_answered_with_507(
         for path in ("/fine-tunes", f"/fine-tunes/{running['id']}/cancel"):
             error = await client.call("POST", path, status=507, json=asked)
             assert error["type"] == "server_error"
-        assert len((await client.call("GET", "/fine-tunes"))["data"]) == 1
+        while "fine-tunes wait for" not in caplog.text:
+            assert len((await client.call("GET", "/fine-tunes"))["data"]) == 1
     await reach_interruption(client, running["id"])
     await client.call("POST", f"/fine-tunes/{running['id']}/cancel")
     known = {listed["id"] for listed in (await client.call("GET", "/files"))["data"]}
@@ -444,7 +445,7 @@ async def test_a_server_killed_in_an_upload_keeps_none_of_it(data: Path, launch:
             while True:
                 if any((data / "files").iterdir()):
                     seen.set()
-                yield bytes(10_000)
+                yield bytes(1 << 20)
 
         headers = {"Content-Type": "multipart/form-data; boundary=x"}
         upload = asyncio.create_task(client.call("POST", "/files", data=endless(), headers=headers))

@@ -191,22 +191,26 @@ def test_longest_line() -> None:
     assert decode(*pieces(encode(data))) == ([data], b"")
 
 
+BOUND = 1 << 18
+
+
 @pytest.mark.parametrize(
     "stream",
     [
-        b"data: " + b"x" * MAX_EVENT_BYTES,
-        b"x" * (MAX_EVENT_BYTES + 1),
-        b"data: x\n" * (MAX_EVENT_BYTES + 1),
-        b"data:\n" * (MAX_EVENT_BYTES + 2),
-        (b"data: " + b"x" * (MAX_EVENT_BYTES // 2) + b"\n") * 3,
-        b"event: " + b"x" * (MAX_EVENT_BYTES // 2) + b"\ndata: " + b"x" * (MAX_EVENT_BYTES // 2),
+        b"data: " + b"x" * BOUND,
+        b"x" * (BOUND + 1),
+        b"data: x\n" * (BOUND + 1),
+        b"data:\n" * (BOUND + 2),
+        (b"data: " + b"x" * (BOUND // 2) + b"\n") * 3,
+        b"event: " + b"x" * (BOUND // 2) + b"\ndata: " + b"x" * (BOUND // 2),
     ],
     ids=["line", "no field", "lines", "empty lines", "long lines", "name"],
 )
-def test_past_the_bound(stream: bytes) -> None:
+def test_past_the_bound(stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event that never ends is given up, rather than kept until the memory is full."""
+    monkeypatch.setattr("aiofinetune.sse.MAX_EVENT_BYTES", BOUND)
     decoder = EventDecoder()
-    with pytest.raises(ProtocolViolation, match=str(MAX_EVENT_BYTES)):
+    with pytest.raises(ProtocolViolation, match=str(BOUND)):
         deque(map(decoder.feed, pieces(stream)), maxlen=0)
 
 
