@@ -13,36 +13,33 @@ from typing import TYPE_CHECKING, Final
 from aiofinetune._version import __version__
 
 if TYPE_CHECKING:
+    from aiofinetune._completions import Completion, CompletionChoice, CompletionLogprobs, CompletionUsage
+    from aiofinetune._http.transport import Timeout
+    from aiofinetune._jobs.stream import EventStream
     from aiofinetune.batch import (
         Batch,
+        BatchStopped,
+        Entry,
+        ManifestInvalid,
         Outcome,
+        Problem,
         Progress,
-    )
-    from aiofinetune.completions import (
-        Completion,
-        CompletionChoice,
-        CompletionLogprobs,
-        CompletionUsage,
+        check_manifest,
+        read_manifest,
     )
     from aiofinetune.errors import (
         APIError,
         AuthenticationFailed,
         BadRequest,
-        BatchStopped,
         ConfigurationError,
         Conflict,
         ConnectFailed,
         ConnectionLost,
-        CreateUncertain,
         DatasetError,
-        FineTuneCancelled,
-        FineTuneEnded,
         FineTuneError,
-        FineTuneFailed,
         FineTuneUnreadable,
         JournalUnusable,
         LocalFileError,
-        ManifestInvalid,
         NotFound,
         NotSent,
         PermissionDenied,
@@ -58,38 +55,23 @@ if TYPE_CHECKING:
         TransportError,
         WaitTimeout,
     )
-    from aiofinetune.manifest import (
-        Entry,
-        Problem,
-        check_manifest,
-        read_manifest,
-    )
     from aiofinetune.models import (
+        CreateUncertain,
         Deleted,
         File,
         FineTune,
+        FineTuneCancelled,
+        FineTuneEnded,
         FineTuneEvent,
+        FineTuneFailed,
         FineTuneRequest,
         Hyperparams,
         Model,
         Status,
     )
-    from aiofinetune.results import (
-        ResultRow,
-        last_figures,
-    )
-    from aiofinetune.retry import (
-        Retry,
-    )
-    from aiofinetune.session import (
-        FineTuneSession,
-    )
-    from aiofinetune.stream import (
-        EventStream,
-    )
-    from aiofinetune.transport import (
-        Timeout,
-    )
+    from aiofinetune.results import ResultRow, last_figures
+    from aiofinetune.retry import Retry
+    from aiofinetune.session import FineTuneSession
 
 __all__ = [
     "APIError",
@@ -153,27 +135,42 @@ __all__ = [
 ]
 
 _MODULES: Final = {
-    "batch": ["Batch", "Outcome", "Progress"],
-    "completions": ["Completion", "CompletionChoice", "CompletionLogprobs", "CompletionUsage"],
+    "_completions": [
+        "Completion",
+        "CompletionChoice",
+        "CompletionLogprobs",
+        "CompletionUsage",
+    ],
+    "_http.transport": [
+        "Timeout",
+    ],
+    "_jobs.stream": [
+        "EventStream",
+    ],
+    "batch": [
+        "Batch",
+        "BatchStopped",
+        "Entry",
+        "ManifestInvalid",
+        "Outcome",
+        "Problem",
+        "Progress",
+        "check_manifest",
+        "read_manifest",
+    ],
     "errors": [
         "APIError",
         "AuthenticationFailed",
         "BadRequest",
-        "BatchStopped",
         "ConfigurationError",
         "Conflict",
         "ConnectFailed",
         "ConnectionLost",
-        "CreateUncertain",
         "DatasetError",
-        "FineTuneCancelled",
-        "FineTuneEnded",
         "FineTuneError",
-        "FineTuneFailed",
         "FineTuneUnreadable",
         "JournalUnusable",
         "LocalFileError",
-        "ManifestInvalid",
         "NotFound",
         "NotSent",
         "PermissionDenied",
@@ -189,13 +186,30 @@ _MODULES: Final = {
         "TransportError",
         "WaitTimeout",
     ],
-    "manifest": ["Entry", "Problem", "check_manifest", "read_manifest"],
-    "models": ["Deleted", "File", "FineTune", "FineTuneEvent", "FineTuneRequest", "Hyperparams", "Model", "Status"],
-    "results": ["ResultRow", "last_figures"],
-    "retry": ["Retry"],
-    "session": ["FineTuneSession"],
-    "stream": ["EventStream"],
-    "transport": ["Timeout"],
+    "models": [
+        "CreateUncertain",
+        "Deleted",
+        "File",
+        "FineTune",
+        "FineTuneCancelled",
+        "FineTuneEnded",
+        "FineTuneEvent",
+        "FineTuneFailed",
+        "FineTuneRequest",
+        "Hyperparams",
+        "Model",
+        "Status",
+    ],
+    "results": [
+        "ResultRow",
+        "last_figures",
+    ],
+    "retry": [
+        "Retry",
+    ],
+    "session": [
+        "FineTuneSession",
+    ],
 }
 _MODULE_OF: Final = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -35,39 +35,26 @@
     │   └── FineTuneCancelled
     └── WaitTimeout               a job was not over in the time given                (also a TimeoutError)
 
-The cause, if there is one, is chained as ``__cause__``. Cancellation is never one of these: it stays
-``asyncio.CancelledError``.
+All are imported from `aiofinetune`. Those that carry a job, an outcome or the problems of a manifest are defined beside
+those classes, in `aiofinetune.models` and `aiofinetune.batch`. The cause, if there is one, is chained as ``__cause__``.
+Cancellation is never one of these: it stays ``asyncio.CancelledError``.
 """
 
 from __future__ import annotations
-
-import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from aiofinetune.batch import Outcome
-    from aiofinetune.manifest import Problem
-    from aiofinetune.models import FineTune, FineTuneEvent, FineTuneRequest
 
 __all__ = [
     "APIError",
     "AuthenticationFailed",
     "BadRequest",
-    "BatchStopped",
     "ConfigurationError",
     "Conflict",
     "ConnectFailed",
     "ConnectionLost",
-    "CreateUncertain",
     "DatasetError",
-    "FineTuneCancelled",
-    "FineTuneEnded",
     "FineTuneError",
-    "FineTuneFailed",
     "FineTuneUnreadable",
     "JournalUnusable",
     "LocalFileError",
-    "ManifestInvalid",
     "NotFound",
     "NotSent",
     "PermissionDenied",
@@ -130,35 +117,8 @@ class DatasetError(FineTuneError, ValueError):
         return f"{where}: {self.problem}"
 
 
-class ManifestInvalid(FineTuneError, ValueError):
-    """A batch's manifest that is wrong; it holds every problem, and nothing of it was sent.
-
-    Args:
-        path: The manifest.
-        problems: What is wrong, in the manifest's order.
-    """
-
-    def __init__(self, path: str, problems: tuple[Problem, ...]) -> None:
-        super().__init__(path, problems)
-        self.path = path
-        self.problems = problems
-
-    def __str__(self) -> str:
-        return "\n".join(f"{self.path}, line {it.line}, {it.field}: {it.words}" for it in self.problems)
-
-
 class JournalUnusable(FineTuneError):
     """A batch's journal cannot be used: another process has it, it is damaged or gone, or it is of another batch."""
-
-
-class BatchStopped(FineTuneError):
-    """A batch ended before all its requests were sent; the cause, if there is one, is chained.
-
-    What was sent is in the journal; running the batch again with the same journal goes on from there.
-    """
-
-    outcomes: tuple[Outcome, ...] = ()
-    """Where `Batch.run` raises it: the outcomes of the requests that were sent."""
 
 
 class LocalFileError(FineTuneError):
@@ -259,60 +219,6 @@ class NotSent(FineTuneError):
     """A create made no job, for nobody wanted it any more when it was its turn to be sent."""
 
 
-class CreateUncertain(FineTuneError):
-    """It cannot be told whether a create made a job, or which: a person has to look.
-
-    Args:
-        request: What was asked for.
-        since: When it was first sent, in Unix seconds by this machine's clock.
-        candidates: Jobs of the service's list that it may have made; empty if the list could not be read.
-        accepted: Whether the service accepted the create: then a job was made, but which one is not known.
-        unreadable: Ids of further candidates: jobs of which nothing but the id could be read.
-        fine_tune_id: The id that the reply to the create named, where it could not be confirmed to be the job's.
-    """
-
-    def __init__(
-        self,
-        request: FineTuneRequest,
-        since: float,
-        candidates: tuple[FineTune, ...] = (),
-        accepted: bool = False,  # noqa: FBT001, FBT002  # by position: an exception is copied by its args
-        unreadable: tuple[str, ...] = (),
-        fine_tune_id: str | None = None,
-    ) -> None:
-        super().__init__(request, since, candidates, accepted, unreadable, fine_tune_id)
-        self.request = request
-        self.since = since
-        self.candidates = candidates
-        self.accepted = accepted
-        self.unreadable = unreadable
-        self.fine_tune_id = fine_tune_id
-
-    @property
-    def candidate_ids(self) -> tuple[str, ...]:
-        """The ids of all jobs that it may have made, the one that the reply named first."""
-        named = () if self.fine_tune_id is None else (self.fine_tune_id,)
-        return tuple(dict.fromkeys((*named, *(job.id for job in self.candidates), *self.unreadable)))
-
-    def __str__(self) -> str:
-        since = min([self.since, *(job.created_at for job in self.candidates if job.created_at is not None)])
-        # A service may give any number, and a record of a time any float.
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(0, min(since, 253402300799))))
-        request, ids = self.request, ", ".join(self.candidate_ids)
-        return (
-            (
-                "the service accepted a create, so it made a job, but which one is not certain."
-                if self.accepted
-                else "the reply to a create was lost, and it may have made a job."
-            )
-            + f" Look in list_fine_tunes() for one of {when} or later with the training file {request.training_file},"
-            f" model {request.model or '(any)'} and suffix {request.suffix or '(none)'}"
-            + (f"; it may be {ids}" if ids else "")
-            # The service's own words say what stands between, or what it meant.
-            + (f"; the reply: {self.__cause__}" if self.accepted and self.__cause__ is not None else "")
-        )
-
-
 class ProtocolViolation(FineTuneError):
     """The service answered with something its API does not allow.
 
@@ -343,32 +249,6 @@ class StreamInterrupted(FineTuneError):
 
 class StreamHistoryChanged(StreamInterrupted):
     """On reconnecting, the service told other events than before, so that none can be trusted to be new."""
-
-
-class FineTuneEnded(FineTuneError):
-    """A job that was waited for ended without a model.
-
-    Args:
-        job: The job as the service last reported it.
-        events: The last events of the job, oldest first.
-    """
-
-    def __init__(self, job: FineTune, events: tuple[FineTuneEvent, ...] = ()) -> None:
-        super().__init__(job, events)
-        self.job = job
-        self.events = events
-
-    def __str__(self) -> str:
-        said = "; ".join(event.message for event in self.events[-3:])
-        return f"fine-tune {self.job.id} {self.job.status}" + (f": {said}" if said else "")
-
-
-class FineTuneFailed(FineTuneEnded):
-    """The job failed; its last events say why."""
-
-
-class FineTuneCancelled(FineTuneEnded):
-    """The job was cancelled."""
 
 
 class WaitTimeout(FineTuneError, TimeoutError):

@@ -1,6 +1,6 @@
 """What the API takes and gives, as frozen attrs classes.
 
-Each class names its place in the API reference (the fine-tunes, files and models objects; `aiofinetune.completions`
+Each class names its place in the API reference (the fine-tunes, files and models objects; `aiofinetune._completions`
 has the rest). Times are Unix times in whole seconds. What the service does not say, or says in a way that cannot be
 read, is None; a list of it is empty. How these are read from and written to JSON is the business of
 `aiofinetune.structuring`.
@@ -9,12 +9,13 @@ read, is None; a list of it is empty. How these are read from and written to JSO
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Generic, Literal, TypeGuard, TypeVar
 
 import attrs
 
-from aiofinetune.errors import RequestInvalid
+from aiofinetune.errors import FineTuneError, RequestInvalid
 
 T = TypeVar("T")
 
@@ -290,3 +291,86 @@ class FineTuneRequest:
             for name in ("classification_n_classes", "classification_positive_class"):
                 if getattr(self, name) is not None:
                     raise RequestInvalid(name, "is only used with compute_classification_metrics=True")
+
+
+# Errors that carry a job
+
+
+class CreateUncertain(FineTuneError):
+    """It cannot be told whether a create made a job, or which: a person has to look.
+
+    Args:
+        request: What was asked for.
+        since: When it was first sent, in Unix seconds by this machine's clock.
+        candidates: Jobs of the service's list that it may have made; empty if the list could not be read.
+        accepted: Whether the service accepted the create: then a job was made, but which one is not known.
+        unreadable: Ids of further candidates: jobs of which nothing but the id could be read.
+        fine_tune_id: The id that the reply to the create named, where it could not be confirmed to be the job's.
+    """
+
+    def __init__(
+        self,
+        request: FineTuneRequest,
+        since: float,
+        candidates: tuple[FineTune, ...] = (),
+        accepted: bool = False,  # noqa: FBT001, FBT002  # by position: an exception is copied by its args
+        unreadable: tuple[str, ...] = (),
+        fine_tune_id: str | None = None,
+    ) -> None:
+        super().__init__(request, since, candidates, accepted, unreadable, fine_tune_id)
+        self.request = request
+        self.since = since
+        self.candidates = candidates
+        self.accepted = accepted
+        self.unreadable = unreadable
+        self.fine_tune_id = fine_tune_id
+
+    @property
+    def candidate_ids(self) -> tuple[str, ...]:
+        """The ids of all jobs that it may have made, the one that the reply named first."""
+        named = () if self.fine_tune_id is None else (self.fine_tune_id,)
+        return tuple(dict.fromkeys((*named, *(job.id for job in self.candidates), *self.unreadable)))
+
+    def __str__(self) -> str:
+        since = min([self.since, *(job.created_at for job in self.candidates if job.created_at is not None)])
+        # A service may give any number, and a record of a time any float.
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(0, min(since, 253402300799))))
+        request, ids = self.request, ", ".join(self.candidate_ids)
+        return (
+            (
+                "the service accepted a create, so it made a job, but which one is not certain."
+                if self.accepted
+                else "the reply to a create was lost, and it may have made a job."
+            )
+            + f" Look in list_fine_tunes() for one of {when} or later with the training file {request.training_file},"
+            f" model {request.model or '(any)'} and suffix {request.suffix or '(none)'}"
+            + (f"; it may be {ids}" if ids else "")
+            # The service's own words say what stands between, or what it meant.
+            + (f"; the reply: {self.__cause__}" if self.accepted and self.__cause__ is not None else "")
+        )
+
+
+class FineTuneEnded(FineTuneError):
+    """A job that was waited for ended without a model.
+
+    Args:
+        job: The job as the service last reported it.
+        events: The last events of the job, oldest first.
+    """
+
+    def __init__(self, job: FineTune, events: tuple[FineTuneEvent, ...] = ()) -> None:
+        super().__init__(job, events)
+        self.job = job
+        self.events = events
+
+    def __str__(self) -> str:
+        said = "; ".join(event.message for event in self.events[-3:])
+        return f"fine-tune {self.job.id} {self.job.status}" + (f": {said}" if said else "")
+
+
+class FineTuneFailed(FineTuneEnded):
+    """The job failed; its last events say why."""
+
+
+class FineTuneCancelled(FineTuneEnded):
+    """The job was cancelled."""

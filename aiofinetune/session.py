@@ -18,18 +18,24 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 import aiohttp
 import attrs
 
-from aiofinetune import files, protocol, reconcile, retry, structuring
+from aiofinetune import retry, structuring
+from aiofinetune._http import files
+from aiofinetune._http.throttle import Pause
+from aiofinetune._http.transport import SMALL_BUFFER, Heard, Incoming, Timeout, Transport, collect
+from aiofinetune._jobs import matching as reconcile
+from aiofinetune._jobs.matching import Accepted, Group, Moment, Own, Search
+from aiofinetune._jobs.stream import EventStream
+from aiofinetune._secret import Secret, scrubbed, without_secret
 from aiofinetune._version import __version__
+from aiofinetune.dialects import _fine_tunes as protocol
+from aiofinetune.dialects._fine_tunes import Endpoint, Reply, Request
 from aiofinetune.errors import (
     APIError,
     BadRequest,
     ConfigurationError,
     Conflict,
     ConnectionLost,
-    CreateUncertain,
-    FineTuneCancelled,
     FineTuneError,
-    FineTuneFailed,
     FineTuneUnreadable,
     LocalFileError,
     NotFound,
@@ -41,18 +47,25 @@ from aiofinetune.errors import (
     TransportError,
     WaitTimeout,
 )
-from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Listing, Model, Rows, Status
-from aiofinetune.pause import Pause
-from aiofinetune.protocol import Endpoint, Reply, Request
-from aiofinetune.reconcile import Accepted, Group, Moment, Own, Search
+from aiofinetune.models import (
+    CreateUncertain,
+    Deleted,
+    File,
+    FineTune,
+    FineTuneCancelled,
+    FineTuneEvent,
+    FineTuneFailed,
+    FineTuneRequest,
+    Listing,
+    Model,
+    Rows,
+    Status,
+)
 from aiofinetune.retry import Retry
-from aiofinetune.secret import Secret, scrubbed, without_secret
-from aiofinetune.stream import EventStream
-from aiofinetune.transport import SMALL_BUFFER, Heard, Incoming, Timeout, Transport, collect
 
 if TYPE_CHECKING:
-    from aiofinetune.completions import Completion
-    from aiofinetune.results import ResultRow
+    from aiofinetune._completions import Completion
+    from aiofinetune.results._rows import ResultRow
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -379,10 +392,10 @@ class FineTuneSession:
             fine_tune = await self.retrieve_fine_tune(fine_tune.id)
         if not fine_tune.result_files:
             raise NotFound(404, f"fine-tune {fine_tune.id} has no results file; its status is {fine_tune.status}")
-        from aiofinetune import results  # noqa: PLC0415  # a tenth of the client's import, which few programs need
+        from aiofinetune.results import read_results  # noqa: PLC0415  # a tenth of the import, which few programs need
 
         content = scrubbed(await self.download_file(fine_tune.result_files[0].id), self._api_key)
-        return await asyncio.to_thread(results.read_results, content)
+        return await asyncio.to_thread(read_results, content)
 
     # Models
 
@@ -441,7 +454,7 @@ class FineTuneSession:
             "seed": seed,
         }
         body = structuring.write_request({name: value for name, value in parameters.items() if value is not None})
-        from aiofinetune import completions  # noqa: PLC0415  # an eighth of the client's import, likewise
+        from aiofinetune import _completions as completions  # noqa: PLC0415  # an eighth of the client's import, likewise
 
         return await self._call(completions.CREATE_COMPLETION, body=body)
 

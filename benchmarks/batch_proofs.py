@@ -35,10 +35,10 @@ from damage import COUNT, Case, corrupted, flipped, sent, write_version_1
 from rawserver import KEY
 
 from aiofinetune import FineTuneRequest, FineTuneSession, Retry
-from aiofinetune.batch import Batch
-from aiofinetune.errors import CreateUncertain
+from aiofinetune.batch._batch import Batch
+from aiofinetune.batch._manifest import Entry
 from aiofinetune.local import LocalServer
-from aiofinetune.manifest import Entry
+from aiofinetune.models import CreateUncertain
 
 # kill
 

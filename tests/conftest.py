@@ -184,7 +184,7 @@ def find_trainers(data: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_bytes()
-            if b"local/trainer.py" in command and bytes(data) in command:
+            if b"_engines/trainer.py" in command and bytes(data) in command:
                 found.append(int(process.name))
     return found
 

@@ -26,7 +26,7 @@ COUNT: Final = 8
 CHILD: Final = """
 import asyncio, sys
 from aiofinetune import Batch, Entry, FineTuneRequest, FineTuneSession, Retry
-from aiofinetune.errors import CreateUncertain
+from aiofinetune.models import CreateUncertain
 
 async def main(url, key, journal, count, file):
     retry = Retry(attempts=5, base=0.01, cap=0.1, grace=0.4)

@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 import attrs
 
 from aiofinetune import FineTuneSession
+from aiofinetune._http.transport import Timeout
 from aiofinetune.retry import Retry
-from aiofinetune.transport import Timeout
 
 KEY: Final = "sk-secret-4f1c9a7e"
 """The key that the tests' sessions send, and that nothing but the service may ever see."""

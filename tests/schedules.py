@@ -11,7 +11,8 @@ import attrs
 from faultserver import FAULTS, QUICK, Exchange, Fault, FaultServer, session_for
 
 from aiofinetune import FineTune, FineTuneError, FineTuneRequest, FineTuneSession, StreamInterrupted
-from aiofinetune.errors import CreateUncertain, StreamHistoryChanged
+from aiofinetune.errors import StreamHistoryChanged
+from aiofinetune.models import CreateUncertain
 
 T = TypeVar("T")
 

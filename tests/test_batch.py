@@ -31,19 +31,12 @@ from aiofinetune import (
     RequestInvalid,
     Retry,
 )
-from aiofinetune.batch import MOST_STREAMS, Batch, Outcome, Progress, difference, find_changes
-from aiofinetune.errors import (
-    AuthenticationFailed,
-    BatchStopped,
-    CreateUncertain,
-    FineTuneError,
-    JournalUnusable,
-    PermissionDenied,
-    QuotaExceeded,
-)
-from aiofinetune.journal import Journal
+from aiofinetune.batch._batch import MOST_STREAMS, Batch, BatchStopped, Outcome, Progress, difference, find_changes
+from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._manifest import Entry
+from aiofinetune.errors import AuthenticationFailed, FineTuneError, JournalUnusable, PermissionDenied, QuotaExceeded
 from aiofinetune.local import LocalServer
-from aiofinetune.manifest import Entry
+from aiofinetune.models import CreateUncertain
 
 POLL = 0.02
 
@@ -331,7 +324,7 @@ async def test_a_listed_job_that_is_gone_is_an_outcome() -> None:
 
 async def test_looks_go_on_while_results_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A results file that does not come holds up neither the ends of other jobs nor new ones."""
-    monkeypatch.setattr("aiofinetune.batch.MOST_STREAMS", 0)
+    monkeypatch.setattr("aiofinetune.batch._batch.MOST_STREAMS", 0)
     server = BatchServer(lasts=None)
     server.held["download"] = asyncio.Event()
     async with (
@@ -355,7 +348,7 @@ async def test_a_job_that_is_not_listed_is_given_up_after_looks_that_fail_in_a_r
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A look that finds the job running, though the list does not hold it, makes good those that failed before."""
-    monkeypatch.setattr("aiofinetune.batch.MOST_STREAMS", 0)
+    monkeypatch.setattr("aiofinetune.batch._batch.MOST_STREAMS", 0)
     server = BatchServer(lasts=None)
     looks = itertools.count(1)
 
@@ -1823,7 +1816,7 @@ async def test_an_end_that_cannot_be_noted_lets_what_is_being_sent_settle(tmp_pa
 @pytest.mark.parametrize("most_streams", [0, MOST_STREAMS])
 async def test_one_job_for_two_requests(monkeypatch: pytest.MonkeyPatch, most_streams: int) -> None:
     """Where a service gives a job that it gave to another request, each request has its outcome, and one the job."""
-    monkeypatch.setattr("aiofinetune.batch.MOST_STREAMS", most_streams)
+    monkeypatch.setattr("aiofinetune.batch._batch.MOST_STREAMS", most_streams)
     server = BatchServer(lasts=None)
     wanted = entries(server, 2)
 

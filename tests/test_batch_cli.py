@@ -22,8 +22,8 @@ from batchserver import BatchServer, error
 from rawserver import KEY
 
 from aiofinetune import FineTuneRequest, LocalFileError
-from aiofinetune.batch import Outcome
-from aiofinetune.batch_view import _write
+from aiofinetune.batch._batch import Outcome
+from aiofinetune.cli._batch import _write
 
 COMMAND = (sys.executable, "-m", "aiofinetune", "batch")
 PATIENCE = 30

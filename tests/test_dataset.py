@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiofinetune.dataset import MAX_LINE_BYTES, Example, parse_example, read_examples
+from aiofinetune.data._examples import MAX_LINE_BYTES, Example, parse_example, read_examples
 from aiofinetune.errors import DatasetError
 
 GOOD = b'{"prompt": "a ->", "completion": " b"}\n'

@@ -12,7 +12,7 @@ import attrs
 import pytest
 from faultserver import FAULTS, FaultServer, OnRetry, assert_hidden, nothing_left_open, session_for
 
-from aiofinetune import FineTuneError, FineTuneRequest, FineTuneSession, Retry, errors
+from aiofinetune import CreateUncertain, FineTuneError, FineTuneRequest, FineTuneSession, Retry, errors
 
 pytestmark = pytest.mark.fastforward
 
@@ -275,7 +275,7 @@ WORDS: Final[Mapping[str, type[FineTuneError] | None]] = {
     "late": errors.ReplyTimeout,
     "odd": errors.ProtocolViolation,
     "cut": errors.StreamInterrupted,
-    "unsure": errors.CreateUncertain,
+    "unsure": CreateUncertain,
     "api": errors.APIError,
     "400": errors.BadRequest,
     "401": errors.AuthenticationFailed,
@@ -334,7 +334,7 @@ async def test_fault(
 ) -> None:
     """A call gives the right result or the right error; the service holds what was reported, and nothing stays open."""
     caplog.set_level(logging.DEBUG, "aiofinetune")
-    monkeypatch.setattr("aiofinetune.protocol.MOST_REPLY_BYTES", 1 << 20)
+    monkeypatch.setattr("aiofinetune.dialects._fine_tunes.MOST_REPLY_BYTES", 1 << 20)
     error = None
     async with (
         nothing_left_open(),

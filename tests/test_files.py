@@ -12,7 +12,7 @@ import pytest
 from faultserver import nothing_left_open
 
 from aiofinetune import LocalFileError, RequestInvalid
-from aiofinetune.files import Content, Form, opened, opened_source, save
+from aiofinetune._http.files import Content, Form, opened, opened_source, save
 
 DATA = bytes(range(256)) * 3000
 

@@ -16,9 +16,9 @@ import attrs
 import pytest
 
 from aiofinetune import FineTune, FineTuneRequest
+from aiofinetune.batch._journal import Journal, Lost, Record
+from aiofinetune.batch._manifest import Entry
 from aiofinetune.errors import JournalUnusable
-from aiofinetune.journal import Journal, Lost, Record
-from aiofinetune.manifest import Entry
 
 URL = "http://127.0.0.1:1/v1"
 ASKED = FineTuneRequest(training_file="data/train.jsonl", model="ada", n_epochs=2)
@@ -313,8 +313,8 @@ INTEND = """
 import asyncio, sys
 from pathlib import Path
 from aiofinetune import FineTuneRequest
-from aiofinetune.journal import Journal
-from aiofinetune.manifest import Entry
+from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._manifest import Entry
 
 async def main():
     async with Journal(Path(sys.argv[1]), sys.argv[2]).opened() as journal:

@@ -20,7 +20,7 @@ from batchserver import BatchServer, talking_to
 from damage import COUNT, Case, child, corrupted, entries, flipped, sent, write_version_1
 
 from aiofinetune import Batch, JournalUnusable
-from aiofinetune.batch import find_changes
+from aiofinetune.batch._batch import find_changes
 
 HEADER: Final = 76
 """Bytes of a journal before its first line."""

@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from aiofinetune.local import LocalServer, app, connections
+from aiofinetune.local import LocalServer
+from aiofinetune.local import _app as app
+from aiofinetune.local import _connections as connections
 
 if TYPE_CHECKING:
     from conftest import Client, Connect

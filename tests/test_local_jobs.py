@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiofinetune import structuring
-from aiofinetune.local import LocalServer, jobs
-from aiofinetune.local.store import Store
+from aiofinetune.local import LocalServer
+from aiofinetune.local import _queue as jobs
+from aiofinetune.local._store import Store
 
 if TYPE_CHECKING:
     from conftest import Client, Connect, Launch

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as untyped  # type: ignore[import-untyped]
 
-from aiofinetune.local import metrics
+from aiofinetune.local._engines import metrics
 
 reference: Any = untyped  # Its signatures, as type checkers guess them, leave out most of what it takes.
 

@@ -11,12 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiofinetune.local import model as engine
-from aiofinetune.local.atomic import replacing
-from aiofinetune.local.model import Model, TextPair, Weights
-from aiofinetune.local.optimizer import Adagrad
-from aiofinetune.local.sampling import complete
-from aiofinetune.local.tokens import TOKEN_BYTES, count_tokens, extensions, show_token, split_tokens, token_starts
+from aiofinetune.local._atomic import replacing
+from aiofinetune.local._engines import model as engine
+from aiofinetune.local._engines.model import Model, TextPair, Weights
+from aiofinetune.local._engines.optimizer import Adagrad
+from aiofinetune.local._engines.sampling import complete
+from aiofinetune.local._engines.tokens import (
+    TOKEN_BYTES,
+    count_tokens,
+    extensions,
+    show_token,
+    split_tokens,
+    token_starts,
+)
 
 TEXTS = [
     TextPair.of("CAPITAL LETTER DZHE ->", " Cyrillic"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aiofinetune.local import pretrain
-from aiofinetune.local.model import SIZES, evaluate, load, load_base, random_model
+from aiofinetune.local._engines import pretrain
+from aiofinetune.local._engines.model import SIZES, evaluate, load, load_base, random_model
 
 
 def test_the_weights_in_the_package_are_those_recorded() -> None:

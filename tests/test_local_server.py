@@ -16,7 +16,8 @@ import aiohttp
 import pytest
 
 from aiofinetune.errors import ConfigurationError
-from aiofinetune.local import LocalServer, app
+from aiofinetune.local import LocalServer
+from aiofinetune.local import _app as app
 
 if TYPE_CHECKING:
     from conftest import Client, Connect
@@ -835,7 +836,7 @@ async def test_an_unexpected_failure_is_logged_and_hidden(
     async def broken(_store: object) -> None:
         raise ZeroDivisionError("the secret details")
 
-    monkeypatch.setattr("aiofinetune.local.store.Store.models", broken)
+    monkeypatch.setattr("aiofinetune.local._store.Store.models", broken)
     error = await client.call("GET", "/models", status=500)
     assert error["type"] == "server_error"
     assert "secret" not in error["message"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from aiofinetune._threads import in_thread
 from aiofinetune.errors import ConfigurationError
-from aiofinetune.local.store import Refused, Store
+from aiofinetune.local._store import Refused, Store
 from aiofinetune.models import FineTuneRequest
-from aiofinetune.threads import in_thread
 
 
 async def test_a_folder_of_another_schema_is_refused(data: Path) -> None:

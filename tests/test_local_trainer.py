@@ -17,12 +17,12 @@ import attrs
 import numpy as np
 import pytest
 
-from aiofinetune.dataset import MAX_LINE_BYTES
-from aiofinetune.local import trainer, training
-from aiofinetune.local.model import Model, TextPair, evaluate, load, load_base
-from aiofinetune.local.sampling import complete
-from aiofinetune.local.trainer import EXIT_ABANDONED
-from aiofinetune.local.training import Classification, Row, TrainingError
+from aiofinetune.data._examples import MAX_LINE_BYTES
+from aiofinetune.local._engines import trainer, training
+from aiofinetune.local._engines.model import Model, TextPair, evaluate, load, load_base
+from aiofinetune.local._engines.sampling import complete
+from aiofinetune.local._engines.trainer import EXIT_ABANDONED
+from aiofinetune.local._engines.training import Classification, Row, TrainingError
 
 PLAIN: dict[str, Any] = {
     "n_epochs": 2,

@@ -16,15 +16,8 @@ import aiohttp
 import pytest
 from rawserver import JOB, KEY, STREAM_HEAD, Received, answering, chunk, event, reply, serve, session_for
 
-from aiofinetune import (
-    ConfigurationError,
-    EventStream,
-    FineTuneError,
-    FineTuneEvent,
-    FineTuneRequest,
-    FineTuneSession,
-    batch,
-)
+from aiofinetune import ConfigurationError, EventStream, FineTuneError, FineTuneEvent, FineTuneRequest, FineTuneSession
+from aiofinetune.batch import _batch as batch
 from aiofinetune.local import LocalServer
 
 Call: TypeAlias = Callable[[FineTuneSession], Awaitable[object]]

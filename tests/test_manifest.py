@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiofinetune import FineTuneRequest
-from aiofinetune.errors import LocalFileError, ManifestInvalid
-from aiofinetune.manifest import Entry, Problem, check_manifest, is_local, read_manifest
+from aiofinetune.batch._manifest import Entry, ManifestInvalid, Problem, check_manifest, is_local, read_manifest
+from aiofinetune.errors import LocalFileError
 
 
 @pytest.fixture(autouse=True)

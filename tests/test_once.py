@@ -46,9 +46,10 @@ from aiofinetune import (
     Retry,
     ServerError,
     Timeout,
-    reconcile,
 )
-from aiofinetune.errors import CreateUncertain, NotSent, QuotaExceeded, TooManyJobs
+from aiofinetune._jobs import matching as reconcile
+from aiofinetune.errors import NotSent, QuotaExceeded, TooManyJobs
+from aiofinetune.models import CreateUncertain
 
 pytestmark = pytest.mark.fastforward
 

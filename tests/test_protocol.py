@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from strategies import JSON
 from yarl import URL
 
-from aiofinetune import completions, errors, protocol
+from aiofinetune import _completions as completions
+from aiofinetune import errors
+from aiofinetune.dialects import _fine_tunes as protocol
+from aiofinetune.dialects._fine_tunes import Reply, Request
 from aiofinetune.errors import (
     ConfigurationError,
     ProtocolViolation,
@@ -26,7 +29,6 @@ from aiofinetune.errors import (
     RequestInvalid,
     TooManyJobs,
 )
-from aiofinetune.protocol import Reply, Request
 
 BASE = "https://service.test/v1"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import aiofinetune
-from aiofinetune import errors
 
 ROOT = Path(aiofinetune.__file__).parent
 MODULES = {
@@ -109,11 +108,6 @@ def test_all_is_sorted_and_there() -> None:
     assert all(hasattr(aiofinetune, name) for name in aiofinetune.__all__)
 
 
-def test_errors_are_all_public() -> None:
-    """Whoever wants to catch an error can import it from the top."""
-    assert set(errors.__all__) <= set(aiofinetune.__all__)
-
-
 def test_typed() -> None:
     """Type checkers are told to read the package's annotations (PEP 561)."""
     assert (ROOT / "py.typed").is_file()
@@ -122,19 +116,32 @@ def test_typed() -> None:
 def test_aiohttp_has_few_doors() -> None:
     """Aiohttp is imported where sockets are, and nowhere else."""
     users = {module for module in MODULES if any(is_within(name, "aiohttp") for name in imports(module))}
-    assert {module for module in users if not is_local(module)} == {"aiofinetune.session", "aiofinetune.transport"}
+    assert {module for module in users if not is_local(module)} == {
+        "aiofinetune.session",
+        "aiofinetune._http.transport",
+    }
 
 
 def test_client_and_server_are_apart() -> None:
     """The client never imports the embedded server, nor that the client: either works, and is tested, without it."""
-    client = ("session", "transport", "stream")
-    for module in client:
-        assert not [name for name in imports(f"aiofinetune.{module}") if is_local(name)]
+    client = ("session", "_http", "_jobs")
+    for module in MODULES:
+        if any(is_within(module, f"aiofinetune.{part}") for part in client):
+            assert not [name for name in imports(module) if is_local(name)]
     for module in filter(is_local, MODULES):
         assert not [name for name in imports(module) for part in client if is_within(name, f"aiofinetune.{part}")]
 
 
-PURE = ("errors", "models", "structuring", "protocol", "completions", "sse", "retry", "results")
+PURE = (
+    "errors",
+    "models",
+    "structuring",
+    "dialects._fine_tunes",
+    "_completions",
+    "_sse",
+    "retry",
+    "results._rows",
+)
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -168,7 +175,7 @@ assert not {"aiohttp", "attrs", "numpy", "click", "rich"} & set(sys.modules)
 @pytest.mark.parametrize(
     ("command", "unused"),
     [
-        (["-c", "import aiofinetune.local.trainer"], {"aiohttp", "cattrs", "click", "rich"}),
+        (["-c", "import aiofinetune.local._engines.trainer"], {"aiohttp", "cattrs", "click", "rich"}),
         (["-m", "aiofinetune", "--help"], {"aiohttp", "attrs", "cattrs", "numpy"}),
     ],
     ids=["trainer", "help"],

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiofinetune import ProtocolViolation, ResultRow, last_figures
-from aiofinetune.results import read_results
+from aiofinetune.results._rows import read_results
 
 
 def test_sample(samples: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiofinetune import errors
-from aiofinetune.models import FineTune
+from aiofinetune.models import FineTune, FineTuneFailed
 from aiofinetune.retry import Retry, delay, is_safe_to_repeat
 
 POLICY = Retry()
@@ -48,7 +48,7 @@ JOB = FineTune("ft-1", "failed", "ada", 1, ())
         (errors.ConfigurationError("no key"), False, False),
         (errors.LocalFileError("gone"), False, False),
         (errors.StreamInterrupted("ended"), False, False),
-        (errors.FineTuneFailed(JOB), False, False),
+        (FineTuneFailed(JOB), False, False),
         (errors.WaitTimeout("late"), False, False),
         (errors.FineTuneError("closed"), False, False),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiofinetune.secret import scrubbed
+from aiofinetune._secret import scrubbed
 
 KEY = "sk-hostile-0123456789"
 

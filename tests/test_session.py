@@ -483,7 +483,7 @@ async def test_retired_service(monkeypatch: pytest.MonkeyPatch) -> None:
     async with talking_to(answering(reply(404, {"error": "gone"}), seen=seen)) as session:
         with pytest.raises(NotFound, match=r"^404: gone$"):
             await session.list_fine_tunes()
-        monkeypatch.setattr("aiofinetune.protocol.DEFAULT_BASE_URL", session.base_url)
+        monkeypatch.setattr("aiofinetune.dialects._fine_tunes.DEFAULT_BASE_URL", session.base_url)
         with pytest.raises(NotFound, match=r"^404: gone\. .*OPENAI_BASE_URL"):
             await session.list_fine_tunes()
     assert len(seen) == 2
@@ -760,7 +760,7 @@ async def test_bomb() -> None:
 
 async def test_bomb_that_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply past the longest that is read is refused once it is past it, not once it is whole."""
-    monkeypatch.setattr("aiofinetune.protocol.MOST_REPLY_BYTES", 8 << 20)
+    monkeypatch.setattr("aiofinetune.dialects._fine_tunes.MOST_REPLY_BYTES", 8 << 20)
     packer = zlib.compressobj(9, wbits=zlib.MAX_WBITS | 16)
     body = b"".join(packer.compress(b" " * (16 << 20)) for _ in range(16)) + packer.flush()
     async with talking_to(answering(reply(body=body, Content_Encoding="gzip"))) as session:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiofinetune import ProtocolViolation
-from aiofinetune.sse import MAX_EVENT_BYTES, EventDecoder, encode
+from aiofinetune._sse import MAX_EVENT_BYTES, EventDecoder, encode
 
 Events: TypeAlias = list[bytes | tuple[bytes, bytes]]
 
@@ -208,7 +208,7 @@ BOUND = 1 << 18
 )
 def test_past_the_bound(stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event that never ends is given up, rather than kept until the memory is full."""
-    monkeypatch.setattr("aiofinetune.sse.MAX_EVENT_BYTES", BOUND)
+    monkeypatch.setattr("aiofinetune._sse.MAX_EVENT_BYTES", BOUND)
     decoder = EventDecoder()
     with pytest.raises(ProtocolViolation, match=str(BOUND)):
         deque(map(decoder.feed, pieces(stream)), maxlen=0)

@@ -47,8 +47,8 @@ from aiofinetune import (
     Timeout,
     WaitTimeout,
 )
-from aiofinetune.sse import MAX_EVENT_BYTES
-from aiofinetune.stream import in_place_of_events, read_event
+from aiofinetune._jobs.stream import in_place_of_events, read_event
+from aiofinetune._sse import MAX_EVENT_BYTES
 
 pytestmark = pytest.mark.fastforward
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aiofinetune.local.server import LocalServer
+    from aiofinetune.local._server import LocalServer
 
 __all__ = ["LocalServer"]
 
@@ -22,7 +22,7 @@ __all__ = ["LocalServer"]
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aiofinetune.local import server  # noqa: PLC0415  # not before it is asked for
+    from aiofinetune.local import _server as server  # noqa: PLC0415  # not before it is asked for
 
     value = globals()[name] = getattr(server, name)
     return value

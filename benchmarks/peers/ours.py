@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from aiofinetune import FineTuneRequest, FineTuneSession
-from aiofinetune.batch import Batch
+from aiofinetune.batch._batch import Batch
 from benchmarks.peers import harness
 
 

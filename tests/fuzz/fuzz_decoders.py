@@ -33,11 +33,11 @@ def main(seconds: int) -> None:  # noqa: C901, PLR0915  # what atheris instrumen
     """Fuzz for so many seconds, and print how many inputs that were."""
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["aiofinetune"]):
-        completions: Any = importlib.import_module("aiofinetune.completions")
-        protocol: Any = importlib.import_module("aiofinetune.protocol")
-        results: Any = importlib.import_module("aiofinetune.results")
-        sse: Any = importlib.import_module("aiofinetune.sse")
-        stream: Any = importlib.import_module("aiofinetune.stream")
+        completions: Any = importlib.import_module("aiofinetune._completions")
+        protocol: Any = importlib.import_module("aiofinetune.dialects._fine_tunes")
+        results: Any = importlib.import_module("aiofinetune.results._rows")
+        sse: Any = importlib.import_module("aiofinetune._sse")
+        stream: Any = importlib.import_module("aiofinetune._jobs.stream")
         errors: Any = importlib.import_module("aiofinetune.errors")
     endpoints = [value for value in vars(protocol).values() if isinstance(value, protocol.Endpoint)]
     endpoints.append(completions.CREATE_COMPLETION)

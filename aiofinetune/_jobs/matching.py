@@ -19,14 +19,13 @@ import attrs
 from aiofinetune.errors import (
     APIError,
     ConnectFailed,
-    CreateUncertain,
     FineTuneError,
     FineTuneUnreadable,
     ProtocolViolation,
     ServerError,
     TransportError,
 )
-from aiofinetune.models import File, FineTune, FineTuneRequest
+from aiofinetune.models import CreateUncertain, File, FineTune, FineTuneRequest
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from typing import IO, Any, BinaryIO, Final, Protocol, TypeAlias
 
 import attrs
 
+from aiofinetune._threads import in_thread
 from aiofinetune.errors import FineTuneError, LocalFileError, RequestInvalid
-from aiofinetune.threads import in_thread
 
 
 class SupportsRead(Protocol):

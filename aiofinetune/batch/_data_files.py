@@ -12,13 +12,13 @@ from typing import Final
 
 import attrs
 
+from aiofinetune._http.files import check_regular
+from aiofinetune._threads import in_thread
+from aiofinetune.batch._journal import Journal, Record
+from aiofinetune.batch._manifest import is_local
 from aiofinetune.errors import FineTuneError, LocalFileError
-from aiofinetune.files import check_regular
-from aiofinetune.journal import Journal, Record
-from aiofinetune.manifest import is_local
 from aiofinetune.models import File, FineTuneRequest
 from aiofinetune.session import FineTuneSession
-from aiofinetune.threads import in_thread
 
 _log = logging.getLogger("aiofinetune")
 

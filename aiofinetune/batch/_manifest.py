@@ -35,7 +35,7 @@ from typing import Final
 import attrs
 
 from aiofinetune import structuring
-from aiofinetune.errors import LocalFileError, ManifestInvalid, RequestInvalid
+from aiofinetune.errors import FineTuneError, LocalFileError, RequestInvalid
 from aiofinetune.models import FineTuneRequest
 
 _MOST_LINE_BYTES: Final = 1 << 20
@@ -337,3 +337,20 @@ def _path_from(folder: Path, file: str) -> str:
     path = str(folder / file)
     # A path drops the "./" by which it is known.
     return path if _looks_local(path) else os.path.join(os.curdir, path)  # noqa: PTH118
+
+
+class ManifestInvalid(FineTuneError, ValueError):
+    """A batch's manifest that is wrong; it holds every problem, and nothing of it was sent.
+
+    Args:
+        path: The manifest.
+        problems: What is wrong, in the manifest's order.
+    """
+
+    def __init__(self, path: str, problems: tuple[Problem, ...]) -> None:
+        super().__init__(path, problems)
+        self.path = path
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(f"{self.path}, line {it.line}, {it.field}: {it.words}" for it in self.problems)

@@ -6,7 +6,7 @@ from typing import Final
 
 import attrs
 
-from aiofinetune.protocol import Endpoint
+from aiofinetune.dialects._fine_tunes import Endpoint
 
 
 @attrs.frozen

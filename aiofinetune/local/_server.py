@@ -17,12 +17,12 @@ from typing import Final, Self
 
 from aiohttp import web
 
+from aiofinetune.dialects._fine_tunes import is_loopback
 from aiofinetune.errors import ConfigurationError
-from aiofinetune.local.app import Api
-from aiofinetune.local.connections import Connections, SeldomLog, listen
-from aiofinetune.local.jobs import Jobs
-from aiofinetune.local.store import Store
-from aiofinetune.protocol import is_loopback
+from aiofinetune.local._app import Api
+from aiofinetune.local._connections import Connections, SeldomLog, listen
+from aiofinetune.local._queue import Jobs
+from aiofinetune.local._store import Store
 
 _SHUTDOWN_TIMEOUT: Final = 0.3
 """Seconds that connections have to end, whose requests have ended or were cancelled before."""

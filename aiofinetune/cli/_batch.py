@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from aiofinetune import structuring
-from aiofinetune.batch import Batch, Outcome, Progress, find_changes
-from aiofinetune.errors import BatchStopped, ConfigurationError, JournalUnusable, LocalFileError
-from aiofinetune.manifest import check_manifest, read_manifest
+from aiofinetune.batch._batch import Batch, BatchStopped, Outcome, Progress, find_changes
+from aiofinetune.batch._manifest import check_manifest, read_manifest
+from aiofinetune.errors import ConfigurationError, JournalUnusable, LocalFileError
 from aiofinetune.session import FineTuneSession
 
 _SHOWN_ACTIVE: Final = 10

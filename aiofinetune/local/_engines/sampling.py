@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 import attrs
 import numpy as np
 
-from aiofinetune.local.model import (
+from aiofinetune.local._engines.model import (
     END_OF_TEXT,
     PROMPT_BYTES,
     Floats,
@@ -19,7 +19,7 @@ from aiofinetune.local.model import (
     next_log_probabilities,
     ngram_buckets,
 )
-from aiofinetune.local.tokens import extensions, show_token, split_tokens
+from aiofinetune.local._engines.tokens import extensions, show_token, split_tokens
 
 T = TypeVar("T")
 

@@ -19,17 +19,18 @@ from urllib.parse import quote
 import attrs
 from aiohttp import BodyPartReader, web
 
-from aiofinetune import sse, structuring
+from aiofinetune import _sse as sse
+from aiofinetune import structuring
 from aiofinetune.errors import RequestInvalid
-from aiofinetune.local.completions import Answer, Completer, read_completion_request
-from aiofinetune.local.connections import connection_of, new_request_id
-from aiofinetune.local.jobs import MANY_EVENTS, Jobs, event_id, write_event
-from aiofinetune.local.shortage import shortage_of
-from aiofinetune.local.store import PURPOSE, Incoming, Refused, Store
+from aiofinetune.local._completions import Answer, Completer, read_completion_request
+from aiofinetune.local._connections import connection_of, new_request_id
+from aiofinetune.local._queue import MANY_EVENTS, Jobs, event_id, write_event
+from aiofinetune.local._shortage import shortage_of
+from aiofinetune.local._store import PURPOSE, Incoming, Refused, Store
 from aiofinetune.models import Deleted, FineTune, FineTuneRequest
 
 if TYPE_CHECKING:
-    from aiofinetune.local.sampling import Written
+    from aiofinetune.local._engines.sampling import Written
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

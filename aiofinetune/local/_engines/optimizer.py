@@ -5,7 +5,7 @@ from typing import Final
 import attrs
 import numpy as np
 
-from aiofinetune.local.model import Floats, Gradients, Model
+from aiofinetune.local._engines.model import Floats, Gradients, Model
 
 # Keeps a first step of nearly no gradient from dividing by nearly nothing.
 EPSILON: Final = 1e-5

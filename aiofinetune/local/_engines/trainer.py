@@ -1,6 +1,6 @@
 """The process that trains one job.
 
-    python -P aiofinetune/local/trainer.py job.json
+    python -P aiofinetune/local/_engines/trainer.py job.json
 
 The job file names the training and validation files, the model (a base model's name, or the path of a fine-tuned one),
 where to write the tuned model and the results, the hyperparameters and the seed. On stdout goes one JSON object a line:
@@ -47,10 +47,10 @@ import sys
 import traceback
 from pathlib import Path
 
-from aiofinetune.local import training
-from aiofinetune.local.atomic import replacing
-from aiofinetune.local.model import SIZES, load, load_base, save
-from aiofinetune.local.shortage import shortage_of
+from aiofinetune.local._atomic import replacing
+from aiofinetune.local._engines import training
+from aiofinetune.local._engines.model import SIZES, load, load_base, save
+from aiofinetune.local._shortage import shortage_of
 
 
 def run(job: dict[str, Any]) -> None:  # Any: JSON that the server wrote.

@@ -11,14 +11,14 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from aiofinetune.dataset import read_examples
+from aiofinetune.data._examples import read_examples
 from aiofinetune.errors import DatasetError
-from aiofinetune.local import metrics
-from aiofinetune.local.defaults import batch_size_of, learning_rate_multiplier_of
-from aiofinetune.local.model import Model, TextPair, evaluate, largest_weight, loss_and_gradients, score
-from aiofinetune.local.optimizer import Adagrad
-from aiofinetune.local.shortage import shortage_of
-from aiofinetune.local.tokens import count_tokens, token_starts
+from aiofinetune.local._engines import metrics
+from aiofinetune.local._engines.defaults import batch_size_of, learning_rate_multiplier_of
+from aiofinetune.local._engines.model import Model, TextPair, evaluate, largest_weight, loss_and_gradients, score
+from aiofinetune.local._engines.optimizer import Adagrad
+from aiofinetune.local._engines.tokens import count_tokens, token_starts
+from aiofinetune.local._shortage import shortage_of
 
 # How often in an epoch, the last time at its end, the model is measured on the whole validation file.
 VALIDATIONS_PER_EPOCH: Final = 2

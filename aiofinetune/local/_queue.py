@@ -21,10 +21,11 @@ from typing import Final
 
 import attrs
 
-from aiofinetune import sse, structuring
+from aiofinetune import _sse as sse
+from aiofinetune import structuring
 from aiofinetune.errors import ProtocolViolation
-from aiofinetune.local.shortage import Shortage, shortage_of
-from aiofinetune.local.store import Run, Store
+from aiofinetune.local._shortage import Shortage, shortage_of
+from aiofinetune.local._store import Run, Store
 from aiofinetune.models import FineTuneEvent, Status
 
 _GRACE: Final = 2.0
@@ -43,7 +44,7 @@ _LINE_BYTES: Final = 1 << 20
 MANY_EVENTS: Final = 500
 """As many as can be written without holding up the event loop for long."""
 
-_TRAINER: Final = Path(__file__).with_name("trainer.py")
+_TRAINER: Final = Path(__file__).parent / "_engines" / "trainer.py"
 
 _SEED: Final = 0
 """The same data and parameters give the same model; the API has no parameter for it."""

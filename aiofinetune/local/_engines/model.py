@@ -23,7 +23,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from aiofinetune.local.atomic import replacing
+from aiofinetune.local._atomic import replacing
 
 Floats = NDArray[np.float32]
 Symbols = NDArray[np.uint16]
@@ -326,7 +326,7 @@ def load_base(name: str) -> Model:
     """
     if name not in SIZES:
         raise ValueError(f"there is no base model {name!r}; expected one of {', '.join(SIZES)}")
-    with resources.as_file(resources.files("aiofinetune.local") / "weights" / f"{name}.npz") as path:
+    with resources.as_file(resources.files("aiofinetune.local._engines") / "weights" / f"{name}.npz") as path:
         return load(path)
 
 

@@ -26,7 +26,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpProcessingError
 from yarl import URL
 
-from aiofinetune import protocol
+from aiofinetune.dialects import _fine_tunes as protocol
+from aiofinetune.dialects._fine_tunes import Reply, Request
 from aiofinetune.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -35,7 +36,6 @@ from aiofinetune.errors import (
     ProtocolViolation,
     ReplyTimeout,
 )
-from aiofinetune.protocol import Reply, Request
 
 MOST_CALLS: Final = 100
 """Plain calls under way at once; further ones wait their turn. Event streams do not count."""

@@ -1,7 +1,7 @@
 """Many jobs at once: under the service's limits, followed to their ends, and safe to kill at any moment.
 
 Of all requests, only those that are under way are in memory. What was sent and what came of it is in the journal
-(`aiofinetune.journal`), which says after a crash what to look for before anything is sent again.
+(`aiofinetune.batch._journal`), which says after a crash what to look for before anything is sent again.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from typing import Final, Literal, Self, TypeAlias, get_args
 import attrs
 
 from aiofinetune import retry
+from aiofinetune.batch._data_files import Uploads
+from aiofinetune.batch._journal import Journal, Record
+from aiofinetune.batch._limiter import Pace
+from aiofinetune.batch._manifest import Entry
 from aiofinetune.errors import (
     AuthenticationFailed,
-    BatchStopped,
     ConfigurationError,
-    CreateUncertain,
-    FineTuneCancelled,
-    FineTuneEnded,
     FineTuneError,
-    FineTuneFailed,
     FineTuneUnreadable,
     JournalUnusable,
     LocalFileError,
@@ -47,13 +46,17 @@ from aiofinetune.errors import (
     TooManyJobs,
     TransportError,
 )
-from aiofinetune.journal import Journal, Record
-from aiofinetune.manifest import Entry
-from aiofinetune.models import FineTune, FineTuneRequest, Status
-from aiofinetune.pace import Pace
-from aiofinetune.results import last_figures, read_results
+from aiofinetune.models import (
+    CreateUncertain,
+    FineTune,
+    FineTuneCancelled,
+    FineTuneEnded,
+    FineTuneFailed,
+    FineTuneRequest,
+    Status,
+)
+from aiofinetune.results._rows import last_figures, read_results
 from aiofinetune.session import FineTuneSession
-from aiofinetune.uploads import Uploads
 
 Requests: TypeAlias = Iterable[Entry | FineTuneRequest] | AsyncIterable[Entry | FineTuneRequest]
 
@@ -172,6 +175,16 @@ class Progress:
         return 60 * self.ended / max(1e-9, time.monotonic() - self.began)
 
 
+class BatchStopped(FineTuneError):
+    """A batch ended before all its requests were sent; the cause, if there is one, is chained.
+
+    What was sent is in the journal; running the batch again with the same journal goes on from there.
+    """
+
+    outcomes: tuple[Outcome, ...] = ()
+    """Where `Batch.run` raises it: the outcomes of the requests that were sent."""
+
+
 class Batch:
     """A batch of jobs: an async context manager, and within it an async iterator of outcomes as they come.
 
@@ -188,8 +201,7 @@ class Batch:
     Args:
         session: What to send with. It is not closed here.
         requests: What to ask for, read a few ahead of their turn; each a `FineTuneRequest`, or an `Entry` with a label.
-            Their files may be local paths, which start at the current folder (`aiofinetune.manifest.is_local` says
-            what is a path): each content is uploaded once.
+            Their files may be local paths, which start at the current folder: each content is uploaded once.
         max_active: Jobs that may be active at the service, those of other programs included; None for no limit but
             the service's own word.
         reserve: How many of them to leave to others.

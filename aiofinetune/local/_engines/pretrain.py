@@ -1,6 +1,6 @@
 """Rebuilds the base weights from text that ships with CPython.
 
-    python -m aiofinetune.local.pretrain [OUT]
+    python -m aiofinetune.local._engines.pretrain [OUT]
 
 writes `ada.npz`, `babbage.npz`, `curie.npz` and `davinci.npz`, and their digests, into the folder OUT (by default the
 package's own). The text is the docstrings of the standard library and `pydoc_data.topics`, the language reference's
@@ -23,8 +23,8 @@ from typing import Final
 
 import numpy as np
 
-from aiofinetune.local.model import SIZES, Model, TextPair, loss_and_gradients, random_model, save_quantized
-from aiofinetune.local.optimizer import Adagrad
+from aiofinetune.local._engines.model import SIZES, Model, TextPair, loss_and_gradients, random_model, save_quantized
+from aiofinetune.local._engines.optimizer import Adagrad
 
 # The learning rate of pretraining at its height, and what a job's learning_rate_multiplier multiplies (each weight file
 # carries it).

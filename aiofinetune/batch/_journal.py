@@ -3,7 +3,7 @@
 An entry's intent is on the disk before its request leaves, and its job's id after: whatever moment a process dies at,
 the next one knows which requests may have made a job that nobody knows of.
 
-The file holds notes, one a line (see `aiofinetune.journal_file`). They are read into a temporary database as the
+The file holds notes, one a line (see `aiofinetune.batch._journal_file`). They are read into a temporary database as the
 journal is opened, and each that is added does there what it does when it is read.
 """
 
@@ -22,12 +22,13 @@ from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 import attrs
 
-from aiofinetune import journal_v1, structuring
+from aiofinetune import structuring
+from aiofinetune._threads import in_thread, until_over
+from aiofinetune.batch import _journal_v1 as journal_v1
+from aiofinetune.batch._journal_file import JournalFile
+from aiofinetune.batch._manifest import Entry
 from aiofinetune.errors import FineTuneError, JournalUnusable
-from aiofinetune.journal_file import JournalFile
-from aiofinetune.manifest import Entry
 from aiofinetune.models import FineTune, FineTuneRequest
-from aiofinetune.threads import in_thread, until_over
 
 P = ParamSpec("P")
 T = TypeVar("T")

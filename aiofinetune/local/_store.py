@@ -25,11 +25,11 @@ from typing import Any, BinaryIO, Concatenate, Final, ParamSpec, TypeVar
 import attrs
 
 from aiofinetune import structuring
-from aiofinetune.dataset import MAX_LINE_BYTES
-from aiofinetune.local.defaults import batch_size_of, learning_rate_multiplier_of
-from aiofinetune.local.folder import PARTS, SCHEMA_VERSION, Folder
+from aiofinetune._threads import in_thread
+from aiofinetune.data._examples import MAX_LINE_BYTES
+from aiofinetune.local._engines.defaults import batch_size_of, learning_rate_multiplier_of
+from aiofinetune.local._folder import PARTS, SCHEMA_VERSION, Folder
 from aiofinetune.models import File, FineTune, FineTuneEvent, FineTuneRequest, Hyperparams, Model, Status
-from aiofinetune.threads import in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import attrs
 
 from aiofinetune import structuring
+from aiofinetune._threads import in_thread
 from aiofinetune.errors import RequestInvalid
-from aiofinetune.local.store import new_id, now
-from aiofinetune.local.tokens import count_tokens
-from aiofinetune.threads import in_thread
+from aiofinetune.local._engines.tokens import count_tokens
+from aiofinetune.local._store import new_id, now
 
 if TYPE_CHECKING:
-    from aiofinetune.local.model import Model
-    from aiofinetune.local.sampling import Written
+    from aiofinetune.local._engines.model import Model
+    from aiofinetune.local._engines.sampling import Written
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ class Answer:
 
     def whole(self, pieces: Iterable[tuple[int, Written]]) -> dict[str, object]:
         """Return the answer that all pieces make."""
-        from aiofinetune.local import sampling  # noqa: PLC0415  # NumPy takes long to import; by now it is there.
+        from aiofinetune.local._engines import sampling  # noqa: PLC0415  # NumPy takes long to import; by now it is there.
 
         by_choice: dict[int, list[Written]] = {}
         tokens = 0
@@ -207,7 +207,7 @@ class Completer:
     def _steps(self, asked: CompletionRequest, weights: Path | None) -> Iterator[tuple[int, Written] | None]:
         """Write all choices; yield the pieces, and None between them."""
         # Imported here, on the thread: NumPy takes long enough to import for the event loop to notice.
-        from aiofinetune.local import sampling  # noqa: PLC0415
+        from aiofinetune.local._engines import sampling  # noqa: PLC0415
 
         model = self._load(asked.model, weights)
         indices = itertools.count()
@@ -240,6 +240,6 @@ def _take_turn(steps: Iterator[T | None]) -> tuple[list[T], bool]:
 
 
 def _load(name: str, weights: Path | None) -> Model:
-    from aiofinetune.local import model  # noqa: PLC0415  # Likewise.
+    from aiofinetune.local._engines import model  # noqa: PLC0415  # Likewise.
 
     return model.load_base(name) if weights is None else model.load(weights)

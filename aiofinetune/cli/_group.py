@@ -59,7 +59,7 @@ async def _serve(host: str, port: int, data: Path | None, api_key: str | None) -
 @click.option("--model", default="curie", show_default=True, type=click.Choice(["ada", "babbage", "curie", "davinci"]))
 def demo(model: str) -> None:
     """Fine-tune a model on real data, offline, and show what it learned."""
-    from aiofinetune import demo as demonstration
+    from aiofinetune.cli import _demo as demonstration
 
     _run(demonstration.run(model, Console()))
 
@@ -90,7 +90,7 @@ def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: 
     Killed or interrupted, the same command goes on where it was. Ctrl-C once sends no more and leaves the jobs that are
     active to the service; twice ends at once.
     """
-    from aiofinetune.batch_view import run_manifest
+    from aiofinetune.cli._batch import run_manifest
 
     journal = journal or manifest.with_name(f"{manifest.name}.journal")
     _run(run_manifest(manifest, journal, summary, Console(), check=check, **options))

@@ -13,7 +13,12 @@ from typing import Final, Self
 
 import attrs
 
-from aiofinetune import protocol, retry, structuring
+from aiofinetune import retry, structuring
+from aiofinetune._http.transport import Incoming
+from aiofinetune._secret import scrubbed, without_secret
+from aiofinetune._sse import EventDecoder
+from aiofinetune.dialects import _fine_tunes as protocol
+from aiofinetune.dialects._fine_tunes import Request
 from aiofinetune.errors import (
     APIError,
     ConnectionLost,
@@ -23,11 +28,7 @@ from aiofinetune.errors import (
     StreamInterrupted,
 )
 from aiofinetune.models import FineTuneEvent
-from aiofinetune.protocol import Request
 from aiofinetune.retry import Retry
-from aiofinetune.secret import scrubbed, without_secret
-from aiofinetune.sse import EventDecoder
-from aiofinetune.transport import Incoming
 
 _DONE: Final = b"[DONE]"
 _IDENTITY: Final = attrgetter("created_at", "level", "message")

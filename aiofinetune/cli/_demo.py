@@ -25,7 +25,7 @@ from rich.table import Table
 from aiofinetune.errors import FineTuneError
 from aiofinetune.local import LocalServer
 from aiofinetune.models import FineTune, FineTuneRequest
-from aiofinetune.results import ResultRow, last_figures
+from aiofinetune.results._rows import ResultRow, last_figures
 from aiofinetune.session import FineTuneSession
 
 _SCRIPTS: Final = ("LATIN", "ARABIC", "CYRILLIC", "ETHIOPIC", "GREEK", "GEORGIAN", "CHEROKEE", "HEBREW")

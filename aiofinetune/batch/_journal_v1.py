@@ -20,9 +20,9 @@ from typing import Any, Final
 import attrs
 
 from aiofinetune import structuring
+from aiofinetune.batch._journal_file import JournalFile
+from aiofinetune.batch._manifest import is_local
 from aiofinetune.errors import FineTuneError, JournalUnusable
-from aiofinetune.journal_file import JournalFile
-from aiofinetune.manifest import is_local
 from aiofinetune.models import FineTune, FineTuneRequest
 
 _VERSION: Final = 1

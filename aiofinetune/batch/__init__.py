@@ -1,0 +1,17 @@
+"""Many jobs at once: `Batch`, and the manifests that list them."""
+
+from aiofinetune.batch._batch import Batch, BatchStopped, Outcome, OutcomeStatus, Progress
+from aiofinetune.batch._manifest import Entry, ManifestInvalid, Problem, check_manifest, read_manifest
+
+__all__ = [
+    "Batch",
+    "BatchStopped",
+    "Entry",
+    "ManifestInvalid",
+    "Outcome",
+    "OutcomeStatus",
+    "Problem",
+    "Progress",
+    "check_manifest",
+    "read_manifest",
+]
