@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import attrs
-
-from aiofinetune.dialects._fine_tunes import Endpoint
 
 
 @attrs.frozen
@@ -53,6 +49,3 @@ class Completion:
     def text(self) -> str:
         """The text of the first choice."""
         return self.choices[0].text if self.choices else ""
-
-
-CREATE_COMPLETION: Final = Endpoint("POST", "/completions", Completion)

@@ -24,7 +24,6 @@
     │   │   ├── QuotaExceeded     429: a budget, or what is allowed a day, is used up
     │   │   └── TooManyJobs       429: as many jobs are active as are allowed
     │   └── ServerError           5xx
-    ├── NotSent                   a create made no job, for nobody wanted it any more when it was its turn
     ├── CreateUncertain           whether a create made a job, or which, cannot be told
     ├── ProtocolViolation         the service answered with something its API does not allow
     │   └── FineTuneUnreadable    a create made a job whose id is known, and nothing else of it can be read
@@ -56,7 +55,6 @@ __all__ = [
     "JournalUnusable",
     "LocalFileError",
     "NotFound",
-    "NotSent",
     "PermissionDenied",
     "ProtocolViolation",
     "QuotaExceeded",
@@ -213,10 +211,6 @@ class TooManyJobs(RateLimited):
 
 class ServerError(APIError):
     """5xx: the service, or a proxy before it, failed."""
-
-
-class NotSent(FineTuneError):
-    """A create made no job, for nobody wanted it any more when it was its turn to be sent."""
 
 
 class ProtocolViolation(FineTuneError):

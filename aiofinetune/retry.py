@@ -14,6 +14,8 @@ from aiofinetune.errors import (
     Conflict,
     ConnectFailed,
     FineTuneError,
+    FineTuneUnreadable,
+    ProtocolViolation,
     QuotaExceeded,
     RateLimited,
     ServerError,
@@ -127,3 +129,22 @@ def delay(policy: Retry, failure: FineTuneError, attempt: int, elapsed: float, *
         bound = min(bound, SPREAD * asked)
     seconds: float = asked + random.uniform(0, bound)  # noqa: S311  # no secret
     return seconds if elapsed + seconds <= policy.deadline else None
+
+
+def may_have_arrived(failure: FineTuneError) -> bool:
+    """Whether a request that ended in `failure` may have had its effect all the same.
+
+    It may unless it surely did not arrive, or the service said in so many words that it refused it. A 503 that names
+    a time to come back is such a word; a 408 is none, for a proxy may send it. A 303 answers what was done
+    (RFC 9110, section 15.4.4).
+    """
+    match failure:
+        case ConnectFailed() | FineTuneUnreadable():
+            return False
+        case ServerError(status=503, retry_after=float()):
+            return False
+        case APIError(status=status):
+            # An error under 2xx comes of a request that was accepted.
+            return status < 300 or status >= 500 or status in (302, 303, 408)
+        case _:
+            return isinstance(failure, TransportError | ProtocolViolation)

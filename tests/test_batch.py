@@ -31,7 +31,7 @@ from aiofinetune import (
     RequestInvalid,
     Retry,
 )
-from aiofinetune.batch._batch import MOST_STREAMS, Batch, BatchStopped, Outcome, Progress, difference, find_changes
+from aiofinetune.batch._batch import MAX_STREAMS, Batch, BatchStopped, Outcome, Progress, difference, find_changes
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.errors import AuthenticationFailed, FineTuneError, JournalUnusable, PermissionDenied, QuotaExceeded
@@ -279,21 +279,21 @@ async def test_jobs_whose_streams_fail_are_followed_by_the_list() -> None:
 async def test_many_jobs_are_followed_by_the_list() -> None:
     """Past the number of streams, one look at the list tells the end of all; failures say why, with their events."""
     server = BatchServer(lasts=None)
-    count = MOST_STREAMS + 10
+    count = MAX_STREAMS + 10
     seen = set()
     async with talking_to(server) as session, asyncio.timeout(60):
         batch = Batch(
             session, entries(server, count), poll=POLL, progress=lambda progress: seen.add(progress.followed_by)
         )
         async with batch:
-            await server.until(lambda: len(batch.active) == count and server.asked["stream"] >= MOST_STREAMS)
+            await server.until(lambda: len(batch.active) == count and server.asked["stream"] >= MAX_STREAMS)
             streamed = [job_id for job_id in batch.active if job_id in batch._streamed]
             listed = sorted(server.active - set(streamed))
             server.end(listed[0], "failed")
             for job_id in sorted(server.active):
                 server.end(job_id)
             outcomes = await batch.run()
-    assert server.asked["stream"] >= MOST_STREAMS
+    assert server.asked["stream"] >= MAX_STREAMS
     assert server.asked["list"] > 0
     assert {"streams", "list"} == seen
     assert [str(outcome.error) for outcome in outcomes if outcome.error] == [
@@ -305,13 +305,13 @@ async def test_many_jobs_are_followed_by_the_list() -> None:
 async def test_a_listed_job_that_is_gone_is_an_outcome() -> None:
     """A job that is followed by the list, and is not in it any more, is told as not found."""
     server = BatchServer(lasts=None)
-    count = MOST_STREAMS + 1
+    count = MAX_STREAMS + 1
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
         Batch(session, entries(server, count), poll=POLL) as batch,
     ):
-        await server.until(lambda: len(batch.active) == count and server.asked["stream"] >= MOST_STREAMS)
+        await server.until(lambda: len(batch.active) == count and server.asked["stream"] >= MAX_STREAMS)
         (gone,) = (job_id for job_id in batch.active if job_id not in batch._streamed)
         del server.jobs[gone]
         server.active.remove(gone)
@@ -324,7 +324,7 @@ async def test_a_listed_job_that_is_gone_is_an_outcome() -> None:
 
 async def test_looks_go_on_while_results_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A results file that does not come holds up neither the ends of other jobs nor new ones."""
-    monkeypatch.setattr("aiofinetune.batch._batch.MOST_STREAMS", 0)
+    monkeypatch.setattr("aiofinetune.batch._batch.MAX_STREAMS", 0)
     server = BatchServer(lasts=None)
     server.held["download"] = asyncio.Event()
     async with (
@@ -348,7 +348,7 @@ async def test_a_job_that_is_not_listed_is_given_up_after_looks_that_fail_in_a_r
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A look that finds the job running, though the list does not hold it, makes good those that failed before."""
-    monkeypatch.setattr("aiofinetune.batch._batch.MOST_STREAMS", 0)
+    monkeypatch.setattr("aiofinetune.batch._batch.MAX_STREAMS", 0)
     server = BatchServer(lasts=None)
     looks = itertools.count(1)
 
@@ -1813,10 +1813,10 @@ async def test_an_end_that_cannot_be_noted_lets_what_is_being_sent_settle(tmp_pa
             assert await known.job_ids() == set(server.jobs)
 
 
-@pytest.mark.parametrize("most_streams", [0, MOST_STREAMS])
+@pytest.mark.parametrize("most_streams", [0, MAX_STREAMS])
 async def test_one_job_for_two_requests(monkeypatch: pytest.MonkeyPatch, most_streams: int) -> None:
     """Where a service gives a job that it gave to another request, each request has its outcome, and one the job."""
-    monkeypatch.setattr("aiofinetune.batch._batch.MOST_STREAMS", most_streams)
+    monkeypatch.setattr("aiofinetune.batch._batch.MAX_STREAMS", most_streams)
     server = BatchServer(lasts=None)
     wanted = entries(server, 2)
 
@@ -1849,6 +1849,6 @@ async def test_a_note_whose_taker_is_cancelled_leaves_the_job_to_be_found(tmp_pa
         noting.cancel()
         await asyncio.wait([noting])
         assert noting.cancelled()
-        found = await session.find_fine_tune(entry.request, begun)
+        found = await session._recovery.find(entry.request, begun)
         assert found is not None
         assert found.id == job.id

@@ -22,7 +22,6 @@ ONE_OF_EACH = [
     aiofinetune.ManifestInvalid("sweep.toml", (Problem(3, "n_epochs", "expected a whole number"),)),
     aiofinetune.JournalUnusable("sweep.journal: another process is running this batch"),
     aiofinetune.BatchStopped("the batch sends no more requests"),
-    aiofinetune.NotSent("the create was not sent"),
     aiofinetune.CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0, (JOB,)),
     aiofinetune.StreamHistoryChanged("event 3 differs from the one before the reconnect"),
     aiofinetune.LocalFileError("train.jsonl: No such file or directory"),

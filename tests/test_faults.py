@@ -334,7 +334,7 @@ async def test_fault(
 ) -> None:
     """A call gives the right result or the right error; the service holds what was reported, and nothing stays open."""
     caplog.set_level(logging.DEBUG, "aiofinetune")
-    monkeypatch.setattr("aiofinetune.dialects._fine_tunes.MOST_REPLY_BYTES", 1 << 20)
+    monkeypatch.setattr("aiofinetune._http.reply_body.MAX_REPLY_BYTES", 1 << 20)
     error = None
     async with (
         nothing_left_open(),

@@ -12,7 +12,8 @@ import pytest
 from faultserver import nothing_left_open
 
 from aiofinetune import LocalFileError, RequestInvalid
-from aiofinetune._http.files import Content, Form, opened, opened_source, save
+from aiofinetune._http.upload_body import Content, Form, opened_source
+from aiofinetune._local_files import opened, save
 
 DATA = bytes(range(256)) * 3000
 

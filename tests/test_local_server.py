@@ -355,7 +355,7 @@ async def test_a_file_that_is_too_large_is_refused_while_it_comes(
     client: Client, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a length up front, the limit holds as well, and nothing is left on the disk."""
-    monkeypatch.setattr(app, "MOST_FILE_BYTES", 1000)
+    monkeypatch.setattr(app, "MAX_FILE_BYTES", 1000)
 
     async def body() -> AsyncIterator[bytes]:
         yield form(FORM["purpose"], FORM["file"] + bytes(2000))

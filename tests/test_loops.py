@@ -45,7 +45,7 @@ CALLS: Final[dict[str, Call]] = {
     "delete": lambda session: session.delete_file("file-1"),
     "wait": lambda session: session.wait("ft-1"),
     "stream": follow,
-    "find": lambda session: session.find_fine_tune(REQUEST, 1.0),
+    "find": lambda session: session._recovery.find(REQUEST, 1.0),
     "batch": run_batch,
 }
 calls = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)

@@ -48,8 +48,10 @@ from aiofinetune import (
     Timeout,
 )
 from aiofinetune._jobs import matching as reconcile
-from aiofinetune.errors import NotSent, QuotaExceeded, TooManyJobs
+from aiofinetune._jobs.recovery import NotSent
+from aiofinetune.errors import QuotaExceeded, TooManyJobs
 from aiofinetune.models import CreateUncertain
+from aiofinetune.retry import may_have_arrived
 
 pytestmark = pytest.mark.fastforward
 
@@ -195,29 +197,29 @@ async def test_record_by_a_clock_that_was_wrong(astray: float) -> None:
     async with talking() as (_server, session, request):
         noted = time.time() + astray
         job = await session.create_fine_tune(request)
-        session.disown(job.id)
+        session._recovery.claims.release(job.id)
         await asyncio.sleep(22)
         asked_at = time.monotonic()
         with pytest.raises(CreateUncertain, match=f"it may be {job.id}$") if astray > 0 else nullcontext():
-            found = await session.find_fine_tune(request, noted)
+            found = await session._recovery.find(request, noted)
             assert found is not None
             assert found.id == job.id
         assert time.monotonic() - asked_at < 60
 
 
 async def test_find_what_a_session_gave_and_nobody_kept() -> None:
-    """`find_fine_tune` passes over what this session has given to somebody, however long ago, until it is disowned."""
+    """A search from a record passes over what this session claimed, however long ago, until it is released."""
     async with talking() as (_server, session, request):
         asked_at = time.time()
         job = await session.create_fine_tune(request)
         await asyncio.sleep(60)
         await session.create_fine_tune(attrs.evolve(request, n_epochs=3))
-        assert await session.find_fine_tune(request, asked_at) is None
-        session.disown(job.id)
-        found = await session.find_fine_tune(request, asked_at)
+        assert await session._recovery.find(request, asked_at) is None
+        session._recovery.claims.release(job.id)
+        found = await session._recovery.find(request, asked_at)
         assert found is not None
         assert found.id == job.id
-        assert await session.find_fine_tune(request, asked_at) is None
+        assert await session._recovery.find(request, asked_at) is None
 
 
 async def test_see_other() -> None:
@@ -234,7 +236,7 @@ async def test_unwanted() -> None:
         server.fail(CREATE, *[status(429)] * 9)
         answers = iter([True, True, False])
         with pytest.raises(NotSent):
-            await session.create_fine_tune(request, wanted=lambda: next(answers))
+            await session._recovery.create(request, wanted=lambda: next(answers))
         assert server.asked().count(CREATE) == 2
 
 
@@ -247,7 +249,7 @@ async def test_unwanted_while_it_waits() -> None:
             await asyncio.sleep(0.001)
         late = time.monotonic() + 1
         with pytest.raises(NotSent):
-            await session.create_fine_tune(request, wanted=lambda: time.monotonic() < late)
+            await session._recovery.create(request, wanted=lambda: time.monotonic() < late)
         assert list(server.service.jobs) == [(await first).id]
 
 
@@ -255,7 +257,7 @@ async def test_disowned_and_still_not_anothers() -> None:
     """A job that is disowned is found by whoever looks for it, and is not given to another create of the session."""
     async with talking() as (server, session, request):
         job = await session.create_fine_tune(request)
-        session.disown(job.id)
+        session._recovery.claims.release(job.id)
         server.fail(CREATE, DROPPED)
         other = await session.create_fine_tune(request)
         assert list(server.service.jobs) == [job.id, other.id]
@@ -829,7 +831,7 @@ ARRIVED = [
 @pytest.mark.parametrize(("failure", "may_have"), ARRIVED, ids=repr)
 def test_may_have_arrived(failure: FineTuneError, may_have: bool) -> None:  # a table's column
     """Only what surely did not arrive, or was refused in so many words, had no effect."""
-    assert reconcile.may_have_arrived(failure) == may_have
+    assert may_have_arrived(failure) == may_have
 
 
 def file_of(number: int, **changes: Any) -> File:

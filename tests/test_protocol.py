@@ -17,10 +17,14 @@ from hypothesis import strategies as st
 from strategies import JSON
 from yarl import URL
 
-from aiofinetune import _completions as completions
 from aiofinetune import errors
+from aiofinetune._http.compression import new_decompressor
+from aiofinetune._http.upload_body import multipart
+from aiofinetune._urls import check_base_url, is_loopback
 from aiofinetune.dialects import _fine_tunes as protocol
-from aiofinetune.dialects._fine_tunes import Reply, Request
+from aiofinetune.dialects._completions import CREATE_COMPLETION
+from aiofinetune.dialects._error_replies import error_of, error_words_of_success, parse_retry_after, retry_after_of
+from aiofinetune.dialects._requests import Reply, Request, build, redirected
 from aiofinetune.errors import (
     ConfigurationError,
     ProtocolViolation,
@@ -53,29 +57,29 @@ ENDPOINTS = [
 @pytest.mark.parametrize(("endpoint", "ids", "method", "path", "idempotent"), ENDPOINTS)
 def test_endpoints(endpoint: Any, ids: list[str], method: str, path: str, idempotent: bool) -> None:
     """Each endpoint has the reference's method and path, and only what makes something new is not idempotent."""
-    request = protocol.build(endpoint, BASE, *ids)
+    request = build(endpoint, BASE, *ids)
     assert (request.method, request.url, request.body) == (method, BASE + path, None)
     assert endpoint.idempotent is idempotent
 
 
 def test_completion_is_an_endpoint() -> None:
     """Completions go to the path of the reference."""
-    assert protocol.build(completions.CREATE_COMPLETION, BASE, body=b"{}").url == BASE + "/completions"
+    assert build(CREATE_COMPLETION, BASE, body=b"{}").url == BASE + "/completions"
 
 
 def test_headers() -> None:
     """A request says when it holds JSON, and lets its maker say otherwise; it adds nothing else."""
-    assert protocol.build(protocol.LIST_MODELS, BASE).headers == {}
-    created = protocol.build(protocol.CREATE_FINE_TUNE, BASE, body=b"{}", headers={"X-Id": "7"})
+    assert build(protocol.LIST_MODELS, BASE).headers == {}
+    created = build(protocol.CREATE_FINE_TUNE, BASE, body=b"{}", headers={"X-Id": "7"})
     assert created.headers == {"Content-Type": "application/json", "X-Id": "7"}
     assert created.body == b"{}"
-    other = protocol.build(protocol.CREATE_FINE_TUNE, BASE, body=b"{}", headers={"Content-Type": "x/y"})
+    other = build(protocol.CREATE_FINE_TUNE, BASE, body=b"{}", headers={"Content-Type": "x/y"})
     assert other.headers == {"Content-Type": "x/y"}
 
 
 def test_query() -> None:
     """Parameters of the URL are encoded as such."""
-    request = protocol.build(protocol.LIST_FILES, BASE, query={"purpose": "a b&c=d/ü"})
+    request = build(protocol.LIST_FILES, BASE, query={"purpose": "a b&c=d/ü"})
     assert URL(request.url).query == {"purpose": "a b&c=d/ü"}
     assert request.url.isascii()
 
@@ -92,7 +96,7 @@ IDS = st.text() | st.text("./\\%?#&;: \t\r\n\x00{}[]@é", max_size=6)
 def test_any_id(name: str) -> None:
     """Whatever an id holds, it is one segment of the path, and comes back as itself; or it is refused."""
     try:
-        url = protocol.build(protocol.CANCEL_FINE_TUNE, BASE, name).url
+        url = build(protocol.CANCEL_FINE_TUNE, BASE, name).url
     except RequestInvalid as error:
         assert error.field == "id"  # noqa: PT017
         assert name.strip(".") == "" or any("\ud800" <= character <= "\udfff" for character in name)
@@ -108,7 +112,7 @@ def test_any_id(name: str) -> None:
 def test_no_id(name: object) -> None:
     """What can be no id, or another path once a proxy has read it, is refused."""
     with pytest.raises(RequestInvalid, match=r"^id: "):
-        protocol.build(protocol.RETRIEVE_FINE_TUNE, BASE, name)  # type: ignore[arg-type]  # the wrong type is the point
+        build(protocol.RETRIEVE_FINE_TUNE, BASE, name)  # type: ignore[arg-type]  # the wrong type is the point
 
 
 # The base URL
@@ -133,7 +137,7 @@ def test_no_id(name: object) -> None:
 )
 def test_base_url(given_url: str, kept: str) -> None:
     """A usable base URL is taken, without the slash at its end; plain http where it stays on this machine."""
-    assert protocol.check_base_url(given_url, allow_plain_http=False) == kept
+    assert check_base_url(given_url, allow_plain_http=False) == kept
 
 
 @pytest.mark.parametrize(
@@ -169,14 +173,14 @@ def test_base_url(given_url: str, kept: str) -> None:
 def test_no_base_url(url: str, allow_plain_http: bool) -> None:
     """What is no base URL is refused at once, by the parameter's name."""
     with pytest.raises(ConfigurationError, match=r"^base_url: "):
-        protocol.check_base_url(url, allow_plain_http=allow_plain_http)
+        check_base_url(url, allow_plain_http=allow_plain_http)
 
 
 @pytest.mark.parametrize("url", ["https://user:hunter2@service.test/v1", "https://user:hunter2@service.test/v 1"])
 def test_password_of_a_base_url(url: str) -> None:
     """A password in a base URL is refused without being shown."""
     with pytest.raises(ConfigurationError) as caught:
-        protocol.check_base_url(url, allow_plain_http=False)
+        check_base_url(url, allow_plain_http=False)
     assert "hunter2" not in str(caught.value)
 
 
@@ -184,8 +188,8 @@ def test_password_of_a_base_url(url: str) -> None:
 def test_plain_http(url: str) -> None:
     """Plain http to another machine would show the key on the way: it must be asked for."""
     with pytest.raises(ConfigurationError, match="allow_plain_http"):
-        protocol.check_base_url(url, allow_plain_http=False)
-    assert protocol.check_base_url(url, allow_plain_http=True) == url
+        check_base_url(url, allow_plain_http=False)
+    assert check_base_url(url, allow_plain_http=True) == url
 
 
 @pytest.mark.parametrize(
@@ -209,14 +213,14 @@ def test_plain_http(url: str) -> None:
 )
 def test_is_loopback(host: str, expected: bool) -> None:
     """This machine itself is 127.0.0.0/8, ::1 and the names that end in localhost."""
-    assert protocol.is_loopback(host) is expected
+    assert is_loopback(host) is expected
 
 
 # Errors
 
 
 def error_for(status: int, body: bytes = b"", **headers: str) -> errors.APIError:
-    return protocol.error_of(Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, body))
+    return error_of(Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, body))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +323,7 @@ def test_error_bodies(body: object, fields: tuple[str | None, ...]) -> None:
 )
 def test_error_words_of_success(body: object, message: str | None) -> None:
     """Under a success only what is called an error is one."""
-    words = protocol.error_words_of_success(json.dumps(body).encode())
+    words = error_words_of_success(json.dumps(body).encode())
     assert (None if words is None else words.message) == message
 
 
@@ -397,7 +401,7 @@ NOW = 1_700_000_000.0
 )
 def test_retry_after(value: str | None, seconds: float | None) -> None:
     """The header holds seconds or a date; what makes no sense is no wish at all, and none is negative."""
-    assert protocol.parse_retry_after(value, now=NOW) in ({seconds, 0.0} if value and "0001" in value else {seconds})
+    assert parse_retry_after(value, now=NOW) in ({seconds, 0.0} if value and "0001" in value else {seconds})
 
 
 @given(st.text() | st.text("0123456789 :,+-.eEGMTJanFebMonTue") | st.floats().map(str) | st.integers().map(str))
@@ -405,7 +409,7 @@ def test_retry_after(value: str | None, seconds: float | None) -> None:
 @example("1 1 1 1 1")
 def test_any_retry_after(value: str) -> None:
     """No header, however wrong, is more than a finite number of seconds or nothing."""
-    seconds = protocol.parse_retry_after(value, now=NOW)
+    seconds = parse_retry_after(value, now=NOW)
     assert seconds is None or 0 <= seconds < float("inf")
 
 
@@ -426,7 +430,7 @@ def test_any_retry_after(value: str) -> None:
 )
 def test_retry_after_in_milliseconds(headers: dict[str, str], seconds: float | None) -> None:
     """Milliseconds count before seconds, for they are exact; one that makes no sense counts as missing."""
-    assert protocol.retry_after_of(headers, now=NOW) == seconds
+    assert retry_after_of(headers, now=NOW) == seconds
 
 
 def test_explained() -> None:
@@ -455,7 +459,7 @@ LIMITS = [
 def test_kinds_of_limits(kind: str | None, code: str | None, message: str, expected: type[RateLimited]) -> None:
     """What a 429 says tells a limit that passes soon from one that does not."""
     body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
-    assert type(protocol.error_of(Reply(429, {}, body))) is expected
+    assert type(error_of(Reply(429, {}, body))) is expected
 
 
 def test_decode() -> None:
@@ -475,7 +479,7 @@ HOME = "https://k.test/v1/models"
 
 def follow(location: str | None, method: str = "GET", status: int = 307, url: str = HOME) -> str | None:
     headers: Mapping[str, str] = {} if location is None else {"location": location}
-    request = protocol.redirected(Request(method, url), Reply(status, headers, b""))
+    request = redirected(Request(method, url), Reply(status, headers, b""))
     return None if request is None else request.url
 
 
@@ -525,7 +529,7 @@ def test_redirects_that_keep_the_method(method: str, status: int) -> None:
 def test_redirect_keeps_the_request() -> None:
     """What is sent to the new place is what was sent to the old one."""
     request = Request("POST", HOME, {"X-Id": "7"}, b"{}")
-    assert protocol.redirected(request, Reply(308, {"location": "/v2"}, b"")) == Request(
+    assert redirected(request, Reply(308, {"location": "/v2"}, b"")) == Request(
         "POST", "https://k.test/v2", {"X-Id": "7"}, b"{}"
     )
 
@@ -569,7 +573,7 @@ def parse(body: bytes, boundary: str) -> list[tuple[object, str | None, object]]
 
 def test_form() -> None:
     """An upload is a form of purpose and file, in the shape that the reference's clients send."""
-    head, tail = protocol.multipart("fine-tune", "train.jsonl", "b0und")
+    head, tail = multipart("fine-tune", "train.jsonl", "b0und")
     assert head == (
         b'--b0und\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
         b'--b0und\r\nContent-Disposition: form-data; name="file"; filename="train.jsonl"\r\n'
@@ -595,7 +599,7 @@ def test_form() -> None:
 )
 def test_file_name(filename: str, known_as: str) -> None:
     """A file's name arrives, with quotes and line breaks encoded as browsers do."""
-    head, tail = protocol.multipart("fine-tune", filename, "b0und")
+    head, tail = multipart("fine-tune", filename, "b0und")
     assert parse(head + b"data" + tail, "b0und") == [
         ("purpose", None, b"fine-tune"),
         ("file", known_as, b"data"),
@@ -606,13 +610,13 @@ def test_file_name(filename: str, known_as: str) -> None:
 @example("a\\", "fine-tune")
 def test_any_file_name(filename: str, purpose: str) -> None:
     """No file name, however made, adds a line to the form or ends its own quotes."""
-    head, _ = protocol.multipart("fine-tune", filename, "b0und")
+    head, _ = multipart("fine-tune", filename, "b0und")
     lines = head.split(b"\r\n")
     assert len(lines) == 9
     assert b"\n" not in b"".join(lines)
     assert lines[5].count(b'"') == 4
     assert re.fullmatch(rb'Content-Disposition: form-data; name="file"; filename="[^"\r\n]*"', lines[5])
-    protocol.multipart(purpose, filename, "b0und")
+    multipart(purpose, filename, "b0und")
 
 
 # Compression
@@ -629,12 +633,12 @@ def test_any_file_name(filename: str, purpose: str) -> None:
 )
 def test_decompressor(encoding: str, packed: bytes) -> None:
     """What is asked for can be unpacked."""
-    assert protocol.decompressor(encoding).decompress(packed) == b"hello"
+    assert new_decompressor(encoding).decompress(packed) == b"hello"
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "x" * 10_000])
 def test_unknown_compression(encoding: str) -> None:
     """An encoding that no one asked for is a violation that names it, in short."""
     with pytest.raises(ProtocolViolation, match=encoding[:10]) as caught:
-        protocol.decompressor(encoding)
+        new_decompressor(encoding)
     assert len(str(caught.value)) < 200

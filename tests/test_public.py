@@ -51,7 +51,6 @@ PUBLIC = [
     "ManifestInvalid",
     "Model",
     "NotFound",
-    "NotSent",
     "Outcome",
     "PermissionDenied",
     "Problem",
@@ -116,14 +115,12 @@ def test_typed() -> None:
 def test_aiohttp_has_few_doors() -> None:
     """Aiohttp is imported where sockets are, and nowhere else."""
     users = {module for module in MODULES if any(is_within(name, "aiohttp") for name in imports(module))}
-    assert {module for module in users if not is_local(module)} == {
-        "aiofinetune.session",
-        "aiofinetune._http.transport",
-    }
+    doors = ("aiofinetune._http", "aiofinetune.local")
+    assert {module for module in users if not any(is_within(module, door) for door in doors)} == {"aiofinetune.session"}
 
 
 def test_client_and_server_are_apart() -> None:
-    """The client never imports the embedded server, nor that the client: either works, and is tested, without it."""
+    """The client never imports the embedded server, nor that the client: each works without the other."""
     client = ("session", "_http", "_jobs")
     for module in MODULES:
         if any(is_within(module, f"aiofinetune.{part}") for part in client):
@@ -133,14 +130,19 @@ def test_client_and_server_are_apart() -> None:
 
 
 PURE = (
+    "_completions",
+    "_http.compression",
+    "_jobs.matching",
+    "_sse",
+    "_urls",
+    "dialects._error_replies",
+    "dialects._fine_tunes",
+    "dialects._requests",
     "errors",
     "models",
-    "structuring",
-    "dialects._fine_tunes",
-    "_completions",
-    "_sse",
-    "retry",
     "results._rows",
+    "retry",
+    "structuring",
 )
 
 
@@ -188,3 +190,59 @@ def test_imports_no_more_than_it_uses(command: list[str], unused: set[str]) -> N
     )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.decode().splitlines()}
     assert not imported & unused
+
+
+STOREYS = (
+    ("aiofinetune.cli",),
+    ("aiofinetune.testing",),
+    ("aiofinetune.batch",),
+    ("aiofinetune.session", "aiofinetune.local", "aiofinetune.telemetry"),
+    ("aiofinetune._jobs",),
+    ("aiofinetune._http",),
+    ("aiofinetune.dialects",),
+    ("aiofinetune.data", "aiofinetune.results"),
+    ("aiofinetune.retry",),
+    ("aiofinetune.structuring",),
+    ("aiofinetune._completions",),
+    ("aiofinetune.models",),
+    ("aiofinetune.errors",),
+)
+GROUND = ("_json", "_local_files", "_secret", "_sqlite", "_sse", "_threads", "_urls", "_version")
+"""What any module may import, and what imports only errors, and one another in this order of the alphabet or not."""
+
+
+def storey(module: str) -> int | None:
+    """How far down a module is, from 0 for the command line; None for the ground and the top."""
+    for level, rooms in enumerate(STOREYS):
+        if any(is_within(module, room) for room in rooms):
+            return level
+    return None
+
+
+def is_ground(module: str) -> bool:
+    return any(is_within(module, f"aiofinetune.{name}") for name in GROUND)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_down(module: str) -> None:
+    """A module imports, for types too, only what is below it; rooms on one storey do not import each other."""
+    if module in ("aiofinetune", "aiofinetune.__main__"):
+        return
+    level = storey(module)
+    assert level is not None or is_ground(module), "it has no room in the house"
+    for name in imports(module):
+        if not name.startswith("aiofinetune.") or (name.rpartition(".")[0] == "aiofinetune" and name not in MODULES):
+            continue
+        if level is None:
+            assert is_ground(name) or is_within(name, "aiofinetune.errors"), name
+        elif not is_ground(name):
+            below = storey(name)
+            same_room = [room for room in STOREYS[level] if is_within(module, room) and is_within(name, room)]
+            assert same_room or (below is not None and below > level), name
+
+
+def test_no_module_imports_from_the_top() -> None:
+    """The public names are for users: inside, each is imported from its home, so that no import goes in a circle."""
+    for module in sorted(set(MODULES) - {"aiofinetune"}):
+        names = [name for name in imports(module) if name.rpartition(".")[0] == "aiofinetune" and name not in MODULES]
+        assert not names, module

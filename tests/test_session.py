@@ -760,7 +760,7 @@ async def test_bomb() -> None:
 
 async def test_bomb_that_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply past the longest that is read is refused once it is past it, not once it is whole."""
-    monkeypatch.setattr("aiofinetune.dialects._fine_tunes.MOST_REPLY_BYTES", 8 << 20)
+    monkeypatch.setattr("aiofinetune._http.reply_body.MAX_REPLY_BYTES", 8 << 20)
     packer = zlib.compressobj(9, wbits=zlib.MAX_WBITS | 16)
     body = b"".join(packer.compress(b" " * (16 << 20)) for _ in range(16)) + packer.flush()
     async with talking_to(answering(reply(body=body, Content_Encoding="gzip"))) as session:
@@ -1379,7 +1379,7 @@ async def test_a_part_of_a_list(caplog: pytest.LogCaptureFixture) -> None:
     """Where the service keeps a part of a list back, the log says so."""
     async with talking_to(answering(reply(body={**MODELS, "has_more": True}))) as session:
         await session.list_models()
-    assert caplog.messages == ["GET /models: the service gave a part of the list only"]
+    assert caplog.messages == ["GET /models: the service sent only a part of the list"]
 
 
 @pytest.mark.parametrize("wrong", [{"timeout": 5}, {"retry": 3}, {"timeout": None}])

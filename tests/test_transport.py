@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from aiofinetune._http.transport import _Watch
+from aiofinetune._http.reply_body import _Watch
 
 pytestmark = pytest.mark.fastforward
 

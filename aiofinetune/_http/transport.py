@@ -6,50 +6,45 @@ Nothing else of the client calls aiohttp. Nothing here knows the API or tries tw
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
-import math
 import os
 import re
-import ssl
-import traceback
-import urllib.request
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from types import MappingProxyType, TracebackType
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 from typing import Final
-from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import HttpProcessingError
 from yarl import URL
 
-from aiofinetune.dialects import _fine_tunes as protocol
-from aiofinetune.dialects._fine_tunes import Reply, Request
+from aiofinetune._http.failures import cause_of, in_our_words, of_borrowed
+from aiofinetune._http.proxies import proxy_for
+from aiofinetune._http.reply_body import Incoming
+from aiofinetune.dialects._requests import Reply, Request, redirected
 from aiofinetune.errors import (
     ConfigurationError,
     ConnectFailed,
     ConnectionLost,
     FineTuneError,
     ProtocolViolation,
-    ReplyTimeout,
 )
 
-MOST_CALLS: Final = 100
+MAX_CALLS: Final = 100
 """Plain calls under way at once; further ones wait their turn. Event streams do not count."""
 
-_MOST_REDIRECTS: Final = 5
+
+_MAX_REDIRECTS: Final = 5
+
+
 SMALL_BUFFER: Final = 16 << 10
 """Bytes that aiohttp holds of an event stream before it stops reading. By its default it holds so many that it looks,
 at each small chunk which is taken, whether to go on: a quarter of what a stream of small chunks costs."""
-_DECOMPRESSED_AT_ONCE: Final = 64 << 10
+
+
 _MAX_HEADER_BYTES: Final = 64 << 10
 """Of a line of a reply's head. aiohttp's 8,190 are less than the cookies and policies that some proxies send."""
-_LOOK_INTERVAL: Final = 0.5
-"""Seconds between two looks at whether a reply that is waited for can still come."""
-_LOST: Final = "the connection closed within the body, or the body is not as HTTP frames it"
+
 
 _NO_STATUS_LINE: Final = re.compile(r"Bad status line:\n  Expected HTTP/[^\n]*\n\n  b'[^\n]*\n    \^")
 """How aiohttp says of a reply that its first byte is no HTTP. Whatever else it says of one, a status line may have been
@@ -144,8 +139,8 @@ class Transport:
         # another loop the bytes may leave, and only the wait for the reply fails.
         self._loop: asyncio.AbstractEventLoop | None = getattr(http, "_loop", None)
         self._process = os.getpid()
-        self._slots = asyncio.Semaphore(MOST_CALLS)
-        self._proxy = _proxy_for(base_url)
+        self._slots = asyncio.Semaphore(MAX_CALLS)
+        self._proxy = proxy_for(base_url)
         # Time is kept here: aiohttp's total would end a stream, and costs more than one timeout around the call.
         self._client_timeout = aiohttp.ClientTimeout(total=None, connect=timeout.connect)
 
@@ -266,10 +261,10 @@ class Transport:
     ) -> aiohttp.ClientResponse:
         """Follow a reply's redirects, as far as they are to be followed; give the last reply with its body unread."""
         followed = 0
-        while (target := protocol.redirected(request, Reply(response.status, response.headers, b""))) is not None:
+        while (target := redirected(request, Reply(response.status, response.headers, b""))) is not None:
             response.close()
-            if followed == _MOST_REDIRECTS:
-                raise ProtocolViolation(f"{request.name}: more than {_MOST_REDIRECTS} redirects")
+            if followed == _MAX_REDIRECTS:
+                raise ProtocolViolation(f"{request.name}: more than {_MAX_REDIRECTS} redirects")
             followed += 1
             request = target
             response = await self._send(request, _body(request), buffer)
@@ -314,8 +309,8 @@ class Transport:
             if self._owns_http and isinstance(error, FineTuneError):
                 raise
             if data is None:
-                raise in_our_words(error, request.name) from _cause(error)
-            raise _in_our_words_if_sent(error, request.name, data) from _cause(error)
+                raise in_our_words(error, request.name) from cause_of(error)
+            raise _in_our_words_if_sent(error, request.name, data) from cause_of(error)
 
     def _new_http(self, *, force_close: bool = False) -> aiohttp.ClientSession:
         # Streams are unlimited, and plain calls are counted by `_slots`: hence no limit of connections.
@@ -349,220 +344,6 @@ class _Body(aiohttp.BytesPayload):
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         self.was_sent = self.may_be_sent = True
         await super().write_with_length(writer, content_length)
-
-
-class Incoming:
-    """A reply whose body comes in pieces.
-
-    Args:
-        request: What it answers.
-        response: The reply, its body unread.
-        stall: How long, in seconds, a read may wait; None if the caller sees to that.
-    """
-
-    __slots__ = (
-        "_decompressor",
-        "_encoding",
-        "_loop",
-        "_request",
-        "_response",
-        "_watch",
-    )
-
-    def __init__(self, request: Request, response: aiohttp.ClientResponse, stall: float | None) -> None:
-        self._request = request
-        self._response = response
-        self._loop = asyncio.get_running_loop()
-        self._watch = _Watch(math.inf if stall is None else stall, response.close, self._is_lost)
-        self._encoding = protocol.encoding_of(response.headers)
-        self._decompressor: zlib._Decompress | None = None
-
-    @property
-    def name(self) -> str:
-        """What to call it in an error."""
-        return self._request.name
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return self._response.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The headers, looked up in any case."""
-        return self._response.headers
-
-    async def read(self, most: int | None = None) -> bytes:
-        """Give the next bytes of the body; none at its end.
-
-        Args:
-            most: How many at most. By default as many as there are: a bounded number, which may have to be copied
-                together.
-
-        Raises:
-            TransportError: The body was cut, or stalled.
-            ProtocolViolation: It is not compressed as its headers say.
-        """
-        if asyncio.get_running_loop() is not self._loop:
-            raise ConfigurationError(f"{self._request.name}: the reply belongs to another event loop; read it there")
-        try:
-            if self._encoding == "identity":
-                with self._watch:
-                    return await self._read_raw(most)
-            return await self._read_decompressed()
-        except zlib.error as error:
-            raise ProtocolViolation(f"{self._request.name}: the body cannot be decompressed: {error}") from error
-        except FineTuneError:
-            raise
-        except Exception as error:
-            name = self._request.name
-            if isinstance(error, RuntimeError):
-                # aiohttp's, for a wait that it does not begin.
-                if not self._is_lost():
-                    raise FineTuneError(
-                        f"{name}: another task reads it already; read it in one task at a time"
-                    ) from error
-                raise ConnectionLost(f"{name}: {_LOST}") from error
-            raise in_our_words(error, name) from error
-
-    async def read_reply(self, pieces: list[bytes] | None = None) -> Reply:
-        """Give the whole reply; of an error's body, which may be any page, only the start.
-
-        Args:
-            pieces: Gets the pieces of the body as they come.
-
-        Raises:
-            TransportError: The body was cut.
-            ProtocolViolation: It is larger than any reply should be.
-        """
-        is_error = self.status >= 300
-        if is_error and self._encoding not in protocol.ENCODINGS:
-            return Reply(self.status, self.headers, b"")
-        most = protocol.MOST_ERROR_BYTES if is_error else protocol.MOST_REPLY_BYTES
-        body = await collect(self.read, most, pieces)
-        if len(body) > most and not is_error:
-            raise ProtocolViolation(f"{self._request.name}: the reply is longer than {most} bytes")
-        # JSON has no byte order mark, but a reader may pass it over (RFC 8259, section 8.1).
-        return Reply(self.status, self.headers, body.removeprefix(codecs.BOM_UTF8))
-
-    def close(self) -> None:
-        """Free the connection: for the next request if the body was read whole, else for good."""
-        if not self._loop.is_closed():
-            if _running_loop() is self._loop:
-                self._free()
-            else:
-                self._loop.call_soon_threadsafe(self._free)
-
-    def _free(self) -> None:
-        self._watch.end()
-        self._response.close()
-
-    def _is_lost(self) -> bool:
-        """Whether nothing more can come of a body that has not ended."""
-        connection = self._response.connection
-        return connection is None or connection.closed
-
-    def _read_raw(self, most: int | None = None) -> Awaitable[bytes]:
-        content = self._response.content
-        return content.readany() if most is None else content.read(most)
-
-    async def _read_decompressed(self) -> bytes:
-        # What one read gives is bounded, so that a small body which stands for a huge one cannot fill the memory.
-        while True:
-            raw = b"" if self._decompressor is None else self._decompressor.unconsumed_tail
-            if raw:
-                # Others on the loop have their turn meanwhile, however much a few bytes stand for.
-                await asyncio.sleep(0)
-            else:
-                with self._watch:
-                    raw = await self._read_raw()
-            if self._decompressor is None:
-                if not raw:
-                    return b""
-                self._decompressor = protocol.decompressor(self._encoding, raw)
-            decompressor = self._decompressor
-            piece = decompressor.decompress(raw, _DECOMPRESSED_AT_ONCE)
-            if piece:
-                return piece
-            if decompressor.unused_data:
-                raise ProtocolViolation(f"{self._request.name}: more follows the end of the compressed body")
-            if not raw:
-                if not decompressor.eof:
-                    raise ConnectionLost(f"{self._request.name}: the compressed body ended early")
-                return b""
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs; None where a coroutine is only torn down."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-class _Watch:
-    """Gives up a wait that lasts too long or waits for nothing, with one timer for all waits that follow one another.
-
-    A timer for each would be a tenth of what a stream costs whose events come singly. Each wait is a context; one that
-    was given up, and failed for it, leaves it with a TimeoutError or a ConnectionResetError.
-
-    Args:
-        seconds: How long one may last.
-        give_up: What then makes it fail.
-        is_lost: Whether it waits for nothing. aiohttp's C parser closes the connection at a chunk that it cannot read,
-            and leaves whoever reads the body waiting (seen in 3.14.5; its Python parser raises).
-    """
-
-    __slots__ = (
-        "_failure",
-        "_give_up",
-        "_is_lost",
-        "_loop",
-        "_seconds",
-        "_since",
-        "_timer",
-    )
-
-    def __init__(self, seconds: float, give_up: Callable[[], object], is_lost: Callable[[], bool]) -> None:
-        self._seconds = seconds
-        self._give_up = give_up
-        self._is_lost = is_lost
-        self._loop = asyncio.get_running_loop()
-        self._since: float | None = None
-        self._failure: OSError | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> None:
-        self._since = self._loop.time()
-        if self._timer is None:
-            self._timer = self._loop.call_later(min(self._seconds, _LOOK_INTERVAL), self._look)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._since = None
-        if self._failure is not None and isinstance(error, Exception):
-            raise self._failure from None
-
-    def end(self) -> None:
-        """Give up no further wait."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._since is None:
-            return
-        left = self._since + self._seconds - self._loop.time()
-        if self._is_lost():
-            self._failure = ConnectionResetError(_LOST)
-        elif left <= 0:
-            self._failure = TimeoutError()
-        else:
-            self._timer = self._loop.call_later(min(left, _LOOK_INTERVAL), self._look)
-            return
-        self._since = None
-        self._give_up()
 
 
 class _Timed:
@@ -605,58 +386,6 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
 _SEND_ONCE: Final = (_send_once,)
 
 
-async def collect(read: Callable[[], Awaitable[bytes]], most: int, pieces: list[bytes] | None = None) -> bytes:
-    """Give all that `read` gives, or, of more than `most` bytes, some more than `most`; in `pieces` as they come."""
-    if pieces is None:
-        pieces = []
-    size = 0
-    while size <= most and (piece := await read()):
-        pieces.append(piece)
-        size += len(piece)
-    return b"".join(pieces)
-
-
-def in_our_words(error: Exception, name: str) -> FineTuneError:
-    """The error of ours that a failure of aiohttp, or of the socket under it, amounts to."""
-    match error:
-        case UnicodeError() | aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
-            return ConnectFailed(f"{name}: could not connect: {_why_not_connected(error, name)}")
-        case aiohttp.ClientHttpProxyError():
-            return ConnectFailed(f"{name}: the proxy refused to connect: {error.status} {error.message}")
-        case aiohttp.ClientResponseError() if isinstance(error.__cause__, HttpProcessingError):
-            return ProtocolViolation(f"{name}: the head of the reply cannot be read as HTTP: {error.message}")
-        case HttpProcessingError():
-            return ConnectionLost(f"{name}: {_LOST}: {error.message}")
-        case TimeoutError():
-            return ReplyTimeout(f"{name}: no whole reply in the time given")
-        case aiohttp.ClientError() | OSError() if not isinstance(error, aiohttp.ClientResponseError | ValueError):
-            return ConnectionLost(f"{name}: the connection broke: {error or type(error).__name__}")
-        case _:
-            return ConfigurationError(f"{_of_borrowed(error)}, at {name}")
-
-
-_NO_TLS: Final = frozenset(
-    {"HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER"}
-)
-"""OpenSSL's words, by its version, for a first record that is none of TLS."""
-
-
-def _why_not_connected(error: Exception, name: str) -> str:
-    """Why there is no connection; aiohttp says ``[None]`` of what has no number of the system."""
-    cause = getattr(error, "os_error", None)
-    if not isinstance(error, aiohttp.ClientConnectorError) or cause is None:
-        return str(error)
-    server = f"{error.host}:{error.port}"
-    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
-        return f"{server} does not speak TLS on this port ({cause.reason}); is it an http:// URL?"
-    if cause.strerror is not None:
-        return str(error)
-    if str(cause):
-        return f"{server}: {cause}"
-    in_tls = " in the TLS handshake: it may not speak TLS on this port" if " https://" in name else ""
-    return f"{server} closed the connection{in_tls}"
-
-
 def _in_our_words_if_sent(error: Exception, name: str, body: _Body | _Timed) -> FineTuneError:
     """The same for a request with a body, which may have had its effect where that was sent."""
     failure = in_our_words(error, name)
@@ -665,46 +394,6 @@ def _in_our_words_if_sent(error: Exception, name: str, body: _Body | _Timed) -> 
             # Of something else that was connected to, by code which runs after the request.
             return ConnectionLost(f"{name}: sent, but then: {failure}")
         case ConfigurationError() if body.may_be_sent:
-            return ConnectionLost(f"{name}: it may have been sent; {_of_borrowed(error)}")
+            return ConnectionLost(f"{name}: it may have been sent; {of_borrowed(error)}")
         case _:
             return failure
-
-
-def _of_borrowed(error: Exception) -> str:
-    """Says where a failure comes from that is neither the network's nor the service's."""
-    raised = "".join(traceback.format_exception_only(error)).strip()
-    if isinstance(error, ValueError):
-        # aiohttp's own as well, for an auth that was set up besides the key.
-        return f"http: aiohttp, or code that runs in it, refuses to send: {raised}"
-    return f"http: code that runs in the aiohttp session (a middleware, a trace, its connector) raised {raised}"
-
-
-def _cause(error: Exception) -> Exception | None:
-    """What to chain to an error of ours: not a proxy's refusal, which shows the proxy's password."""
-    return None if isinstance(error, aiohttp.ClientHttpProxyError) else error
-
-
-def _proxy_for(base_url: str) -> str | None:
-    """The proxy that the environment names for a URL; never one for this machine itself, which needs none."""
-    parts = urlsplit(base_url)
-    host = parts.hostname or ""
-    if protocol.is_loopback(host) or urllib.request.proxy_bypass(host):
-        return None
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy is None:
-        return None
-    # As curl takes it; urllib gives it as it is.
-    url = proxy if "://" in proxy else f"http://{proxy}"
-    if not protocol.is_http_url(url):
-        # Never shown: it may hold a password.
-        raise ConfigurationError(
-            f"{_proxy_variable(parts.scheme)} names a proxy that cannot be used; expected one such as http://host:3128"
-        )
-    return url
-
-
-def _proxy_variable(scheme: str) -> str:
-    """The environment's variable that names the proxy, by urllib's order: lower case before any other."""
-    wanted = f"{scheme}_proxy"
-    named = sorted((name for name, value in os.environ.items() if name.lower() == wanted and value), reverse=True)
-    return named[0] if named else f"the system's setting for {scheme}"

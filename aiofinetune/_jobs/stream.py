@@ -14,11 +14,11 @@ from typing import Final, Self
 import attrs
 
 from aiofinetune import retry, structuring
-from aiofinetune._http.transport import Incoming
+from aiofinetune._http.reply_body import MAX_ERROR_BYTES, Incoming
 from aiofinetune._secret import scrubbed, without_secret
 from aiofinetune._sse import EventDecoder
-from aiofinetune.dialects import _fine_tunes as protocol
-from aiofinetune.dialects._fine_tunes import Request
+from aiofinetune.dialects._error_replies import MAX_WORDS, Words, error_words
+from aiofinetune.dialects._requests import Request
 from aiofinetune.errors import (
     APIError,
     ConnectionLost,
@@ -414,10 +414,10 @@ def _is_ping(value: Mapping[str, object]) -> bool:
 
 
 def _error_of(data: bytes) -> APIError:
-    words = protocol.error_words(data)
+    words = error_words(data)
     if words is None:
         text = data.strip().decode(errors="replace")
-        words = protocol.Words(text[: protocol.MAX_WORDS] or "no message")
+        words = Words(text[:MAX_WORDS] or "no message")
     return APIError(200, *words)
 
 
@@ -441,6 +441,6 @@ async def _rest_of(incoming: Incoming, start: bytes) -> bytes:
     """Read more of a body that is not an event stream, until it has room for an error's words."""
     with contextlib.suppress(FineTuneError, TimeoutError):
         async with asyncio.timeout(_REST_SECONDS):
-            while len(start) < protocol.MOST_ERROR_BYTES and (more := await incoming.read()):
+            while len(start) < MAX_ERROR_BYTES and (more := await incoming.read()):
                 start += more
-    return start[: protocol.MOST_ERROR_BYTES]
+    return start[:MAX_ERROR_BYTES]

@@ -24,9 +24,10 @@ from typing import Final, Literal, Self, TypeAlias, get_args
 import attrs
 
 from aiofinetune import retry
+from aiofinetune._jobs.recovery import NotSent
 from aiofinetune.batch._data_files import Uploads
 from aiofinetune.batch._journal import Journal, Record
-from aiofinetune.batch._limiter import Pace
+from aiofinetune.batch._limiter import RateLimiter
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.errors import (
     AuthenticationFailed,
@@ -36,7 +37,6 @@ from aiofinetune.errors import (
     JournalUnusable,
     LocalFileError,
     NotFound,
-    NotSent,
     PermissionDenied,
     ProtocolViolation,
     QuotaExceeded,
@@ -62,18 +62,18 @@ Requests: TypeAlias = Iterable[Entry | FineTuneRequest] | AsyncIterable[Entry | 
 
 _log = logging.getLogger("aiofinetune")
 
-MOST_STREAMS: Final = 32
+MAX_STREAMS: Final = 32
 """Jobs that are followed by their event streams. Past that, one look at the list for all of them costs less."""
 
-_MOST_OUTCOMES_WAITING: Final = 100
-_LONG_PAUSE: Final = 10.0
+_MAX_OUTCOMES_WAITING: Final = 100
+_MAX_HOLD: Final = 10.0
 """Seconds for which no create is sent where the service throttles, does not say for how long, and was asked again and
 again."""
 _RECENT: Final = 3600.0
 """Seconds. What was made before cannot be taken for what is made now, whatever the clocks show."""
-_MOST_UNREACHED: Final = 3
+_MAX_UNREACHED: Final = 3
 """Requests in a row that could not be sent at all, each tried again and again, before no more are tried."""
-_MOST_NAMELESS: Final = 3
+_MAX_NAMELESS: Final = 3
 """Creates in a row that may be accepted by replies that name no job, before no more are sent."""
 _LONGEST_BLIND: Final = 300.0
 """Seconds for which the list of jobs, once it was read, or a job, may be out of reach or unreadable."""
@@ -248,9 +248,11 @@ class Batch:
         self.progress = Progress()
         self.active: dict[str, Record] = {}
         """The jobs of this batch that are not over, by id."""
-        path = None if journal is None else Path(journal)
-        self._journal = Journal(path, session.base_url, accept_changes=accept_changes)
+        file = None if journal is None else Path(journal)
+        self._journal = Journal(file, session.base_url, accept_changes=accept_changes)
         self._session = session
+        # A create of the batch is noted before it is sent, and found again by another run: the session offers neither.
+        self._recovery = session._recovery  # noqa: SLF001  # of this package
         self._requests = requests
         self._most_active = math.inf if max_active is None else max_active - reserve
         self._concurrency = concurrency
@@ -260,7 +262,7 @@ class Batch:
         self._accept_changes = accept_changes
         self._on_progress = progress
         self._poll = poll
-        self._pace = Pace(None if per_minute is None else per_minute / 60, concurrency)
+        self._limiter = RateLimiter(None if per_minute is None else per_minute / 60, concurrency)
         self._uploads = Uploads(session, self._journal)
         self._ending = asyncio.Semaphore(concurrency)
         self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
@@ -282,10 +284,9 @@ class Batch:
         self._known: Container[str] = ()
         """Ids of jobs that earlier runs made, but lately."""
         self._uncertain: dict[str, CreateUncertain] = {}
-        self._unreached = self._nameless = 0
-        """Creates in a row that could not be sent, and that were accepted by replies that name no job."""
-        self._blind = 0
-        """Looks at the list in a row that failed."""
+        self._unreached = self._nameless = self._blind = 0
+        """Creates in a row that could not be sent, creates that were accepted by replies that name no job, and looks at
+        the list that failed."""
         self._looked_at = 0.0
         self._missed_since: dict[str, float] = {}
         """Since when, on the event loop's clock, nothing can be read of a job, by its id."""
@@ -298,7 +299,7 @@ class Batch:
     async def __aenter__(self) -> Self:
         if self._is_entered:
             raise FineTuneError("a batch runs once; make a new one")
-        self._session.check_loop()
+        self._recovery.check_loop()
         self._is_entered = True
         if self._results is not None:
             await asyncio.to_thread(_make_folder, self._results)
@@ -312,7 +313,7 @@ class Batch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._session.check_loop()
+        self._recovery.check_loop()
         async with self._stack:
             try:
                 self.stop()
@@ -331,7 +332,7 @@ class Batch:
     async def __anext__(self) -> Outcome:
         if not self._is_entered:
             raise FineTuneError("the batch does not run; read it inside 'async with'")
-        self._session.check_loop()
+        self._recovery.check_loop()
         outcome = await self._outcomes.get()
         self._notify()
         if outcome is not None:
@@ -504,12 +505,15 @@ class Batch:
             record = attrs.evolve(record, sent_at=now)
             try:
                 await self._journal.intend(record.label, request, now)
-                job = await self._session.create_fine_tune(
+                job = await self._recovery.create(
                     request,
                     known=self._known,
                     wanted=lambda: self._stopped is None,
-                    accepted=functools.partial(self._keep_accepted, record.label),
+                    note=functools.partial(self._keep_accepted, record.label),
                 )
+            except NotSent:
+                # The batch was stopped: it is left to the next run.
+                await self._journal.withdraw(record.label)
             except (CreateUncertain, JournalUnusable):
                 raise
             except FineTuneUnreadable as unreadable:
@@ -518,26 +522,25 @@ class Batch:
                 return attrs.evolve(record, job_id=unreadable.fine_tune_id)
             except FineTuneError as refused:
                 await self._journal.withdraw(record.label)
-                # What was not sent for the batch was stopped is left to the next run.
-                if not isinstance(refused, RateLimited | NotSent) or isinstance(refused, QuotaExceeded):
+                if not isinstance(refused, RateLimited) or isinstance(refused, QuotaExceeded):
                     raise
                 if isinstance(refused, TooManyJobs):
                     self._is_full = True
-                elif isinstance(refused, RateLimited):
+                else:
                     self._put_off(refused)
             else:
                 await self._keep(record.label, job.id)
                 return attrs.evolve(record, job_id=job.id)
             finally:
-                self._pace.end(was_throttled=self._session.times_throttled > throttled)
+                self._limiter.end(was_throttled=self._session.times_throttled > throttled)
                 self._notify()
         return record
 
     def _put_off(self, refused: RateLimited) -> None:
         """Let no create be sent for a while where the session gave up: it may not ask again, or not wait so long."""
-        seconds = refused.retry_after or _LONG_PAUSE
+        seconds = refused.retry_after or _MAX_HOLD
         _log.warning("no create is sent for %.0f s: %s", seconds, refused)
-        self._pace.pause(seconds)
+        self._limiter.hold(seconds)
 
     async def _keep_accepted(self, label: str, fine_tune_id: str | None, is_whole: bool) -> None:  # noqa: FBT001  # as a create calls it
         """Note that the service accepted a create whose reply does not describe the job, and what id it names."""
@@ -554,35 +557,35 @@ class Batch:
             self._unnoted.discard(job_id)
         except asyncio.CancelledError:
             # Whether it was noted is not known here; if it was, the journal knows whose the job is.
-            self._session.disown(job_id)
+            self._recovery.claims.release(job_id)
             raise
         except JournalUnusable as error:
-            self._session.disown(job_id)
+            self._recovery.claims.release(job_id)
             unnoted = JournalUnusable(f"{error}; the job of {label!r} is {job_id}")
             # Of several only the first is raised, and none to whoever has left.
             _log.error("%s", unnoted)
             raise unnoted from error
 
     async def _may_send(self) -> bool:
-        """Wait until a create may be sent; False if it may not any more. `Pace.end` is due after it."""
-        await self._until(lambda: self._stopped is not None or (self._pace.has_room and not self._is_full))
+        """Wait until a create may be sent; False if it may not any more. `RateLimiter.end` is due after it."""
+        await self._until(lambda: self._stopped is not None or (self._limiter.has_room and not self._is_full))
         if self._stopped is not None:
             return False
-        self._pace.begin()
+        self._limiter.start()
         await self._turn()
         if self._stopped is not None:
-            self._pace.end(was_throttled=False)
+            self._limiter.end(was_throttled=False)
         return self._stopped is None
 
     async def _turn(self) -> None:
         """Wait for a turn, or until the batch is stopped."""
-        turn = self._pace.turn()
+        turn = self._limiter.reserve()
         while self._stopped is None and turn > asyncio.get_running_loop().time():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(turn):
                     await self._until(lambda: self._stopped is not None)
-            if self._pace.paused_until > turn:
-                turn = self._pace.turn()
+            if self._limiter.held_until > turn:
+                turn = self._limiter.reserve()
 
     def _note_failure(self, record: Record, error: FineTuneError) -> None:
         """Tell that a request made no job, or, where it says nothing of the request, send no more."""
@@ -595,13 +598,13 @@ class Batch:
             self._unreached += 1
         if isinstance(error, QuotaExceeded | AuthenticationFailed | PermissionDenied):
             self._send_no_more(str(error), error)
-        elif self._unreached >= _MOST_UNREACHED:
+        elif self._unreached >= _MAX_UNREACHED:
             self._send_no_more(f"the service cannot be reached: {error}", error)
         else:
             self._tell(record, None, error)
-        if self._nameless >= _MOST_NAMELESS:
+        if self._nameless >= _MAX_NAMELESS:
             self._send_no_more(
-                f"{_MOST_NAMELESS} creates in a row were accepted by replies that name no job, so something between"
+                f"{_MAX_NAMELESS} creates in a row were accepted by replies that name no job, so something between"
                 f" here and the service may have answered: {error}",
                 error,
             )
@@ -618,10 +621,10 @@ class Batch:
             return
         self.active[job_id] = record
         self._others.discard(job_id)
-        if len(self._streamed) < MOST_STREAMS:
+        if len(self._streamed) < MAX_STREAMS:
             self._streamed[job_id] = tasks.create_task(self._stream(record, job_id))
         elif self.progress.followed_by != "list":
-            _log.info("more than %d jobs are active; the further ones are followed by the list", MOST_STREAMS)
+            _log.info("more than %d jobs are active; the further ones are followed by the list", MAX_STREAMS)
         self._notify()
 
     async def _stream(self, record: Record, job_id: str) -> None:
@@ -663,7 +666,7 @@ class Batch:
         passes = self._has_looked and retry.may_pass(failure)
         if passes and time.monotonic() - self._looked_at < _LONGEST_BLIND:
             return
-        if self._blind < _MOST_UNREACHED and not isinstance(failure, AuthenticationFailed):
+        if self._blind < _MAX_UNREACHED and not isinstance(failure, AuthenticationFailed):
             return
         if len(self.active) > len(self._streamed):
             self._is_leaving = True
@@ -673,7 +676,7 @@ class Batch:
         mine = set(self.active)
         ended_meanwhile = self._ended = set()
         try:
-            rows = await self._session._list_rows()  # noqa: SLF001  # a row that cannot be read stops no batch
+            rows = await self._recovery.list_rows()
         finally:
             self._ended = None
         jobs = rows.jobs
@@ -819,7 +822,7 @@ class Batch:
             entry = lost[0]
             requests = [other.sent for other in lost]
             try:
-                job = await self._session.find_fine_tune(
+                job = await self._recovery.find(
                     entry.sent,
                     entry.sent_at,
                     lost_at=begin,
@@ -845,7 +848,7 @@ class Batch:
     # Waiting
 
     def _may_begin(self) -> bool:
-        return self._sending < self._concurrency and self._outcomes.qsize() < _MOST_OUTCOMES_WAITING
+        return self._sending < self._concurrency and self._outcomes.qsize() < _MAX_OUTCOMES_WAITING
 
     def _has_room(self) -> bool:
         active = self._sending + len(self.active) + len(self._others)
@@ -865,7 +868,7 @@ class Batch:
         self._changed.set()
         self.progress.active = len(self.active)
         self.progress.others = len(self._others)
-        self.progress.followed_by = "list" if len(self.active) > MOST_STREAMS else "streams"
+        self.progress.followed_by = "list" if len(self.active) > MAX_STREAMS else "streams"
         if self._on_progress is not None:
             try:
                 self._on_progress(self.progress)

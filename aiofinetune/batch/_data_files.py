@@ -12,7 +12,7 @@ from typing import Final
 
 import attrs
 
-from aiofinetune._http.files import check_regular
+from aiofinetune._local_files import check_regular
 from aiofinetune._threads import in_thread
 from aiofinetune.batch._journal import Journal, Record
 from aiofinetune.batch._manifest import is_local
@@ -22,7 +22,7 @@ from aiofinetune.session import FineTuneSession
 
 _log = logging.getLogger("aiofinetune")
 
-_MOST_REMEMBERED: Final = 1000
+_MAX_REMEMBERED: Final = 1000
 """Paths whose digest, and whose id, are kept while a batch runs."""
 
 
@@ -80,7 +80,7 @@ class Uploads:
         # The lock is fair, so that entries keep their order.
         async with self._disk:
             if file not in self._local:
-                if len(self._local) >= _MOST_REMEMBERED:
+                if len(self._local) >= _MAX_REMEMBERED:
                     del self._local[next(iter(self._local))]
                 self._local[file] = await in_thread(None, lambda: is_local(file))
             return self._local[file]
@@ -96,7 +96,7 @@ class Uploads:
                         # It may be another content by now.
                         self._digests.pop(path, None)
                         raise
-                if len(self._ids) > _MOST_REMEMBERED:
+                if len(self._ids) > _MAX_REMEMBERED:
                     del self._ids[next(iter(self._ids))]
             return self._ids[path]
 
@@ -105,7 +105,7 @@ class Uploads:
         digest = self._digests.get(path)
         if digest is None:
             digest = self._digests[path] = await in_thread(None, lambda: _digest(path))
-            if len(self._digests) > _MOST_REMEMBERED:
+            if len(self._digests) > _MAX_REMEMBERED:
                 del self._digests[next(iter(self._digests))]
         return digest
 

@@ -38,8 +38,8 @@ from aiofinetune import structuring
 from aiofinetune.errors import FineTuneError, LocalFileError, RequestInvalid
 from aiofinetune.models import FineTuneRequest
 
-_MOST_LINE_BYTES: Final = 1 << 20
-_MOST_SWEEP: Final = 10_000
+_MAX_LINE_BYTES: Final = 1 << 20
+_MAX_SWEEP: Final = 10_000
 """Jobs that one request may stand for; a grid of more is a slip."""
 _OWN_FIELDS: Final = ("label", "sweep")
 _FILE_FIELDS: Final = ("training_file", "validation_file")
@@ -200,8 +200,8 @@ def _problems_of(table: _Table, values: Mapping[str, object]) -> list[Problem]:
 
 def _json_tables(path: Path) -> Iterator[_Table | Problem]:
     for number, line in enumerate(_lines(path), start=1):
-        if len(line) > _MOST_LINE_BYTES:
-            yield Problem(number, "request", f"is longer than {_MOST_LINE_BYTES} bytes")
+        if len(line) > _MAX_LINE_BYTES:
+            yield Problem(number, "request", f"is longer than {_MAX_LINE_BYTES} bytes")
             return
         if not line.strip():
             continue
@@ -231,7 +231,7 @@ def _reason(line: bytes, error: ValueError) -> str:
 def _lines(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
-            while line := file.readline(_MOST_LINE_BYTES + 1):
+            while line := file.readline(_MAX_LINE_BYTES + 1):
                 yield line
     except OSError as error:
         raise LocalFileError(f"{path}: {error.strerror}") from error
@@ -282,8 +282,8 @@ def _expand(table: _Table, defaults: Mapping[str, object], label: str, folder: P
         yield Problem(table.line_of("sweep"), "sweep", expected)
         return
     size = math.prod(len(choices) for choices in sweep.values())
-    if size > _MOST_SWEEP:
-        yield Problem(table.line_of("sweep"), "sweep", f"stands for {size} jobs; at most {_MOST_SWEEP} are allowed")
+    if size > _MAX_SWEEP:
+        yield Problem(table.line_of("sweep"), "sweep", f"stands for {size} jobs; at most {_MAX_SWEEP} are allowed")
         return
     told: set[Problem] = set()
     for combination in itertools.product(*sweep.values()):

@@ -24,7 +24,7 @@ from aiofinetune.session import FineTuneSession
 _SHOWN_ACTIVE: Final = 10
 _TOLD: Final = ("label", "status", "job")
 """What each line of a summary holds; see `Outcome.summary`."""
-_MOST_LINE_BYTES: Final = 1 << 20
+_MAX_LINE_BYTES: Final = 1 << 20
 _INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -184,7 +184,7 @@ def _check_summary(summary: Path, others: tuple[Path, ...]) -> None:
         raise ConfigurationError(f"summary: {summary} is the manifest or the journal; give another file")
     try:
         with summary.open("rb") as file:
-            line = file.readline(_MOST_LINE_BYTES)
+            line = file.readline(_MAX_LINE_BYTES)
         told = structuring.loads(line) if line else dict.fromkeys(_TOLD)
     except FileNotFoundError:
         return

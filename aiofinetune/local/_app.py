@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-MOST_FILE_BYTES: Final = 1 << 30
-_MOST_JSON_BYTES: Final = 1 << 20
-_MOST_FORM_BYTES: Final = 64 << 10
+MAX_FILE_BYTES: Final = 1 << 30
+_MAX_JSON_BYTES: Final = 1 << 20
+_MAX_FORM_BYTES: Final = 64 << 10
 """What a form may take beside its file."""
 
 _BODY_TIMEOUT: Final = 60.0
@@ -55,7 +55,7 @@ _MAX_NAME: Final = 200
 _KEEP_ALIVE: Final = 15.0
 """Seconds of silence after which an event stream says that it is still there, so that no proxy cuts it."""
 
-_MOST_N_EPOCHS: Final = 50
+_MAX_N_EPOCHS: Final = 50
 """Where n_epochs is given inside hyperparameters (reference: create fine-tune)."""
 
 _LIMIT: Final = re.compile("0*[1-9][0-9]{0,8}", re.ASCII)
@@ -82,7 +82,7 @@ class Api:
 
     def application(self) -> web.Application:
         """Return the web application that answers for this API."""
-        app = web.Application(middlewares=[self._answer], client_max_size=_MOST_JSON_BYTES)
+        app = web.Application(middlewares=[self._answer], client_max_size=_MAX_JSON_BYTES)
         app.on_response_prepare.append(_name_request)
         app.on_shutdown.append(self._end_requests)
         for path, handlers in (
@@ -247,7 +247,7 @@ class Api:
     async def _upload_file(self, request: web.Request) -> web.StreamResponse:
         if request.content_type != "multipart/form-data":
             raise Refused(400, "expected a body of the type multipart/form-data, with purpose and file")
-        if (request.content_length or 0) > MOST_FILE_BYTES + _MOST_FORM_BYTES:
+        if (request.content_length or 0) > MAX_FILE_BYTES + _MAX_FORM_BYTES:
             raise _too_large()
         async with self._store.receive_file() as incoming:
             purpose, filename = await self._read_form(request, incoming)
@@ -289,7 +289,7 @@ class Api:
     async def _read_file(self, part: BodyPartReader, incoming: Incoming) -> None:
         while not part.at_eof():
             piece = await _parsed(part.read_chunk(_PIECE_BYTES))
-            if incoming.size + len(piece) > MOST_FILE_BYTES:
+            if incoming.size + len(piece) > MAX_FILE_BYTES:
                 raise _too_large()
             await self._store.in_thread(functools.partial(incoming.write, bytes(piece)))
 
@@ -485,7 +485,7 @@ def _error(
 
 
 def _too_large() -> Refused:
-    return Refused(413, f"file: at most {MOST_FILE_BYTES:,} bytes are taken", param="file")
+    return Refused(413, f"file: at most {MAX_FILE_BYTES:,} bytes are taken", param="file")
 
 
 def _too_slow() -> Refused:
@@ -520,10 +520,8 @@ def _with_n_epochs(value: dict[str, object]) -> dict[str, object]:
     n_epochs = hyperparameters.get("n_epochs")
     if n_epochs is None or n_epochs == "auto":
         return rest
-    if type(n_epochs) is not int or not 1 <= n_epochs <= _MOST_N_EPOCHS:
-        raise RequestInvalid(
-            "hyperparameters.n_epochs", f"expected 'auto' or a whole number from 1 to {_MOST_N_EPOCHS}"
-        )
+    if type(n_epochs) is not int or not 1 <= n_epochs <= _MAX_N_EPOCHS:
+        raise RequestInvalid("hyperparameters.n_epochs", f"expected 'auto' or a whole number from 1 to {_MAX_N_EPOCHS}")
     if rest.get("n_epochs") not in (None, n_epochs):
         raise RequestInvalid("hyperparameters.n_epochs", "differs from n_epochs; give one of them")
     return {**rest, "n_epochs": n_epochs}

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from aiohttp import web
 
-from aiofinetune.dialects._fine_tunes import is_loopback
+from aiofinetune._urls import is_loopback
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local._app import Api
 from aiofinetune.local._connections import Connections, SeldomLog, listen

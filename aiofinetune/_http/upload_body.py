@@ -1,24 +1,48 @@
-"""Local files, read and written off the event loop and in constant memory."""
+"""The body of an upload: a multipart form around a file that is read in pieces."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import inspect
 import io
 import os
 import secrets
-import shutil
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 
-from aiofinetune._threads import in_thread
-from aiofinetune.errors import FineTuneError, LocalFileError, RequestInvalid
+from aiofinetune._http.caller import Caller
+from aiofinetune._local_files import HOP, PIECE, opened
+from aiofinetune.dialects import _fine_tunes as dialect
+from aiofinetune.dialects._requests import build
+from aiofinetune.errors import FineTuneError, LocalFileError, RequestInvalid, TransportError
+from aiofinetune.models import File
+
+
+def multipart(purpose: str, filename: str, boundary: str) -> tuple[bytes, bytes]:
+    """What goes before and after a file's bytes to make a form of `purpose` and `file` (RFC 7578).
+
+    Args:
+        purpose: What the file is for.
+        filename: The name that the service will know it by; quotes and line breaks in it are percent-encoded, as
+            browsers do (https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data).
+        boundary: A line that the file does not hold; random.
+    """
+    escaped = filename.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+    head = (
+        f"--{boundary}\r\n"
+        'Content-Disposition: form-data; name="purpose"\r\n'
+        "\r\n"
+        f"{purpose}\r\n"
+        f"--{boundary}\r\n"
+        f'Content-Disposition: form-data; name="file"; filename="{escaped}"\r\n'
+        "Content-Type: application/octet-stream\r\n"
+        "\r\n"
+    )
+    return head.encode(errors="replace"), f"\r\n--{boundary}--\r\n".encode()
 
 
 class SupportsRead(Protocol):
@@ -32,16 +56,9 @@ class SupportsRead(Protocol):
 Source: TypeAlias = str | os.PathLike[str] | bytes | SupportsRead | AsyncIterable[bytes]
 """What can be uploaded: a file's path, its bytes, what is read like a file in binary mode, or an iterator of pieces."""
 
+
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called on the event loop with the bytes moved so far, and their total where it is known."""
-
-PIECE: Final = 256 << 10
-"""Bytes of a download that are taken at once, and of an upload that are given at once: as many as aiohttp takes from a
-socket, so that none are copied."""
-
-_HOP: Final = 1 << 20
-"""Bytes that are read or written in one hop to a thread. With a quarter of it an upload takes half as much again of
-the CPU."""
 
 
 @attrs.frozen
@@ -86,6 +103,8 @@ async def opened_source(source: Source) -> AsyncIterator[Content]:
 
 
 _EXPECTED: Final = "expected a path, bytes, a file opened in binary mode ('rb') or an async iterator of bytes"
+
+
 _MAX_PATH: Final = 4096
 """Characters; no system opens a longer path."""
 
@@ -122,7 +141,7 @@ async def _content_of_readable(source: Any) -> Content:  # Any: all that is know
 
 async def _content_of_async_file(file: Any, name: str | None) -> Content:  # Any: its `read` is a coroutine, see above
     try:
-        first = await file.read(_HOP)
+        first = await file.read(HOP)
     except Exception as error:
         raise LocalFileError(f"the file cannot be read: {error}") from error
     if not first and getattr(file, "size", None):
@@ -131,7 +150,7 @@ async def _content_of_async_file(file: Any, name: str | None) -> Content:  # Any
     pieces = [first]
 
     async def read() -> bytes:
-        piece: bytes = pieces.pop() if pieces else await file.read(_HOP)
+        piece: bytes = pieces.pop() if pieces else await file.read(HOP)
         return piece
 
     return Content(name, None, read, None)
@@ -142,7 +161,7 @@ async def _content_of_file(file: Any, name: str | None) -> Content:  # Any: only
 
     async def read() -> bytes:
         nonlocal reading
-        reading = asyncio.get_running_loop().run_in_executor(None, file.read, _HOP)
+        reading = asyncio.get_running_loop().run_in_executor(None, file.read, HOP)
         # Of a try that was given up, nobody asks what became of its last read.
         reading.add_done_callback(lambda read: read.cancelled() or read.exception())
         piece = await asyncio.shield(reading)
@@ -275,97 +294,26 @@ class Form:
         raise StopAsyncIteration
 
 
-async def save(path: Path, read: Callable[[], Awaitable[bytes]]) -> None:
-    """Write what `read` gives to a file that appears under its name only when it is whole.
-
-    Args:
-        path: Where to. A file that is there already is replaced.
-        read: Gives the next piece; none at the end.
+async def send_file(caller: Caller, content: Content, purpose: str, filename: str, progress: Progress | None) -> File:
+    """Upload a file once.
 
     Raises:
-        LocalFileError: The file cannot be written.
+        LocalFileError: The file cannot be read, or changed while it was sent.
     """
-    path = await asyncio.to_thread(_target, path)
-    partial = path.parent / f".{secrets.token_hex(8)}.part"
+    boundary = secrets.token_hex(16)
+    form = Form(content, multipart(purpose, filename, boundary), progress)
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    if form.size is not None:
+        headers["Content-Length"] = str(form.size)
+    request = build(dialect.UPLOAD_FILE, caller.base_url, headers=headers)
     try:
-        async with opened(partial, "xb", named=path) as file:
-            # The C library keeps memory at hand for blocks as large as the largest that was ever freed: without this, a
-            # process's first download asks the kernel for each, and takes half as much again of the CPU.
-            bytearray(_HOP)
-            pieces: list[bytes] = []
-            size = 0
-            while piece := await read():
-                pieces.append(piece)
-                size += len(piece)
-                if size >= _HOP:
-                    await _in_thread(path, file.writelines, pieces)
-                    pieces = []
-                    size = 0
-            await _in_thread(path, file.writelines, pieces)
-            await _in_thread(path, _flush_to_disk, file)
-        await _in_thread(path, _replace, partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError, ValueError):
-            await in_thread(None, lambda: partial.unlink(missing_ok=True))
-        raise
-
-
-@asynccontextmanager
-async def opened(path: Path, mode: str, named: Path | None = None) -> AsyncIterator[BinaryIO]:
-    """Open a file in binary `mode`, and close it, in a thread.
-
-    Raises:
-        LocalFileError: It cannot be opened.
-    """
-    files: list[IO[bytes]] = []
-    try:
-        # Cancelled or not, the thread opens it: hence the list.
-        await _in_thread(named or path, lambda: files.append(_open(path, mode)))
-        yield files[0]  # type: ignore[misc]  # it is what BinaryIO stands for
-    finally:
-        for file in files:
-            await in_thread(None, file.close)
-
-
-def _target(path: Path) -> Path:
-    """The file that a path leads to, which may be replaced; a device, or the like, may not."""
-    try:
-        target = path.resolve()
-        check_regular(target)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise LocalFileError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    return target
-
-
-def check_regular(path: Path) -> None:
-    """Refuse a pipe or a device: one without another end would hold up whoever opens it for ever, cancelled or not.
-
-    Raises:
-        OSError: It is one.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is no regular file")
-
-
-def _open(path: Path, mode: str) -> IO[bytes]:
-    check_regular(path)
-    return path.open(mode)
-
-
-async def _in_thread(path: Path, function: Callable[..., object], *arguments: object) -> None:
-    try:
-        await in_thread(None, lambda: function(*arguments))
-    except (OSError, ValueError) as error:
-        raise LocalFileError(f"{path}: {getattr(error, 'strerror', error)}") from error
-
-
-def _replace(partial: Path, path: Path) -> None:
-    """Give a whole file its name, and the permissions of the one that it replaces."""
-    if path.exists():
-        shutil.copymode(path, partial)
-    partial.replace(path)
-
-
-def _flush_to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        reply = await caller.fetch(request, form)
+    except TransportError:
+        if form.failure is None:
+            raise
+    else:
+        if form.failure is None:
+            return await caller.decode(dialect.UPLOAD_FILE, reply)
+    if isinstance(form.failure, FineTuneError):
+        raise form.failure
+    raise LocalFileError(f"the upload stopped on this side: {form.failure!r}") from form.failure

@@ -1,0 +1,60 @@
+"""Downloads: as bytes, or to a file that appears when it is whole, in constant memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiofinetune._http.caller import Caller
+from aiofinetune._http.reply_body import MAX_REPLY_BYTES, Incoming, collect
+from aiofinetune._local_files import PIECE, save
+from aiofinetune.dialects import _fine_tunes as dialect
+from aiofinetune.dialects._requests import build
+from aiofinetune.errors import ConnectionLost, ProtocolViolation
+
+
+async def download(caller: Caller, file_id: str, path: Path | None) -> bytes:
+    """Download a file's content; return it, or nothing where it is written to `path`.
+
+    Raises:
+        ProtocolViolation: It is longer than the service says, or too long for the memory.
+        LocalFileError: The file cannot be written.
+    """
+    # What arrives is checked against the size that the service knows: a body may be whole, and not the file.
+    expected = (await caller.call(dialect.RETRIEVE_FILE, file_id)).bytes or 0
+    headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
+    request = build(dialect.DOWNLOAD_FILE, caller.base_url, file_id, headers=headers)
+
+    async def attempt() -> bytes:
+        incoming = await caller.transport.open(request, caller.transport.timeout.stall)
+        if incoming.status >= 300:
+            raise await caller.refusal(dialect.DOWNLOAD_FILE, incoming)
+        with contextlib.closing(incoming):
+            read = _reader_of(incoming, file_id, expected)
+            if path is not None:
+                await save(path, read)
+                return b""
+            content = await collect(read, expected or MAX_REPLY_BYTES)
+        if not expected and len(content) > MAX_REPLY_BYTES:
+            raise ProtocolViolation(f"{file_id} is of an unknown length, and too long for the memory; pass a path")
+        return content
+
+    return await caller.retrying(dialect.DOWNLOAD_FILE, attempt)
+
+
+def _reader_of(incoming: Incoming, file_id: str, expected: int) -> Callable[[], Awaitable[bytes]]:
+    """What reads a download's pieces, and refuses less or more than the file holds, where that is known."""
+    size = 0
+
+    async def read() -> bytes:
+        nonlocal size
+        piece = await incoming.read(PIECE)
+        size += len(piece)
+        if size > expected > 0:
+            raise ProtocolViolation(f"the download of {file_id} is longer than the {expected} bytes of the file")
+        if not piece and size < expected:
+            raise ConnectionLost(f"the download of {file_id} ended after {size} of {expected} bytes")
+        return piece
+
+    return read

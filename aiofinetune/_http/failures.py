@@ -1,0 +1,77 @@
+"""What failed under a call, in words of our own: aiohttp and the sockets raise a hundred kinds."""
+
+from __future__ import annotations
+
+import ssl
+import traceback
+from typing import Final
+
+import aiohttp
+from aiohttp.http import HttpProcessingError
+
+from aiofinetune.errors import (
+    ConfigurationError,
+    ConnectFailed,
+    ConnectionLost,
+    FineTuneError,
+    ProtocolViolation,
+    ReplyTimeout,
+)
+
+LOST: Final = "the connection closed within the body, or the body is not as HTTP frames it"
+"""What is said of a body that broke off, or is garbled: aiohttp tells the two apart at times only."""
+
+
+def in_our_words(error: Exception, name: str) -> FineTuneError:
+    """The error of ours that a failure of aiohttp, or of the socket under it, amounts to."""
+    match error:
+        case UnicodeError() | aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
+            return ConnectFailed(f"{name}: could not connect: {_why_not_connected(error, name)}")
+        case aiohttp.ClientHttpProxyError():
+            return ConnectFailed(f"{name}: the proxy refused to connect: {error.status} {error.message}")
+        case aiohttp.ClientResponseError() if isinstance(error.__cause__, HttpProcessingError):
+            return ProtocolViolation(f"{name}: the head of the reply cannot be read as HTTP: {error.message}")
+        case HttpProcessingError():
+            return ConnectionLost(f"{name}: {LOST}: {error.message}")
+        case TimeoutError():
+            return ReplyTimeout(f"{name}: no whole reply in the time given")
+        case aiohttp.ClientError() | OSError() if not isinstance(error, aiohttp.ClientResponseError | ValueError):
+            return ConnectionLost(f"{name}: the connection broke: {error or type(error).__name__}")
+        case _:
+            return ConfigurationError(f"{of_borrowed(error)}, at {name}")
+
+
+_NO_TLS: Final = frozenset(
+    {"HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER"}
+)
+"""OpenSSL's words, by its version, for a first record that is none of TLS."""
+
+
+def _why_not_connected(error: Exception, name: str) -> str:
+    """Why there is no connection; aiohttp says ``[None]`` of what has no number of the system."""
+    cause = getattr(error, "os_error", None)
+    if not isinstance(error, aiohttp.ClientConnectorError) or cause is None:
+        return str(error)
+    server = f"{error.host}:{error.port}"
+    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+        return f"{server} does not speak TLS on this port ({cause.reason}); is it an http:// URL?"
+    if cause.strerror is not None:
+        return str(error)
+    if str(cause):
+        return f"{server}: {cause}"
+    in_tls = " in the TLS handshake: it may not speak TLS on this port" if " https://" in name else ""
+    return f"{server} closed the connection{in_tls}"
+
+
+def of_borrowed(error: Exception) -> str:
+    """Says where a failure comes from that is neither the network's nor the service's."""
+    raised = "".join(traceback.format_exception_only(error)).strip()
+    if isinstance(error, ValueError):
+        # aiohttp's own as well, for an auth that was set up besides the key.
+        return f"http: aiohttp, or code that runs in it, refuses to send: {raised}"
+    return f"http: code that runs in the aiohttp session (a middleware, a trace, its connector) raised {raised}"
+
+
+def cause_of(error: Exception) -> Exception | None:
+    """What to chain to an error of ours: not a proxy's refusal, which shows the proxy's password."""
+    return None if isinstance(error, aiohttp.ClientHttpProxyError) else error

@@ -1,0 +1,38 @@
+"""The proxy that the environment names."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from urllib.parse import urlsplit
+
+from aiofinetune._urls import is_http_url, is_loopback
+from aiofinetune.errors import (
+    ConfigurationError,
+)
+
+
+def proxy_for(base_url: str) -> str | None:
+    """The proxy that the environment names for a URL; never one for this machine itself, which needs none."""
+    parts = urlsplit(base_url)
+    host = parts.hostname or ""
+    if is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy is None:
+        return None
+    # As curl takes it; urllib gives it as it is.
+    url = proxy if "://" in proxy else f"http://{proxy}"
+    if not is_http_url(url):
+        # Never shown: it may hold a password.
+        raise ConfigurationError(
+            f"{_proxy_variable(parts.scheme)} names a proxy that cannot be used; expected one such as http://host:3128"
+        )
+    return url
+
+
+def _proxy_variable(scheme: str) -> str:
+    """The environment's variable that names the proxy, by urllib's order: lower case before any other."""
+    wanted = f"{scheme}_proxy"
+    named = sorted((name for name, value in os.environ.items() if name.lower() == wanted and value), reverse=True)
+    return named[0] if named else f"the system's setting for {scheme}"

@@ -1,0 +1,460 @@
+"""Creates and uploads that are made once: where a reply is lost or unreadable, what it was about is found again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Final
+
+import attrs
+
+from aiofinetune import structuring
+from aiofinetune._http.caller import Caller
+from aiofinetune._http.transport import Heard
+from aiofinetune._http.upload_body import Content, Progress, send_file
+from aiofinetune._jobs import matching
+from aiofinetune._jobs.claims import Claims, Group
+from aiofinetune._jobs.clocks import Moment
+from aiofinetune.dialects import _fine_tunes as dialect
+from aiofinetune.dialects._error_replies import server_time
+from aiofinetune.dialects._requests import Reply, build
+from aiofinetune.errors import FineTuneError, FineTuneUnreadable, NotFound, ProtocolViolation, RequestInvalid
+from aiofinetune.models import CreateUncertain, File, FineTune, FineTuneRequest, Rows
+
+_log = logging.getLogger("aiofinetune")
+
+MAX_ASTRAY: Final = 86400.0
+"""Seconds by which a clock that was set since may have been wrong: an hour for the season, half a day for the zone."""
+
+
+class NotSent(Exception):
+    """A create was not sent, because it was no longer wanted; it made no job. It never leaves a batch."""
+
+
+class Accepted(Exception):
+    """A create was accepted (a status of 2xx), so it made a job, and the reply does not describe that job.
+
+    It never leaves this module. Its cause says why the reply is of no use.
+
+    Args:
+        fine_tune_id: The id that the reply names, if it names one.
+        is_whole: Whether the reply came whole; of one that broke off, the id is a hint.
+        is_taken: Whether the id is known to be that of another create's job.
+    """
+
+    def __init__(self, fine_tune_id: str | None, *, is_whole: bool, is_taken: bool = False) -> None:
+        super().__init__(fine_tune_id)
+        self.fine_tune_id = fine_tune_id
+        self.is_whole = is_whole
+        self.is_taken = is_taken
+
+    def __str__(self) -> str:
+        return f"the create was accepted; {self.__cause__}"
+
+
+@attrs.frozen
+class Search:
+    """A search for the job of a create.
+
+    Args:
+        request: What was asked for.
+        sent: When it was first sent.
+        lost_at: When its reply was given up.
+        known: Ids of jobs that earlier sessions made.
+        claimed: Ids of jobs that belong to calls of this session.
+        lost: All requests whose job is not known, `request` among them.
+        astray: Seconds by which `sent` may be too late.
+        accepted: That the service accepted it, if it did.
+    """
+
+    request: FineTuneRequest
+    sent: Moment
+    lost_at: Moment
+    known: Container[str]
+    claimed: Container[str]
+    lost: Sequence[FineTuneRequest] = ()
+    astray: float = 0.0
+    accepted: Accepted | None = None
+
+    @property
+    def cause(self) -> BaseException | None:
+        """What was wrong with the reply, where the create was accepted."""
+        return None if self.accepted is None else self.accepted.__cause__
+
+    def uncertain(
+        self,
+        candidates: tuple[FineTune, ...] = (),
+        unreadable: tuple[str, ...] = (),
+        fine_tune_id: str | None = None,
+    ) -> CreateUncertain:
+        """What to raise where the search cannot tell."""
+        named = self.accepted.fine_tune_id if self.accepted is not None else None
+        return CreateUncertain(
+            self.request, self.sent.unix, candidates, self.accepted is not None, unreadable, fine_tune_id or named
+        )
+
+
+Note = Callable[[str | None, bool], Awaitable[None]]
+"""Called when a create was accepted by a reply that does not describe the job, before anything else is done: with the
+id that the reply names, if any, and whether the reply came whole."""
+
+
+async def _unheeded(_fine_tune_id: str | None, _is_whole: bool) -> None:  # noqa: FBT001  # as a create calls it
+    """Take no note of an accepted create: the caller keeps no record."""
+
+
+class Recovery:
+    """Creates jobs and uploads files for one session, each once.
+
+    Args:
+        caller: What makes the calls.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+        self.claims = Claims()
+        self._groups: weakref.WeakValueDictionary[tuple[str, str], Group[Any]] = weakref.WeakValueDictionary()
+
+    def check_loop(self) -> None:
+        """Raise `ConfigurationError` unless the session belongs to the running event loop; its first call binds it."""
+        self.caller.transport.check_place()
+
+    async def create(
+        self,
+        request: FineTuneRequest,
+        *,
+        known: Container[str] = (),
+        wanted: Callable[[], bool] = lambda: True,
+        note: Note = _unheeded,
+    ) -> FineTune:
+        """Create a job, once; `FineTuneSession.create_fine_tune` says how.
+
+        Args:
+            request: What to ask for.
+            known: Ids of jobs that are known to be another request's. Those of this session are known here.
+            wanted: Asked each time before it is sent; where it says no, it has made no job, and is not sent.
+            note: See `Note`.
+
+        Raises:
+            NotSent: It was no longer `wanted`.
+        """
+        if not isinstance(request, FineTuneRequest):
+            raise RequestInvalid("request", f"expected a FineTuneRequest, got {type(request).__name__}")
+        create = _Create(self, request, known, wanted, note)
+        with self.claims.call():
+            return await self.caller.retrying(dialect.CREATE_FINE_TUNE, create.send, create.find)
+
+    async def find(
+        self,
+        request: FineTuneRequest,
+        sent_at: float,
+        *,
+        lost_at: float | None = None,
+        lost: Sequence[FineTuneRequest] = (),
+        known: Container[str] = (),
+        accepted: bool = False,
+        fine_tune_id: str | None = None,
+    ) -> FineTune | None:
+        """Look for the job of a create of an earlier session; None if it surely made none.
+
+        Args:
+            request: What was asked for.
+            sent_at: When it was first sent, in Unix seconds by this machine's clock. A service whose clock is set
+                otherwise does no harm; and as this machine's may have been set since, an equal job of the day before
+                makes it uncertain.
+            lost_at: When its reply was given up; the job may still show up until ``Retry.grace`` after. By default
+                `sent_at`.
+            lost: All requests whose job is not known, which might be taken for one another; `request` may be left out.
+            known: Ids of jobs that are known to be another request's. Those of this session are known here.
+            accepted: Whether the service accepted the create, so that it made a job; then None is never returned.
+            fine_tune_id: The id that a reply named which broke off.
+
+        Raises:
+            CreateUncertain: It cannot be told.
+        """
+        self.check_loop()
+        search = Search(
+            request,
+            Moment.at(sent_at),
+            # By a clock that was set back since it may lie in the future: that is not waited for.
+            Moment.at(min(sent_at if lost_at is None else lost_at, time.time())),
+            known,
+            self.claims.unreleased(),
+            lost if request in lost else (*lost, request),
+            MAX_ASTRAY,
+            Accepted(fine_tune_id, is_whole=False) if accepted else None,
+        )
+        if fine_tune_id is not None and (job := await self.retrieve_named(search, fine_tune_id)) is not None:
+            return job
+        return await self.search(search)
+
+    async def list_rows(self) -> Rows:
+        """List the jobs, and the ids of those of which nothing else can be read."""
+        return await self.caller.call(dialect.LIST_FINE_TUNE_ROWS)
+
+    async def upload(self, content: Content, name: str, purpose: str, progress: Progress | None) -> File:
+        """Upload a file, once if that can be told."""
+        group = self.group("file", name)
+        sent = Moment.now()
+
+        async def attempt() -> File:
+            if content.rewind is not None:
+                await content.rewind()
+            await group.wait_for_searches()
+            with group:
+                file = await send_file(self.caller, content, purpose, name, progress)
+                self.claims.add(file.id)
+                return file
+
+        async def find() -> File | None:
+            with group.losing(content):
+                async with group.searching():
+                    # Two that were lost may be two contents: then only sending both again is safe.
+                    group.is_contested |= len(group.lost) > 1
+                    if group.is_contested:
+                        return None
+                    return await self._find_file(name, content.size, purpose, sent)
+
+        policy = self.caller.policy if content.rewind is not None else attrs.evolve(self.caller.policy, attempts=1)
+        with self.claims.call():
+            return await self.caller.retrying(dialect.UPLOAD_FILE, attempt, find, policy)
+
+    async def _find_file(self, name: str, size: int | None, purpose: str, sent: Moment) -> File | None:
+        """Look for the file of an upload whose reply was lost; None if there is none that is surely it."""
+        try:
+            policy = attrs.evolve(self.caller.policy, attempts=1)
+            listing, reply = await self.caller.exchange(dialect.LIST_FILES, policy=policy)
+        except FineTuneError as error:
+            # A file sent twice costs little; a job never gets here.
+            _log.info("looking for the upload of %s: %s", name, error)
+            return None
+        since = _at_service(reply, sent)
+        file = matching.find_file(listing.data, name, size, purpose, since, self.claims)
+        if file is not None:
+            self.claims.add(file.id)
+        return file
+
+    def group(self, kind: str, name: str) -> Group[Any]:  # Any: requests in one kind, files in the other
+        """The group of all calls under way that make things which a list cannot tell apart."""
+        group = self._groups.get((kind, name))
+        if group is None:
+            group = self._groups[kind, name] = Group()
+        return group
+
+    async def search(self, search: Search) -> FineTune | None:
+        """Search the service's list for the job of a create, for as long as it may take to show up.
+
+        None if it surely made none, by moments that no setting of this machine's clock moves by more than said.
+        """
+        rows, verdict = Rows(is_whole=False), matching.Verdict()
+        # So that a create which is sent again does not go out on this connection.
+        headers = {} if self.caller.transport.owns_http else {"Connection": "close"}
+        for pause in self._until_grace_is_over(search):
+            try:
+                rows, reply = await self.caller.exchange(dialect.LIST_FINE_TUNE_ROWS, headers=headers)
+            except FineTuneError as error:
+                raise search.uncertain() from search.cause or error
+            since = _at_service(reply, search.sent)
+            others = [job for job in rows.jobs if job.id not in search.known]
+            verdict = matching.judge(others, search.request, since, search.lost, search.claimed, search.astray)
+            if verdict.job is not None:
+                self.claims.add(verdict.job.id)
+                return verdict.job
+            await asyncio.sleep(pause)
+        unreadable = [name for name in rows.unreadable if name not in search.known and name not in search.claimed]
+        if verdict.unclear or unreadable or not rows.is_whole or search.accepted is not None:
+            raise search.uncertain(verdict.unclear, tuple(unreadable)) from search.cause
+        return None
+
+    async def retrieve_accepted(self, search: Search, failure: Accepted, note: Note) -> FineTune | None:
+        """Retrieve the job that an accepted create's reply names; None if it names none, or none that is known."""
+        named = failure.fine_tune_id
+        if named is not None and not failure.is_taken and (named in self.claims or named in search.known):
+            failure = Accepted(named, is_whole=failure.is_whole, is_taken=True)
+        if failure.is_taken:
+            await note(None, False)
+            raise search.uncertain(fine_tune_id=named) from failure.__cause__
+        await note(named, failure.is_whole)
+        if named is None:
+            return None
+        # No other call may find it meanwhile.
+        self.claims.add(named)
+        job = await self.retrieve_named(search, named, is_whole=failure.is_whole)
+        if job is None:
+            self.claims.withdraw(named)
+            if failure.is_whole:
+                await note(named, False)
+        return job
+
+    async def retrieve_named(self, search: Search, named: str, *, is_whole: bool = False) -> FineTune | None:
+        """Retrieve the job that a create's reply named; None if the service does not know it, or it is another's.
+
+        Raises:
+            FineTuneUnreadable: The reply was whole, and the job cannot be read.
+        """
+        for pause in self._until_grace_is_over(search):
+            try:
+                job, reply = await self.caller.exchange(dialect.RETRIEVE_FINE_TUNE, named)
+            except NotFound:
+                await asyncio.sleep(pause)
+            except FineTuneError as failure:
+                if not is_whole:
+                    _log.warning("looking at %s, which the reply to a create named: %s", named, failure)
+                    return None
+                raise FineTuneUnreadable(str(failure), named) from failure
+            else:
+                if not is_whole and not matching.is_ours(job, search.request, _at_service(reply, search.sent)):
+                    return None
+                self.claims.add(named)
+                return job
+        return None
+
+    def _until_grace_is_over(self, search: Search) -> Iterator[float]:
+        """How long to pause after each look for a job; the last look is the one after ``Retry.grace`` is over."""
+        pause = self.caller.policy.base
+        while (left := self.caller.policy.grace - (time.monotonic() - search.lost_at.steady)) > 0:
+            yield min(pause, left)
+            pause = min(2 * pause, self.caller.policy.cap)
+        yield 0.0
+
+
+class _Create:
+    """One create under way: how it is sent, and looked for where its reply is lost."""
+
+    def __init__(
+        self,
+        recovery: Recovery,
+        request: FineTuneRequest,
+        known: Container[str],
+        wanted: Callable[[], bool],
+        note: Note,
+    ) -> None:
+        self._recovery = recovery
+        self._caller = recovery.caller
+        self._request = request
+        self._known = known
+        self._wanted = wanted
+        self._note = note
+        # No service is known to honour the key; it costs nothing to send, and nothing here depends on it.
+        headers = {"Idempotency-Key": secrets.token_hex(16)}
+        body = structuring.write_request(request.given())
+        self._call = build(dialect.CREATE_FINE_TUNE, self._caller.base_url, body=body, headers=headers)
+        self._group: Group[FineTuneRequest] = recovery.group("fine-tune", request.training_file)
+        self._sent = Moment.now()
+        self._is_lost = False
+
+    async def send(self) -> FineTune:
+        """Send it once; return the job that it made.
+
+        Raises:
+            NotSent: It is not wanted any more.
+            CreateUncertain: It was accepted, and which job it made cannot be told.
+        """
+        await self._group.wait_for_searches()
+        if not self._wanted():
+            raise NotSent("the create was not sent: it is not wanted any more")
+        heard = Heard()
+        try:
+            with self._group, _Noted(self._request, heard):
+                job = await self._exchange(heard)
+                self._claim(job.id)
+                return job
+        except Accepted as acceptance:
+            search = self._search(acceptance)
+            with _Noted(self._request, acceptance):
+                made = await self._recovery.retrieve_accepted(search, acceptance, self._note)
+                made = made or await self._search_list(search)
+                assert made is not None  # noqa: S101  # of an accepted create, the search does not say that it made none
+                return made
+
+    async def find(self) -> FineTune | None:
+        """Look for the job after the reply was lost; None if it surely made none."""
+        self._is_lost = True
+        with _Noted(self._request, None):
+            return await self._search_list(self._search())
+
+    async def _exchange(self, heard: Heard) -> FineTune:
+        """Send it; return the job that the reply describes.
+
+        Raises:
+            Accepted: The service accepted it, and its reply describes no job.
+        """
+        try:
+            # A connection that broke once under a create may do so each time: the next goes out on its own.
+            reply = await self._caller.fetch(self._call, heard=heard, fresh=self._is_lost)
+        except FineTuneError as failure:
+            if not heard.is_accepted:
+                raise
+            reply = self._caller.without_key(Reply(heard.status or 200, heard.headers, b"".join(heard.pieces)))
+            named = structuring.readable_id(reply.body)
+            raise Accepted(named, is_whole=False) from dialect.unreadable(reply, failure)
+        if reply.status >= 300:
+            raise self._caller.error_of(dialect.CREATE_FINE_TUNE, reply)
+        try:
+            return await self._caller.decode(dialect.CREATE_FINE_TUNE, reply)
+        except FineTuneError as misfit:
+            named, is_whole = structuring.readable_id(reply.body), structuring.is_json(reply.body)
+            raise Accepted(named, is_whole=is_whole) from (misfit if named else dialect.unreadable(reply, misfit))
+
+    def _claim(self, fine_tune_id: str) -> None:
+        """Claim the job for this call.
+
+        Raises:
+            Accepted: It is another's: this create was accepted, and which job it made is not known.
+        """
+        if fine_tune_id in self._recovery.claims or fine_tune_id in self._known:
+            words = f"the reply names {fine_tune_id}, which another create made"
+            raise Accepted(fine_tune_id, is_whole=True, is_taken=True) from ProtocolViolation(words)
+        self._recovery.claims.add(fine_tune_id)
+
+    def _search(self, acceptance: Accepted | None = None) -> Search:
+        claims = self._recovery.claims
+        return Search(self._request, self._sent, Moment.now(), self._known, claims, accepted=acceptance)
+
+    async def _search_list(self, search: Search) -> FineTune | None:
+        with self._group.losing(self._request):
+            async with self._group.searching():
+                return await self._recovery.search(attrs.evolve(search, lost=self._group.lost))
+
+
+def _at_service(reply: Reply, moment: Moment) -> float | None:
+    """What the service's clock showed at `moment`; None if that cannot be known."""
+    now, seconds_ago = server_time(reply), moment.seconds_ago()
+    return None if now is None or seconds_ago is None else now - seconds_ago
+
+
+class _Noted:
+    """Says on a cancellation what is known of the job of a create that was under way."""
+
+    def __init__(self, request: FineTuneRequest, known: Heard | Accepted | None) -> None:
+        self._request = request
+        self._known = known
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            error.add_note(f"a create was under way when it was cancelled: {self._outcome()}")
+
+    def _outcome(self) -> str:
+        match self._known:
+            case Accepted(fine_tune_id=named):
+                is_accepted = True
+            case Heard(is_accepted=True, pieces=pieces):
+                is_accepted, named = True, structuring.readable_id(b"".join(pieces))
+            case _:
+                is_accepted, named = False, None
+        if named is not None:
+            return f"the service accepted it, and it made a job, {named}"
+        return (
+            f"{'the service accepted it, and it made a job' if is_accepted else 'it may have made a job'}; look in"
+            f" list_fine_tunes() for one with the training file {self._request.training_file}, created just now"
+        )

@@ -1,0 +1,10 @@
+"""The completions endpoint. Imported when it is first called, as few programs do."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiofinetune._completions import Completion
+from aiofinetune.dialects._requests import Endpoint
+
+CREATE_COMPLETION: Final = Endpoint("POST", "/completions", Completion)
