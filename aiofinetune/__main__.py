@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line, or say how to install what it needs."""
     try:
-        from aiofinetune.cli._group import cli  # noqa: PLC0415  # it may not be installed
+        from aiofinetune.cli._commands import cli  # noqa: PLC0415  # it may not be installed
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich"):
             raise

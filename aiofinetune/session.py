@@ -81,7 +81,7 @@ class FineTuneSession:
             raise ConfigurationError("api_key: there is none; pass it, or set OPENAI_API_KEY")
         _check_header("api_key", api_key)
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or dialect.DEFAULT_BASE_URL
-        self.base_url = check_base_url(base_url, allow_plain_http=allow_plain_http)
+        self.base_url: str = check_base_url(base_url, allow_plain_http=allow_plain_http)
         organization = organization or os.environ.get("OPENAI_ORG_ID")
         headers = {**dialect.HEADERS, "Authorization": Secret(f"Bearer {api_key}"), "User-Agent": _USER_AGENT}
         if organization:

@@ -245,7 +245,7 @@ class Batch:
         poll: float = 10.0,
     ) -> None:
         _check_limits(max_active, reserve, concurrency, per_minute, poll)
-        self.progress = Progress()
+        self.progress: Progress = Progress()
         self.active: dict[str, Record] = {}
         """The jobs of this batch that are not over, by id."""
         file = None if journal is None else Path(journal)

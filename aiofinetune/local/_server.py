@@ -61,7 +61,7 @@ class LocalServer:
             api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""
         ):
             raise ConfigurationError("api_key: expected printable ASCII without space around it")
-        self.api_key = api_key or f"local-{secrets.token_urlsafe(24)}"
+        self.api_key: str = api_key or f"local-{secrets.token_urlsafe(24)}"
         self._data = data
         self._host = host
         self._port = port
