@@ -34,9 +34,11 @@ from aiofinetune.models import File, FineTune, FineTuneRequest, Hyperparams, Lis
 
 # The one place that chooses.
 try:
-    from orjson import dumps, loads
+    from orjson import dumps as _dumps
+    from orjson import loads as _loads
 except ImportError:
-    from aiofinetune._json import dumps, loads  # type: ignore[assignment]  # narrower than orjson's, wide enough here
+    from aiofinetune._json import dumps as _dumps  # type: ignore[assignment]  # narrower than orjson's, wide enough here
+    from aiofinetune._json import loads as _loads  # type: ignore[assignment]  # likewise
 
 __all__ = [
     "dumps",
@@ -471,7 +473,7 @@ def read_replies(bodies: Iterable[bytes], kind: type[T], noted: Noted | None = N
     found: dict[tuple[str, str], object] = {}
     _oddities.set(found)
     try:
-        made = [read(loads(body), None) for body in bodies]
+        made = [read(_loads(body), None) for body in bodies]
     except (ValueError, _Misfit) as error:
         raise ProtocolViolation("one of the replies is not what the API promises") from error
     if found and noted is not None:
@@ -518,6 +520,16 @@ def fit_reply(value: object, kind: type[T]) -> T:
     return made
 
 
+def dumps(value: object) -> bytes:
+    """Encode as UTF-8 JSON; raise a ValueError or TypeError for what JSON cannot hold."""
+    return _dumps(value)
+
+
+def loads(data: bytes) -> Any:  # Any: JSON of ours, whose shape its reader knows
+    """Decode UTF-8 JSON; raise a ValueError for anything else."""
+    return _loads(data)
+
+
 def read_json(body: bytes) -> object:
     """Decode a service's JSON.
 
@@ -525,7 +537,7 @@ def read_json(body: bytes) -> object:
         ProtocolViolation: It is not JSON.
     """
     try:
-        value: object = loads(body)
+        value: object = _loads(body)
     except ValueError as error:
         raise ProtocolViolation(f"the reply is not JSON ({error}); it starts with {excerpt(body)}") from error
     return value
@@ -534,7 +546,7 @@ def read_json(body: bytes) -> object:
 def is_json(body: bytes) -> bool:
     """Whether a body is JSON from its first byte to its last."""
     try:
-        loads(body)
+        _loads(body)
     except ValueError:
         return False
     return True
@@ -546,7 +558,7 @@ _TOKEN: Final = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s"{}\[\
 def readable_id(body: bytes) -> str | None:
     """The text `id` at the top of a JSON object, also of one that was cut or garbled after it; None without one."""
     try:
-        value = loads(body)
+        value = _loads(body)
     except ValueError:
         return _scanned_id(body[:_MAX_SCANNED])
     name = value.get("id") if isinstance(value, dict) else None
@@ -576,7 +588,7 @@ def _scanned_id(body: bytes) -> str | None:
 
 def _text(token: bytes) -> str | None:
     try:
-        text = loads(token)
+        text = _loads(token)
     except ValueError:
         return None
     return text if isinstance(text, str) and text else None
@@ -597,7 +609,7 @@ def _described(value: object) -> str:
     if value is None:
         return "null"
     try:
-        text = dumps(value).decode(errors="replace")
+        text = _dumps(value).decode(errors="replace")
     except (TypeError, ValueError, RecursionError):
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:60]}…"
@@ -651,6 +663,6 @@ def write_request(parameters: Mapping[str, object]) -> bytes:
         RequestInvalid: They hold what JSON cannot.
     """
     try:
-        return dumps(parameters)
+        return _dumps(parameters)
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestInvalid("request", f"holds what JSON cannot: {error}") from error
