@@ -1103,7 +1103,7 @@ async def test_a_job_that_could_not_be_noted_is_cancelled_too(
         Batch(session, entries(server, 5), journal=tmp_path / "journal", cancel_on_exit=True) as batch,
     ):
         await server.until(lambda: len(server.jobs) == 5)
-        batch._journal._db.execute("PRAGMA query_only = 1")
+        batch._journal.database.connection.execute("PRAGMA query_only = 1")
         server.held["create"].set()
         if iterates:
             with pytest.raises(JournalUnusable, match="readonly"):
@@ -1680,7 +1680,7 @@ async def test_a_journal_that_breaks_stops_the_batch(tmp_path: Path) -> None:
     ):
         await server.until(lambda: len(server.active) == 1)
         # As a full disk does.
-        batch._journal._db.execute("PRAGMA query_only = ON")
+        batch._journal.database.connection.execute("PRAGMA query_only = ON")
         with pytest.raises(JournalUnusable):
             await batch.run()
     assert server.asked["create"] <= 2
@@ -1781,7 +1781,7 @@ async def test_a_job_that_could_not_be_noted_is_found_by_the_next_run(tmp_path: 
     async with talking_to(server) as session, asyncio.timeout(60):
         async with Batch(session, wanted, journal=tmp_path / "journal") as batch:
             await server.until(lambda: bool(server.jobs))
-            batch._journal._db.execute("PRAGMA query_only = ON")
+            batch._journal.database.connection.execute("PRAGMA query_only = ON")
             server.held["create"].set()
             (job_id,) = server.jobs
             with pytest.raises(JournalUnusable, match=f"readonly database; the job of 'job-1' is {job_id}$"):
@@ -1801,7 +1801,7 @@ async def test_an_end_that_cannot_be_noted_lets_what_is_being_sent_settle(tmp_pa
             await server.until(lambda: server.asked["stream"] == 1)
             server.held["create"] = asyncio.Event()
             await server.until(lambda: len(server.jobs) == 2)
-            batch._journal._db.execute(
+            batch._journal.database.connection.execute(
                 "CREATE TRIGGER full BEFORE UPDATE OF job ON entries BEGIN SELECT RAISE(FAIL, 'full'); END"
             )
             server.end(min(server.jobs))

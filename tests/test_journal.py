@@ -269,7 +269,7 @@ async def test_a_journal_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
 async def test_a_journal_that_cannot_be_written_says_so(path: Path) -> None:
     """An error of SQLite on the way is one of ours, which names the journal."""
     async with opened(path) as journal:
-        journal._db.execute("PRAGMA query_only = ON")
+        journal.database.connection.execute("PRAGMA query_only = ON")
         with pytest.raises(JournalUnusable, match=r"sweep\.journal: attempt to write a readonly database"):
             await record(journal, "a", ASKED)
         assert await journal.request("a") is None
@@ -281,7 +281,9 @@ async def test_what_is_noted_at_once_is_written_at_once(path: Path) -> None:
     labels = [str(number) for number in range(100)]
     async with opened(path) as journal:
         await journal.records([Entry(label, ASKED) for label in labels])
-        journal._db.set_trace_callback(lambda statement: commits.append(statement) if statement == "COMMIT" else None)
+        journal.database.connection.set_trace_callback(
+            lambda statement: commits.append(statement) if statement == "COMMIT" else None
+        )
         await asyncio.gather(*(journal.intend(label, SENT, 1.0) for label in labels))
     assert len(commits) == 2
     async with opened(path) as journal:
