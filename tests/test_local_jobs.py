@@ -21,7 +21,7 @@ import pytest
 from aiofinetune import structuring
 from aiofinetune.local import LocalServer
 from aiofinetune.local import _queue as jobs
-from aiofinetune.local._store import Store
+from aiofinetune.local._store.runs import RunStore
 
 if TYPE_CHECKING:
     from conftest import Client, Connect, Launch
@@ -354,15 +354,15 @@ async def test_a_failure_of_the_queue_ends_nothing_else(
 ) -> None:
     """Whatever goes wrong in the queue is logged and tried again; the application around the server goes on."""
     monkeypatch.setattr(jobs, "_FIRST_PAUSE", 0.01)
-    take = Store.take_next_job
+    take = RunStore.take_next
     failures = iter([ZeroDivisionError(), ExceptionGroup("several", [sqlite3.OperationalError("odd")])])
 
-    async def broken(store: Store) -> object:
+    async def broken(runs: RunStore) -> object:
         for failure in failures:
             raise failure
-        return await take(store)
+        return await take(runs)
 
-    monkeypatch.setattr(Store, "take_next_job", broken)
+    monkeypatch.setattr(RunStore, "take_next", broken)
     job = await client.create(examples, n_epochs=1)
     assert (await client.finish(job["id"]))["status"] == "succeeded"
     assert caplog.text.count("fine-tunes wait") == 2

@@ -833,10 +833,10 @@ async def test_an_unexpected_failure_is_logged_and_hidden(
 ) -> None:
     """A bug in the server shows as a 500 in the envelope, with its traceback in the log alone."""
 
-    async def broken(_store: object) -> None:
+    async def broken(_models: object) -> None:
         raise ZeroDivisionError("the secret details")
 
-    monkeypatch.setattr("aiofinetune.local._store.Store.models", broken)
+    monkeypatch.setattr("aiofinetune.local._store.models.ModelStore.list", broken)
     error = await client.call("GET", "/models", status=500)
     assert error["type"] == "server_error"
     assert "secret" not in error["message"]

@@ -12,8 +12,9 @@ import pytest
 
 from aiofinetune._threads import in_thread
 from aiofinetune.errors import ConfigurationError
-from aiofinetune.local._store import Refused, Store
-from aiofinetune.models import FineTuneRequest
+from aiofinetune.local._store import Store
+from aiofinetune.local._store.refused import Refused
+from aiofinetune.models import File, FineTuneRequest
 
 
 async def test_a_folder_of_another_schema_is_refused(data: Path) -> None:
@@ -50,10 +51,10 @@ async def test_a_folder_that_cannot_be_used_is_refused(data: Path) -> None:
 
 
 async def test_a_file_that_is_not_kept_leaves_nothing(data: Path) -> None:
-    """Without `keep_file`, a file taken in is gone, whether its writer failed or just stopped."""
+    """Without `keep`, a file taken in is gone, whether its writer failed or just stopped."""
     async with Store(data).opened() as store:
         with pytest.raises(ZeroDivisionError):
-            async with store.receive_file() as incoming:
+            async with store.files.receive() as incoming:
                 await store.in_thread(lambda: incoming.write(b"half"))
                 raise ZeroDivisionError
         assert list((data / "files").iterdir()) == []
@@ -66,9 +67,9 @@ async def test_a_transaction_that_fails_changes_nothing(data: Path) -> None:
         store.on_change = changed.append
         training = await add_file(store, b"x")
         with pytest.raises(Refused, match="file-unknown"):
-            await store.create_job(FineTuneRequest(training_file=training, validation_file="file-unknown"))
-        assert await store.jobs() == ()
-        await store.create_job(FineTuneRequest(training_file=training))
+            await store.jobs.create(FineTuneRequest(training_file=training, validation_file="file-unknown"))
+        assert await store.jobs.list() == ()
+        await store.jobs.create(FineTuneRequest(training_file=training))
     assert len(changed) == 1
 
 
@@ -77,10 +78,30 @@ async def test_creations_at_once_all_get_their_place(data: Path) -> None:
     async with Store(data).opened() as store:
         training = await add_file(store, b"x")
         request = FineTuneRequest(training_file=training, model="ada")
-        jobs = await asyncio.gather(*(store.create_job(request) for _ in range(100)))
-        assert {job.id for job in jobs} == {job.id for job in await store.jobs()}
+        jobs = await asyncio.gather(*(store.jobs.create(request) for _ in range(100)))
+        assert {job.id for job in jobs} == {job.id for job in await store.jobs.list()}
     places = {event.message for job in jobs for event in job.events if "Queue number" in event.message}
     assert places == {f"Fine-tune enqueued. Queue number: {place}" for place in range(100)}
+
+
+async def test_creations_at_once_share_a_commit(data: Path) -> None:
+    """What is asked for while the disk is busy goes there together: the first alone, the rest with one commit."""
+    async with Store(data).opened() as store:
+        request = FineTuneRequest(training_file=await add_file(store, b"x"), model="ada")
+        before = int((data / "commits").read_bytes())
+        await asyncio.gather(*(store.jobs._add(request, 1) for _ in range(100)))
+        assert int((data / "commits").read_bytes()) == before + 2
+
+
+async def test_a_call_that_is_refused_harms_no_other(data: Path) -> None:
+    """Of calls that share a commit, the one that cannot be is refused, and a file that another keeps is there."""
+    async with Store(data).opened() as store, store.files.receive() as incoming:
+        file = File(incoming.id, "a.jsonl", "fine-tune", 0, 0, status="processed")
+        calls = (store.jobs.list(), store.files._adopt(incoming, file), store.files.get("file-unknown"))
+        _, _, refused = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(refused, Refused)
+        assert await store.files.list() == (file,)
+        assert store.files.path(file.id).exists()
 
 
 async def test_a_cancelled_call_stays_until_its_thread_is_done() -> None:
@@ -109,6 +130,6 @@ async def test_a_cancelled_call_stays_until_its_thread_is_done() -> None:
 
 
 async def add_file(store: Store, content: bytes) -> str:
-    async with store.receive_file() as incoming:
+    async with store.files.receive() as incoming:
         await store.in_thread(lambda: incoming.write(content))
-        return (await store.keep_file(incoming, "a.jsonl", "fine-tune")).id
+        return (await store.files.keep(incoming, "a.jsonl", "fine-tune")).id

@@ -26,7 +26,9 @@ from aiofinetune.local._completions import Answer, Completer, read_completion_re
 from aiofinetune.local._connections import connection_of, new_request_id
 from aiofinetune.local._queue import MANY_EVENTS, Jobs, event_id, write_event
 from aiofinetune.local._shortage import shortage_of
-from aiofinetune.local._store import PURPOSE, Incoming, Refused, Store
+from aiofinetune.local._store import Store
+from aiofinetune.local._store.files import PURPOSE, Incoming
+from aiofinetune.local._store.refused import Refused
 from aiofinetune.models import Deleted, FineTune, FineTuneRequest
 
 if TYPE_CHECKING:
@@ -181,10 +183,10 @@ class Api:
 
     async def _create_fine_tune(self, request: web.Request) -> web.StreamResponse:
         value = _with_n_epochs(await _json_object(request))
-        return await self._job(await self._store.create_job(structuring.read_request(value, FineTuneRequest)))
+        return await self._job(await self._store.jobs.create(structuring.read_request(value, FineTuneRequest)))
 
     async def _list_fine_tunes(self, request: web.Request) -> web.StreamResponse:
-        jobs = await self._store.jobs()
+        jobs = await self._store.jobs.list()
 
         def write(position: int) -> bytes:
             job = structuring.write_reply(jobs[position])
@@ -193,10 +195,10 @@ class Api:
         return await self._listing(request, lambda: [job.id for job in jobs], write)
 
     async def _retrieve_fine_tune(self, request: web.Request) -> web.StreamResponse:
-        return await self._job(await self._store.job(request.match_info["id"]))
+        return await self._job(await self._store.jobs.get(request.match_info["id"]))
 
     async def _cancel_fine_tune(self, request: web.Request) -> web.StreamResponse:
-        return await self._job(await self._store.cancel_job(request.match_info["id"]))
+        return await self._job(await self._store.jobs.cancel(request.match_info["id"]))
 
     async def _job(self, job: FineTune) -> web.StreamResponse:
         """Answer with a job; the event loop does not wait for one of many events to be written."""
@@ -215,7 +217,7 @@ class Api:
         if stream not in ("true", "false"):
             raise Refused(400, "stream: expected true or false", param="stream")
         job_id = request.match_info["id"]
-        events, _ = await self._store.events(job_id)
+        events, _ = await self._store.jobs.events(job_id)
         if stream == "false":
             return await self._listing(
                 request,
@@ -249,11 +251,11 @@ class Api:
             raise Refused(400, "expected a body of the type multipart/form-data, with purpose and file")
         if (request.content_length or 0) > MAX_FILE_BYTES + _MAX_FORM_BYTES:
             raise _too_large()
-        async with self._store.receive_file() as incoming:
+        async with self._store.files.receive() as incoming:
             purpose, filename = await self._read_form(request, incoming)
             if purpose != PURPOSE:
                 raise Refused(400, f"purpose: expected '{PURPOSE}', got {purpose!r}", param="purpose")
-            file = await self._store.keep_file(incoming, filename, purpose)
+            file = await self._store.files.keep(incoming, filename, purpose)
         return _json(structuring.write_reply(file))
 
     async def _read_form(self, request: web.Request, incoming: Incoming) -> tuple[str, str]:
@@ -294,19 +296,19 @@ class Api:
             await self._store.in_thread(functools.partial(incoming.write, bytes(piece)))
 
     async def _list_files(self, request: web.Request) -> web.StreamResponse:
-        files = await self._store.files(request.query.get("purpose"))
+        files = await self._store.files.list(request.query.get("purpose"))
         return await self._listing(request, lambda: [file.id for file in files], lambda index: _write(files[index]))
 
     async def _retrieve_file(self, request: web.Request) -> web.StreamResponse:
-        return _json(structuring.write_reply(await self._store.file(request.match_info["id"])))
+        return _json(structuring.write_reply(await self._store.files.get(request.match_info["id"])))
 
     async def _delete_file(self, request: web.Request) -> web.StreamResponse:
         file_id = request.match_info["id"]
-        await self._store.delete_file(file_id)
+        await self._store.files.delete(file_id)
         return _json(structuring.write_reply(Deleted(file_id, True, "file")))
 
     async def _download_file(self, request: web.Request) -> web.StreamResponse:
-        file = await self._store.file(request.match_info["id"])
+        file = await self._store.files.get(request.match_info["id"])
         size = file.bytes or 0
         wanted = _range(request, size)
         # Both forms of the name: RFC 6266, section 5.
@@ -321,7 +323,7 @@ class Api:
         if len(wanted) < size:
             headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
         response = web.StreamResponse(status=206 if len(wanted) < size else 200, headers=headers)
-        async with self._store.reading(file.id) as content:
+        async with self._store.files.reading(file.id) as content:
             with _breaking_off(request, response):
                 await response.prepare(request)
                 for start in [] if request.method == "HEAD" else range(wanted.start, wanted.stop, _PIECE_BYTES):
@@ -334,15 +336,15 @@ class Api:
     # Models
 
     async def _list_models(self, request: web.Request) -> web.StreamResponse:
-        models = await self._store.models()
+        models = await self._store.models.list()
         return await self._listing(request, lambda: [model.id for model in models], lambda index: _write(models[index]))
 
     async def _retrieve_model(self, request: web.Request) -> web.StreamResponse:
-        return _json(structuring.write_reply(await self._store.model(request.match_info["id"])))
+        return _json(structuring.write_reply(await self._store.models.get(request.match_info["id"])))
 
     async def _delete_model(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["id"]
-        await self._store.delete_model(name)
+        await self._store.models.delete(name)
         return _json(structuring.write_reply(Deleted(name, True, "model")))
 
     async def _listing(
@@ -368,7 +370,7 @@ class Api:
 
     async def _create_completion(self, request: web.Request) -> web.StreamResponse:
         asked = read_completion_request(await _json_object(request))
-        weights = await self._store.weights_path(asked.model)
+        weights = await self._store.models.weights_path(asked.model)
         with _member(self._endless):
             async with contextlib.aclosing(self._completer.write(asked, weights)) as written:
                 answer = Answer(asked)

@@ -17,7 +17,7 @@ from aiofinetune import structuring
 from aiofinetune._threads import in_thread
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local._engines.tokens import count_tokens
-from aiofinetune.local._store import new_id, now
+from aiofinetune.local._store.database import new_id, now
 
 if TYPE_CHECKING:
     from aiofinetune.local._engines.model import Model

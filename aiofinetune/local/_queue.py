@@ -25,7 +25,8 @@ from aiofinetune import _sse as sse
 from aiofinetune import structuring
 from aiofinetune.errors import ProtocolViolation
 from aiofinetune.local._shortage import Shortage, shortage_of
-from aiofinetune.local._store import Run, Store
+from aiofinetune.local._store import Store
+from aiofinetune.local._store.runs import Run
 from aiofinetune.models import FineTuneEvent, Status
 
 _GRACE: Final = 2.0
@@ -97,7 +98,7 @@ class Feed:
             self._changed.clear()
             start = len(self._encoded)
             try:
-                events, status = await self._store.events(self._job_id, start, MANY_EVENTS)
+                events, status = await self._store.jobs.events(self._job_id, start, MANY_EVENTS)
             except BaseException:
                 self._changed.set()
                 raise
@@ -152,7 +153,7 @@ class Jobs:
         while True:
             try:
                 if reason is not None:
-                    await self._store.put_back(reason)
+                    await self._store.runs.put_back(reason)
                     reason = None
                 await self._train_next()
                 failures = 0
@@ -163,14 +164,14 @@ class Jobs:
                 failures += 1
                 _log.error("fine-tunes wait for %g s: %s", pause, reason, exc_info=None if shortage else error)
                 with contextlib.suppress(Exception):  # If it cannot be written down yet, then after the pause.
-                    await self._store.put_back(reason)
+                    await self._store.runs.put_back(reason)
                     reason = None
                 await asyncio.sleep(pause)
 
     async def _train_next(self) -> None:
         """Train the next job, or wait until there may be one."""
         self._something_new.clear()
-        run = await self._store.take_next_job()
+        run = await self._store.runs.take_next()
         if run is None:
             await self._something_new.wait()
         else:
@@ -192,9 +193,9 @@ class Jobs:
             if shortage_of(error):
                 raise
             _log.exception("fine-tune %s failed in the server", run.job.id)
-            await self._store.note_failure(run.job.id, "The server failed to run the training; its log says more")
+            await self._store.runs.note_failure(run.job.id, "The server failed to run the training; its log says more")
         finally:
-            await self._store.clear_run(run)
+            await self._store.runs.clear(run)
 
     async def _run_trainer(self, run: Run) -> tuple[int, _Outcome]:
         """Run a job's trainer to its end, or until the job is cancelled."""
@@ -225,7 +226,7 @@ class Jobs:
                 case {"type": "started"}:
                     pass
                 case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs)}:
-                    await self._store.note_event(run.job.id, f"Completed epoch {epoch}/{n_epochs}")
+                    await self._store.runs.note_event(run.job.id, f"Completed epoch {epoch}/{n_epochs}")
                 case {"type": "succeeded"}:
                     outcome.has_succeeded = True
                 case {"type": "failed", "message": str(message)}:
@@ -238,11 +239,11 @@ class Jobs:
     async def _conclude(self, run: Run, code: int, outcome: _Outcome) -> None:
         """Write down how a trainer ended; nothing is written if the job was cancelled meanwhile."""
         if outcome.failure is not None:
-            await self._store.note_failure(run.job.id, _without_paths(outcome.failure, run))
+            await self._store.runs.note_failure(run.job.id, _without_paths(outcome.failure, run))
         elif outcome.has_succeeded and code == 0:
-            await self._store.note_success(run)
+            await self._store.runs.note_success(run)
         else:
-            await self._store.note_failure(run.job.id, _death_notice(code, outcome.stderr, run))
+            await self._store.runs.note_failure(run.job.id, _death_notice(code, outcome.stderr, run))
 
 
 def _orders(run: Run) -> dict[str, object]:

@@ -27,8 +27,6 @@ from aiofinetune.errors import ConfigurationError, FineTuneError, LocalFileError
 from aiofinetune.models import FineTune
 
 SCHEMA_VERSION: Final = 1
-PARTS: Final = ("files", "models", "runs")
-"""Where the bytes of files, the weights of models, and the orders of trainers are."""
 
 _DATABASE: Final = "server.sqlite3"
 _COUNT: Final = "commits"
@@ -49,6 +47,12 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.database = path / _DATABASE
+        self.files = path / "files"
+        """Where the bytes of files are."""
+        self.models = path / "models"
+        """Where the weights of models are."""
+        self.runs = path / "runs"
+        """Where the orders of trainers are."""
         self._log = path / f"{_DATABASE}-wal"
         self._count = path / _COUNT
         self._counter = -1
@@ -81,6 +85,15 @@ class Folder:
             except OSError as error:
                 raise self.unusable(error) from error
             yield
+
+    @property
+    def _parts(self) -> tuple[Path, ...]:
+        return self.files, self.models, self.runs
+
+    def make_parts(self) -> None:
+        """Make the folders in it that are not there."""
+        for part in self._parts:
+            part.mkdir(mode=0o700, exist_ok=True)
 
     def unusable(self, error: Exception) -> ConfigurationError:
         """What to raise for a folder that the system, or SQLite, refuses."""
@@ -191,9 +204,9 @@ class Folder:
 
     def _own_files(self) -> list[Path]:
         found = []
-        for part in PARTS:
+        for part in self._parts:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                found += [path for path in (self.path / part).iterdir() if _OWN_NAME.fullmatch(path.name)]
+                found += [path for path in part.iterdir() if _OWN_NAME.fullmatch(path.name)]
         return found
 
     def set_aside(self, known: Collection[str]) -> None:
@@ -212,6 +225,15 @@ class Folder:
         there = {path.name for path in self._own_files()}
         for name in sorted(set(known) - there):
             _log.warning("%s: the file %s is missing; bring it back, or delete what it belongs to", self.path, name)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, as POSIX has it: the file's own fsync does not."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _place(path: Path) -> tuple[int, int] | None:

@@ -1,0 +1,83 @@
+"""The store's database: its tables, and what belongs to each of its transactions."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import string
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import Final
+
+from aiofinetune._sqlite import Database
+from aiofinetune.local._store.folder import SCHEMA_VERSION, Folder
+
+_SCHEMA: Final = (
+    """CREATE TABLE files (
+        number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
+        bytes INTEGER NOT NULL, created_at INTEGER NOT NULL)""",
+    # `record` is the job as the API shows it, but for its events. `queue` is the queue number that was last announced.
+    """CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, status TEXT NOT NULL, model TEXT NOT NULL,
+        training_file TEXT NOT NULL, validation_file TEXT, suffix TEXT, queue INTEGER, record BLOB NOT NULL)""",
+    "CREATE INDEX jobs_by_status ON jobs (status, number)",
+    """CREATE TABLE events (
+        job TEXT NOT NULL, position INTEGER NOT NULL, created_at INTEGER NOT NULL, level TEXT NOT NULL,
+        message TEXT NOT NULL, PRIMARY KEY (job, position)) WITHOUT ROWID""",
+    """CREATE TABLE models (
+        number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, base TEXT NOT NULL, created INTEGER NOT NULL,
+        weights TEXT NOT NULL)""",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+
+
+def new_id(prefix: str) -> str:
+    """Return a fresh id: `prefix` and 24 random letters and digits."""
+    return prefix + "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(24))
+
+
+def now() -> int:
+    """Return the Unix time in whole seconds."""
+    return int(time.time())
+
+
+class StoreDatabase(Database):
+    """The database, which counts its commits in the folder and tells which jobs they changed.
+
+    Args:
+        folder: The store's folder.
+        on_change: Called on the database's thread with the ids of the jobs that a transaction changed, once it is
+            committed.
+    """
+
+    def __init__(self, folder: Folder, on_change: Callable[[Collection[str]], None]) -> None:
+        super().__init__("aiofinetune-database", begin="BEGIN IMMEDIATE")
+        self._folder = folder
+        self._on_change = on_change
+        self.changed_jobs: set[str] = set()
+        """The ids of the jobs that the transaction under way has changed so far."""
+
+    def set_up(self, *, is_new: bool) -> None:
+        """Make the tables that are missing."""
+        self.execute("PRAGMA journal_mode = WAL")
+        self.execute("PRAGMA synchronous = FULL")
+        with self.committing():
+            for statement in _SCHEMA if is_new else ():
+                self.execute(statement)
+            # Folders of before have none; they are of the same version, because all else is as it was.
+            self.execute("CREATE TABLE IF NOT EXISTS commits (count INTEGER NOT NULL)")
+            self.execute("INSERT INTO commits SELECT 0 WHERE NOT EXISTS (SELECT * FROM commits)")
+
+    @contextlib.contextmanager
+    def committing(self) -> Iterator[None]:
+        self.changed_jobs = set()
+        changes, count = self.connection.total_changes, None
+        with super().committing():
+            yield
+            if self.connection.total_changes > changes:
+                self._folder.check_place()
+                ((count,),) = self.execute("UPDATE commits SET count = count + 1 RETURNING count").fetchall()
+        if count is not None:
+            self._folder.keep_count(count)
+        if self.changed_jobs:
+            self._on_change(frozenset(self.changed_jobs))

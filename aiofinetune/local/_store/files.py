@@ -1,0 +1,209 @@
+"""The store's files, which clients upload and trainings result in."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import BinaryIO, Final, TypeVar
+
+from aiofinetune._sqlite import transaction
+from aiofinetune._threads import in_thread
+from aiofinetune.data._examples import MAX_LINE_BYTES
+from aiofinetune.local._store.database import StoreDatabase, new_id, now
+from aiofinetune.local._store.folder import sync_folder
+from aiofinetune.local._store.refused import Refused, refuse_if_needed
+from aiofinetune.models import File
+
+T = TypeVar("T")
+
+PURPOSE: Final = "fine-tune"
+
+
+class FileStore:
+    """The files. A file is known by its id only once all its bytes are on the disk, and as long as a job needs it.
+
+    Args:
+        database: The store's.
+        folder: Where the bytes are.
+        threads: For what blocks.
+    """
+
+    def __init__(self, database: StoreDatabase, folder: Path, threads: Executor) -> None:
+        self.database = database
+        self._folder = folder
+        self._threads = threads
+        self._examples: dict[str, int] = {}
+        """How many examples a file holds, for those that jobs were created with."""
+
+    @contextlib.asynccontextmanager
+    async def receive(self) -> AsyncIterator[Incoming]:
+        """Take in a file piece by piece; unless `keep` was called, nothing is left of it."""
+        incoming = Incoming(new_id("file-"), self._folder)
+        try:
+            await self._in_thread(incoming.open)
+            yield incoming
+        finally:
+            await self._in_thread(incoming.discard)
+
+    async def keep(self, incoming: Incoming, filename: str, purpose: str) -> File:
+        """Make a file that was received whole known by its id."""
+        await self._in_thread(incoming.seal)
+        file = _file(incoming.id, filename, purpose, incoming.size, now())
+        try:
+            await self._adopt(incoming, file)
+        except Exception:
+            # A full disk may have no room for the row, but keep the file.
+            await self._in_thread(incoming.unsettle)
+            raise
+        return file
+
+    @transaction
+    def _adopt(self, incoming: Incoming, file: File) -> None:
+        incoming.settle()
+        self._insert(file)
+
+    @transaction
+    def list(self, purpose: str | None = None) -> tuple[File, ...]:
+        """Return the files, oldest first; of one `purpose` only if it is given."""
+        rows = self.database.execute(
+            "SELECT id, filename, purpose, bytes, created_at FROM files WHERE purpose = coalesce(?, purpose)"
+            " ORDER BY number",
+            (purpose,),
+        )
+        return tuple(_file(*row) for row in rows)
+
+    @transaction
+    def get(self, file_id: str) -> File:
+        """Return one file, or refuse with 404."""
+        return self.find(file_id)
+
+    def path(self, file_id: str) -> Path:
+        """Where the bytes of a file are."""
+        return self._folder / file_id
+
+    @contextlib.asynccontextmanager
+    async def reading(self, file_id: str) -> AsyncIterator[BinaryIO]:
+        """Open a file that is known; refuse with 404 if it has been deleted since."""
+        try:
+            handle = await self._in_thread(lambda: self.path(file_id).open("rb"))
+        except FileNotFoundError:
+            raise _no_file(file_id) from None
+        try:
+            yield handle
+        finally:
+            await self._in_thread(handle.close)
+
+    async def count_examples(self, file_id: str) -> int:
+        """Return how many examples a file holds; 0 if it has been deleted since."""
+        count = self._examples.get(file_id)
+        if count is None:
+            try:
+                count = await self._in_thread(lambda: _count_lines(self.path(file_id)))
+            except FileNotFoundError:
+                return 0
+            self._examples[file_id] = count
+        return count
+
+    async def delete(self, file_id: str) -> None:
+        """Delete a file; refuse while a job that is not over needs it."""
+        await self._forget(file_id)
+        self._examples.pop(file_id, None)
+        await self._in_thread(lambda: self.path(file_id).unlink(missing_ok=True))
+
+    @transaction
+    def _forget(self, file_id: str) -> None:
+        self.find(file_id)
+        refuse_if_needed(self.database, "file", file_id)
+        self.database.execute("DELETE FROM files WHERE id = ?", (file_id,))
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await in_thread(self._threads, call)
+
+    # In a transaction
+
+    def find(self, file_id: str) -> File:
+        """Return one file, or refuse with 404."""
+        row = self.database.execute(
+            "SELECT id, filename, purpose, bytes, created_at FROM files WHERE id = ?", (file_id,)
+        ).fetchone()
+        if row is None:
+            raise _no_file(file_id)
+        return _file(*row)
+
+    def add(self, path: Path, filename: str, purpose: str) -> File:
+        """Make a file known whose bytes are at their place; its name there is its id."""
+        sync_folder(self._folder)
+        file = _file(path.name, filename, purpose, path.stat().st_size, now())
+        self._insert(file)
+        return file
+
+    def _insert(self, file: File) -> None:
+        self.database.execute(
+            "INSERT INTO files (id, filename, purpose, bytes, created_at) VALUES (?, ?, ?, ?, ?)",
+            (file.id, file.filename, file.purpose, file.bytes, file.created_at),
+        )
+
+
+class Incoming:
+    """A file on its way in. All but `size` and `id` is for the store, and blocks."""
+
+    def __init__(self, file_id: str, folder: Path) -> None:
+        self.id = file_id
+        self.size = 0
+        self._path = folder / file_id
+        self._partial = folder / f"{file_id}.partial"
+        self._handle: BinaryIO | None = None
+
+    def open(self) -> None:
+        """Make the temporary file."""
+        self._handle = self._partial.open("xb")
+
+    def write(self, piece: bytes) -> None:
+        """Add a piece."""
+        assert self._handle is not None  # noqa: S101  # `open` comes first.
+        self._handle.write(piece)
+        self.size += len(piece)
+
+    def seal(self) -> None:
+        """Bring what was written to the disk."""
+        assert self._handle is not None  # noqa: S101  # `open` comes first.
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
+
+    def settle(self) -> None:
+        """Give the file its final name, for good. Once more does no harm: a transaction may run twice."""
+        if not self._path.exists():
+            self._partial.replace(self._path)
+        sync_folder(self._path.parent)
+
+    def unsettle(self) -> None:
+        """Remove the file though it has its final name."""
+        self._path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Close the temporary file, and remove it if it still has its temporary name."""
+        if self._handle is not None:
+            try:
+                with contextlib.suppress(OSError):  # What is removed need not be written.
+                    self._handle.close()
+            finally:
+                self._partial.unlink(missing_ok=True)
+
+
+def _file(file_id: str, filename: str, purpose: str, size: int, created_at: int) -> File:
+    return File(file_id, filename, purpose, size, created_at, status="processed")
+
+
+def _no_file(file_id: str) -> Refused:
+    return Refused(404, f"No such File object: {file_id}", param="id")
+
+
+def _count_lines(path: Path) -> int:
+    """Count the lines of a file that are not blank: each is an example, or fails the job."""
+    with path.open("rb") as file:
+        # A line too long for an example counts for several, and is not held in memory.
+        return sum(1 for line in iter(functools.partial(file.readline, MAX_LINE_BYTES), b"") if not line.isspace())
