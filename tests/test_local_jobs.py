@@ -22,6 +22,7 @@ from aiofinetune import structuring
 from aiofinetune.local import LocalServer
 from aiofinetune.local import _queue as jobs
 from aiofinetune.local._store.runs import RunStore
+from aiofinetune.local._trainers import local_process
 
 if TYPE_CHECKING:
     from conftest import Client, Connect, Launch
@@ -182,7 +183,7 @@ async def test_a_trainer_that_misbehaves_fails_its_job_alone(
     reason: str,
 ) -> None:
     """Whatever a trainer does, its job fails with a reason that holds no path, and the server goes on."""
-    monkeypatch.setattr(jobs, "_GRACE", 0.2)
+    monkeypatch.setattr(local_process, "_GRACE", 0.2)
     python = sys.executable
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
     job = await client.finish((await client.create(examples))["id"])
@@ -198,7 +199,7 @@ async def test_a_trainer_that_does_not_end_when_asked_is_killed(
     client: Client, examples: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trainer that ignores SIGTERM is killed once its grace is over, and the next job gets its turn."""
-    monkeypatch.setattr(jobs, "_GRACE", 0.01)
+    monkeypatch.setattr(local_process, "_GRACE", 0.01)
     python = sys.executable
     started = '{"type": "epoch", "epoch": 1, "n_epochs": 1}'
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path, f"trap '' TERM; echo '{started}'; while :; do :; done"))

@@ -1,22 +1,18 @@
-"""The queue: one job after the other, each trained by a process of its own, and the events told as they happen.
+"""The queue: one job after the other, each trained by a trainer of its own, and the events told as they happen.
 
-A thread cannot be killed and a process pool cannot cancel what it runs, so a job gets a process. The database alone
-says what is to do: whoever changes a job there wakes the queue and everybody who follows the job.
+The database alone says what is to do: whoever changes a job there wakes the queue and everybody who follows the job.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import re
-import signal
-import sys
 import weakref
-from asyncio.subprocess import PIPE, Process
 from collections.abc import Collection
-from pathlib import Path
 from typing import Final
 
 import attrs
@@ -27,28 +23,16 @@ from aiofinetune.errors import ProtocolViolation
 from aiofinetune.local._shortage import Shortage, shortage_of
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.runs import Run
+from aiofinetune.local._trainers import Ended, Trainers
+from aiofinetune.local._trainers.local_process import LocalProcess
 from aiofinetune.models import FineTuneEvent, Status
-
-_GRACE: Final = 2.0
-"""Seconds that a trainer has to end by itself once it was asked to."""
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 """Seconds until the queue tries again what failed for want of something; each pause is twice the one before."""
 
-_STDERR_BYTES: Final = 4096
-"""How much of the end of a trainer's stderr is kept."""
-
-_LINE_BYTES: Final = 1 << 20
-"""The longest line that a trainer may write."""
-
 MANY_EVENTS: Final = 500
 """As many as can be written without holding up the event loop for long."""
-
-_TRAINER: Final = Path(__file__).parent / "_engines" / "trainer.py"
-
-_SEED: Final = 0
-"""The same data and parameters give the same model; the API has no parameter for it."""
 
 _log = logging.getLogger(__name__)
 
@@ -120,19 +104,24 @@ def write_event(job_id: str, position: int, event: FineTuneEvent) -> bytes:
 
 
 @attrs.define
-class _Outcome:
-    """What a trainer has said and left so far."""
+class _Said:
+    """What a trainer has said of its success so far."""
 
     has_succeeded: bool = False
     failure: str | None = None
-    stderr: bytes = b""
 
 
 class Jobs:
-    """Trains the jobs of a store, oldest first, one at a time."""
+    """Trains the jobs of a store, oldest first, one at a time.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: The jobs, and what they need and result in.
+        trainers: What runs their trainers; by default, processes on this machine.
+    """
+
+    def __init__(self, store: Store, trainers: Trainers | None = None) -> None:
         self._store = store
+        self._trainers = trainers or LocalProcess()
         self._something_new = asyncio.Event()
         self._feeds: weakref.WeakValueDictionary[str, Feed] = weakref.WeakValueDictionary()
         store.on_change = self._note_change
@@ -184,10 +173,10 @@ class Jobs:
                 feed.note_change()
 
     async def _train(self, run: Run) -> None:
+        said = _Said()
         try:
-            await self._store.in_thread(lambda: run.job_path.write_bytes(structuring.dumps(_orders(run))))
-            code, outcome = await self._run_trainer(run)
-            await self._conclude(run, code, outcome)
+            ended = await self._run_trainer(run, said)
+            await self._conclude(run, said, ended)
         except Exception as error:
             # One job's trouble is not the next one's; the machine's is no job's.
             if shortage_of(error):
@@ -197,117 +186,42 @@ class Jobs:
         finally:
             await self._store.runs.clear(run)
 
-    async def _run_trainer(self, run: Run) -> tuple[int, _Outcome]:
+    async def _run_trainer(self, run: Run, said: _Said) -> Ended:
         """Run a job's trainer to its end, or until the job is cancelled."""
-        outcome = _Outcome()
-        process = await _start_trainer(run)
-        try:
-            async with asyncio.TaskGroup() as group:
-                watcher = group.create_task(self._stop_if_cancelled(run, process))
-                group.create_task(_keep_stderr(process, outcome))
-                await self._listen(run, process, outcome)
-                code = await process.wait()
-                watcher.cancel()
-        finally:
-            await _end(process)
-        return code, outcome
+        async with asyncio.TaskGroup() as group:
+            training = group.create_task(self._trainers.run(run, functools.partial(self._read, run, said)))
+            watcher = group.create_task(self._cancel_with_job(run, training))
+            await asyncio.wait([training])
+            watcher.cancel()
+        return Ended(is_well=False, how="because it was cancelled") if training.cancelled() else training.result()
 
-    async def _stop_if_cancelled(self, run: Run, process: Process) -> None:
-        """Stop the trainer once its job is cancelled; whoever reads its output goes on, so that it can end."""
+    async def _cancel_with_job(self, run: Run, training: asyncio.Task[Ended]) -> None:
         if await self.feed(run.job.id).wait_until_over() == Status.CANCELLED:
-            _signal(process, signal.SIGTERM)
-            await asyncio.sleep(_GRACE)
-            _signal(process, signal.SIGKILL)
+            training.cancel()
 
-    async def _listen(self, run: Run, process: Process, outcome: _Outcome) -> None:
-        assert process.stdout is not None  # noqa: S101  # It is a pipe.
-        async for line in process.stdout:
-            match structuring.loads(line):
-                case {"type": "started"}:
-                    pass
-                case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs)}:
-                    await self._store.runs.note_event(run.job.id, f"Completed epoch {epoch}/{n_epochs}")
-                case {"type": "succeeded"}:
-                    outcome.has_succeeded = True
-                case {"type": "failed", "message": str(message)}:
-                    outcome.failure = message
-                case {"type": "short", "message": str(message)}:
-                    raise Shortage(message)
-                case other:
-                    raise ProtocolViolation(f"the trainer said {other!r}")
+    async def _read(self, run: Run, said: _Said, line: bytes) -> None:
+        """Read a line that a trainer wrote."""
+        match structuring.loads(line):
+            case {"type": "started"}:
+                pass
+            case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs)}:
+                await self._store.runs.note_event(run.job.id, f"Completed epoch {epoch}/{n_epochs}")
+            case {"type": "succeeded"}:
+                said.has_succeeded = True
+            case {"type": "failed", "message": str(message)}:
+                said.failure = message
+            case {"type": "short", "message": str(message)}:
+                raise Shortage(message)
+            case other:
+                raise ProtocolViolation(f"the trainer said {other!r}")
 
-    async def _conclude(self, run: Run, code: int, outcome: _Outcome) -> None:
+    async def _conclude(self, run: Run, said: _Said, ended: Ended) -> None:
         """Write down how a trainer ended; nothing is written if the job was cancelled meanwhile."""
-        if outcome.failure is not None:
-            await self._store.runs.note_failure(run.job.id, _without_paths(outcome.failure, run))
-        elif outcome.has_succeeded and code == 0:
+        if said.failure is None and said.has_succeeded and ended.is_well:
             await self._store.runs.note_success(run)
         else:
-            await self._store.runs.note_failure(run.job.id, _death_notice(code, outcome.stderr, run))
-
-
-def _orders(run: Run) -> dict[str, object]:
-    """Return what the trainer reads."""
-    return {
-        "training_path": str(run.training_path),
-        "validation_path": run.validation_path and str(run.validation_path),
-        "model": run.start,
-        "model_path": str(run.model_path),
-        "results_path": str(run.results_path),
-        "hyperparams": structuring.write_reply(run.job.hyperparams),
-        "seed": _SEED,
-    }
-
-
-async def _start_trainer(run: Run) -> Process:
-    # One BLAS thread: with more, a run of 7 s took 45 s beside other work. The trainer imports what the server would,
-    # wherever it is started. A session of its own keeps a Ctrl-C at the terminal for the server to act on (uvloop knows
-    # no `process_group`); the trainer sees the end of its stdin if the server is gone.
-    one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    python_path = os.pathsep.join(path or os.curdir for path in sys.path)
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", str(_TRAINER), str(run.job_path)),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        limit=_LINE_BYTES,
-        env={**os.environ, **one_thread, "PYTHONPATH": python_path},
-        start_new_session=True,
-    )
-
-
-async def _keep_stderr(process: Process, outcome: _Outcome) -> None:
-    assert process.stderr is not None  # noqa: S101  # It is a pipe.
-    while piece := await process.stderr.read(_STDERR_BYTES):
-        outcome.stderr = (outcome.stderr + piece)[-_STDERR_BYTES:]
-
-
-def _signal(process: Process, number: signal.Signals) -> None:
-    """Signal a trainer and whatever it may have started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
-async def _end(process: Process) -> None:
-    """End a trainer that nobody listens to any more, if it has not ended: ask it to, and kill it if it does not."""
-    assert process.stdin is not None  # noqa: S101  # It is a pipe.
-    assert process.stdout is not None  # noqa: S101  # It is a pipe.
-    process.stdin.close()
-    if process.returncode is None or not process.stdout.at_eof():
-        _signal(process, signal.SIGTERM)
-    try:
-        async with asyncio.timeout(_GRACE):
-            await process.communicate()
-    except TimeoutError:
-        _signal(process, signal.SIGKILL)
-        await process.communicate()
-
-
-def _death_notice(code: int, stderr: bytes, run: Run) -> str:
-    """Say how a trainer ended that did not say so itself."""
-    how = f"with exit status {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-    lines = stderr.decode(errors="replace").strip().splitlines()
-    return _without_paths(f"The trainer ended {how}" + (f": {lines[-1]}" if lines else ""), run)
+            failure = said.failure or f"The trainer ended {ended.how}"
+            await self._store.runs.note_failure(run.job.id, _without_paths(failure, run))
 
 
 def _without_paths(text: str, run: Run) -> str:

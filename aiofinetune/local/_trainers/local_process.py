@@ -1,0 +1,130 @@
+"""Trainers that are processes on this machine.
+
+A thread cannot be killed and a process pool cannot cancel what it runs, so each trainer is a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from aiofinetune import structuring
+from aiofinetune._threads import in_thread, until_over
+from aiofinetune.local._store.runs import Run
+from aiofinetune.local._trainers import Ended
+
+_GRACE: Final = 2.0
+"""Seconds that a trainer has to end by itself once it was asked to."""
+
+_STDERR_BYTES: Final = 4096
+"""How much of the end of a trainer's stderr is kept."""
+
+_LINE_BYTES: Final = 1 << 20
+"""The longest line that a trainer may write."""
+
+_TRAINER: Final = Path(__file__).parents[1] / "_engines" / "trainer.py"
+
+_SEED: Final = 0
+"""The same data and parameters give the same model; the API has no parameter for it."""
+
+
+class LocalProcess:
+    """Runs each trainer as a process of its own on this machine."""
+
+    async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
+        """Run a trainer to its end (see `aiofinetune.local._trainers.Trainers`)."""
+        await in_thread(None, lambda: run.job_path.write_bytes(structuring.dumps(_orders(run))))
+        async with _started(run) as process, asyncio.TaskGroup() as group:
+            assert process.stdout is not None  # noqa: S101  # It is a pipe.
+            stderr = group.create_task(_read_stderr(process))
+            async for line in process.stdout:
+                await on_line(line)
+            code = await process.wait()
+        return Ended(code == 0, _how(code, stderr.result()))
+
+
+def _orders(run: Run) -> dict[str, object]:
+    """Return what the trainer reads."""
+    return {
+        "training_path": str(run.training_path),
+        "validation_path": run.validation_path and str(run.validation_path),
+        "model": run.start,
+        "model_path": str(run.model_path),
+        "results_path": str(run.results_path),
+        "hyperparams": structuring.write_reply(run.job.hyperparams),
+        "seed": _SEED,
+    }
+
+
+@contextlib.asynccontextmanager
+async def _started(run: Run) -> AsyncIterator[Process]:
+    """Start a trainer, and end it with the block."""
+    # Not to be cancelled halfway: the process would be there, and nobody would know it.
+    starting = asyncio.ensure_future(_start(run))
+    try:
+        yield await until_over(starting)
+    finally:
+        if not starting.cancelled() and starting.exception() is None:
+            # Nor here: a job may be cancelled, and then the server.
+            await until_over(asyncio.ensure_future(_end(starting.result())))
+
+
+async def _start(run: Run) -> Process:
+    # One BLAS thread: with more, a run of 7 s took 45 s beside other work. The trainer imports what the server would,
+    # wherever it is started. A session of its own keeps a Ctrl-C at the terminal for the server to act on (uvloop knows
+    # no `process_group`); the trainer sees the end of its stdin if the server is gone.
+    one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    python_path = os.pathsep.join(path or os.curdir for path in sys.path)
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", str(_TRAINER), str(run.job_path)),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        limit=_LINE_BYTES,
+        env={**os.environ, **one_thread, "PYTHONPATH": python_path},
+        start_new_session=True,
+    )
+
+
+async def _read_stderr(process: Process) -> bytes:
+    """Read all of a trainer's stderr, and return the end of it."""
+    assert process.stderr is not None  # noqa: S101  # It is a pipe.
+    end = b""
+    while piece := await process.stderr.read(_STDERR_BYTES):
+        end = (end + piece)[-_STDERR_BYTES:]
+    return end
+
+
+async def _end(process: Process) -> None:
+    """End a trainer that nobody listens to any more, if it has not ended: ask it to, and kill it if it does not."""
+    assert process.stdin is not None  # noqa: S101  # It is a pipe.
+    assert process.stdout is not None  # noqa: S101  # It is a pipe.
+    process.stdin.close()
+    if process.returncode is None or not process.stdout.at_eof():
+        _signal(process, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(_GRACE):
+            await process.communicate()
+    except TimeoutError:
+        _signal(process, signal.SIGKILL)
+        await process.communicate()
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    """Signal a trainer and whatever it may have started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _how(code: int, stderr: bytes) -> str:
+    """Say how a trainer ended, with the last that it said of it."""
+    how = f"with exit status {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    return how + (f": {lines[-1]}" if lines else "")
