@@ -28,17 +28,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from batchserver import BatchServer, Bucket
-from damage import COUNT, Case, corrupted, flipped, sent, write_version_1
-from rawserver import KEY
-
 from aiofinetune import FineTuneRequest, FineTuneSession, Retry
 from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.local import LocalServer
 from aiofinetune.models import CreateUncertain
+from tests.servers.batchserver import BatchServer, Bucket
+from tests.servers.rawserver import KEY
+from tests.support.damage import COUNT, Case, corrupted, flipped, sent, write_version_1
 
 # kill
 

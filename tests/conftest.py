@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 
 import aiohttp
 import pytest
-from fastforward import DebugLoop, FastForwardLoop
 from hypothesis import settings
 
 from aiofinetune.local import LocalServer
+from tests.support.fastforward import DebugLoop, FastForwardLoop
 
 # No deadline, for shared machines are slow at times; no database, so that a run leaves nothing behind.
 settings.register_profile("aiofinetune", deadline=None, database=None, max_examples=100)

@@ -1,4 +1,4 @@
-"""Feed bytes to everything that reads what a service sends: ``python tests/fuzz/fuzz_decoders.py SECONDS``.
+"""Feed bytes to everything that reads what a service sends: ``python -m tests.fuzz.fuzz_decoders SECONDS``.
 
 Needs atheris (``pip install atheris``), which the tests do not. Anything raised besides `FineTuneError` is a finding,
 and ends the run with a traceback; so is a reader that gives other events when the same bytes come in other pieces.

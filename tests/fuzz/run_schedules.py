@@ -1,20 +1,16 @@
-"""Run N random schedules, and say what they came to: ``python tests/fuzz/run_schedules.py 10000 [SEED]``."""
+"""Run N random schedules, and say what they came to: ``python -m tests.fuzz.run_schedules 10000 [SEED]``."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import random
 import sys
 import time
-from pathlib import Path
+
+from tests.support import fastforward, schedules
 
 AT_ONCE = 12
 """Schedules under way at once, so that none waits for another's pauses."""
-
-sys.path.append(str(Path(__file__).parent.parent))
-schedules = importlib.import_module("schedules")
-fastforward = importlib.import_module("fastforward")
 
 
 def say(text: str) -> None:

@@ -21,7 +21,7 @@ from aiofinetune.local import _app as app
 from aiofinetune.local import _connections as connections
 
 if TYPE_CHECKING:
-    from conftest import Client, Connect
+    from tests.conftest import Client, Connect
 
 HALF = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX-Half: "
 KEY = b"Authorization: Bearer a-key-for-tests\r\n"

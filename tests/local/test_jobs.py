@@ -25,7 +25,7 @@ from aiofinetune.local._store.runs import RunStore
 from aiofinetune.local._trainers import local_process
 
 if TYPE_CHECKING:
-    from conftest import Client, Connect, Launch
+    from tests.conftest import Client, Connect, Launch
 
 LONG = 100_000
 """Epochs that no test waits for."""

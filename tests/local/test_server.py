@@ -20,7 +20,7 @@ from aiofinetune.local import LocalServer
 from aiofinetune.local import _app as app
 
 if TYPE_CHECKING:
-    from conftest import Client, Connect
+    from tests.conftest import Client, Connect
 
 FILE_KEYS = {"id", "object", "bytes", "created_at", "filename", "purpose"}
 MODEL_KEYS = {"id", "object", "created", "owned_by"}

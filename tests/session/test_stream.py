@@ -12,21 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rawserver import (
-    JOB,
-    KEY,
-    STREAM_HEAD,
-    Handler,
-    Received,
-    answering,
-    chunk,
-    event,
-    knowing_file,
-    reply,
-    session_for,
-    talking_to,
-    targets,
-)
 
 from aiofinetune import (
     APIError,
@@ -49,6 +34,21 @@ from aiofinetune import (
 )
 from aiofinetune._jobs.stream import in_place_of_events, read_event
 from aiofinetune._sse import MAX_EVENT_BYTES
+from tests.servers.rawserver import (
+    JOB,
+    KEY,
+    STREAM_HEAD,
+    Handler,
+    Received,
+    answering,
+    chunk,
+    event,
+    knowing_file,
+    reply,
+    session_for,
+    talking_to,
+    targets,
+)
 
 pytestmark = pytest.mark.fastforward
 

@@ -10,9 +10,9 @@ from typing import Final, TypeAlias
 
 import attrs
 import pytest
-from faultserver import FAULTS, FaultServer, OnRetry, assert_hidden, nothing_left_open, session_for
 
 from aiofinetune import CreateUncertain, FineTuneError, FineTuneRequest, FineTuneSession, Retry, errors
+from tests.servers.faultserver import FAULTS, FaultServer, OnRetry, assert_hidden, nothing_left_open, session_for
 
 pytestmark = pytest.mark.fastforward
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from rawserver import Received, answering, reply, talking_to
 
 from aiofinetune import FineTuneError, LocalFileError, RequestInvalid
+from tests.servers.rawserver import Received, answering, reply, talking_to
 
 pytestmark = pytest.mark.fastforward
 

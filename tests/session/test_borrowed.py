@@ -11,7 +11,6 @@ import aiohttp
 import pytest
 from aiohttp.abc import AbstractCookieJar, AbstractResolver, ResolveResult
 from aiohttp.client_reqrep import ConnectionKey
-from rawserver import JOB, KEY, Received, answering, reply, serve, targets
 from yarl import URL
 
 from aiofinetune import (
@@ -25,6 +24,7 @@ from aiofinetune import (
     Retry,
     TransportError,
 )
+from tests.servers.rawserver import JOB, KEY, Received, answering, reply, serve, targets
 
 pytestmark = pytest.mark.fastforward
 

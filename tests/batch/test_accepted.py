@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from batchserver import QUICK, BatchServer, error, ok, talking_to
-from rawserver import KEY, Received, reply, serve
 
 from aiofinetune import (
     APIError,
@@ -27,6 +25,8 @@ from aiofinetune import (
     Outcome,
     ProtocolViolation,
 )
+from tests.servers.batchserver import QUICK, BatchServer, error, ok, talking_to
+from tests.servers.rawserver import KEY, Received, reply, serve
 
 pytestmark = pytest.mark.fastforward
 

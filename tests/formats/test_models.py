@@ -7,7 +7,6 @@ import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import ANYTHING, REQUESTS
 
 from aiofinetune import (
     Completion,
@@ -21,6 +20,7 @@ from aiofinetune import (
     Status,
     structuring,
 )
+from tests.support.strategies import ANYTHING, REQUESTS
 
 BINARY = {"validation_file": "file-2", "compute_classification_metrics": True, "classification_positive_class": " yes"}
 SEVERAL = {"validation_file": "file-2", "compute_classification_metrics": True, "classification_n_classes": 3}

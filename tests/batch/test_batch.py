@@ -17,8 +17,6 @@ from pathlib import Path
 
 import attrs
 import pytest
-from batchserver import QUICK, RESULTS, BatchServer, Bucket, error, ok, talking_to
-from rawserver import KEY
 
 from aiofinetune import (
     ConfigurationError,
@@ -37,6 +35,8 @@ from aiofinetune.batch._manifest import Entry
 from aiofinetune.errors import AuthenticationFailed, FineTuneError, JournalUnusable, PermissionDenied, QuotaExceeded
 from aiofinetune.local import LocalServer
 from aiofinetune.models import CreateUncertain
+from tests.servers.batchserver import QUICK, RESULTS, BatchServer, Bucket, error, ok, talking_to
+from tests.servers.rawserver import KEY
 
 POLL = 0.02
 

@@ -15,7 +15,6 @@ import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import INT64, JSON, TEXT
 
 from aiofinetune import (
     Completion,
@@ -35,6 +34,7 @@ from aiofinetune import (
     structuring,
 )
 from aiofinetune.models import Listing, Rows
+from tests.support.strategies import INT64, JSON, TEXT
 
 # Any: these are types of many kinds, and mypy knows no type of a generic alias.
 KINDS: list[Any] = [

@@ -14,11 +14,11 @@ from typing import Final, TypeAlias
 
 import aiohttp
 import pytest
-from rawserver import JOB, KEY, STREAM_HEAD, Received, answering, chunk, event, reply, serve, session_for
 
 from aiofinetune import ConfigurationError, EventStream, FineTuneError, FineTuneEvent, FineTuneRequest, FineTuneSession
 from aiofinetune.batch import _batch as batch
 from aiofinetune.local import LocalServer
+from tests.servers.rawserver import JOB, KEY, STREAM_HEAD, Received, answering, chunk, event, reply, serve, session_for
 
 Call: TypeAlias = Callable[[FineTuneSession], Awaitable[object]]
 

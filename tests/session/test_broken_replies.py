@@ -9,7 +9,6 @@ from typing import Final
 
 import pytest
 from aiohttp import http_parser
-from rawserver import STREAM_HEAD, Handler, Received, chunk, event, knowing_file, talking_to
 
 from aiofinetune import (
     ConnectionLost,
@@ -20,6 +19,7 @@ from aiofinetune import (
     Retry,
     StreamInterrupted,
 )
+from tests.servers.rawserver import STREAM_HEAD, Handler, Received, chunk, event, knowing_file, talking_to
 
 pytestmark = pytest.mark.fastforward
 

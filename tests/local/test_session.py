@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from rawserver import FAST
 
 from aiofinetune import (
     AuthenticationFailed,
@@ -17,6 +16,7 @@ from aiofinetune import (
     NotFound,
 )
 from aiofinetune.local import LocalServer
+from tests.servers.rawserver import FAST
 
 ROWS = b"\n".join(
     json.dumps({"prompt": f"{name} ->", "completion": f" {kind}"}).encode()

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Final, Protocol, TypeVar
 
 import attrs
-from faultserver import FAULTS, QUICK, Exchange, Fault, FaultServer, session_for
 
 from aiofinetune import FineTune, FineTuneError, FineTuneRequest, FineTuneSession, StreamInterrupted
 from aiofinetune.errors import StreamHistoryChanged
 from aiofinetune.models import CreateUncertain
+from tests.servers.faultserver import FAULTS, QUICK, Exchange, Fault, FaultServer, session_for
 
 T = TypeVar("T")
 

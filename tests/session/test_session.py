@@ -21,22 +21,6 @@ from typing import Any, TypeAlias
 
 import aiohttp
 import pytest
-from rawserver import (
-    FAST,
-    JOB,
-    KEY,
-    STREAM_HEAD,
-    Received,
-    answering,
-    chunk,
-    event,
-    knowing_file,
-    reply,
-    serve,
-    session_for,
-    talking_to,
-    targets,
-)
 
 from aiofinetune import (
     APIError,
@@ -63,6 +47,22 @@ from aiofinetune import (
     Retry,
     ServerError,
     StreamInterrupted,
+)
+from tests.servers.rawserver import (
+    FAST,
+    JOB,
+    KEY,
+    STREAM_HEAD,
+    Received,
+    answering,
+    chunk,
+    event,
+    knowing_file,
+    reply,
+    serve,
+    session_for,
+    talking_to,
+    targets,
 )
 
 pytestmark = pytest.mark.fastforward

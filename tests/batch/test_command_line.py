@@ -18,12 +18,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from batchserver import BatchServer, error
-from rawserver import KEY
 
 from aiofinetune import FineTuneRequest, LocalFileError
 from aiofinetune.batch._batch import Outcome
 from aiofinetune.cli._batch import _write
+from tests.servers.batchserver import BatchServer, error
+from tests.servers.rawserver import KEY
 
 COMMAND = (sys.executable, "-m", "aiofinetune", "batch")
 PATIENCE = 30

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from faultserver import nothing_left_open
 
 from aiofinetune import LocalFileError, RequestInvalid
 from aiofinetune._http.upload_body import Content, Form, opened_source
 from aiofinetune._local_files import opened, save
+from tests.servers.faultserver import nothing_left_open
 
 DATA = bytes(range(256)) * 3000
 

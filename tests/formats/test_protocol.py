@@ -14,7 +14,6 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from strategies import JSON
 from yarl import URL
 
 from aiofinetune import errors
@@ -33,6 +32,7 @@ from aiofinetune.errors import (
     RequestInvalid,
     TooManyJobs,
 )
+from tests.support.strategies import JSON
 
 BASE = "https://service.test/v1"
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from batchserver import BatchServer, talking_to
-from damage import COUNT, Case, child, corrupted, entries, flipped, sent, write_version_1
 
 from aiofinetune import Batch, JournalUnusable
 from aiofinetune.batch._batch import find_changes
+from tests.servers.batchserver import BatchServer, talking_to
+from tests.support.damage import COUNT, Case, child, corrupted, entries, flipped, sent, write_version_1
 
 HEADER: Final = 76
 """Bytes of a journal before its first line."""

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from batchserver import BatchServer
-from rawserver import KEY
 
 from aiofinetune import FineTuneSession
 from aiofinetune.local import LocalServer
+from tests.servers.batchserver import BatchServer
+from tests.servers.rawserver import KEY
 
 EXAMPLE = '''\
 import asyncio

@@ -15,9 +15,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from rawserver import KEY, STREAM_HEAD, Received, chunk, event, reply, serve
-
 from aiofinetune import FineTuneSession, Retry
+from tests.servers.rawserver import KEY, STREAM_HEAD, Received, chunk, event, reply, serve
 
 Object: TypeAlias = "dict[str, Any]"
 

@@ -25,9 +25,9 @@ from typing import Any, Final, Self, TypeAlias
 from urllib.parse import unquote
 
 import attrs
-from rawserver import all_accepted
 
 from aiofinetune import FineTuneSession, Retry, Timeout
+from tests.servers.rawserver import all_accepted
 
 KEY: Final = "sk-fault-9d2b7c41e8"
 """The key that the tests' sessions send, and that nothing but the service may ever see."""

@@ -9,25 +9,6 @@ from contextlib import asynccontextmanager
 
 import attrs
 import pytest
-from faultserver import (
-    DONE,
-    FAULTS,
-    QUICK,
-    USUAL,
-    Exchange,
-    Fault,
-    FaultServer,
-    OnRetry,
-    Reply,
-    answer,
-    chunk,
-    error_reply,
-    json_reply,
-    nothing_left_open,
-    session_for,
-    sse,
-    status,
-)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -48,6 +29,25 @@ from aiofinetune import (
     WaitTimeout,
 )
 from aiofinetune.errors import QuotaExceeded, StreamHistoryChanged
+from tests.servers.faultserver import (
+    DONE,
+    FAULTS,
+    QUICK,
+    USUAL,
+    Exchange,
+    Fault,
+    FaultServer,
+    OnRetry,
+    Reply,
+    answer,
+    chunk,
+    error_reply,
+    json_reply,
+    nothing_left_open,
+    session_for,
+    sse,
+    status,
+)
 
 pytestmark = pytest.mark.fastforward
 

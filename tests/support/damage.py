@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Final
 
 import attrs
-from batchserver import QUICK, BatchServer, talking_to
-from rawserver import KEY
 
 from aiofinetune import Batch, Entry, FineTuneRequest, FineTuneSession, JournalUnusable
+from tests.servers.batchserver import QUICK, BatchServer, talking_to
+from tests.servers.rawserver import KEY
 
 COUNT: Final = 8
 

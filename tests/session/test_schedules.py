@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-import schedules
-from fastforward import FastForwardLoop
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.support import schedules
+from tests.support.fastforward import FastForwardLoop
 
 
 @st.composite

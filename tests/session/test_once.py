@@ -10,23 +10,8 @@ from typing import Any
 
 import attrs
 import pytest
-from faultserver import (
-    FAULTS,
-    QUICK,
-    USUAL,
-    Exchange,
-    Fault,
-    FaultServer,
-    OnRetry,
-    answer,
-    chain,
-    nothing_left_open,
-    session_for,
-    status,
-)
 from hypothesis import given
 from hypothesis import strategies as st
-from rawserver import reply
 
 from aiofinetune import (
     APIError,
@@ -52,6 +37,21 @@ from aiofinetune._jobs.recovery import NotSent
 from aiofinetune.errors import QuotaExceeded, TooManyJobs
 from aiofinetune.models import CreateUncertain
 from aiofinetune.retry import may_have_arrived
+from tests.servers.faultserver import (
+    FAULTS,
+    QUICK,
+    USUAL,
+    Exchange,
+    Fault,
+    FaultServer,
+    OnRetry,
+    answer,
+    chain,
+    nothing_left_open,
+    session_for,
+    status,
+)
+from tests.servers.rawserver import reply
 
 pytestmark = pytest.mark.fastforward
 

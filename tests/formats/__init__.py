@@ -1,0 +1,1 @@
+"""What is read and written: requests, replies, event streams, results, training files."""

@@ -1,0 +1,1 @@
+"""Programs that look for failures for as long as they are let, run by hand."""

@@ -1,0 +1,1 @@
+"""The embedded server: its API, jobs, store, models and commands, and clients that work with it."""
