@@ -11,7 +11,6 @@ import resource
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,9 +18,7 @@ import pytest
 from aiofinetune.local import LocalServer
 from aiofinetune.local import _app as app
 from aiofinetune.local import _connections as connections
-
-if TYPE_CHECKING:
-    from tests.conftest import Client, Connect
+from tests.local.plainclient import Client, Connect
 
 HALF = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX-Half: "
 KEY = b"Authorization: Bearer a-key-for-tests\r\n"

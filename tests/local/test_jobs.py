@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -23,9 +23,7 @@ from aiofinetune.local import LocalServer
 from aiofinetune.local import _queue as jobs
 from aiofinetune.local._store.runs import RunStore
 from aiofinetune.local._trainers import local_process
-
-if TYPE_CHECKING:
-    from tests.conftest import Client, Connect, Launch
+from tests.local.plainclient import Client, Connect, Launch
 
 LONG = 100_000
 """Epochs that no test waits for."""

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -18,9 +18,7 @@ import pytest
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local import LocalServer
 from aiofinetune.local import _app as app
-
-if TYPE_CHECKING:
-    from tests.conftest import Client, Connect
+from tests.local.plainclient import Client, Connect
 
 FILE_KEYS = {"id", "object", "bytes", "created_at", "filename", "purpose"}
 MODEL_KEYS = {"id", "object", "created", "owned_by"}
