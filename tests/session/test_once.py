@@ -5,53 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from aiofinetune import (
-    APIError,
-    BadRequest,
-    ConnectFailed,
-    ConnectionLost,
-    File,
-    FineTune,
-    FineTuneError,
-    FineTuneRequest,
-    FineTuneSession,
-    Hyperparams,
-    ProtocolViolation,
-    RateLimited,
-    ReplyTimeout,
-    RequestInvalid,
-    Retry,
-    ServerError,
-    Timeout,
-)
-from aiofinetune._jobs import matching as reconcile
+from aiofinetune import ConnectionLost, FineTune, FineTuneError, FineTuneRequest, FineTuneSession
 from aiofinetune._jobs.recovery import NotSent
-from aiofinetune.errors import QuotaExceeded, TooManyJobs
 from aiofinetune.models import CreateUncertain
-from aiofinetune.retry import may_have_arrived
-from tests.servers.faultserver import (
-    FAULTS,
-    QUICK,
-    USUAL,
-    Exchange,
-    Fault,
-    FaultServer,
-    OnRetry,
-    answer,
-    chain,
-    nothing_left_open,
-    session_for,
-    status,
-)
+from tests.servers.faultserver import FAULTS, QUICK, Exchange, Fault, FaultServer, answer, chain, status
 from tests.servers.rawserver import reply
+from tests.session.creates import CREATE, LIST, asked_for, talking
 
 pytestmark = pytest.mark.fastforward
 
@@ -59,29 +24,9 @@ LOST = FAULTS["reset after the request"]
 """The service made the job; nobody was told."""
 DROPPED = FAULTS["reset after the request, no effect"]
 """The service made no job; to the client it looks the same."""
-CREATE = "create_fine_tune"
-LIST = "list_fine_tunes"
+
 UPLOAD = "upload_file"
 DAY = 86400
-
-
-@asynccontextmanager
-async def talking(
-    *,
-    retry: Retry = QUICK,
-    timeout: Timeout = USUAL,  # noqa: ASYNC109  # for the session
-) -> AsyncIterator[tuple[FaultServer, FineTuneSession, FineTuneRequest]]:
-    """A server, a session with it that leaves nothing open, and a request for a job."""
-    async with nothing_left_open(), FaultServer() as server:
-        file = server.service.add_file("train.jsonl", b"{}\n")
-        request = FineTuneRequest(training_file=file, model="ada", n_epochs=2)
-        async with session_for(server, retry=retry, timeout=timeout) as session:
-            yield server, session, request
-        await server.left()
-
-
-def asked_for(request: FineTuneRequest) -> dict[str, object]:
-    return attrs.asdict(request, filter=lambda _attribute, value: value is not None)
 
 
 # One create
@@ -541,94 +486,6 @@ async def test_timeout_around_any_call(endpoint: str, fault: str) -> None:
         await server.left()
 
 
-# What is refused
-
-
-async def test_still_being_processed() -> None:
-    """A training file that is not ready yet is waited for, however many tries that takes."""
-    async with talking() as (server, session, request):
-        server.service.not_ready.add(request.training_file)
-        refusals = iter(range(QUICK.attempts + 2))
-
-        def process() -> None:
-            if next(refusals, None) is None:
-                server.service.not_ready.clear()
-
-        with OnRetry(process):
-            job = await session.create_fine_tune(request)
-        assert list(server.service.jobs) == [job.id]
-        assert LIST not in server.asked()
-
-
-async def test_never_processed() -> None:
-    """A training file that is never ready is waited for until the deadline."""
-    async with talking() as (server, session, request):
-        server.service.not_ready.add(request.training_file)
-        with pytest.raises(BadRequest, match="being processed"):
-            await session.create_fine_tune(request)
-        assert not server.service.jobs
-
-
-LIMITS = [
-    ("You exceeded your current quota, please check your plan and billing details.", QuotaExceeded),
-    ("You have created the maximum number of fine-tunes per day (10 per day)", QuotaExceeded),
-    ("You have too many active jobs. Wait for one to finish.", TooManyJobs),
-    ("Too many concurrent jobs for this organization", TooManyJobs),
-]
-
-
-@pytest.mark.parametrize(("message", "kind"), LIMITS)
-async def test_limits_that_do_not_pass(message: str, kind: type[RateLimited]) -> None:
-    """A limit that does not pass soon is said at once: nothing is sent again, and nothing was made."""
-    async with talking() as (server, session, request):
-        server.fail(CREATE, status(429, message=message, retry_after="0"))
-        with pytest.raises(kind):
-            await session.create_fine_tune(request)
-        assert server.asked() == [CREATE]
-
-
-async def test_throttled() -> None:
-    """Throttling is waited out within the deadline, however many tries that takes."""
-    async with talking() as (server, session, request):
-        server.fail(CREATE, *[status(429, message="Rate limit reached, slow down")] * (QUICK.attempts + 3))
-        job = await session.create_fine_tune(request)
-        assert list(server.service.jobs) == [job.id]
-        assert LIST not in server.asked()
-
-
-async def test_asked_to_wait_for_too_long() -> None:
-    """A service that asks to wait beyond the deadline gets its error raised at once."""
-    async with talking() as (server, session, request):
-        server.fail(CREATE, status(429, retry_after="3600"))
-        with pytest.raises(RateLimited) as caught:
-            await session.create_fine_tune(request)
-        assert caught.value.retry_after == 3600
-        assert server.asked() == [CREATE]
-
-
-@pytest.mark.parametrize("throttled", ["list_models", "stream_fine_tune_events"])
-async def test_shared_pause(throttled: str) -> None:
-    """When one call of a session is throttled, no other begins before it may again; other sessions go on."""
-    async with talking() as (server, session, request), session_for(server) as another:
-        job = server.service.add_job(asked_for(request))
-        server.service.finish(job)
-        server.fail(throttled, status(429, retry_after="5"))
-        begun: list[asyncio.Task[object]] = []
-
-        def begin() -> None:
-            begun.extend(asyncio.create_task(session.retrieve_file(request.training_file)) for _ in range(3))
-            begun.append(asyncio.create_task(another.list_files()))
-
-        start = asyncio.get_running_loop().time()
-        with OnRetry(begin):
-            await (session.list_models() if throttled == "list_models" else session.wait(job))
-        await asyncio.gather(*begun)
-        assert 5 <= asyncio.get_running_loop().time() - start < 8
-        asked = server.asked()
-        assert asked[:2] == [throttled, "list_files"]
-        assert asked.count("retrieve_file") == 3
-
-
 # Uploads
 
 
@@ -674,195 +531,3 @@ async def test_upload_that_can_be_read_once() -> None:
         with pytest.raises(ConnectionLost):
             await session.upload_file(pieces())
         assert server.asked().count(UPLOAD) == 1
-
-
-# The pure part
-
-FILE = File("file-1")
-REQUEST = FineTuneRequest(training_file="file-1", model="ada")
-
-
-def job_of(number: int, request: FineTuneRequest = REQUEST, created_at: int = 1000) -> FineTune:
-    """A job as the list would show it if `request` had made it."""
-    return FineTune(
-        id=f"ft-{number}",
-        status="pending",
-        model=request.model or "curie",
-        created_at=created_at,
-        training_files=(File(request.training_file),),
-        hyperparams=Hyperparams(n_epochs=request.n_epochs or 4),
-    )
-
-
-REQUESTS = st.builds(
-    FineTuneRequest,
-    training_file=st.sampled_from(["file-1", "file-2"]),
-    model=st.sampled_from([None, "ada", "curie"]),
-    n_epochs=st.sampled_from([None, 1, 4]),
-    suffix=st.sampled_from([None, "a", "b"]),
-)
-
-
-@given(requests=st.lists(st.tuples(REQUESTS, st.booleans()), min_size=1, max_size=6), order=st.randoms())
-def test_judge_never_gives_a_job_to_another(requests: list[tuple[FineTuneRequest, bool]], order: object) -> None:
-    """Whichever lost creates were made, no job goes to two, nor to one that did not ask for it."""
-    jobs = [job_of(number, request) for number, (request, is_made) in enumerate(requests) if is_made]
-    lost = [request for request, _ in requests]
-    own: set[str] = set()
-    order.shuffle(lost)  # type: ignore[attr-defined]  # a random.Random, as hypothesis types it not
-    for request in list(lost):
-        verdict = reconcile.judge(jobs, request, 1000.0, lost, own)
-        lost.remove(request)
-        if verdict.job is not None:
-            assert verdict.job.id not in own
-            own.add(verdict.job.id)
-            askers = [
-                asker
-                for asker, is_made in requests
-                if is_made and job_of(0, asker) == attrs.evolve(verdict.job, id="ft-0")
-            ]
-            assert request in askers or any(reconcile.fits(verdict.job, request) for _ in askers)
-
-
-@given(request=REQUESTS, count=st.integers(1, 5), made=st.integers(0, 5))
-def test_judge_shares_out_equal_jobs(request: FineTuneRequest, count: int, made: int) -> None:
-    """Of equal lost creates, as many get a job as were made; the rest are told that there is none."""
-    made = min(made, count)
-    jobs = [job_of(number, request) for number in range(made)]
-    lost, own, given_out = [request] * count, set[str](), 0
-    for _ in range(count):
-        verdict = reconcile.judge(jobs, request, 1000.0, lost, own)
-        lost.remove(request)
-        assert not verdict.unclear
-        if verdict.job is not None:
-            own.add(verdict.job.id)
-            given_out += 1
-    assert given_out == made
-
-
-JUDGED = [
-    pytest.param([], 1000.0, None, [], id="no job"),
-    pytest.param([job_of(1)], 1000.0, 1, [], id="one"),
-    pytest.param([job_of(1), job_of(2)], 1000.0, None, [1, 2], id="two that fit one create"),
-    pytest.param([job_of(1, created_at=900)], 1000.0, None, [], id="an old one"),
-    pytest.param([job_of(1, created_at=996)], 1000.0, 1, [], id="one within the slack"),
-    pytest.param([job_of(1, created_at=994)], 1000.0, None, [], id="one beyond the slack"),
-    pytest.param([job_of(1)], None, None, [1], id="no time known"),
-    pytest.param([job_of(1, created_at=0)], None, None, [1], id="an old one, no time known"),
-    pytest.param([job_of(1, attrs.evolve(REQUEST, model="curie"))], 1000.0, None, [1], id="another model"),
-    pytest.param([job_of(1, attrs.evolve(REQUEST, training_file="file-2"))], 1000.0, None, [], id="another file"),
-    pytest.param([attrs.evolve(job_of(1), validation_files=(FILE,))], 1000.0, None, [1], id="another validation file"),
-    pytest.param([attrs.evolve(job_of(1), training_files=())], 1000.0, None, [1], id="no file told"),
-]
-
-
-@pytest.mark.parametrize(("jobs", "since", "job", "unclear"), JUDGED)
-def test_judge(jobs: list[FineTune], since: float | None, job: int | None, unclear: list[int]) -> None:
-    """What the list says of one lost create."""
-    verdict = reconcile.judge(jobs, REQUEST, since, [REQUEST], set())
-    assert (verdict.job and verdict.job.id) == (f"ft-{job}" if job else None)
-    assert [candidate.id for candidate in verdict.unclear] == [f"ft-{number}" for number in unclear]
-
-
-@pytest.mark.parametrize(("age", "is_unclear"), [(99, True), (101, False)])
-def test_judge_by_a_time_that_may_be_too_late(age: int, is_unclear: bool) -> None:  # a table's column
-    """A job that fits, and is older than the create seems to be, is a candidate as far as that may be mistaken."""
-    job = job_of(1, created_at=1000 - age)
-    verdict = reconcile.judge([job], REQUEST, 1000.0, [REQUEST], set(), astray=100.0)
-    assert verdict == reconcile.Verdict(unclear=(job,) if is_unclear else ())
-
-
-def test_judge_leaves_others_alone() -> None:
-    """A job that another lost create of the session explains is no candidate."""
-    other = attrs.evolve(REQUEST, n_epochs=2)
-    request = attrs.evolve(REQUEST, n_epochs=3)
-    verdict = reconcile.judge([job_of(1, other)], request, 1000.0, [request, other], set())
-    assert verdict == reconcile.Verdict()
-
-
-def test_judge_passes_over_own() -> None:
-    """A job that somebody was given already is no candidate."""
-    assert reconcile.judge([job_of(1)], REQUEST, 1000.0, [REQUEST], {"ft-1"}) == reconcile.Verdict()
-
-
-SUFFIXES = [
-    ("spam", "ada:ft-org:spam-2022-02-15-04-21-04", True),
-    ("Spam Filter!", "ada:ft-org:spam-filter-2022-02-15-04-21-04", True),
-    ("spam", "ada:ft-org-2022-02-15-04-21-04", False),
-    ("spam", None, True),
-    (None, "ada:ft-org:spam-2022-02-15-04-21-04", True),
-    ("\u00e9\u00e8", "ada:ft-org-2022-02-15-04-21-04", True),
-]
-
-
-@pytest.mark.parametrize(("suffix", "name", "does_fit"), SUFFIXES)
-def test_fits_by_suffix(suffix: str | None, name: str | None, does_fit: bool) -> None:  # a table's column
-    """A suffix is looked for in the model's name, where there is one, by the letters that every service keeps."""
-    job = attrs.evolve(job_of(1), fine_tuned_model=name)
-    assert reconcile.fits(job, attrs.evolve(REQUEST, suffix=suffix)) == does_fit
-
-
-@given(request=REQUESTS)
-def test_what_a_request_made_fits_it(request: FineTuneRequest) -> None:
-    """The job that a request made always fits it."""
-    assert reconcile.fits(job_of(1, request), request)
-
-
-ARRIVED = [
-    (ConnectFailed("x"), False),
-    (ConnectionLost("x"), True),
-    (ReplyTimeout("x"), True),
-    (ProtocolViolation("x"), True),
-    (ServerError(500, "x"), True),
-    (ServerError(503, "x"), True),
-    (ServerError(503, "x", retry_after=1.0), False),
-    (ServerError(500, "x", retry_after=1.0), True),
-    (APIError(408, "x"), True),
-    (APIError(303, "x"), True),
-    (APIError(302, "x"), True),
-    (APIError(307, "x"), False),
-    (BadRequest(400, "x"), False),
-    (RateLimited(429, "x"), False),
-    (QuotaExceeded(429, "x"), False),
-    (RequestInvalid("x", "y"), False),
-]
-
-
-@pytest.mark.parametrize(("failure", "may_have"), ARRIVED, ids=repr)
-def test_may_have_arrived(failure: FineTuneError, may_have: bool) -> None:  # a table's column
-    """Only what surely did not arrive, or was refused in so many words, had no effect."""
-    assert may_have_arrived(failure) == may_have
-
-
-def file_of(number: int, **changes: Any) -> File:
-    return attrs.evolve(File(f"file-{number}", "a.jsonl", "fine-tune", 3, 1000), **changes)
-
-
-FOUND = [
-    pytest.param([], None, id="none"),
-    pytest.param([file_of(1)], "file-1", id="one"),
-    pytest.param([file_of(1), file_of(2)], None, id="two"),
-    pytest.param([file_of(1, bytes=4)], None, id="another size"),
-    pytest.param([file_of(1, filename="b.jsonl")], None, id="another name"),
-    pytest.param([file_of(1, purpose="other")], None, id="another purpose"),
-    pytest.param([file_of(1, created_at=994)], None, id="too old"),
-    pytest.param([file_of(9), file_of(1)], "file-1", id="one given already"),
-]
-
-
-@pytest.mark.parametrize(("files", "found"), FOUND)
-def test_find_file(files: list[File], found: str | None) -> None:
-    """A lost upload is the one new file of its name, size and purpose."""
-    file = reconcile.find_file(files, "a.jsonl", 3, "fine-tune", 1000.0, {"file-9"})
-    assert (file and file.id) == found
-
-
-def test_find_file_without_a_time() -> None:
-    """Without the service's time no file is surely new."""
-    assert reconcile.find_file([file_of(1)], "a.jsonl", 3, "fine-tune", None, set()) is None
-
-
-def test_uncertain_says_what_to_look_for() -> None:
-    """The error for a person names the time, the file, the model, the suffix and the candidates."""
-    error = CreateUncertain(attrs.evolve(REQUEST, suffix="spam"), 0.0, (job_of(7),))
-    assert all(word in str(error) for word in ("1970-01-01T00:00:00Z", "file-1", "ada", "spam", "ft-7"))
