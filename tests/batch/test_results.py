@@ -1,0 +1,134 @@
+"""A batch's results: downloaded once, to a folder."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from aiofinetune import FineTuneRequest, LocalFileError, NotFound
+from aiofinetune.batch._batch import Batch, Outcome
+from aiofinetune.batch._manifest import Entry
+from aiofinetune.errors import FineTuneError, JournalUnusable
+from aiofinetune.models import CreateUncertain
+from tests.batch.runs import entries, outcomes_of, write
+from tests.servers.batchserver import RESULTS, BatchServer, talking_to
+
+
+async def test_results_are_downloaded_to_a_folder(tmp_path: Path) -> None:
+    """Each results file is written under its label, made a file name where need be, and its last figures are given."""
+    server = BatchServer(fate=lambda asked: "failed" if asked["n_epochs"] == 1 else "succeeded")
+    failing, *wanted = entries(server, 4)
+    names = ["spam/n_epochs=4,model=ada", "spam_n_epochs=4,model=ada", "../../etc"]
+    wanted = [Entry(name, entry.request) for name, entry in zip(names, wanted, strict=True)]
+    folder = tmp_path / "deep" / "results"
+    async with talking_to(server) as session:
+        outcomes = await outcomes_of(Batch(session, [failing, *wanted], results=folder))
+    paths = sorted(folder.iterdir())
+    assert sorted(tmp_path.rglob("*.csv")) == paths
+    assert [path.read_bytes() for path in paths] == [RESULTS] * 3
+    told = {outcome.label: outcome.job_id for outcome in outcomes}
+    assert f"{names[1]}.{told[names[1]]}.csv" in {path.name for path in paths}
+    for outcome in outcomes:
+        assert dict(outcome.figures).get("training_loss") == (None if outcome.label == "job-1" else 0.25)
+
+
+async def test_a_batch_that_was_not_entered_says_so() -> None:
+    """A batch that is read outside its context, or entered again, raises at once rather than waits for ever."""
+    server = BatchServer()
+    async with talking_to(server) as session:
+        batch = Batch(session, entries(server, 1))
+        with pytest.raises(FineTuneError, match="async with"):
+            await batch.run()
+        await outcomes_of(batch)
+        with pytest.raises(FineTuneError, match="make a new one"):
+            await batch.__aenter__()
+
+
+async def test_a_file_that_was_edited_is_a_change(tmp_path: Path) -> None:
+    """A local file with another content than was sent makes its entry another one, which is refused until accepted."""
+    server = BatchServer()
+    path = tmp_path / "train.jsonl"
+    path.write_text("first")
+    wanted = [Entry("a", FineTuneRequest(training_file=str(path)))]
+    async with talking_to(server) as session:
+        (first,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+        (again,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+        assert again.job_id == first.job_id
+        path.write_text("second")
+        with pytest.raises(JournalUnusable, match=r"the content of .*train\.jsonl"):
+            await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+        (other,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", accept_changes=True))
+        assert other.job_id != first.job_id
+        path.unlink()
+        (gone,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+        assert gone.job_id == other.job_id
+
+
+@pytest.mark.parametrize(
+    ("job_id", "error", "status"),
+    [
+        ("ft-1", CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0), "uncertain"),
+        (None, NotFound(404, "no such file"), "rejected"),
+        (None, CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0), "uncertain"),
+        ("ft-1", NotFound(404, "no such job"), "vanished"),
+    ],
+)
+def test_what_is_not_known_is_not_denied(job_id: str | None, error: FineTuneError, status: str) -> None:
+    """A job that may have been made, or was, is never called "rejected"."""
+    outcome = Outcome("a", FineTuneRequest(training_file="file-1"), job_id, None, error, None, 0.0)
+    assert outcome.status == status
+    assert (outcome.summary()["status"], outcome.summary()["job"]) == (status, job_id)
+
+
+async def test_results_that_are_missing_are_told(tmp_path: Path) -> None:
+    """A job that succeeded without a results file is an outcome with its job, and an error that says so."""
+    server = BatchServer()
+    server.keeps_ended = False
+    async with talking_to(server) as session:
+        (outcome,) = await outcomes_of(Batch(session, entries(server, 1), results=tmp_path))
+    assert outcome.job is not None
+    assert "has no results file" in str(outcome.error)
+
+
+async def test_a_results_folder_that_cannot_be_is_told_first(tmp_path: Path) -> None:
+    """Where the folder cannot be made, the batch is not begun."""
+    server = BatchServer()
+    folder = Path(write(tmp_path, "results", "a file in its place"))
+    async with talking_to(server) as session:
+        with pytest.raises(LocalFileError, match="File exists"):
+            await outcomes_of(Batch(session, entries(server, 3), results=folder))
+    assert not server.jobs
+
+
+async def test_a_results_folder_that_goes_is_told(tmp_path: Path) -> None:
+    """Where the folder is gone when results come, each job is told with its model and an error of ours."""
+    server = BatchServer(lasts=None)
+    folder = tmp_path / "results"
+    async with (
+        talking_to(server) as session,
+        asyncio.timeout(60),
+        Batch(session, entries(server, 3), results=folder) as batch,
+    ):
+        await server.until(lambda: len(server.active) == 3)
+        folder.rmdir()
+        for job_id in list(server.active):
+            server.end(job_id)
+        outcomes = await batch.run()
+    assert [type(outcome.error) for outcome in outcomes] == [LocalFileError] * 3
+    assert all(outcome.job and outcome.job.fine_tuned_model for outcome in outcomes)
+
+
+async def test_results_that_are_there_are_not_downloaded_again(tmp_path: Path) -> None:
+    """A resumed batch gives the old figures from the files that it has, even if the service has them no more."""
+    server = BatchServer()
+    wanted = entries(server, 3)
+    async with talking_to(server) as session:
+        for _ in range(2):
+            outcomes = await outcomes_of(
+                Batch(session, wanted, results=tmp_path / "results", journal=tmp_path / "journal")
+            )
+            assert [(outcome.error, outcome.figures["training_loss"]) for outcome in outcomes] == [(None, 0.25)] * 3
+            server.contents.clear()
+    assert server.asked["download"] == 3
