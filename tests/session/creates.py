@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import attrs
 
 from aiofinetune import FineTuneRequest, FineTuneSession, Retry, Timeout
-from tests.servers.faultserver import QUICK, USUAL, FaultServer, nothing_left_open, session_for
+from tests.servers.faultserver import FaultServer
+from tests.support.checks import QUICK, USUAL, nothing_left_open, session_for
 
 CREATE = "create_fine_tune"
 LIST = "list_fine_tunes"

@@ -12,7 +12,9 @@ import attrs
 import pytest
 
 from aiofinetune import CreateUncertain, FineTuneError, FineTuneRequest, FineTuneSession, Retry, errors
-from tests.servers.faultserver import FAULTS, FaultServer, OnRetry, assert_hidden, nothing_left_open, session_for
+from tests.servers.faults import FAULTS
+from tests.servers.faultserver import FaultServer
+from tests.support.checks import OnRetry, assert_hidden, nothing_left_open, session_for
 
 pytestmark = pytest.mark.fastforward
 

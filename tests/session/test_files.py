@@ -13,7 +13,7 @@ import pytest
 from aiofinetune import LocalFileError, RequestInvalid
 from aiofinetune._http.upload_body import Content, Form, opened_source
 from aiofinetune._local_files import opened, save
-from tests.servers.faultserver import nothing_left_open
+from tests.support.checks import nothing_left_open
 
 DATA = bytes(range(256)) * 3000
 

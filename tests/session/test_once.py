@@ -14,9 +14,11 @@ import pytest
 from aiofinetune import ConnectionLost, FineTune, FineTuneError, FineTuneRequest, FineTuneSession
 from aiofinetune._jobs.recovery import NotSent
 from aiofinetune.models import CreateUncertain
-from tests.servers.faultserver import FAULTS, QUICK, Exchange, Fault, FaultServer, answer, chain, status
+from tests.servers.faults import FAULTS, answer, status
+from tests.servers.faultserver import Exchange, Fault, FaultServer
 from tests.servers.rawserver import reply
 from tests.session.creates import CREATE, LIST, asked_for, talking
+from tests.support.checks import QUICK, chain
 
 pytestmark = pytest.mark.fastforward
 

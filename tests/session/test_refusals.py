@@ -8,8 +8,9 @@ import pytest
 
 from aiofinetune import BadRequest, RateLimited
 from aiofinetune.errors import QuotaExceeded, TooManyJobs
-from tests.servers.faultserver import QUICK, OnRetry, session_for, status
+from tests.servers.faults import status
 from tests.session.creates import CREATE, LIST, asked_for, talking
+from tests.support.checks import QUICK, OnRetry, session_for
 
 pytestmark = pytest.mark.fastforward
 

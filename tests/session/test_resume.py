@@ -29,25 +29,10 @@ from aiofinetune import (
     WaitTimeout,
 )
 from aiofinetune.errors import QuotaExceeded, StreamHistoryChanged
-from tests.servers.faultserver import (
-    DONE,
-    FAULTS,
-    QUICK,
-    USUAL,
-    Exchange,
-    Fault,
-    FaultServer,
-    OnRetry,
-    Reply,
-    answer,
-    chunk,
-    error_reply,
-    json_reply,
-    nothing_left_open,
-    session_for,
-    sse,
-    status,
-)
+from tests.servers.faults import FAULTS, answer, status
+from tests.servers.faultserver import Exchange, Fault, FaultServer, chunk
+from tests.servers.service import DONE, Reply, error_reply, json_reply, sse
+from tests.support.checks import QUICK, USUAL, OnRetry, nothing_left_open, session_for
 
 pytestmark = pytest.mark.fastforward
 

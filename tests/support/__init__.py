@@ -1,1 +1,1 @@
-"""What tests share besides servers: a clock that jumps, made-up values, random schedules, damaged journals."""
+"""What tests share besides servers: checks, a clock that jumps, made-up values, random schedules, damaged journals."""

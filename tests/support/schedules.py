@@ -12,7 +12,9 @@ import attrs
 from aiofinetune import FineTune, FineTuneError, FineTuneRequest, FineTuneSession, StreamInterrupted
 from aiofinetune.errors import StreamHistoryChanged
 from aiofinetune.models import CreateUncertain
-from tests.servers.faultserver import FAULTS, QUICK, Exchange, Fault, FaultServer, session_for
+from tests.servers.faults import FAULTS
+from tests.servers.faultserver import Exchange, Fault, FaultServer
+from tests.support.checks import QUICK, session_for
 
 T = TypeVar("T")
 
