@@ -1,4 +1,4 @@
-"""Completions: what a model makes of a prompt. Imported when they are first asked for, for few programs do."""
+"""The completion objects. Imported when first used, because few programs need them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import attrs
 
 @attrs.frozen
 class CompletionLogprobs:
-    """Log probabilities of a completion's tokens (reference: the completion object)."""
+    """The log probabilities of a completion's tokens (reference: the completion object)."""
 
     tokens: tuple[str, ...] = ()
     token_logprobs: tuple[float | None, ...] = ()
@@ -21,13 +21,13 @@ class CompletionChoice:
     text: str
     index: int = 0
     finish_reason: str | None = None
-    """``"stop"`` at the model's end of text or a stop sequence, ``"length"`` at `max_tokens`."""
+    """``"stop"`` after the model's end of text or a stop sequence, ``"length"`` after `max_tokens` tokens."""
     logprobs: CompletionLogprobs | None = None
 
 
 @attrs.frozen
 class CompletionUsage:
-    """Tokens that a completion took."""
+    """The number of tokens that a completion used."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -36,7 +36,7 @@ class CompletionUsage:
 
 @attrs.frozen
 class Completion:
-    """What a model makes of a prompt (reference: the completion object)."""
+    """A model's completions of one or more prompts (reference: the completion object)."""
 
     id: str
     choices: tuple[CompletionChoice, ...]

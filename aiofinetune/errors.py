@@ -1,42 +1,42 @@
-"""Everything this package raises.
+"""The exceptions that this package raises.
 
 ::
 
     FineTuneError
-    ├── ConfigurationError        no key, an unusable base URL, a key about to travel over plain http
-    ├── RequestInvalid            a wrong request, refused before anything was sent   (also a ValueError)
+    ├── ConfigurationError        no key, an unusable base URL, or a key that would travel over plain http
+    ├── RequestInvalid            an invalid request, refused before anything is sent (also a ValueError)
     ├── DatasetError              a training file that cannot be used                 (also a ValueError)
-    ├── ManifestInvalid           a batch's manifest that is wrong, with all that is      (also a ValueError)
-    ├── JournalUnusable           a batch's journal is in use, damaged, gone, or of another batch
+    ├── ManifestInvalid           a batch's manifest is invalid; lists every problem  (also a ValueError)
+    ├── JournalUnusable           a batch's journal is in use, damaged, missing, or belongs to another batch
     ├── BatchStopped              a batch ended before all its requests were sent
     ├── LocalFileError            a file on this machine could not be read or written
-    ├── TransportError            no whole reply came
-    │   ├── ConnectFailed         the request surely did not arrive
+    ├── TransportError            no complete reply was received
+    │   ├── ConnectFailed         the request certainly did not arrive
     │   ├── ConnectionLost        the request may have arrived; its reply did not
-    │   └── ReplyTimeout          the same, and time ran out                          (also a TimeoutError)
+    │   └── ReplyTimeout          the request may have arrived; the time ran out      (also a TimeoutError)
     ├── APIError                  the service answered with an error
     │   ├── BadRequest            400, 422
     │   ├── AuthenticationFailed  401
     │   ├── PermissionDenied      403
     │   ├── NotFound              404
     │   ├── Conflict              409
-    │   ├── RateLimited           429: too many requests; the only kind that is worth trying again soon
-    │   │   ├── QuotaExceeded     429: a budget, or what is allowed a day, is used up
-    │   │   └── TooManyJobs       429: as many jobs are active as are allowed
+    │   ├── RateLimited           429: too many requests; of the 429s, the only one worth retrying soon
+    │   │   ├── QuotaExceeded     429: a budget or a daily allowance is used up
+    │   │   └── TooManyJobs       429: the maximum number of jobs is active
     │   └── ServerError           5xx
-    ├── CreateUncertain           whether a create made a job, or which, cannot be told
-    ├── ProtocolViolation         the service answered with something its API does not allow
-    │   └── FineTuneUnreadable    a create made a job whose id is known, and nothing else of it can be read
-    ├── StreamInterrupted         an event stream ended before it said ``[DONE]``, again and again
-    │   └── StreamHistoryChanged  the events told before are not those that the service tells now
+    ├── CreateUncertain           it is not known whether a create made a job, or which job
+    ├── ProtocolViolation         the service sent something that its API does not allow
+    │   └── FineTuneUnreadable    a create made a job; its id is known, but the job cannot be read
+    ├── StreamInterrupted         an event stream kept ending before ``[DONE]``
+    │   └── StreamHistoryChanged  the replayed events differ from those sent before
     ├── FineTuneEnded             a job that was waited for ended without a model
     │   ├── FineTuneFailed
     │   └── FineTuneCancelled
-    └── WaitTimeout               a job was not over in the time given                (also a TimeoutError)
+    └── WaitTimeout               a job did not end in the time given                 (also a TimeoutError)
 
-All are imported from `aiofinetune`. Those that carry a job, an outcome or the problems of a manifest are defined beside
-those classes, in `aiofinetune.models` and `aiofinetune.batch`. The cause, if there is one, is chained as ``__cause__``.
-Cancellation is never one of these: it stays ``asyncio.CancelledError``.
+Import all of them from `aiofinetune`. Errors that carry a job, an outcome or the problems of a manifest are defined
+beside those classes, in `aiofinetune.models` and `aiofinetune.batch`. The cause, if there is one, is chained as
+``__cause__``. Cancellation is not in this tree: it stays ``asyncio.CancelledError``.
 """
 
 from __future__ import annotations
@@ -71,19 +71,19 @@ __all__ = [
 
 
 class FineTuneError(Exception):
-    """Any failure of this package."""
+    """The base class of every error that this package raises."""
 
 
 class ConfigurationError(FineTuneError):
-    """The session cannot be used as it was set up: no key, or a base URL that is wrong or unsafe."""
+    """The configuration cannot be used: there is no key, the base URL is unsafe, or an option is invalid."""
 
 
 class RequestInvalid(FineTuneError, ValueError):
-    """A wrong request, refused before anything was sent.
+    """An invalid request, refused before anything is sent.
 
     Args:
-        field: The parameter that is wrong, by the API reference's name.
-        problem: What it got and what it may be.
+        field: The name of the invalid parameter, as in the API reference.
+        problem: The value that was passed and what is allowed.
     """
 
     def __init__(self, field: str, problem: str) -> None:
@@ -99,8 +99,8 @@ class DatasetError(FineTuneError, ValueError):
     """A training file that cannot be used.
 
     Args:
-        path: The file, as its user knows it.
-        line: The line, counted from 1; None when the file as a whole is wrong.
+        path: The file, as the user named it.
+        line: The line number, starting at 1; None if the problem is with the file as a whole.
         problem: What was found and what is expected.
     """
 
@@ -116,7 +116,7 @@ class DatasetError(FineTuneError, ValueError):
 
 
 class JournalUnusable(FineTuneError):
-    """A batch's journal cannot be used: another process has it, it is damaged or gone, or it is of another batch."""
+    """A batch's journal is in use by another process, damaged, missing, or belongs to another batch."""
 
 
 class LocalFileError(FineTuneError):
@@ -124,19 +124,19 @@ class LocalFileError(FineTuneError):
 
 
 class TransportError(FineTuneError):
-    """No whole reply came. Which subclass it is says whether the request may have arrived."""
+    """No complete reply was received. The subclass says whether the request may have arrived."""
 
 
 class ConnectFailed(TransportError):
-    """No connection was made, so the request surely did not arrive."""
+    """No connection was made, so the request certainly did not arrive."""
 
 
 class ConnectionLost(TransportError):
-    """The connection broke before the reply was whole; the request may have arrived."""
+    """The connection broke before the reply was complete; the request may have arrived."""
 
 
 class ReplyTimeout(TransportError, TimeoutError):
-    """No whole reply came in the time given; the request may have arrived."""
+    """No complete reply was received in the time given; the request may have arrived."""
 
 
 class APIError(FineTuneError):
@@ -144,12 +144,12 @@ class APIError(FineTuneError):
 
     Args:
         status: The HTTP status; 200 for an error that arrived inside an event stream.
-        message: What the service said, or the start of a body that is not the API's JSON.
+        message: The service's message, or the start of a body that is not the API's JSON.
         type: The error's type, such as ``"invalid_request_error"``.
-        param: The parameter that the service blames.
+        param: The parameter that the service rejected.
         code: The error's code, such as ``"insufficient_quota"``.
-        request_id: The service's name for the exchange (``x-request-id``), for its support.
-        retry_after: Seconds that the service asks to wait (RFC 9110, section 10.2.3).
+        request_id: The service's id for the request (``x-request-id``), to quote to its support.
+        retry_after: The number of seconds that the service asks the client to wait (RFC 9110, section 10.2.3).
     """
 
     def __init__(
@@ -162,6 +162,7 @@ class APIError(FineTuneError):
         request_id: str | None = None,
         retry_after: float | None = None,
     ) -> None:
+        # Every argument goes to `args`, because copying and unpickling an exception call the class with its args.
         super().__init__(status, message, type, param, code, request_id, retry_after)
         self.status = status
         self.message = message
@@ -178,15 +179,15 @@ class APIError(FineTuneError):
 
 
 class BadRequest(APIError):
-    """400 or 422: the service refused the request as wrong."""
+    """400 or 422: the service refused the request as invalid."""
 
 
 class AuthenticationFailed(APIError):
-    """401: the service does not know the key."""
+    """401: the service does not accept the key."""
 
 
 class PermissionDenied(APIError):
-    """403: the key may not do this."""
+    """403: the key does not have permission for this call."""
 
 
 class NotFound(APIError):
@@ -194,38 +195,38 @@ class NotFound(APIError):
 
 
 class Conflict(APIError):
-    """409: the object is in a state that does not allow this."""
+    """409: the object is in a state that does not allow this call."""
 
 
 class RateLimited(APIError):
-    """429: too many requests in too short a time."""
+    """429: too many requests in a short time."""
 
 
 class QuotaExceeded(RateLimited):
-    """429: a budget, or what is allowed a day, is used up; trying again soon does not help."""
+    """429: a budget or a daily allowance is used up; retrying soon does not help."""
 
 
 class TooManyJobs(RateLimited):
-    """429: as many jobs are active as are allowed; a new one can be created when one of them is over."""
+    """429: the maximum number of jobs is active; a new job can be created once one of them ends."""
 
 
 class ServerError(APIError):
-    """5xx: the service, or a proxy before it, failed."""
+    """5xx: the service, or a proxy in front of it, failed."""
 
 
 class ProtocolViolation(FineTuneError):
-    """The service answered with something its API does not allow.
+    """The service sent something that its API does not allow.
 
-    The message says where in the reply it did not fit, as a path such as ``$.data[3].status``.
+    If a field of the reply is at fault, the message names it by a path such as ``$.data[3].status``.
     """
 
 
 class FineTuneUnreadable(ProtocolViolation):
-    """A create made a job whose id is known, and nothing that the service says of the job can be read.
+    """A create made a job and its id is known, but the service's description of the job cannot be read.
 
     Args:
         problem: What could not be read.
-        fine_tune_id: The job's id: keep it, and do not create the job again.
+        fine_tune_id: The job's id. Keep it, and do not create the job again.
     """
 
     def __init__(self, problem: str, fine_tune_id: str) -> None:
@@ -238,12 +239,12 @@ class FineTuneUnreadable(ProtocolViolation):
 
 
 class StreamInterrupted(FineTuneError):
-    """An event stream ended before it said ``[DONE]``, and could not be taken up again; the job may still run."""
+    """An event stream ended before ``[DONE]`` and reconnecting failed; the job may still be running."""
 
 
 class StreamHistoryChanged(StreamInterrupted):
-    """On reconnecting, the service told other events than before, so that none can be trusted to be new."""
+    """After a reconnect the service replayed different events, so it is not known which events are new."""
 
 
 class WaitTimeout(FineTuneError, TimeoutError):
-    """A job was not over in the time given; it goes on at the service."""
+    """A job did not end in the time given; it continues at the service."""

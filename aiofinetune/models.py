@@ -1,9 +1,9 @@
-"""What the API takes and gives, as frozen attrs classes.
+"""The API's objects as frozen attrs classes.
 
-Each class names its place in the API reference (the fine-tunes, files and models objects; `aiofinetune._completions`
-has the rest). Times are Unix times in whole seconds. What the service does not say, or says in a way that cannot be
-read, is None; a list of it is empty. How these are read from and written to JSON is the business of
-`aiofinetune.structuring`.
+Each class names its section of the API reference (the fine-tunes, files and models objects; the completion objects are
+in `aiofinetune._completions`). Times are Unix times in whole seconds. A field that the service leaves out, or sends in
+a form that cannot be read, is None; a list is empty. `aiofinetune.structuring` reads these classes from JSON and
+writes them to JSON.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from aiofinetune.errors import FineTuneError, RequestInvalid
 T = TypeVar("T")
 
 _LARGEST: Final = 2**63 - 1
-"""The largest whole number that every JSON reader takes."""
+"""The largest 64-bit integer: not every JSON parser reads a larger one exactly."""
 
 
 class Status:
-    """The job statuses that the reference names. A service may send others, so a status stays a plain ``str``."""
+    """The job statuses of the reference. A service may send others, so a status is a plain ``str``."""
 
     PENDING: Final = "pending"
     RUNNING: Final = "running"
@@ -33,6 +33,7 @@ class Status:
     CANCELLED: Final = "cancelled"
 
     TERMINAL: Final = frozenset({SUCCEEDED, FAILED, CANCELLED})
+    # The reference's schema names "created" for a job that has not started, and its examples "pending".
     KNOWN: Final = frozenset({"created", PENDING, RUNNING}) | TERMINAL
 
 
@@ -48,14 +49,14 @@ class File:
     """Size in bytes."""
     created_at: int | None = None
     status: str | None = None
-    """``"uploaded"``, ``"processed"``, ``"error"`` or a service's own word."""
+    """``"uploaded"``, ``"processed"``, ``"error"`` or a word of the service's own."""
     status_details: str | None = None
     object: str = "file"
 
 
 @attrs.frozen
 class FineTuneEvent:
-    """One line of a job's history (reference: the fine-tune event object). Its text is for people."""
+    """One event of a job's history (reference: the fine-tune event object). Its message is for people to read."""
 
     message: str
     level: str = "info"
@@ -65,15 +66,15 @@ class FineTuneEvent:
 
 @attrs.frozen
 class Hyperparams:
-    """The hyperparameters that a job runs with; ``"auto"`` where the service has yet to choose."""
+    """The hyperparameters of a job; ``"auto"`` if the service has not chosen a value yet."""
 
     n_epochs: int | Literal["auto"] | None = None
     batch_size: int | Literal["auto"] | None = None
-    """Training examples in one step."""
+    """The number of training examples in one step."""
     learning_rate_multiplier: float | Literal["auto"] | None = None
-    """Times the rate that the base model was pretrained at."""
+    """The learning rate, as a multiple of the rate that the base model was pretrained with."""
     prompt_loss_weight: float | None = None
-    """Weight of the loss on a prompt's tokens; a completion's have weight 1."""
+    """The weight of the loss on the prompt's tokens; the completion's tokens have weight 1."""
     compute_classification_metrics: bool | None = None
     classification_n_classes: int | None = None
     classification_positive_class: str | None = None
@@ -86,14 +87,14 @@ class FineTune:
 
     id: str
     status: str
-    """One of `Status`, or a service's own word."""
+    """One of `Status`, or a word of the service's own."""
     model: str | None = None
     """The base model, or the fine-tuned model that the job trains further."""
     created_at: int | None = None
     training_files: tuple[File, ...] = ()
     updated_at: int | None = None
     fine_tuned_model: str | None = None
-    """The name of the model that the job made; None until it has succeeded."""
+    """The name of the model that the job made; None until the job succeeds."""
     hyperparams: Hyperparams = Hyperparams()
     validation_files: tuple[File, ...] = ()
     result_files: tuple[File, ...] = ()
@@ -120,7 +121,7 @@ class Model:
 
 @attrs.frozen
 class Deleted:
-    """The service's word that a file or a model is gone."""
+    """The service's confirmation that it deleted a file or a model."""
 
     id: str
     deleted: bool
@@ -133,30 +134,31 @@ class Listing(Generic[T]):
 
     data: tuple[T, ...] = ()
     has_more: bool = False
-    """Whether the service kept some back. The reference has no pages; hosts that came after it may."""
+    """Whether the service holds more than it sent. The reference has no pages, but later services may have them."""
     object: str = "list"
 
 
 @attrs.frozen
 class Rows:
-    """What can be read of a list of jobs that has to be searched, whatever is in it."""
+    """The readable part of a list of jobs, for a search that must not fail because of one bad row."""
 
     jobs: tuple[FineTune, ...] = ()
     unreadable: tuple[str, ...] = ()
-    """Ids of the rows of which nothing else that counts can be read."""
+    """The ids of the rows that have an id but cannot be read as a job."""
     is_whole: bool = True
-    """Whether these are all the jobs: none was kept back, and each row has an id."""
+    """Whether these are all the jobs: the service sent the whole list, and each row has an id."""
 
 
 def _shown(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:
-        # Python writes no whole number of more than some thousands of digits.
+        # Python refuses to convert an integer of more than 4,300 digits to text (`sys.set_int_max_str_digits`).
         text = "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:80]}… ({type(value).__name__})"
 
 
+# These tests compare types exactly: a bool is an int to isinstance(), and True is not a valid number of epochs.
 def _is_number(value: object) -> TypeGuard[float]:
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) <= _LARGEST)
 
@@ -182,7 +184,7 @@ def _is_beta_list(value: object) -> bool:
 
 
 def _as_tuple(value: Iterable[float] | None) -> tuple[float, ...] | None:
-    # What is not a list passes through, for the rules to name it: hence the ignored type.
+    # A value of any other type passes through unchanged, so that the rules below report it.
     return tuple(value) if isinstance(value, list | tuple) else value  # type: ignore[return-value]
 
 
@@ -203,15 +205,15 @@ _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "classification_betas": ("a list of numbers above 0", _is_beta_list),
     "suffix": ("1 to 40 characters", lambda value: _is_text(value, most=40)),
 }
-"""What each parameter of a job may be, in words and as a test."""
+"""The allowed values of each parameter of a job, as text for a message and as a test."""
 
 
 def problem_of(name: str, value: object) -> str | None:
-    """What is wrong with a parameter's value by itself; None if nothing is.
+    """Return what is wrong with a parameter's value, regardless of the other parameters; None if nothing is.
 
     Args:
-        name: The parameter of a `FineTuneRequest`; one that a subclass added may be anything.
-        value: What it is to be. None is right for all: it leaves the parameter to the service.
+        name: A parameter of `FineTuneRequest`. A parameter that a subclass adds may have any value.
+        value: Its value. None is always valid: it leaves the parameter to the service.
     """
     if value is None or name not in _RULES:
         return None
@@ -221,28 +223,29 @@ def problem_of(name: str, value: object) -> str | None:
 
 @attrs.frozen(kw_only=True)
 class FineTuneRequest:
-    """The parameters of a job (reference: create fine-tune), checked when they are put together.
+    """The parameters of a job (reference: create fine-tune), checked when the request is constructed.
 
-    Every parameter but `training_file` may be left at None: then the service decides. ``attrs.evolve(request,
-    n_epochs=8)`` gives a changed copy, checked again.
+    Every parameter except `training_file` may be None; the service then chooses. ``attrs.evolve(request, n_epochs=8)``
+    returns a changed copy, which is checked again.
 
     Args:
         training_file: The id of an uploaded file of training examples.
         validation_file: The id of an uploaded file of examples to validate with.
         model: ``"ada"``, ``"babbage"``, ``"curie"`` (the reference's default), ``"davinci"``, or a fine-tuned model.
-        n_epochs: Passes over the training data; the reference's default is 4.
-        batch_size: Examples in one step; by default about 0.2 % of the training set, at most 256.
-        learning_rate_multiplier: Times the pretraining rate; by default 0.05, 0.1 or 0.2 by final batch size.
-        prompt_loss_weight: Weight of the loss on the prompt's tokens; the reference's default is 0.01.
-        compute_classification_metrics: Whether to compute them at the end of every epoch. Needs `validation_file`
-            and exactly one of `classification_n_classes` and `classification_positive_class`.
-        classification_n_classes: The number of classes, for a classifier of several classes.
-        classification_positive_class: The completion that counts as positive, for a classifier of two classes.
-        classification_betas: F-beta scores to compute for a classifier of two classes; of no effect elsewhere.
-        suffix: 1 to 40 characters that the tuned model's name will contain.
+        n_epochs: The number of passes over the training data; the reference's default is 4.
+        batch_size: The number of examples in one step; by default about 0.2 % of the training set, at most 256.
+        learning_rate_multiplier: The learning rate as a multiple of the pretraining rate; by default 0.05, 0.1 or 0.2,
+            depending on the final batch size.
+        prompt_loss_weight: The weight of the loss on the prompt's tokens; the reference's default is 0.01.
+        compute_classification_metrics: Whether to compute classification metrics at the end of every epoch. Needs
+            `validation_file` and exactly one of `classification_n_classes` and `classification_positive_class`.
+        classification_n_classes: The number of classes of a multiclass classifier.
+        classification_positive_class: The completion that counts as positive, for a binary classifier.
+        classification_betas: The betas of the F-beta scores to compute for a binary classifier; otherwise unused.
+        suffix: 1 to 40 characters to include in the tuned model's name.
 
     Raises:
-        RequestInvalid: A parameter is wrong; it says which, what it got and what it may be.
+        RequestInvalid: A parameter is invalid; the error says which one, its value and what is allowed.
     """
 
     training_file: str
@@ -259,7 +262,7 @@ class FineTuneRequest:
     suffix: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        """Check each parameter by itself, and the rules that join several."""
+        """Check each parameter by itself, then the rules that involve several."""
         if self.training_file is None:
             raise RequestInvalid("training_file", "is required")
         for name, value in self.given().items():
@@ -268,7 +271,7 @@ class FineTuneRequest:
         self._check_classification()
 
     def given(self) -> dict[str, object]:
-        """Give the parameters that are not None, by name: what the service is told."""
+        """Return the parameters that are not None, by name: those that are sent to the service."""
         fields = attrs.fields(type(self))
         return {field.name: value for field in fields if (value := getattr(self, field.name)) is not None}
 
@@ -297,15 +300,15 @@ class FineTuneRequest:
 
 
 class CreateUncertain(FineTuneError):
-    """It cannot be told whether a create made a job, or which: a person has to look.
+    """It is not known whether a create made a job, or which job; a person has to look.
 
     Args:
-        request: What was asked for.
+        request: The request of the create.
         since: When it was first sent, in Unix seconds by this machine's clock.
-        candidates: Jobs of the service's list that it may have made; empty if the list could not be read.
-        accepted: Whether the service accepted the create: then a job was made, but which one is not known.
-        unreadable: Ids of further candidates: jobs of which nothing but the id could be read.
-        fine_tune_id: The id that the reply to the create named, where it could not be confirmed to be the job's.
+        candidates: The jobs in the service's list that the create may have made; empty if the list could not be read.
+        accepted: Whether the service accepted the create. It then made a job, but it is not known which one.
+        unreadable: The ids of further candidates, which cannot be read apart from their ids.
+        fine_tune_id: The id that the reply to the create named, if it is not confirmed to be the job's.
     """
 
     def __init__(
@@ -327,13 +330,13 @@ class CreateUncertain(FineTuneError):
 
     @property
     def candidate_ids(self) -> tuple[str, ...]:
-        """The ids of all jobs that it may have made, the one that the reply named first."""
+        """The ids of all jobs that the create may have made; an id that the reply named comes first."""
         named = () if self.fine_tune_id is None else (self.fine_tune_id,)
         return tuple(dict.fromkeys((*named, *(job.id for job in self.candidates), *self.unreadable)))
 
     def __str__(self) -> str:
         since = min([self.since, *(job.created_at for job in self.candidates if job.created_at is not None)])
-        # A service may give any number, and a record of a time any float.
+        # Both times come from outside, and strftime() fails for a time that is negative or after the year 9999.
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(0, min(since, 253402300799))))
         request, ids = self.request, ", ".join(self.candidate_ids)
         return (
@@ -345,7 +348,7 @@ class CreateUncertain(FineTuneError):
             + f" Look in list_fine_tunes() for one of {when} or later with the training file {request.training_file},"
             f" model {request.model or '(any)'} and suffix {request.suffix or '(none)'}"
             + (f"; it may be {ids}" if ids else "")
-            # The service's own words say what stands between, or what it meant.
+            # The reply itself helps to find out whether a proxy answered, or what the service meant.
             + (f"; the reply: {self.__cause__}" if self.accepted and self.__cause__ is not None else "")
         )
 

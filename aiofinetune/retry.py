@@ -1,4 +1,4 @@
-"""When to try again, as a pure function. All times are in seconds."""
+"""When to retry a call, as pure functions. All times are in seconds."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from aiofinetune.errors import (
 
 @attrs.frozen
 class Retry:
-    """How often, and how slowly, what failed is tried again.
+    """How often and how slowly a failed call is retried.
 
     Args:
-        attempts: Tries that may fail, the first included; 1 never tries again. Being told to slow down (429) is not
-            counted, nor is being told that a file is still being processed.
-        base: The longest wait before the second try; it doubles with each further one.
-        cap: The longest wait of our own choosing. A service may ask for more (``Retry-After``).
-        deadline: How long after a call's start a new try may begin. A service that asks to wait for longer gets its
-            error raised.
-        grace: How long a job whose create got no reply may take to show up in the service's list, before it counts as
-            never created and the create is sent again.
+        attempts: The number of attempts, including the first; 1 disables retries. An attempt that is throttled (429),
+            or that is refused because a file is still being processed, does not count.
+        base: The longest wait before the second attempt; it doubles with each further attempt.
+        cap: The upper limit of that wait. A service may ask for a longer one (``Retry-After``).
+        deadline: How long after the start of a call a new attempt may begin. If the service asks for a wait that ends
+            later, its error is raised.
+        grace: How long a job may take to appear in the service's list after the reply to its create was lost. After
+            that time the job counts as never created, and the create is sent again.
 
     Raises:
-        ConfigurationError: A figure makes no sense.
+        ConfigurationError: A value is out of range.
     """
 
     attempts: int = 5
@@ -49,25 +49,26 @@ class Retry:
     grace: float = 30.0
 
     def __attrs_post_init__(self) -> None:
-        """Check that the figures make sense."""
+        """Check the ranges."""
         if self.attempts < 1:
             raise ConfigurationError(f"attempts: expected 1 or more, got {self.attempts!r}")
         for name in ("base", "cap", "deadline", "grace"):
+            # Written as "not >=" so that NaN is refused too.
             if not getattr(self, name) >= 0:
                 raise ConfigurationError(f"{name}: expected seconds, 0 or more, got {getattr(self, name)!r}")
 
 
 SPREAD: Final = 0.2
-"""Over what share of the wait that a service asked for those who wait begin again."""
+"""After a wait that the service asked for, waiting calls resume over this fraction of the wait, not all at once."""
 
 
 _PASSING: Final = (408, 425)
-"""Statuses below 500 that a proxy or a server sends of the moment, not of the request: Request Timeout (RFC 9110,
-section 15.5.9) and Too Early (RFC 8470, section 5.2). What they refuse may be sent again."""
+"""Statuses below 500 that describe a temporary condition, not a wrong request: Request Timeout (RFC 9110, section
+15.5.9) and Too Early (RFC 8470, section 5.2)."""
 
 
 def may_pass(failure: FineTuneError) -> bool:
-    """Whether a failure says that the service, or the way to it, has trouble now, and nothing of the call itself."""
+    """Return whether a failure is a temporary problem of the service or the network, not a problem of the call."""
     match failure:
         case TransportError() | ServerError() | RateLimited():
             return True
@@ -78,10 +79,10 @@ def may_pass(failure: FineTuneError) -> bool:
 
 
 def is_safe_to_repeat(failure: FineTuneError, *, idempotent: bool) -> bool:
-    """Whether a call that ended in `failure` may be sent again, and may then do better.
+    """Return whether a call that ended in `failure` may be sent again and might then succeed.
 
-    A call that is not idempotent may be only where it surely had no effect: it did not arrive, or the service
-    refused it before looking (429, 425, or a 503 that names a time to come back).
+    A call that is not idempotent may be sent again only if it certainly had no effect: it did not arrive, or the
+    service refused it before processing it (429, 425, or a 503 with ``Retry-After``).
     """
     match failure:
         case QuotaExceeded() | TooManyJobs():
@@ -97,54 +98,56 @@ def is_safe_to_repeat(failure: FineTuneError, *, idempotent: bool) -> bool:
 
 
 def is_not_ready(failure: FineTuneError) -> bool:
-    """Whether a call was refused only because a file, just uploaded, is not ready yet.
+    """Return whether a call was refused only because a file that was just uploaded is not ready yet.
 
-    The reference's service said so in words alone: "File … is still being processed".
+    The reference's service has no error code for this, only the message "File … is still being processed".
     """
     return isinstance(failure, BadRequest | Conflict) and "being processed" in failure.message
 
 
 def delay(policy: Retry, failure: FineTuneError, attempt: int, elapsed: float, *, idempotent: bool) -> float | None:
-    """Seconds to wait before trying again, or None to give up.
+    """Return the number of seconds to wait before the next attempt, or None to give up.
 
-    Full jitter: evenly spread between nothing and a bound that doubles, so that clients which failed together do not
-    come back together (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). Where the service
-    says when (``Retry-After``), the wait is that long at least.
+    Uses full jitter: the wait is uniformly distributed between 0 and a bound that doubles, so that clients that fail
+    together do not all retry together (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If
+    the service names a time (``Retry-After``), the wait is at least that long.
 
     Args:
         policy: The bounds.
-        failure: What the last try ended in.
-        attempt: How many tries have failed, this one included.
-        elapsed: Seconds since the first try began.
-        idempotent: Whether the call does the same when sent twice.
+        failure: The failure of the last attempt.
+        attempt: The number of failed attempts, including the last.
+        elapsed: The number of seconds since the first attempt began.
+        idempotent: Whether sending the call twice has the same effect as sending it once.
     """
+    # Throttling and a file in processing do not use up attempts, unless the policy allows no retry at all.
     counts = policy.attempts <= 1 or not (isinstance(failure, RateLimited) or is_not_ready(failure))
     if not is_safe_to_repeat(failure, idempotent=idempotent) or (counts and attempt >= policy.attempts):
         return None
     asked = getattr(failure, "retry_after", None) or 0.0
-    # Far beyond the cap, and still a float: an attempt may be any number where throttling is not counted.
+    # Throttled attempts are unlimited, and 2.0 ** 1024 raises OverflowError.
     bound = min(policy.cap, policy.base * 2.0 ** min(attempt - 1, 60))
     if asked and isinstance(failure, RateLimited):
-        # The service knows when: a longer wait only wastes what it allows.
+        # The service has named the time, so a little jitter is enough: a longer wait would waste the rate it allows.
         bound = min(bound, SPREAD * asked)
     seconds: float = asked + random.uniform(0, bound)  # noqa: S311  # no secret
     return seconds if elapsed + seconds <= policy.deadline else None
 
 
 def may_have_arrived(failure: FineTuneError) -> bool:
-    """Whether a request that ended in `failure` may have had its effect all the same.
+    """Return whether a request that ended in `failure` may still have had its effect.
 
-    It may unless it surely did not arrive, or the service said in so many words that it refused it. A 503 that names
-    a time to come back is such a word; a 408 is none, for a proxy may send it. A 303 answers what was done
-    (RFC 9110, section 15.4.4).
+    It may, unless it certainly did not arrive or the service explicitly refused it. A 503 with ``Retry-After`` is an
+    explicit refusal. A 408 is not, because a proxy may send it. A 303 answers a request that was carried out (RFC 9110,
+    section 15.4.4).
     """
     match failure:
         case ConnectFailed() | FineTuneUnreadable():
+            # After FineTuneUnreadable the effect is certain, and the job's id is known: there is nothing to search for.
             return False
         case ServerError(status=503, retry_after=float()):
             return False
         case APIError(status=status):
-            # An error under 2xx comes of a request that was accepted.
+            # An error below 300 stands in the reply to a request that was accepted.
             return status < 300 or status >= 500 or status in (302, 303, 408)
         case _:
             return isinstance(failure, TransportError | ProtocolViolation)

@@ -1,4 +1,4 @@
-"""The session: one coroutine for each endpoint of the fine-tunes API."""
+"""`FineTuneSession`: one coroutine for each endpoint of the fine-tunes API."""
 
 from __future__ import annotations
 
@@ -36,31 +36,32 @@ _USER_AGENT: Final = f"aiofinetune/{__version__}"
 
 
 class FineTuneSession:
-    """A connection to one service that speaks the fine-tunes API.
+    """A session with one service that has the fine-tunes API.
 
-    An async context manager; `aclose` does the same as leaving it. It may be shared by any number of coroutines of one
-    event loop, that of its first call: a thread, an `asyncio.run` or a forked process each needs a session of its own.
+    A session is an async context manager; `aclose` does the same as leaving the context. Any number of coroutines may
+    share it, but only on one event loop, that of its first call. Each thread, `asyncio.run` and forked process needs a
+    session of its own.
 
     Args:
-        api_key: The service's key; by default ``OPENAI_API_KEY`` of the environment.
-        base_url: Where the API is, with its ``/v1``; by default ``OPENAI_BASE_URL``, else the reference's own,
-            ``https://api.openai.com/v1``, which retired fine-tunes on 2024-01-04.
-        organization: Sent with every call; by default ``OPENAI_ORG_ID``, else nothing.
-        timeout: How long to wait, in seconds, for what.
-        retry: How often and how slowly to try again.
-        http: An aiohttp session to use; it is never closed here, its own connection limit holds for streams too, and
-            what it sends again by itself (once, what is no POST) comes on top of `retry`.
-            By default one is made at the first call, and closed with this session.
-        allow_plain_http: Whether the key may travel over plain http to another machine.
+        api_key: The service's key; by default the environment variable ``OPENAI_API_KEY``.
+        base_url: The URL of the API, including its ``/v1``; by default ``OPENAI_BASE_URL``, or else the reference's own
+            service, ``https://api.openai.com/v1``, which retired fine-tunes on 2024-01-04.
+        organization: The organization to send with every call; by default ``OPENAI_ORG_ID``, or else none.
+        timeout: How long to wait, in seconds, for each part of a call.
+        retry: How often and how slowly to retry.
+        http: An aiohttp session to use instead of one made at the first call and closed with this session. It is never
+            closed here. Its own connection limit also applies to event streams. It may resend a request once by itself,
+            unless it is a POST, in addition to `retry`.
+        allow_plain_http: Whether the key may be sent over plain http to another machine.
 
     Raises:
-        ConfigurationError: There is no key, it cannot be a header, `base_url` is wrong or unsafe, or `timeout` or
-            `retry` is something else.
+        ConfigurationError: There is no key, the key or the organization cannot be sent in a header, `base_url` is
+            invalid or unsafe, or `timeout` or `retry` has the wrong type.
 
-    All coroutines raise, besides what each names:
-        RequestInvalid: The request is wrong; nothing was sent.
+    In addition to the errors that it documents, every coroutine raises:
+        RequestInvalid: The request is invalid; nothing was sent.
         APIError: The service answered with an error.
-        TransportError: No whole reply came, and trying again did not help or was not safe.
+        TransportError: No complete reply was received, and retrying did not help or was not safe.
         ProtocolViolation: The reply is not what the API promises.
     """
 
@@ -75,7 +76,7 @@ class FineTuneSession:
         http: aiohttp.ClientSession | None = None,
         allow_plain_http: bool = False,
     ) -> None:
-        # Rebound, so that no traceback of a failure below shows it.
+        # The parameter itself is rebound: a traceback that shows local variables must not show the key.
         api_key = Secret(api_key or os.environ.get("OPENAI_API_KEY", ""))
         if not api_key:
             raise ConfigurationError("api_key: there is none; pass it, or set OPENAI_API_KEY")
@@ -106,38 +107,40 @@ class FineTuneSession:
 
     @property
     def times_throttled(self) -> int:
-        """How often the service has told this session to slow down (429)."""
+        """The number of times that the service throttled this session (429)."""
         return self._caller.throttle.count
 
     async def aclose(self) -> None:
-        """Close the connections, and the aiohttp session if it was made here.
+        """Close the connections, and the aiohttp session unless it was passed in.
 
         Raises:
-            ConfigurationError: They belong to another event loop, which is not closed.
+            ConfigurationError: The connections belong to another event loop, which is still open.
         """
         await self._caller.transport.aclose()
 
     # Fine-tunes
 
     async def create_fine_tune(self, request: FineTuneRequest) -> FineTune:
-        """Create a job, once: it is sent again only where it surely made none.
+        """Create a job once. The request is sent again only if it certainly made no job.
 
-        A reply with a status of 2xx means that a job was made, whatever the rest of it is: then the job is retrieved by
-        the id that the reply names, or looked for in the service's list. When the reply is lost, the list is searched
-        as well, for as long as ``Retry.grace`` says, for a job made since by no other call of this session; and only
-        where the list is proof that there is none is the create sent again, on a new connection. (With an aiohttp
-        session that was handed in, the search asks the service to close the connection that it used; others of that
-        session may still be used.) A training file that is still being processed is waited for. When the call is
-        cancelled after the request was sent, a note on the ``CancelledError`` says what is known of the job.
+        A 2xx reply means that a job was made, even if the rest of the reply cannot be read. The job is then retrieved
+        by the id that the reply names, or searched for in the service's list. If the reply is lost, the list is also
+        searched, until ``Retry.grace`` is over, for a job that was made since then and belongs to no other call of this
+        session. Only if the list proves that there is no such job is the create sent again, on a new connection. (If an
+        aiohttp session was passed in, the search asks the service to close the connection that it used; the create may
+        still use another connection of that session.)
+
+        If a training file is still being processed, the call waits for it. If the call is cancelled after the request
+        was sent, a note on the ``CancelledError`` says what is known about the job.
 
         Args:
-            request: What to ask for.
+            request: The parameters of the job.
 
         Raises:
-            CreateUncertain: Whether a job was made, or which, cannot be told.
-            FineTuneUnreadable: The job was made; its id is known, and nothing else of it can be read.
-            QuotaExceeded: The service takes no more jobs today, or for this money.
-            TooManyJobs: The service takes no more jobs until one is over.
+            CreateUncertain: It is not known whether a job was made, or which one.
+            FineTuneUnreadable: A job was made and its id is known, but the job cannot be read.
+            QuotaExceeded: A budget or a daily allowance is used up.
+            TooManyJobs: The service takes no more jobs until one ends.
 
         Source: ``POST /fine-tunes``.
         """
@@ -151,21 +154,21 @@ class FineTuneSession:
         return await self._caller.list(dialect.LIST_FINE_TUNES)
 
     async def retrieve_fine_tune(self, fine_tune_id: str) -> FineTune:
-        """Give a job as it stands, with its events so far.
+        """Retrieve a job with its events so far.
 
         Source: ``GET /fine-tunes/{id}``.
         """
         return await self._caller.call(dialect.RETRIEVE_FINE_TUNE, fine_tune_id)
 
     async def cancel_fine_tune(self, fine_tune_id: str) -> FineTune:
-        """Cancel a job; give it as it stands then. One that is cancelled already is given as it is.
+        """Cancel a job and return it. A job that is already cancelled is returned unchanged.
 
         Source: ``POST /fine-tunes/{id}/cancel``.
         """
         try:
             return await self._caller.call(dialect.CANCEL_FINE_TUNE, fine_tune_id)
         except (BadRequest, Conflict, ProtocolViolation):
-            # A try of this very call may have cancelled it, whose reply was lost or does not describe the job.
+            # An earlier attempt of this call may have cancelled the job, though its reply was lost or did not fit.
             job = await self.retrieve_fine_tune(fine_tune_id)
             if job.status != Status.CANCELLED:
                 raise
@@ -179,7 +182,7 @@ class FineTuneSession:
         return await self._caller.list(dialect.LIST_FINE_TUNE_EVENTS, fine_tune_id)
 
     def stream_fine_tune_events(self, fine_tune_id: str) -> EventStream:
-        """Give a job's events from its first to its last, each as it happens; see `EventStream`.
+        """Return a stream of a job's events, from the first to the last, each as it happens; see `EventStream`.
 
         Source: ``GET /fine-tunes/{id}/events?stream=true``.
         """
@@ -187,20 +190,21 @@ class FineTuneSession:
         return EventStream(self._caller.connect, request, self._caller.policy, self._caller.api_key)
 
     async def wait(self, fine_tune_id: str, timeout: float | None = None) -> FineTune:  # noqa: ASYNC109  # for most callers handier than a context
-        """Wait until a job is over; give it.
+        """Wait until a job ends, and return it.
 
-        It follows the job's events, looks at the job now and then (each minute; oftener where a service does not stream
-        them), and believes only what `retrieve_fine_tune` says. Interruptions shorter than ``Retry.deadline`` are
-        survived. A status that the reference does not know keeps it waiting, with a warning in the log.
+        This follows the job's events and also retrieves the job at intervals: every minute, or more often if the
+        service does not stream events. Only `retrieve_fine_tune` decides whether the job has ended. Outages shorter
+        than ``Retry.deadline`` do not end the wait. A status that the reference does not name does not end it either;
+        it is logged as a warning.
 
         Args:
-            fine_tune_id: The job.
-            timeout: Seconds to wait; None waits for as long as the job takes.
+            fine_tune_id: The id of the job.
+            timeout: The number of seconds to wait; None waits for as long as the job takes.
 
         Raises:
-            FineTuneFailed: The job failed; the error carries it and its last events.
-            FineTuneCancelled: The job was cancelled; likewise.
-            WaitTimeout: The job was not over in time; it goes on at the service, as far as its status tells.
+            FineTuneFailed: The job failed; the error carries the job and its last events.
+            FineTuneCancelled: The job was cancelled; the error carries the job and its last events.
+            WaitTimeout: The job did not end in time; the message gives its last known status.
         """
         waiting = Waiting(fine_tune_id, self.retrieve_fine_tune, self.stream_fine_tune_events, self._caller.policy)
         return await waiting.wait(timeout)
@@ -209,7 +213,7 @@ class FineTuneSession:
         """Download and read the results file of a job that succeeded.
 
         Args:
-            fine_tune: The job; one that was given before it had results is looked up again.
+            fine_tune: The job. If it holds no results file, it is retrieved again first.
 
         Raises:
             NotFound: The job has no results file.
@@ -233,7 +237,7 @@ class FineTuneSession:
         return await self._caller.list(dialect.LIST_MODELS)
 
     async def retrieve_model(self, model: str) -> Model:
-        """Give a model.
+        """Retrieve a model.
 
         Source: ``GET /models/{model}``.
         """
@@ -257,16 +261,18 @@ class FineTuneSession:
         logprobs: int | None = None,
         seed: int | None = None,
     ) -> Completion:
-        """Let a model continue a prompt; with several prompts, one choice for each. What is None the service decides.
+        """Have a model complete a prompt, or several prompts with one choice for each.
+
+        The service chooses the value of each argument that is None.
 
         Args:
-            model: A base model or a fine-tuned one.
-            prompt: The text to continue. A model continues best what ends as its training prompts did.
-            max_tokens: The longest completion, in tokens.
-            temperature: 0 takes the likeliest token each time; higher is more varied.
-            stop: Where to end; not part of the text given.
-            logprobs: How many of the likeliest tokens to give log probabilities for.
-            seed: The same seed gives the same completion, where the service can.
+            model: A base model or a fine-tuned model.
+            prompt: The text to complete. It should end the way that the training prompts end.
+            max_tokens: The maximum number of tokens in the completion.
+            temperature: 0 always takes the most likely token; higher values are more varied.
+            stop: Text at which the completion ends. It is not part of the returned text.
+            logprobs: The number of most likely tokens to return log probabilities for.
+            seed: The same seed gives the same completion, if the service supports it.
 
         Source: ``POST /completions``.
         """
@@ -294,16 +300,18 @@ class FineTuneSession:
         filename: str | None = None,
         progress: Progress | None = None,
     ) -> File:
-        """Upload a file, in constant memory; give it as the service knows it.
+        """Upload a file in constant memory, and return the service's description of it.
 
         Args:
-            source: A path, bytes, a file opened in binary mode or what is read like one (its `read` may be a coroutine,
-                as of an ``UploadFile``), or an async iterator of bytes. What cannot go back, and what is awaited, is
-                read only once: a failed upload of it is not tried again. An iterator is the way for a pipe: a thread
-                that waits for a pipe's other end cannot be given up, and would keep the program from ending.
+            source: A path, bytes, a file opened in binary mode or an object with the same `read` (which may be a
+                coroutine, like that of an ``UploadFile``), or an async iterator of bytes. A source that is not seekable
+                or that is awaited can be read only once, so a failed upload of it is not retried. Pass a pipe as an
+                iterator: a thread that waits for the other end of a pipe cannot be cancelled, and would keep the
+                program from exiting.
             purpose: ``"fine-tune"`` for training and validation data.
-            filename: The name at the service; by default the file's own, or ``"data.jsonl"``.
-            progress: Called on the event loop with the bytes sent so far and their total, or None if it is unknown.
+            filename: The name at the service; by default the name of the file, or ``"data.jsonl"``.
+            progress: Called on the event loop with the number of bytes sent so far and the total; the total is None if
+                it is unknown.
 
         Raises:
             LocalFileError: The file cannot be read.
@@ -314,7 +322,7 @@ class FineTuneSession:
             return await self._recovery.upload(content, filename or content.name or "data.jsonl", purpose, progress)
 
     async def list_files(self, purpose: str | None = None) -> tuple[File, ...]:
-        """List the files, or those of one purpose.
+        """List the files, or only those with one purpose.
 
         Source: ``GET /files``.
         """
@@ -322,7 +330,7 @@ class FineTuneSession:
         return await self._caller.list(dialect.LIST_FILES, query=query)
 
     async def retrieve_file(self, file_id: str) -> File:
-        """Give what the service knows of a file.
+        """Retrieve the service's description of a file.
 
         Source: ``GET /files/{id}``.
         """
@@ -335,12 +343,15 @@ class FineTuneSession:
     async def download_file(self, file_id: str, path: str | os.PathLike[str]) -> Path: ...
 
     async def download_file(self, file_id: str, path: str | os.PathLike[str] | None = None) -> bytes | Path:
-        """Download a file's content: as bytes, or to a path in constant memory.
+        """Download a file's content, and return it as bytes or write it to a path in constant memory.
 
         Args:
-            file_id: The file.
-            path: Where to write it. The file appears there only when it is whole, and replaces one that is there.
-                None gives the content as bytes.
+            file_id: The id of the file.
+            path: Where to write the content. The file appears there only once it is complete, and replaces an existing
+                file. If None, the content is returned as bytes.
+
+        Returns:
+            The content, or the path if one was passed.
 
         Raises:
             LocalFileError: The file cannot be written.
@@ -361,6 +372,6 @@ class FineTuneSession:
 
 
 def _check_header(name: str, value: str) -> None:
-    """Refuse a value that cannot stand in a header (RFC 9110, section 5.5); never show it."""
+    """Refuse a value that cannot be sent in a header (RFC 9110, section 5.5). The error does not show the value."""
     if not (value.isascii() and value.isprintable()) or value != value.strip():
         raise ConfigurationError(f"{name}: holds a space at an end, or a character that no header may hold")

@@ -1,16 +1,17 @@
-"""JSON to the models and back, by two cattrs converters: one for requests, one for replies.
+"""Convert the models from and to JSON with two cattrs converters, one for requests and one for replies.
 
-Requests are strict in and sparse out: an unknown parameter is refused by name, and only what is set is written. Replies
-are tolerant in and complete out: unknown fields pass, and every field is written but hyperparameters that are not set.
+Requests are read strictly and written sparsely: an unknown parameter is an error, and only parameters that are set are
+written. Replies are read tolerantly and written completely: unknown fields are ignored, and every field is written
+except hyperparameters that are not set.
 
-Of a reply, what decides must be right: a job's `id` and `status`, the `id` of anything else, an event's text. What is
-shown may be odd: a time may be a fraction or ISO 8601, a file may be its id alone, "auto" is kept, and any other field
-that does not fit is read as absent and noted. In requests and replies, ``null`` is the same as absent, and nothing else
-is coerced: ``"abc"`` is no list of strings, and ``1.9`` no whole number.
+The required fields of a reply must be valid: the `id` and `status` of a job, the `id` of other objects, the message of
+an event. Other fields may be odd: a time may be a fraction or ISO 8601, a file may be given by its id alone, and "auto"
+is kept. Any other value that does not fit is read as absent and reported. In requests and replies ``null`` means
+absent. Nothing else is coerced: ``"abc"`` is not a list of strings, and ``1.9`` is not a whole number.
 
-The reader of each class is written out as source by a hook factory of ours, as cattrs' own are, but without a call for
-each field: it takes two thirds of the instructions of those on a list of 10,000 jobs. Where a reply does not fit, the
-same factory writes readers that name each path.
+A hook factory generates the source of each class's reader, as cattrs' own factories do, but without a function call for
+each field. On a list of 10,000 jobs this takes two thirds of the instructions. If a reply does not fit, a second
+converter reads it again with slower readers that name each path that does not fit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from cattrs.gen import make_dict_unstructure_fn
 from aiofinetune.errors import ProtocolViolation, RequestInvalid
 from aiofinetune.models import File, FineTune, FineTuneRequest, Hyperparams, Listing, Rows, problem_of
 
-# The one place that chooses.
+# Every other module imports `dumps` and `loads` from here, so that all of them use the same library.
 try:
     from orjson import dumps as _dumps
     from orjson import loads as _loads
@@ -58,12 +59,12 @@ __all__ = [
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
-"""What cattrs calls to read a value: with the value, and a type that is of no use here."""
+"""A cattrs structure hook: called with a value and a type. The hooks here do not use the type."""
 Noted = Callable[[str, str], object]
-"""Is called with the name of a field that is odd, such as ``"FineTune.created_at"``, and the JSON type found there."""
+"""Called with the name of an odd field, such as ``"FineTune.created_at"``, and the JSON type of its value."""
 
 _EXACT: Final[dict[Any, tuple[type, ...]]] = {str: (str,), int: (int,), bool: (bool,), float: (float, int)}
-"""What JSON a field of a type takes; nothing is coerced."""
+"""The exact types that JSON values may have, by field type. A bool is not an int here."""
 _EXPECTED: Final[dict[Any, str]] = {
     str: "a string",
     int: "a whole number",
@@ -71,20 +72,20 @@ _EXPECTED: Final[dict[Any, str]] = {
     float: "a number",
 }
 _TIMES: Final = frozenset({"created", "created_at", "updated_at"})
-"""Fields that hold Unix times."""
+"""The fields that hold Unix times."""
 _LATEST: Final = 253402300799
-"""The last second of the year 9999: what is later is no time."""
+"""The last second of the year 9999. A later value is not a time in seconds."""
 _MAX_PROBLEMS: Final = 5
-"""Misfits that one error message names; a list of ten thousand broken jobs needs no ten thousand lines."""
+"""The number of misfits that one error message names: a list may hold thousands of broken jobs."""
 _MAX_SCANNED: Final = 1 << 20
-"""Bytes of a broken reply that are searched for an id."""
+"""The number of bytes of a broken reply that are searched for an id."""
 
 
 class _Misfit(Exception):
-    """A value that does not fit its type.
+    """A value does not fit its type.
 
     Args:
-        problems: Each path below the value that does not fit, and why; empty where nobody asked.
+        problems: Each path below the value that does not fit, and the reason; empty if a quick reader raised it.
     """
 
     def __init__(self, *problems: tuple[str, str]) -> None:
@@ -93,28 +94,30 @@ class _Misfit(Exception):
 
 
 _oddities: Final[ContextVar[dict[tuple[str, str], object]]] = ContextVar("oddities")
-"""What is read as absent, by class and field, while a reply is read: long ones are read in threads."""
+"""The values that are read as absent, by class and field, while a reply is read. Long replies are read in threads, so
+this cannot be a global: `asyncio.to_thread` gives each thread its own context."""
 
 
 # Types
 
 
 def _is_attrs(cls: Any) -> bool:
-    """Whether a type is one of our classes, or an alias of one."""
+    """Return whether a type is one of our classes, or a generic alias of one."""
     return attrs.has(get_origin(cls) or cls)
 
 
 def _is_list(cls: Any) -> bool:
-    """Whether a type stands for a JSON list: ``tuple[X, ...]``."""
+    """Return whether a type stands for a JSON list: ``tuple[X, ...]``."""
     return get_origin(cls) is tuple
 
 
 def _is_union(cls: Any) -> bool:
+    # typing.Optional[X] has the first origin, and X | None the second.
     return get_origin(cls) in (Union, types.UnionType)
 
 
 def _plain(cls: Any) -> tuple[Any, bool]:
-    """What an optional type is when there is something, and whether that may also be "auto"."""
+    """Return an optional type without None and "auto", and whether it allows "auto"."""
     if not _is_union(cls):
         return cls, False
     kinds = [kind for kind in get_args(cls) if kind is not type(None)]
@@ -124,15 +127,15 @@ def _plain(cls: Any) -> tuple[Any, bool]:
 
 @attrs.frozen
 class _Field:
-    """A field of a class, as its readers need it."""
+    """A field of a class, in the form that the readers need."""
 
     name: str
     kind: Any
-    """Its type when there is something."""
+    """The field's type, without None and "auto"."""
     takes_auto: bool
     is_required: bool
     decides: bool
-    """Whether a value that does not fit makes the whole unreadable."""
+    """Whether a value that does not fit makes the whole object unreadable."""
     default: Any
 
 
@@ -141,6 +144,7 @@ def _fields(cls: Any, arguments: tuple[Any, ...]) -> list[_Field]:
     for field in attrs.fields(attrs.resolve_types(cls)):
         kind, takes_auto = _plain(field.type)
         is_required = field.default is attrs.NOTHING
+        # `data` has a default, but a list that cannot be read must not pass for an empty one.
         decides = is_required or (cls is Listing and field.name == "data")
         if arguments and getattr(kind, "__parameters__", ()):
             kind = kind[arguments]
@@ -148,11 +152,11 @@ def _fields(cls: Any, arguments: tuple[Any, ...]) -> list[_Field]:
     return found
 
 
-# Readers, written by the hook factories of a converter
+# Readers, generated by the hook factories of a converter
 
 
 def _quick_reader(cls: Any, converter: Converter) -> Hook:
-    """A reader that says of a misfit nothing but that it is one. What it reads it may use up."""
+    """Return a reader that gives no reason when a value does not fit. It may empty the lists that it reads."""
     origin, arguments = get_origin(cls) or cls, get_args(cls)
     if origin is Rows:
         return _rows_reader(converter)
@@ -172,7 +176,8 @@ def _quick_reader(cls: Any, converter: Converter) -> Hook:
             if field.is_required and field.name in ("id", "status"):
                 misfit += f" or not {name}"
             if field.name in _TIMES:
-                # Milliseconds, say: taken for seconds, they would be after anything, and so prove what is not so.
+                # A time in milliseconds, for example, would be later than every create if it were read as seconds, and
+                # the recovery of a lost create compares these times.
                 misfit += f" or not 0 <= {name} <= {_LATEST}"
             lines.append(
                 f"    elif {misfit}: " + ("raise Misfit" if field.decides else f"{name} = mend_{number}({name})")
@@ -192,8 +197,8 @@ def _quick_reader(cls: Any, converter: Converter) -> Hook:
                     f"        try: {name} = read_{number}({name}, None)",
                     f"        except Misfit: {name} = mend_{number}({name})",
                 ]
-    # A frozen class's own __init__ looks up each field by its name to set it: a list of 10,000 jobs takes a fifth less
-    # where the fields are set by what sets them in the end.
+    # The __init__ of a frozen class sets each field through object.__setattr__, which looks it up by name. Calling the
+    # slots' own setters instead takes a fifth less time on a list of 10,000 jobs.
     scope["new"] = object.__new__
     lines.append("    made = new(cls)")
     for number, field in enumerate(fields):
@@ -206,7 +211,7 @@ def _quick_reader(cls: Any, converter: Converter) -> Hook:
 
 
 def _file_reader(read: Hook) -> Hook:
-    """Some services give the files of a job by their ids alone."""
+    """Return a reader of files that also accepts an id alone, which is all that some services send in a job."""
 
     def read_file(value: Any, kind: Any) -> Any:
         return File(id=value) if type(value) is str and value else read(value, kind)
@@ -238,7 +243,7 @@ def _rows_reader(converter: Converter) -> Hook:
 
 
 def _mender(cls: Any, field: _Field, converter: Converter) -> Callable[[Any], Any]:
-    """A function that makes the most of a value that does not fit a field which only shows something."""
+    """Return a function that reads an odd value of a field that does not decide: as well as it can, else as absent."""
     read = None if field.kind in _EXACT else converter.get_structure_hook(field.kind)
 
     def mend(value: Any) -> Any:
@@ -246,6 +251,7 @@ def _mender(cls: Any, field: _Field, converter: Converter) -> Callable[[Any], An
             return seconds
         if field.takes_auto and value == "auto":
             return value
+        # Some services send a single object, or a single id, in place of a list of one.
         if read is not None and _is_list(field.kind) and type(value) in (dict, str):
             try:
                 return read([value], None)
@@ -258,14 +264,14 @@ def _mender(cls: Any, field: _Field, converter: Converter) -> Callable[[Any], An
 
 
 def _seconds(value: object) -> int | None:
-    """A Unix time, from a number or from ISO 8601; None if it is neither."""
+    """Return a Unix time, from a fraction or from ISO 8601; None if the value is neither."""
     if isinstance(value, str):
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
             return None
         if moment.tzinfo is None:
-            # It may be hours off.
+            # Without a time zone it may be wrong by hours.
             return None
         value = moment.timestamp()
     if not isinstance(value, float) or not math.isfinite(value) or not 0 <= value <= _LATEST:
@@ -274,14 +280,14 @@ def _seconds(value: object) -> int | None:
 
 
 def _all_reader(kind: Any, converter: Converter) -> Hook:
-    """A reader of a list each of whose items must fit."""
+    """Return a reader of a list in which every item must fit."""
     read = converter.get_structure_hook(get_args(kind)[0])
 
     def read_list(values: Any, _type: Any) -> tuple[Any, ...]:
         if type(values) is not list:
             raise _Misfit(("", f"expected a list, got {_described(values)}"))
-        # Each item is freed as soon as it is read: the garbage collector, which else runs more often the more there
-        # are, takes a quarter of the time of a list of 10,000 jobs.
+        # Free each item as soon as it is read. If all of them stay alive, the garbage collector runs more often, and
+        # takes a quarter of the time of a list of 10,000 jobs.
         values.reverse()
         return tuple([read(values.pop(), None) for _ in range(len(values))])
 
@@ -289,7 +295,7 @@ def _all_reader(kind: Any, converter: Converter) -> Hook:
 
 
 def _fitting_reader(kind: Any, converter: Converter) -> Hook:
-    """A reader of a list that leaves out, and notes, the objects that do not fit; plain values have to fit all."""
+    """Return a reader of a list that skips and reports objects that do not fit. Plain values must all fit."""
     (item, *_rest) = get_args(kind)
     read = converter.get_structure_hook(item)
     if item is File:
@@ -316,7 +322,7 @@ def _fitting_reader(kind: Any, converter: Converter) -> Hook:
 
 
 def _or_none_reader(kind: Any, converter: Converter) -> Hook:
-    """A reader of what may be null, in a list: a field that is null is absent."""
+    """Return a reader of an optional item of a list; the readers of classes treat a null field as absent."""
     read = converter.get_structure_hook(_plain(kind)[0])
     return lambda value, _type: None if value is None else read(value, None)
 
@@ -333,12 +339,12 @@ def _exact_reader(kind: Any) -> Hook:
 
 
 def _detailed_reader(cls: Any, converter: Converter, *, strict: bool) -> Hook:
-    """A reader that names each path which does not fit, and why.
+    """Return a reader that names each path that does not fit, and the reason.
 
     Args:
         cls: The class.
-        converter: Whose hooks read its parts.
-        strict: Whether a field that is unknown, or only shows something, has to fit too.
+        converter: The converter whose hooks read the fields.
+        strict: Whether unknown fields are errors, and fields that do not decide must fit too.
     """
     origin = get_origin(cls) or cls
     fields = _fields(origin, get_args(cls))
@@ -372,6 +378,7 @@ def _read_field(field: _Field, value: Any, converter: Converter, *, strict: bool
             raise _Misfit(("", "is missing"))
         return field.default
     if not strict and not field.decides:
+        # Such a field never makes a reply unreadable, so there is nothing to report about it.
         return field.default
     if field.is_required and field.name in ("id", "status") and value == "":
         raise _Misfit(("", 'expected a text, got ""'))
@@ -381,7 +388,7 @@ def _read_field(field: _Field, value: Any, converter: Converter, *, strict: bool
 
 
 def _each_reader(kind: Any, converter: Converter) -> Hook:
-    """A reader of a list that names each item which does not fit."""
+    """Return a reader of a list that names each item that does not fit."""
     read = converter.get_structure_hook(get_args(kind)[0])
 
     def read_list(values: Any, _type: Any) -> tuple[Any, ...]:
@@ -410,17 +417,18 @@ def _converter(read_class: Callable[[Any, Converter], Hook], read_list: Callable
     return converter
 
 
+# The converters are made when they are first used, because few programs need all three.
 @functools.cache
 def _request() -> Converter:
-    """The converter of what clients send."""
+    """Return the converter for requests."""
     return _converter(functools.partial(_detailed_reader, strict=True), _each_reader)
 
 
 @functools.cache
 def _response() -> Converter:
-    """The converter of what services answer."""
+    """Return the converter for replies."""
     converter = _converter(_quick_reader, _fitting_reader)
-    # Of the hyperparameters, services leave out those that were not set.
+    # Services leave out hyperparameters that were not set.
     write_set = make_dict_unstructure_fn(Hyperparams, converter, _cattrs_omit_if_default=True)
     converter.register_unstructure_hook(Hyperparams, write_set)
     return converter
@@ -428,13 +436,13 @@ def _response() -> Converter:
 
 @functools.cache
 def _detailed_response() -> Converter:
-    """The same, to say what does not fit."""
+    """Return the converter that finds what does not fit in a reply."""
     return _converter(functools.partial(_detailed_reader, strict=False), _fitting_reader)
 
 
 @functools.cache
 def _reader(kind: Any) -> Hook:
-    # Looked up once: cattrs' own look-up is a tenth of what an event costs.
+    # Cached, because cattrs' own look-up is a tenth of the cost of reading an event.
     return _response().get_structure_hook(kind)
 
 
@@ -442,21 +450,22 @@ def _reader(kind: Any) -> Hook:
 
 
 def read_reply(body: bytes, kind: type[T], noted: Noted | None = None) -> T:
-    """Read a service's JSON as `kind`; unknown fields pass.
+    """Read a service's JSON as `kind`; unknown fields are ignored.
 
     Args:
-        body: What came.
+        body: The body of the reply.
         kind: The class.
-        noted: Is called with each field that was read as absent since it does not fit.
+        noted: Called with each field that is read as absent because its value does not fit.
 
     Raises:
-        ProtocolViolation: It is not JSON, or does not fit; the message holds each path that does not.
+        ProtocolViolation: The body is not JSON, or does not fit; the message names the first paths that do not fit.
     """
     found: dict[tuple[str, str], object] = {}
     _oddities.set(found)
     try:
         made: T = _reader(kind)(read_json(body), None)  # type: ignore[arg-type]  # mypy does not see that types can be hashed
     except _Misfit:
+        # Decoded again, because the quick reader may have emptied the lists.
         return fit_reply(read_json(body), kind)
     if found and noted is not None:
         _report(found, noted)
@@ -464,10 +473,10 @@ def read_reply(body: bytes, kind: type[T], noted: Noted | None = None) -> T:
 
 
 def read_replies(bodies: Iterable[bytes], kind: type[T], noted: Noted | None = None) -> list[T]:
-    """Read several, as `read_reply` does each, in half the time where they are short.
+    """Read several bodies like `read_reply`, in half the time if they are short.
 
     Raises:
-        ProtocolViolation: One does not fit; `read_reply` says of each whether it does.
+        ProtocolViolation: One of them does not fit. To find out which, call `read_reply` with each.
     """
     read = _reader(kind)  # type: ignore[arg-type]  # likewise
     found: dict[tuple[str, str], object] = {}
@@ -487,7 +496,7 @@ def _report(found: Mapping[tuple[str, str], object], noted: Noted) -> None:
 
 
 def _kind_of(value: object) -> str:
-    """The JSON type of a value, which itself may be nobody's business."""
+    """Return the JSON type of a value. The value itself is not logged, because it may be private."""
     match value:
         case bool():
             return "true or false"
@@ -504,13 +513,14 @@ def _kind_of(value: object) -> str:
 
 
 def fit_reply(value: object, kind: type[T]) -> T:
-    """Read a JSON value that was decoded already as `kind`; its lists may be used up.
+    """Read a decoded JSON value as `kind`. This may empty the lists in it.
 
     Raises:
-        ProtocolViolation: As `read_reply` does.
+        ProtocolViolation: The value does not fit; the message names the first paths that do not fit.
     """
     _oddities.set({})
     try:
+        # The detailed readers find what does not fit, but only the quick readers read odd values.
         _detailed_response().get_structure_hook(kind)(value, None)
         made: T = _response().get_structure_hook(kind)(value, None)
     except _Misfit as error:
@@ -544,7 +554,7 @@ def read_json(body: bytes) -> object:
 
 
 def is_json(body: bytes) -> bool:
-    """Whether a body is JSON from its first byte to its last."""
+    """Return whether a body is JSON as a whole."""
     try:
         _loads(body)
     except ValueError:
@@ -552,11 +562,17 @@ def is_json(body: bytes) -> bool:
     return True
 
 
+# A string, a punctuation mark, or any other run of characters, after white space. A string that is cut off matches
+# none of them, so that the scan below stops before it.
 _TOKEN: Final = re.compile(rb'[ \t\r\n]*("(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s"{}\[\],:]+)', re.DOTALL)
 
 
 def readable_id(body: bytes) -> str | None:
-    """The text `id` at the top of a JSON object, also of one that was cut or garbled after it; None without one."""
+    """Return the string `id` at the top level of a JSON object, even if the object is cut or garbled after it.
+
+    Returns:
+        The id; None if there is none, or if it is empty or not a string.
+    """
     try:
         value = _loads(body)
     except ValueError:
@@ -566,7 +582,7 @@ def readable_id(body: bytes) -> str | None:
 
 
 def _scanned_id(body: bytes) -> str | None:
-    """The `id` of an object that is no JSON as a whole: the first such name at its top, with a whole text after it."""
+    """Return the first complete `id` at the top level of an object that is not JSON as a whole."""
     open_brackets = 0
     last = before_last = b""
     position = 0
@@ -595,13 +611,13 @@ def _text(token: bytes) -> str | None:
 
 
 def write_reply(value: object) -> dict[str, object]:
-    """Turn a reply into a JSON object, with every field but hyperparameters that are not set."""
+    """Convert a model to a JSON object with every field except hyperparameters that are not set."""
     unstructured: dict[str, object] = _response().unstructure(value)
     return unstructured
 
 
 def excerpt(body: bytes) -> str:
-    """The start of a body, fit for an error message."""
+    """Return the start of a body for an error message."""
     return repr(body[:200].decode(errors="replace")) + ("…" if len(body) > 200 else "")
 
 
@@ -622,7 +638,7 @@ def read_request(value: object, kind: type[T]) -> T:
     """Read a client's JSON value as `kind`; an unknown parameter is an error.
 
     Raises:
-        RequestInvalid: It does not fit; of several problems the first, by the parameter's name.
+        RequestInvalid: The value does not fit; the error names the first invalid parameter.
     """
     try:
         made: T = _request().get_structure_hook(kind)(value, None)
@@ -633,7 +649,11 @@ def read_request(value: object, kind: type[T]) -> T:
 
 
 def wrong_parameters(values: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Each parameter of a job's JSON that is wrong by itself, and why; what joins several is not looked at."""
+    """Return each parameter of a job's JSON that is invalid by itself, and the reason.
+
+    The rules that involve several parameters are not checked.
+    """
+    # Annotations are strings until they are resolved.
     attrs.resolve_types(FineTuneRequest)
     fields = attrs.fields_dict(FineTuneRequest)
     wrong: list[tuple[str, str]] = []
@@ -660,7 +680,7 @@ def write_request(parameters: Mapping[str, object]) -> bytes:
     """Write a request's parameters as JSON.
 
     Raises:
-        RequestInvalid: They hold what JSON cannot.
+        RequestInvalid: A value cannot be written as JSON.
     """
     try:
         return _dumps(parameters)
