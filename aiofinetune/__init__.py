@@ -1,8 +1,9 @@
-"""An asyncio client for services that speak the fine-tunes API.
+"""An asyncio client for services that have the fine-tunes API.
 
-Start at `FineTuneSession`; `FineTuneRequest` holds a job's parameters; everything raised is a `FineTuneError`.
+Start with `FineTuneSession`. `FineTuneRequest` holds the parameters of a job. Every error is a `FineTuneError`.
 
-Each name is imported when it is first used, so that a program, a trainer or ``--help`` loads only what it needs.
+Each name is imported when it is first used, so that a program, a trainer process or ``--help`` loads only what it
+needs.
 """
 
 from __future__ import annotations
@@ -214,6 +215,7 @@ _MODULE_OF: Final = {name: module for module, names in _MODULES.items() for name
 def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Stored in the module, so that Python does not call this function for the name again.
     value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     return value
 

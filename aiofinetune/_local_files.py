@@ -1,4 +1,4 @@
-"""Local files, opened and written off the event loop."""
+"""Open and write local files without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ from aiofinetune._threads import in_thread
 from aiofinetune.errors import LocalFileError
 
 PIECE: Final = 256 << 10
-"""Bytes of a download that are taken at once, and of an upload that are given at once: as many as aiohttp takes from a
-socket, so that none are copied."""
+"""The number of bytes of a download that are read at once, and of an upload that are sent at once: as many as aiohttp
+reads from a socket, so that nothing is copied."""
 
 HOP: Final = 1 << 20
-"""Bytes that are read or written in one hop to a thread. With a quarter of it an upload takes half as much again of
-the CPU."""
+"""The number of bytes that are read or written in one call in a thread. With a quarter of that, an upload takes half as
+much CPU time again."""
 
 
 @asynccontextmanager
 async def opened(path: Path, mode: str, named: Path | None = None) -> AsyncIterator[BinaryIO]:
-    """Open a file in binary `mode`, and close it, in a thread.
+    """Open a file in binary `mode`, and close it on exit, both in a thread.
+
+    Args:
+        path: The file.
+        mode: The mode.
+        named: The path to show in an error; by default `path`.
 
     Raises:
-        LocalFileError: It cannot be opened.
+        LocalFileError: The file cannot be opened.
     """
     files: list[IO[bytes]] = []
     try:
-        # Cancelled or not, the thread opens it: hence the list.
+        # The thread opens the file even if this is cancelled. The result is kept in a list, so that it is closed below.
         await _in_thread(named or path, lambda: files.append(_open(path, mode)))
         yield files[0]  # type: ignore[misc]  # it is what BinaryIO stands for
     finally:
@@ -43,8 +48,9 @@ async def opened(path: Path, mode: str, named: Path | None = None) -> AsyncItera
 
 
 def _target(path: Path) -> Path:
-    """The file that a path leads to, which may be replaced; a device, or the like, may not."""
+    """Return the file that a path leads to, if it may be replaced: a device or a pipe may not."""
     try:
+        # Links are followed, so that the file is replaced and not the link.
         target = path.resolve()
         check_regular(target)
     except (OSError, ValueError, RuntimeError) as error:
@@ -53,10 +59,10 @@ def _target(path: Path) -> Path:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse a pipe or a device: one without another end would hold up whoever opens it for ever, cancelled or not.
+    """Refuse a pipe or a device. Opening a pipe without another end blocks its thread forever, even if cancelled.
 
     Raises:
-        OSError: It is one.
+        OSError: The path is not a regular file.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "is no regular file")
@@ -75,7 +81,7 @@ async def _in_thread(path: Path, function: Callable[..., object], *arguments: ob
 
 
 def _replace(partial: Path, path: Path) -> None:
-    """Give a whole file its name, and the permissions of the one that it replaces."""
+    """Rename a complete file to its final name, with the permissions of the file that it replaces."""
     if path.exists():
         shutil.copymode(path, partial)
     partial.replace(path)
@@ -87,21 +93,22 @@ def _flush_to_disk(file: BinaryIO) -> None:
 
 
 async def save(path: Path, read: Callable[[], Awaitable[bytes]]) -> None:
-    """Write what `read` gives to a file that appears under its name only when it is whole.
+    """Write the pieces that `read` returns to a file that appears under its name only once it is complete.
 
     Args:
-        path: Where to. A file that is there already is replaced.
-        read: Gives the next piece; none at the end.
+        path: The file. An existing file is replaced.
+        read: Returns the next piece, or b"" at the end.
 
     Raises:
         LocalFileError: The file cannot be written.
     """
     path = await asyncio.to_thread(_target, path)
+    # In the same folder, because a rename is atomic only within one file system.
     partial = path.parent / f".{secrets.token_hex(8)}.part"
     try:
         async with opened(partial, "xb", named=path) as file:
-            # The C library keeps memory at hand for blocks as large as the largest that was ever freed: without this, a
-            # process's first download asks the kernel for each, and takes half as much again of the CPU.
+            # The C library keeps freed memory for blocks up to the size of the largest one ever freed. Without this
+            # line, the first download of a process gets each block from the kernel, and takes half as much CPU again.
             bytearray(HOP)
             pieces: list[bytes] = []
             size = 0
@@ -113,6 +120,7 @@ async def save(path: Path, read: Callable[[], Awaitable[bytes]]) -> None:
                     pieces = []
                     size = 0
             await _in_thread(path, file.writelines, pieces)
+            # Before the rename: after a power failure, the name must not stand for an empty file.
             await _in_thread(path, _flush_to_disk, file)
         await _in_thread(path, _replace, partial, path)
     except BaseException:

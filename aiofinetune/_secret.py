@@ -1,4 +1,4 @@
-"""The key, and keeping it out of what is shown."""
+"""Keep the API key out of logs, errors and reprs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Final
 from aiofinetune.errors import FineTuneError
 
 _SHORTEST: Final = 6
-"""Characters. A key as short as a word of an error message is no secret, and would blot the message out."""
+"""The minimum number of characters of a key that is removed from text. A shorter key may be an ordinary word, and
+removing it would make messages unreadable."""
 
 
 class Secret(str):
-    """A text that shows itself to the wire, but to no repr: of a header, an exception, a traceback's locals."""
+    """A string with a hidden repr, so that headers, exceptions and the locals of a traceback do not show it."""
 
     __slots__ = ()
 
@@ -21,18 +22,20 @@ class Secret(str):
 
 
 def scrubbed(data: bytes, secret: str) -> bytes:
-    """What a service said without the key, which it may echo in whatever field: an event's text, a status."""
+    """Return a service's reply without the key, which the service may echo in any field."""
     shown = secret.encode()
-    # Each event goes through here, and `in` takes thrice as long as `find`: it tries the key as a number first.
+    # Every event passes through here, and `in` takes three times as long as `find`: it first tries to convert the key
+    # to an integer.
     if len(shown) < _SHORTEST or data.find(shown) < 0:
         return data
     return data.replace(shown, b"...")
 
 
 def without_secret(error: FineTuneError, secret: str) -> FineTuneError:
-    """An error without the key, which some services and proxies echo.
+    """Return an error without the key, which some services and proxies echo.
 
-    It is the error itself if neither it nor anything that is chained to it shows the key; else one like it.
+    This is the error itself if neither it nor any chained exception shows the key. Otherwise it is a new error of the
+    same class, without the chain.
     """
     if len(secret) < _SHORTEST or not any(secret in text for text in _shown(error)):
         return error
@@ -41,8 +44,9 @@ def without_secret(error: FineTuneError, secret: str) -> FineTuneError:
 
 
 def _shown(error: BaseException) -> Iterator[str]:
-    """All that a traceback shows of an error, but for lines of code."""
+    """Yield all the text that a traceback shows of an error, except for lines of code."""
     waiting: list[BaseException] = [error]
+    # Chains of exceptions may have cycles.
     seen: set[int] = set()
     while waiting:
         error = waiting.pop()

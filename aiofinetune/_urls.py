@@ -1,4 +1,4 @@
-"""URLs: which of them may carry the key, and where a request or a redirect leads. No I/O."""
+"""Check which URLs may carry the key, and resolve ids and redirects. No I/O."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from aiofinetune.errors import (
 
 
 def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
-    """Give a base URL without the slash at its end.
+    """Return a base URL without its trailing slash.
 
     Raises:
-        ConfigurationError: It is no http(s) URL, holds more than scheme, host, port and path, or would carry the key
-            in plain text to another machine.
+        ConfigurationError: It is not an http(s) URL, holds more than a scheme, host, port and path, or would carry the
+            key in plain text to another machine.
     """
     if not is_http_url(base_url):
+        # A user in a URL may come with a password, which an error must not show.
         shown = "one with a user in it" if "@" in base_url else repr(base_url)
         raise ConfigurationError(f"base_url: expected a URL such as 'https://api.example.com/v1', got {shown}")
     parts = urlsplit(base_url)
@@ -33,9 +34,10 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
 
 
 def is_http_url(url: str) -> bool:
-    """Whether a text is a whole http(s) URL of printable ASCII."""
+    """Return whether a text is an absolute http(s) URL of printable ASCII."""
     try:
         parts = urlsplit(url)
+        # Reading `port` raises ValueError if it is not a number up to 65535.
         has_host = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         return False
@@ -43,7 +45,7 @@ def is_http_url(url: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine itself (RFC 6761, section 6.3, for names)."""
+    """Return whether a host is this machine itself (for names: RFC 6761, section 6.3)."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -55,7 +57,7 @@ def path_segment(name: str) -> str:
     if not isinstance(name, str):
         raise RequestInvalid("id", f"expected text such as 'ft-abc123', got {name!r}; pass the object's .id")
     if name.strip(".") == "":
-        # "." and ".." mean another path to proxies even when encoded (RFC 3986, section 5.2.4).
+        # Proxies resolve "." and ".." to another path, even when they are encoded (RFC 3986, section 5.2.4).
         raise RequestInvalid("id", f"{name!r} is not the id of anything")
     try:
         return quote(name, safe="")
@@ -64,13 +66,14 @@ def path_segment(name: str) -> str:
 
 
 _URL_CHARACTERS: Final = ":/?#[]@!$&'()*+,;=%-._~"
-"""Reserved and unreserved characters (RFC 3986, section 2), and the percent sign of what is encoded already."""
+"""The reserved and unreserved characters (RFC 3986, section 2), and the percent sign of characters that are already
+encoded."""
 
 
 def resolve_within_origin(url: str, location: str) -> str | None:
-    """Resolve a ``Location`` against the URL that it answers; None where it leads to another origin, or nowhere."""
+    """Resolve a ``Location`` header against the URL of its request; None if it is invalid or has another origin."""
     try:
-        # Encoded first: what is compared is what is sent.
+        # Encode before comparing, so that the URL that is checked is the URL that is sent.
         target = urldefrag(quote(urljoin(url, location), safe=_URL_CHARACTERS)).url
         return target if _origin(target) == _origin(url) else None
     except ValueError:
@@ -78,6 +81,6 @@ def resolve_within_origin(url: str, location: str) -> str | None:
 
 
 def _origin(url: str) -> tuple[object, ...]:
-    """Scheme, host and port (RFC 6454), and the user that aiohttp would make a header of."""
+    """Return the scheme, host and port (RFC 6454), and the user, which aiohttp would turn into a header."""
     parts = urlsplit(url)
     return parts.scheme, parts.username, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
