@@ -1,1 +1,1 @@
-"""One call over HTTP: sending, retrying, throttling, uploading, downloading."""
+"""Single calls over HTTP: send, retry, throttle, upload and download."""

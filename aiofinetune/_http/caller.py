@@ -1,4 +1,4 @@
-"""Calls: each is sent, retried and throttled, and its reply is decoded and kept free of the key."""
+"""Send, retry and throttle calls, decode their replies, and keep the key out of them."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ R = TypeVar("R")
 _log = logging.getLogger("aiofinetune")
 
 _DECODED_ON_LOOP: Final = 128 << 10
-"""Bytes of JSON that are decoded on the event loop, in a millisecond or two; longer replies go to a thread."""
+"""The longest JSON, in bytes, that is decoded on the event loop: it takes a millisecond or two. Longer replies are
+decoded in a thread."""
 
 
 class Caller:
     """Makes the calls of one session.
 
     Args:
-        api_key: The key, to be kept out of replies and errors; the transport sends it.
-        base_url: Where the API is.
-        transport: What sends.
+        api_key: The key to keep out of replies and errors. The transport sends it.
+        base_url: The URL of the API.
+        transport: Sends the requests.
         policy: How often and how slowly to retry.
     """
 
@@ -47,20 +48,20 @@ class Caller:
         self.policy = policy
         self.throttle = Throttle()
         self._partial_lists: set[str] = set()
-        """Paths of the lists that were logged as partial: once each."""
+        """The paths of the lists that were logged as partial, so that each is logged once."""
         self._oddities: set[str] = set()
-        """Fields of replies that were logged as unreadable: once each."""
+        """The fields of replies that were logged as unreadable, so that each is logged once."""
 
     async def call(
         self, endpoint: Endpoint[T], *ids: str, query: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> T:
-        """Call an endpoint; return what its reply says."""
+        """Call an endpoint and return its decoded reply."""
         return (await self.exchange(endpoint, *ids, query=query, body=body))[0]
 
     async def list(
         self, endpoint: Endpoint[Listing[T]], *ids: str, query: Mapping[str, str] | None = None
     ) -> tuple[T, ...]:
-        """Call an endpoint that lists; log a warning where the list is partial."""
+        """Call an endpoint that returns a list; log a warning if the list is partial."""
         listing = await self.call(endpoint, *ids, query=query)
         if listing.has_more and endpoint.path not in self._partial_lists:
             self._partial_lists.add(endpoint.path)
@@ -76,7 +77,7 @@ class Caller:
         headers: Mapping[str, str] = MappingProxyType({}),
         policy: Retry | None = None,
     ) -> tuple[T, Reply]:
-        """Call an endpoint; return what its reply says, and the reply itself."""
+        """Call an endpoint; return its decoded reply and the reply itself."""
         request = build(endpoint, self.base_url, *ids, query=query, body=body, headers=headers)
 
         async def attempt() -> tuple[T, Reply]:
@@ -86,7 +87,7 @@ class Caller:
         return await self.retrying(endpoint, attempt, policy=policy)
 
     async def delete(self, endpoint: Endpoint[Deleted], name: str) -> Deleted:
-        """Delete something. If the reply to one try was lost, the next finds it gone: that is success too."""
+        """Delete an object. A 404 counts as success if the reply to an earlier attempt was lost."""
         request = build(endpoint, self.base_url, name)
         was_lost = False
 
@@ -100,6 +101,7 @@ class Caller:
             except NotFound:
                 if not was_lost:
                     raise
+                # The earlier attempt deleted it.
                 return Deleted(name, deleted=True)
             except FineTuneError as failure:
                 was_lost = was_lost or retry.may_have_arrived(failure)
@@ -114,13 +116,13 @@ class Caller:
         find: Callable[[], Awaitable[R | None]] | None = None,
         policy: Retry | None = None,
     ) -> R:
-        """Attempt a call until it succeeds, or fails in a way that a retry cannot or must not mend.
+        """Attempt a call until it succeeds, or fails in a way that a retry cannot or must not fix.
 
         Args:
-            endpoint: What is called.
-            attempt: Sends it once.
-            find: Looks for what a call made whose reply was lost; None says that it surely made nothing.
-            policy: How often and how slowly to retry; the session's by default.
+            endpoint: The endpoint that is called.
+            attempt: Makes one attempt.
+            find: Looks for the result of a call whose reply was lost; returns None if the call certainly had no effect.
+            policy: How often and how slowly to retry; by default the session's policy.
         """
         self.transport.check_place()
         policy = policy or self.policy
@@ -141,6 +143,7 @@ class Caller:
                     raise uncertain from uncertain.__cause__ or failure
                 if found is not None:
                     return found
+                # The search proved that the call had no effect, so sending it again is safe.
                 is_repeatable = True
             failures += 1
             seconds = retry.delay(policy, failure, failures, now() - started_at, idempotent=is_repeatable)
@@ -159,11 +162,11 @@ class Caller:
         *,
         fresh: bool = False,
     ) -> Reply:
-        """Send a request once; return its reply without the key, which the locals of a traceback would show too."""
+        """Send a request once; return its reply without the key, which the locals of a traceback would show."""
         return self.without_key(await self.transport.fetch(request, upload, heard, fresh=fresh))
 
     async def decode(self, endpoint: Endpoint[T], reply: Reply) -> T:
-        """Read a reply; a long one in a thread."""
+        """Decode a reply; a long one in a thread."""
         if reply.status >= 300:
             raise self.error_of(endpoint, reply)
         if len(reply.body) > _DECODED_ON_LOOP:
@@ -171,13 +174,13 @@ class Caller:
         return dialect.decode(endpoint, reply, self._note_oddity)
 
     async def connect(self, request: Request) -> Incoming:
-        """Send a request for an event stream; return its reply with the body unread."""
+        """Send a request for an event stream; return the reply with its body unread."""
         self.transport.check_place()
         await self.throttle.wait()
         incoming = await self.transport.open(request, self.transport.timeout.stream, SMALL_BUFFER)
         if incoming.status >= 300:
             refusal = await self.refusal(dialect.STREAM_FINE_TUNE_EVENTS, incoming)
-            # Only what is retried slows down all calls: not a quota, nor a time out of all bounds.
+            # A quota, or a wait beyond the deadline, is not retried, so it must not slow down other calls either.
             seconds = retry.delay(self.policy, refusal, 1, 0.0, idempotent=True)
             if seconds is not None:
                 self._slow_down(refusal, seconds)
@@ -185,29 +188,29 @@ class Caller:
         return incoming
 
     async def refusal(self, endpoint: Endpoint[T], incoming: Incoming) -> APIError:
-        """The error that came in place of a body to read in pieces."""
+        """Return the error that the service sent in place of a stream or a download."""
         with contextlib.closing(incoming):
             return self.error_of(endpoint, self.without_key(await self.transport.read_reply(incoming)))
 
     def error_of(self, endpoint: Endpoint[T], reply: Reply) -> APIError:
-        """The error that a reply stands for, with advice where the reference's own service has retired the endpoint."""
+        """Return the error for a reply, with advice if the reference's own service has retired the endpoint."""
         error = error_of(reply)
         if isinstance(error, NotFound) and self.base_url == dialect.DEFAULT_BASE_URL:
             return dialect.explained(error, endpoint)
         return error
 
     def without_key(self, reply: Reply) -> Reply:
-        """A reply whose body does not show the key, which some services echo."""
+        """Return a reply without the key in its body, where some services echo it."""
         body = scrubbed(reply.body, self.api_key)
         return reply if body is reply.body else reply._replace(body=body)
 
     def _slow_down(self, failure: FineTuneError, seconds: float) -> None:
-        """Slow down all calls where one was throttled and is to be retried in `seconds`."""
+        """Slow down all calls if this one was throttled and will be retried in `seconds`."""
         if isinstance(failure, RateLimited):
             self.throttle.slow_down(seconds if failure.retry_after is None else failure.retry_after)
 
     def _note_oddity(self, field: str, found: str) -> None:
-        """Log each field that was read as absent, once a session."""
+        """Log a field that was read as absent, once in a session."""
         if field not in self._oddities:
             self._oddities.add(field)
             _log.warning("%s: the service sent %s, which does not fit; it is read as absent", field, found)

@@ -1,4 +1,4 @@
-"""Compressed bodies of replies. No I/O."""
+"""Decompress the bodies of replies. No I/O."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from aiofinetune.errors import (
 )
 
 ENCODINGS: Final = frozenset({"identity", "gzip", "x-gzip", "deflate"})
-"""The encodings of a body that are understood."""
+"""The encodings that can be decoded."""
 
 
 _COMPRESSIONS: Final = frozenset(
     {"aes128gcm", "br", "compress", "dcb", "dcz", "exi", "pack200-gzip", "x-compress", "zstd"}
 )
-"""The registered encodings (IANA, HTTP Content Coding Registry) that are not."""
+"""The other registered encodings (IANA, HTTP Content Coding Registry)."""
 
 
 def encoding_of(headers: Mapping[str, str]) -> str:
-    """The encoding of a body, by its ``Content-Encoding`` (RFC 9110, section 8.4).
+    """Return the encoding of a body, from its ``Content-Encoding`` (RFC 9110, section 8.4).
 
-    Some services name there what is no encoding: nothing, ``none``, a character set. That leaves a body as it is.
+    Values that are not encodings are ignored, because some services send an empty value, ``none`` or a character set.
     """
     named = headers.get("Content-Encoding", "").lower().split(",")
     known = [name for each in named if (name := each.strip()) in (ENCODINGS | _COMPRESSIONS) - {"identity"}]
@@ -31,21 +31,23 @@ def encoding_of(headers: Mapping[str, str]) -> str:
 
 
 def new_decompressor(encoding: str, start: bytes = b"") -> zlib._Decompress:
-    """What undoes a body's encoding (RFC 9110, section 8.4.1).
+    """Return a decompressor for a body (RFC 9110, section 8.4.1).
 
     Args:
-        encoding: As `encoding_of` gives it.
-        start: The body's first bytes: some servers send ``deflate`` without zlib's wrapper, as RFC 9110 warns.
+        encoding: The encoding, as `encoding_of` returns it.
+        start: The first bytes of the body. They show whether ``deflate`` comes without the zlib wrapper, as RFC 9110
+            warns that some servers send it.
 
     Raises:
-        ProtocolViolation: An encoding that was not asked for.
+        ProtocolViolation: The encoding is not one that the client asks for.
     """
     match encoding.strip().lower():
         case "gzip" | "x-gzip":
+            # The 16 makes zlib expect a gzip header.
             return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
         case "deflate":
-            # The lower half of zlib's first byte is 8 (RFC 1950, section 2.2), and no bare deflate begins so. Nor does
-            # that of JSON begin as JSON itself, which is here under a wrong name.
+            # The low four bits of zlib's first byte are 8 (RFC 1950, section 2.2), and no bare deflate body starts like
+            # that. Nor does deflated JSON start with a bracket: such a body is plain JSON with a wrong header.
             is_bare = start and start[0] & 0x0F != 8 and start[:1] not in (b"{", b"[")
             return zlib.decompressobj(wbits=-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS)
         case other:

@@ -1,4 +1,4 @@
-"""Downloads: as bytes, or to a file that appears when it is whole, in constant memory."""
+"""Download a file's content as bytes, or in constant memory to a file that appears only once it is complete."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from aiofinetune.errors import ConnectionLost, ProtocolViolation
 
 
 async def download(caller: Caller, file_id: str, path: Path | None) -> bytes:
-    """Download a file's content; return it, or nothing where it is written to `path`.
+    """Download a file's content; return it, or b"" if it is written to `path`.
 
     Raises:
-        ProtocolViolation: It is longer than the service says, or too long for the memory.
+        ProtocolViolation: The content is longer than the service says, or too long to be held in memory.
         LocalFileError: The file cannot be written.
     """
-    # What arrives is checked against the size that the service knows: a body may be whole, and not the file.
+    # The size is checked because a reply can be complete as HTTP and still not be the whole file. Zero counts as
+    # unknown.
     expected = (await caller.call(dialect.RETRIEVE_FILE, file_id)).bytes or 0
+    # Uncompressed, so that the bytes of the file are the bytes that are sent.
     headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
     request = build(dialect.DOWNLOAD_FILE, caller.base_url, file_id, headers=headers)
 
@@ -44,7 +46,7 @@ async def download(caller: Caller, file_id: str, path: Path | None) -> bytes:
 
 
 def _reader_of(incoming: Incoming, file_id: str, expected: int) -> Callable[[], Awaitable[bytes]]:
-    """What reads a download's pieces, and refuses less or more than the file holds, where that is known."""
+    """Return a function that reads a download in pieces, and raises if it is shorter or longer than `expected`."""
     size = 0
 
     async def read() -> bytes:

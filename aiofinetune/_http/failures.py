@@ -1,4 +1,4 @@
-"""What failed under a call, in words of our own: aiohttp and the sockets raise a hundred kinds."""
+"""Translate the many exceptions that aiohttp and sockets raise into this package's own."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from aiofinetune.errors import (
 )
 
 LOST: Final = "the connection closed within the body, or the body is not as HTTP frames it"
-"""What is said of a body that broke off, or is garbled: aiohttp tells the two apart at times only."""
+"""The message for a body that is cut off or garbled, because aiohttp does not always distinguish the two."""
 
 
 def in_our_words(error: Exception, name: str) -> FineTuneError:
-    """The error of ours that a failure of aiohttp, or of the socket under it, amounts to."""
+    """Return the error of this package for a failure of aiohttp or of the socket below it.
+
+    Args:
+        error: The failure.
+        name: The name of the request, for the message.
+    """
+    # The order matters: aiohttp's classes derive from one another, and some of them from OSError or ValueError.
     match error:
         case UnicodeError() | aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
             return ConnectFailed(f"{name}: could not connect: {_why_not_connected(error, name)}")
@@ -44,11 +50,11 @@ def in_our_words(error: Exception, name: str) -> FineTuneError:
 _NO_TLS: Final = frozenset(
     {"HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "WRONG_VERSION_NUMBER"}
 )
-"""OpenSSL's words, by its version, for a first record that is none of TLS."""
+"""OpenSSL's reasons, in its different versions, for a first record that is not TLS."""
 
 
 def _why_not_connected(error: Exception, name: str) -> str:
-    """Why there is no connection; aiohttp says ``[None]`` of what has no number of the system."""
+    """Return why there is no connection. aiohttp's own message is only ``[None]`` if the error has no errno."""
     cause = getattr(error, "os_error", None)
     if not isinstance(error, aiohttp.ClientConnectorError) or cause is None:
         return str(error)
@@ -64,14 +70,14 @@ def _why_not_connected(error: Exception, name: str) -> str:
 
 
 def of_borrowed(error: Exception) -> str:
-    """Says where a failure comes from that is neither the network's nor the service's."""
+    """Return the message for a failure that comes from neither the network nor the service."""
     raised = "".join(traceback.format_exception_only(error)).strip()
     if isinstance(error, ValueError):
-        # aiohttp's own as well, for an auth that was set up besides the key.
+        # aiohttp itself raises this too, if the session has an `auth` in addition to the key.
         return f"http: aiohttp, or code that runs in it, refuses to send: {raised}"
     return f"http: code that runs in the aiohttp session (a middleware, a trace, its connector) raised {raised}"
 
 
 def cause_of(error: Exception) -> Exception | None:
-    """What to chain to an error of ours: not a proxy's refusal, which shows the proxy's password."""
+    """Return the cause to chain: not the refusal of a proxy, because it shows the proxy's password."""
     return None if isinstance(error, aiohttp.ClientHttpProxyError) else error

@@ -1,4 +1,4 @@
-"""The proxy that the environment names."""
+"""Find the proxy that the environment names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiofinetune.errors import (
 
 
 def proxy_for(base_url: str) -> str | None:
-    """The proxy that the environment names for a URL; never one for this machine itself, which needs none."""
+    """Return the proxy that the environment names for a URL; always None for this machine itself."""
     parts = urlsplit(base_url)
     host = parts.hostname or ""
     if is_loopback(host) or urllib.request.proxy_bypass(host):
@@ -21,10 +21,10 @@ def proxy_for(base_url: str) -> str | None:
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy is None:
         return None
-    # As curl takes it; urllib gives it as it is.
+    # Like curl, accept a proxy without a scheme; urllib returns the value unchanged.
     url = proxy if "://" in proxy else f"http://{proxy}"
     if not is_http_url(url):
-        # Never shown: it may hold a password.
+        # The error names the variable and not its value, which may hold a password.
         raise ConfigurationError(
             f"{_proxy_variable(parts.scheme)} names a proxy that cannot be used; expected one such as http://host:3128"
         )
@@ -32,7 +32,7 @@ def proxy_for(base_url: str) -> str | None:
 
 
 def _proxy_variable(scheme: str) -> str:
-    """The environment's variable that names the proxy, by urllib's order: lower case before any other."""
+    """Return the environment variable that names the proxy. Like urllib, prefer the one in lower case."""
     wanted = f"{scheme}_proxy"
     named = sorted((name for name, value in os.environ.items() if name.lower() == wanted and value), reverse=True)
     return named[0] if named else f"the system's setting for {scheme}"

@@ -1,4 +1,4 @@
-"""The body of a reply, read in pieces: decompressed, watched, and in bounded memory."""
+"""Read the body of a reply in pieces, decompress it, and detect a stall, in bounded memory."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ from aiofinetune.errors import (
 )
 
 _DECOMPRESSED_AT_ONCE: Final = 64 << 10
+"""The maximum number of bytes that one read returns from a compressed body."""
 
 
 _LOOK_INTERVAL: Final = 0.5
-"""Seconds between two looks at whether a reply that is waited for can still come."""
+"""The number of seconds between two checks whether the connection of a pending read is still open."""
 
 MAX_REPLY_BYTES: Final = 256 << 20
-"""The longest JSON reply that is read: a list of some 250,000 jobs."""
+"""The longest JSON reply that is read, enough for a list of about 250,000 jobs."""
 
 
 MAX_ERROR_BYTES: Final = 64 << 10
-"""What is read of an error's body; a proxy's HTML page may be longer, and its start says enough."""
+"""The number of bytes that are read of an error's body. The page of a proxy may be longer, but its start is enough."""
 
 
 class Incoming:
-    """A reply whose body comes in pieces.
+    """A reply whose body is read in pieces.
 
     Args:
-        request: What it answers.
-        response: The reply, its body unread.
-        stall: How long, in seconds, a read may wait; None if the caller sees to that.
+        request: The request.
+        response: The reply, with its body unread.
+        stall: How long a read may wait, in seconds; None if the caller sets a timeout of its own.
     """
 
     __slots__ = (
@@ -64,7 +65,7 @@ class Incoming:
 
     @property
     def name(self) -> str:
-        """What to call it in an error."""
+        """The name of the request, for an error message."""
         return self._request.name
 
     @property
@@ -78,15 +79,15 @@ class Incoming:
         return self._response.headers
 
     async def read(self, most: int | None = None) -> bytes:
-        """Give the next bytes of the body; none at its end.
+        """Return the next bytes of the body, or b"" at its end.
 
         Args:
-            most: How many at most. By default as many as there are: a bounded number, which may have to be copied
-                together.
+            most: The maximum number of bytes, for a body that is not compressed. By default all bytes that have
+                arrived. Their number is bounded, but joining them may copy them.
 
         Raises:
-            TransportError: The body was cut, or stalled.
-            ProtocolViolation: It is not compressed as its headers say.
+            TransportError: The body was cut off, or stalled.
+            ProtocolViolation: The body is not compressed in the way that its headers say.
         """
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigurationError(f"{self._request.name}: the reply belongs to another event loop; read it there")
@@ -102,7 +103,7 @@ class Incoming:
         except Exception as error:
             name = self._request.name
             if isinstance(error, RuntimeError):
-                # aiohttp's, for a wait that it does not begin.
+                # aiohttp raises it instead of waiting, if another task is already waiting or the connection is gone.
                 if not self._is_lost():
                     raise FineTuneError(
                         f"{name}: another task reads it already; read it in one task at a time"
@@ -111,27 +112,29 @@ class Incoming:
             raise in_our_words(error, name) from error
 
     async def read_reply(self, pieces: list[bytes] | None = None) -> Reply:
-        """Give the whole reply; of an error's body, which may be any page, only the start.
+        """Return the complete reply, but only the start of an error's body.
 
         Args:
-            pieces: Gets the pieces of the body as they come.
+            pieces: A list to which the pieces of the body are added as they arrive.
 
         Raises:
-            TransportError: The body was cut.
-            ProtocolViolation: It is larger than any reply should be.
+            TransportError: The body was cut off.
+            ProtocolViolation: The body is longer than any reply should be.
         """
         is_error = self.status >= 300
         if is_error and self._encoding not in ENCODINGS:
+            # The status says enough; failing to decompress the page would hide it.
             return Reply(self.status, self.headers, b"")
         most = MAX_ERROR_BYTES if is_error else MAX_REPLY_BYTES
         body = await collect(self.read, most, pieces)
         if len(body) > most and not is_error:
             raise ProtocolViolation(f"{self._request.name}: the reply is longer than {most} bytes")
-        # JSON has no byte order mark, but a reader may pass it over (RFC 8259, section 8.1).
+        # JSON has no byte order mark, but a parser may ignore one (RFC 8259, section 8.1).
         return Reply(self.status, self.headers, body.removeprefix(codecs.BOM_UTF8))
 
     def close(self) -> None:
-        """Free the connection: for the next request if the body was read whole, else for good."""
+        """Release the connection: it is reused if the whole body was read, and closed otherwise."""
+        # A coroutine that is garbage-collected may run this in another thread, or after its loop was closed.
         if not self._loop.is_closed():
             if _running_loop() is self._loop:
                 self._free()
@@ -143,7 +146,7 @@ class Incoming:
         self._response.close()
 
     def _is_lost(self) -> bool:
-        """Whether nothing more can come of a body that has not ended."""
+        """Return whether the connection of an unfinished body is closed, so that no more can arrive."""
         connection = self._response.connection
         return connection is None or connection.closed
 
@@ -152,11 +155,12 @@ class Incoming:
         return content.readany() if most is None else content.read(most)
 
     async def _read_decompressed(self) -> bytes:
-        # What one read gives is bounded, so that a small body which stands for a huge one cannot fill the memory.
+        # One read returns a bounded number of bytes, so that a small body that expands to a huge one does not fill the
+        # memory.
         while True:
             raw = b"" if self._decompressor is None else self._decompressor.unconsumed_tail
             if raw:
-                # Others on the loop have their turn meanwhile, however much a few bytes stand for.
+                # No I/O is needed to go on, so let other tasks run: a few bytes may expand to a great many.
                 await asyncio.sleep(0)
             else:
                 with self._watch:
@@ -178,7 +182,7 @@ class Incoming:
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs; None where a coroutine is only torn down."""
+    """Return the running event loop; None if there is none, as when a coroutine is garbage-collected."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -186,16 +190,17 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class _Watch:
-    """Gives up a wait that lasts too long or waits for nothing, with one timer for all waits that follow one another.
+    """Ends a wait that lasts too long, or whose connection is closed, with one timer for successive waits.
 
-    A timer for each would be a tenth of what a stream costs whose events come singly. Each wait is a context; one that
-    was given up, and failed for it, leaves it with a TimeoutError or a ConnectionResetError.
+    A timer for each wait would be a tenth of the cost of a stream whose events arrive one at a time. Each wait is a
+    context. If this ends a wait and the wait fails because of it, the context raises TimeoutError or
+    ConnectionResetError.
 
     Args:
-        seconds: How long one may last.
-        give_up: What then makes it fail.
-        is_lost: Whether it waits for nothing. aiohttp's C parser closes the connection at a chunk that it cannot read,
-            and leaves whoever reads the body waiting (seen in 3.14.5; its Python parser raises).
+        seconds: How long a wait may last.
+        give_up: Makes the wait fail.
+        is_lost: Returns whether the connection is closed. aiohttp's C parser closes the connection at a chunk that it
+            cannot parse, but does not wake up the reader of the body (seen in 3.14.5; its Python parser raises).
     """
 
     __slots__ = (
@@ -225,12 +230,13 @@ class _Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # The timer keeps running: it finds no wait, or the next one. CancelledError is not replaced.
         self._since = None
         if self._failure is not None and isinstance(error, Exception):
             raise self._failure from None
 
     def end(self) -> None:
-        """Give up no further wait."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -251,7 +257,13 @@ class _Watch:
 
 
 async def collect(read: Callable[[], Awaitable[bytes]], most: int, pieces: list[bytes] | None = None) -> bytes:
-    """Give all that `read` gives, or, of more than `most` bytes, some more than `most`; in `pieces` as they come."""
+    """Read until the end, or until there are more than `most` bytes; return what was read.
+
+    Args:
+        read: Returns the next piece, or b"" at the end.
+        most: The number of bytes after which to stop. A longer result tells the caller that there were more.
+        pieces: A list to which the pieces are added as they arrive, for when reading fails.
+    """
     if pieces is None:
         pieces = []
     size = 0

@@ -1,4 +1,4 @@
-"""Throttling: when a service answers one call with 429, every call of its session waits. All times are in seconds."""
+"""Throttle a session: if a service answers one call with 429, all calls wait. All times are in seconds."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from aiofinetune.retry import SPREAD
 
 
 class Throttle:
-    """How long the calls of one session wait before they are sent."""
+    """Delays the calls of one session."""
 
     def __init__(self) -> None:
         self.count = 0
-        """How often the service asked to slow down."""
+        """The number of times that the service asked the session to slow down."""
         self._until = 0.0
         self._spread = 0.0
 
     def slow_down(self, seconds: float) -> None:
-        """Send no call for this long."""
+        """Delay all calls by this long."""
         self.count += 1
         self._until = max(self._until, asyncio.get_running_loop().time() + seconds)
         self._spread = SPREAD * seconds
 
     async def wait(self) -> None:
-        """Wait until calls may be sent, and then a little more, so that those who wait do not all start at once."""
+        """Wait until calls may be sent, plus a random time, so that waiting calls do not all start at once."""
+        # A loop, because another call may be throttled during the wait.
         while (left := self._until - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110  # its end is known
             await asyncio.sleep(left + random.uniform(0, self._spread))  # noqa: S311  # no secret

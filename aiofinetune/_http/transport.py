@@ -1,6 +1,6 @@
-"""The client's sockets: sends one request, reads one reply, and says in our own words what went wrong.
+"""Send one request, read one reply, and translate failures into this package's own errors.
 
-Nothing else of the client calls aiohttp. Nothing here knows the API or tries twice.
+No other module of the client sends anything with aiohttp. This module neither knows the API nor retries.
 """
 
 from __future__ import annotations
@@ -31,24 +31,25 @@ from aiofinetune.errors import (
 )
 
 MAX_CALLS: Final = 100
-"""Plain calls under way at once; further ones wait their turn. Event streams do not count."""
+"""The maximum number of plain calls at the same time; further calls wait. Event streams do not count."""
 
 
 _MAX_REDIRECTS: Final = 5
 
 
 SMALL_BUFFER: Final = 16 << 10
-"""Bytes that aiohttp holds of an event stream before it stops reading. By its default it holds so many that it looks,
-at each small chunk which is taken, whether to go on: a quarter of what a stream of small chunks costs."""
+"""The number of bytes of an event stream that aiohttp buffers before it stops reading. With its larger default, aiohttp
+checks after each small chunk whether to resume reading, which is a quarter of the cost of a stream of small chunks."""
 
 
 _MAX_HEADER_BYTES: Final = 64 << 10
-"""Of a line of a reply's head. aiohttp's 8,190 are less than the cookies and policies that some proxies send."""
+"""The maximum length of a header line. aiohttp's default of 8,190 is too short for the cookies and policies that some
+proxies send."""
 
 
 _NO_STATUS_LINE: Final = re.compile(r"Bad status line:\n  Expected HTTP/[^\n]*\n\n  b'[^\n]*\n    \^")
-"""How aiohttp says of a reply that its first byte is no HTTP. Whatever else it says of one, a status line may have been
-read before: bytes that came in one packet with it are parsed together, and it is not handed on."""
+"""aiohttp's message for a reply that is not HTTP from its first byte. After any other message a status line may have
+been read before the error: aiohttp parses a whole packet at once, and does not pass on the status line."""
 
 
 @attrs.frozen
@@ -57,13 +58,13 @@ class Timeout:
 
     Args:
         connect: For a connection: name look-up, TCP and TLS.
-        reply: For a plain call, from its start to its reply's last byte; for an upload, from when its last bytes were
-            handed to the system, which may hold some hundred KB of them.
-        stall: For a download: while no byte comes. For an upload: while the next 256 KB are not taken.
-        stream: For an event stream: while no byte comes. Jobs may be silent for long.
+        reply: For a plain call, from its start to the last byte of its reply. For an upload, from when its last bytes
+            were passed to the operating system, which may buffer a few hundred KB.
+        stall: For a download, until the next byte arrives. For an upload, until the next 256 KB are accepted.
+        stream: For an event stream, until the next byte arrives. Jobs may be silent for a long time.
 
     Raises:
-        ConfigurationError: A figure makes no sense.
+        ConfigurationError: A value is out of range.
     """
 
     connect: float = 10.0
@@ -72,43 +73,45 @@ class Timeout:
     stream: float = 300.0
 
     def __attrs_post_init__(self) -> None:
-        """Check that the figures make sense."""
+        """Check the ranges."""
         for name, seconds in attrs.asdict(self).items():
+            # Written as "not >" so that NaN is refused too.
             if not seconds > 0:
                 raise ConfigurationError(f"{name}: expected seconds, more than 0, got {seconds!r}")
 
 
 @attrs.define
 class Heard:
-    """What has come of a reply so far: where a create's reply breaks off, all that there is to go by."""
+    """The part of a reply that has been received, which is all the evidence there is if a create's reply breaks off."""
 
     status: int | None = None
-    """The status; None until the status line was read."""
+    """The status; None until the status line is read."""
     headers: Mapping[str, str] = attrs.field(default=MappingProxyType({}), repr=False)
     pieces: list[bytes] = attrs.field(factory=list, repr=False)
     """The bytes of the body, which may echo the key."""
     is_garbled: bool = False
-    """Whether it began with a status line, or may have, and aiohttp does not say which: what follows is not HTTP."""
+    """Whether the reply is not HTTP, but may have begun with a status line that aiohttp does not report."""
 
     @property
     def is_accepted(self) -> bool:
-        """Whether its status line says, or may have said, that the service did what it was asked (2xx)."""
+        """Whether the status line says, or may have said, that the service accepted the request (2xx)."""
         return self.is_garbled or (self.status is not None and 200 <= self.status < 300)
 
     def fail(self, error: BaseException | None) -> None:
-        """Note what `error`, by which the reply broke off, shows of its head, if that is not known."""
+        """Record what `error`, which ended the reply, shows about its head, unless the head is known."""
         if self.status is not None:
             return
         match error:
             case aiohttp.ServerDisconnectedError(message=aiohttp.http.RawResponseMessage(code=status)):
                 self.status = status
             case aiohttp.ClientHttpProxyError():
+                # The proxy's reply, before any connection to the service. The next case would match it too.
                 pass
             case aiohttp.ClientResponseError(message=message):
                 self.is_garbled = _NO_STATUS_LINE.match(message) is None
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """Note the head of the reply."""
+        """Record the head of the reply."""
         self.status = status
         self.headers = headers
 
@@ -117,13 +120,13 @@ class Transport:
     """Sends requests on one aiohttp session, borrowed or its own.
 
     Args:
-        base_url: Of the API; what proxy the environment names for it is looked up here, once.
-        headers: For every request.
+        base_url: The URL of the API. Its proxy, if the environment names one, is looked up once, here.
+        headers: The headers of every request.
         timeout: How long to wait.
-        http: A session to use and to leave open; by default one is made at the first request.
+        http: A session to use, which is never closed here; by default one is made at the first request.
 
     Raises:
-        ConfigurationError: The environment names a proxy that aiohttp cannot use, such as one of SOCKS.
+        ConfigurationError: The environment names a proxy that aiohttp cannot use, such as a SOCKS proxy.
     """
 
     def __init__(
@@ -135,13 +138,14 @@ class Transport:
         self._owns_http = http is None
         self._fresh_http: aiohttp.ClientSession | None = None
         self._closed = False
-        # The loop that a borrowed session was made in is not public. It must be known before a request is sent: on
-        # another loop the bytes may leave, and only the wait for the reply fails.
+        # The loop of a borrowed session is not public. It must be known before anything is sent: on another loop the
+        # request may be sent, and only the wait for its reply fails.
         self._loop: asyncio.AbstractEventLoop | None = getattr(http, "_loop", None)
         self._process = os.getpid()
         self._slots = asyncio.Semaphore(MAX_CALLS)
         self._proxy = proxy_for(base_url)
-        # Time is kept here: aiohttp's total would end a stream, and costs more than one timeout around the call.
+        # Total times are measured here: aiohttp's `total` would end an event stream, and costs more than one timeout
+        # around the call.
         self._client_timeout = aiohttp.ClientTimeout(total=None, connect=timeout.connect)
 
     @property
@@ -157,23 +161,24 @@ class Transport:
         *,
         fresh: bool = False,
     ) -> Reply:
-        """Send a request; give its whole reply, whatever its status.
+        """Send a request; return its complete reply, whatever its status.
 
         Args:
-            request: What to send.
-            upload: The request's body in pieces, in place of ``request.body``.
-            heard: Holds what came of the reply, also where this fails or is cancelled.
-            fresh: Whether to send it on a connection of its own; on a session that was handed in it has no effect.
+            request: The request.
+            upload: The body in pieces, in place of ``request.body``.
+            heard: Is filled with the received part of the reply, even if this fails or is cancelled.
+            fresh: Whether to send the request on a new connection. This has no effect on a borrowed session.
 
         Raises:
-            TransportError: No whole reply came.
-            ProtocolViolation: What came is not HTTP, or is larger than any reply should be.
+            TransportError: No complete reply was received.
+            ProtocolViolation: The reply is not HTTP, or longer than any reply should be.
         """
         async with self._slots:
             try:
                 async with asyncio.timeout(self.timeout.reply) as deadline:
                     data = _body(request) if upload is None else _Timed(upload, deadline, self.timeout)
                     response = await self._send(request, data, fresh=fresh)
+                    # An upload cannot follow a redirect: its body may have been read already.
                     if 300 <= response.status < 400 and upload is None:
                         response = await self._redirected(request, response)
                     with contextlib.closing(Incoming(request, response, stall=None)) as incoming:
@@ -189,16 +194,16 @@ class Transport:
                 raise in_our_words(error, request.name) from error
 
     async def open(self, request: Request, stall: float, buffer: int | None = None) -> Incoming:
-        """Send a request; give its reply with the body unread. The caller closes it.
+        """Send a request; return its reply with the body unread. The caller must close it.
 
         Args:
-            request: What to send.
-            stall: How long, in seconds, no byte may come.
-            buffer: Bytes that may wait to be read; by default as many as aiohttp likes.
+            request: The request.
+            stall: How long to wait for the next byte, in seconds.
+            buffer: The number of bytes that may be buffered; by default aiohttp's own limit.
 
         Raises:
-            TransportError: No reply came.
-            ProtocolViolation: What came is not HTTP.
+            TransportError: No reply was received.
+            ProtocolViolation: The reply is not HTTP.
         """
         try:
             async with asyncio.timeout(stall):
@@ -212,11 +217,11 @@ class Transport:
         return Incoming(request, response, stall)
 
     async def read_reply(self, incoming: Incoming) -> Reply:
-        """Read the whole of what was opened, in the time that a plain call has.
+        """Read the rest of a reply that `open` returned, in the time that a plain call may take.
 
         Raises:
-            TransportError: It did not come whole.
-            ProtocolViolation: It is larger than any reply should be.
+            TransportError: The reply is not complete.
+            ProtocolViolation: The reply is longer than any reply should be.
         """
         try:
             async with asyncio.timeout(self.timeout.reply):
@@ -225,10 +230,10 @@ class Transport:
             raise in_our_words(error, incoming.name) from error
 
     def check_place(self) -> None:
-        """Bind to the event loop that runs, at the first call; refuse any other loop, and a forked process.
+        """Bind the session to the running event loop at the first call; refuse another loop or a forked process.
 
         Raises:
-            ConfigurationError: The connections belong elsewhere.
+            ConfigurationError: The session belongs to another loop or process.
         """
         if self._process != os.getpid():
             raise ConfigurationError("the session was made in another process; make a new one after a fork")
@@ -242,14 +247,15 @@ class Transport:
             )
 
     async def aclose(self) -> None:
-        """Close the connections, and the aiohttp session if it was made here.
+        """Close the connections, and the aiohttp session unless it is borrowed.
 
         Raises:
-            ConfigurationError: They belong to another event loop, which is not closed.
+            ConfigurationError: The connections belong to another event loop, which is still open.
         """
         own = [http for http in (self._http if self._owns_http else None, self._fresh_http) if http is not None]
         if own and self._process == os.getpid():
-            # With its loop closed there are only marks left to set. A forked process leaves its parent's sockets alone.
+            # If the loop is closed, closing the session only marks it as closed. A forked process must not touch its
+            # parent's sockets.
             if self._loop is not None and not self._loop.is_closed():
                 self.check_place()
             for http in own:
@@ -259,7 +265,7 @@ class Transport:
     async def _redirected(
         self, request: Request, response: aiohttp.ClientResponse, buffer: int | None = None
     ) -> aiohttp.ClientResponse:
-        """Follow a reply's redirects, as far as they are to be followed; give the last reply with its body unread."""
+        """Follow the redirects that may be followed; return the last reply with its body unread."""
         followed = 0
         while (target := redirected(request, Reply(response.status, response.headers, b""))) is not None:
             response.close()
@@ -273,11 +279,11 @@ class Transport:
     async def _send(
         self, request: Request, data: _Body | _Timed | None, buffer: int | None = None, *, fresh: bool = False
     ) -> aiohttp.ClientResponse:
-        """Send a request; give its reply with the body unread.
+        """Send a request; return its reply with the body unread.
 
         Raises:
-            FineTuneError: Whatever went wrong, in our words: with a borrowed session that may be anything, for it runs
-                middlewares, traces and more of its owner's code, before the request is sent and after.
+            FineTuneError: Any failure. A borrowed session may raise anything, because it runs its owner's middlewares
+                and traces, both before and after the request is sent.
         """
         if self._closed or (self._http is not None and self._http.closed):
             raise FineTuneError("the session is closed; make a new one")
@@ -293,11 +299,13 @@ class Transport:
                 request.method,
                 URL(request.url, encoded=True),
                 data=data,
-                # Never the session's own: aiohttp sends those to a proxy as well, the key as Proxy-Authorization.
+                # Not as the session's default headers: aiohttp would send those to a proxy too, with the key as
+                # Proxy-Authorization.
                 headers={**self._headers, **request.headers},
                 proxy=self._proxy,
                 read_bufsize=buffer,
                 allow_redirects=False,
+                # Decompressed by `Incoming`, which limits how much one read returns.
                 auto_decompress=False,
                 raise_for_status=False,
                 timeout=self._client_timeout,
@@ -307,13 +315,14 @@ class Transport:
             )
         except Exception as error:
             if self._owns_http and isinstance(error, FineTuneError):
+                # `_send_once` raised it, so it is already translated. From a borrowed session it is its owner's error.
                 raise
             if data is None:
                 raise in_our_words(error, request.name) from cause_of(error)
             raise _in_our_words_if_sent(error, request.name, data) from cause_of(error)
 
     def _new_http(self, *, force_close: bool = False) -> aiohttp.ClientSession:
-        # Streams are unlimited, and plain calls are counted by `_slots`: hence no limit of connections.
+        # No limit on connections: `_slots` limits plain calls, and event streams are not limited.
         connector = aiohttp.TCPConnector(limit=0, force_close=force_close)
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
@@ -323,11 +332,11 @@ def _body(request: Request) -> _Body | None:
 
 
 class _Body(aiohttp.BytesPayload):
-    """A request's body that knows how far it came: a request without its body has no effect."""
+    """A request's body that records whether it was sent, because a request without its body has no effect."""
 
     was_sent = False
     may_be_sent = False
-    """Whether it was sent, or read by code that may have sent a body of its own in its place."""
+    """Whether the body was sent, or was read by other code, which may have sent a copy of it."""
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         self.may_be_sent = True
@@ -347,7 +356,7 @@ class _Body(aiohttp.BytesPayload):
 
 
 class _Timed:
-    """An upload's body that puts off the deadline whenever a piece of it is asked for, since the last one moved."""
+    """An upload's body that extends the deadline for each piece: if the next one is needed, the last one was sent."""
 
     def __init__(self, pieces: AsyncIterator[bytes | memoryview], deadline: asyncio.Timeout, timeout: Timeout) -> None:
         self._pieces = pieces
@@ -368,13 +377,13 @@ class _Timed:
             raise
 
     def _put_off(self, seconds: float) -> None:
-        # A RuntimeError: the exchange is over (an early reply), and the rest of the body goes nowhere.
+        # The timeout raises RuntimeError if it is no longer active: the service replied before the end of the body.
         with contextlib.suppress(RuntimeError):
             self._deadline.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a request again, as it does once for all but a POST: how often is decided above."""
+    """Keep aiohttp from resending a request, as it does once unless it is a POST: `Retry` decides how often."""
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
@@ -387,11 +396,11 @@ _SEND_ONCE: Final = (_send_once,)
 
 
 def _in_our_words_if_sent(error: Exception, name: str, body: _Body | _Timed) -> FineTuneError:
-    """The same for a request with a body, which may have had its effect where that was sent."""
+    """Return the error for a request with a body, which may have had its effect if the body was sent."""
     failure = in_our_words(error, name)
     match failure:
         case ConnectFailed() if body.was_sent:
-            # Of something else that was connected to, by code which runs after the request.
+            # The failed connection was another one, made by code of the session that runs after the request.
             return ConnectionLost(f"{name}: sent, but then: {failure}")
         case ConfigurationError() if body.may_be_sent:
             return ConnectionLost(f"{name}: it may have been sent; {of_borrowed(error)}")

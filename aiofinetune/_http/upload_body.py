@@ -1,4 +1,4 @@
-"""The body of an upload: a multipart form around a file that is read in pieces."""
+"""Build the body of an upload: a multipart form around a file that is read in pieces."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from aiofinetune.models import File
 
 
 def multipart(purpose: str, filename: str, boundary: str) -> tuple[bytes, bytes]:
-    """What goes before and after a file's bytes to make a form of `purpose` and `file` (RFC 7578).
+    """Return the bytes before and after a file's content in a form with the fields `purpose` and `file` (RFC 7578).
 
     Args:
-        purpose: What the file is for.
-        filename: The name that the service will know it by; quotes and line breaks in it are percent-encoded, as
-            browsers do (https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data).
-        boundary: A line that the file does not hold; random.
+        purpose: The purpose of the file.
+        filename: The name at the service. Quotes and line breaks in it are percent-encoded, as in browsers
+            (https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data).
+        boundary: A random text that does not occur in the file.
     """
     escaped = filename.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
     head = (
@@ -46,19 +46,19 @@ def multipart(purpose: str, filename: str, boundary: str) -> tuple[bytes, bytes]
 
 
 class SupportsRead(Protocol):
-    """A file, or anything that is read like one; its `read` may be a coroutine, as of an ``UploadFile``."""
+    """A file, or any object with the same `read`, which may be a coroutine, like that of an ``UploadFile``."""
 
     def read(self, size: int, /) -> bytes | Awaitable[bytes]:
-        """Give the next bytes, at most `size`; none at the end."""
+        """Return the next bytes, at most `size`, or b"" at the end."""
         ...
 
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | SupportsRead | AsyncIterable[bytes]
-"""What can be uploaded: a file's path, its bytes, what is read like a file in binary mode, or an iterator of pieces."""
+"""What can be uploaded: a path, bytes, an object that is read like a file in binary mode, or an iterator of pieces."""
 
 
 Progress: TypeAlias = Callable[[int, int | None], object]
-"""Called on the event loop with the bytes moved so far, and their total where it is known."""
+"""Called on the event loop with the number of bytes sent so far and the total, or None if the total is unknown."""
 
 
 @attrs.frozen
@@ -66,10 +66,10 @@ class Content:
     """The bytes of a source, in pieces.
 
     Args:
-        name: The file's own name, where it has one.
-        size: Its length in bytes, where that is known.
-        read: Gives the next piece; none at the end.
-        rewind: Starts again from the first piece; None where that cannot be done.
+        name: The name of the file; None if it has none.
+        size: The length in bytes; None if it is unknown.
+        read: Returns the next piece, or b"" at the end.
+        rewind: Goes back to the first piece; None if that is not possible.
     """
 
     name: str | None
@@ -80,11 +80,11 @@ class Content:
 
 @asynccontextmanager
 async def opened_source(source: Source) -> AsyncIterator[Content]:
-    """Open what is to be uploaded, and close it if it was opened here.
+    """Open a source for an upload, and close it if it was opened here.
 
     Raises:
         LocalFileError: The file at a path cannot be opened.
-        RequestInvalid: The source is of no kind that can be read as bytes, or stands at its end.
+        RequestInvalid: The source cannot be read as bytes, or its position is at its end.
     """
     match source:
         case bytes():
@@ -94,6 +94,7 @@ async def opened_source(source: Source) -> AsyncIterator[Content]:
             await _check_path(str(path))
             async with opened(path, "rb") as file:
                 yield await _content_of_file(file, path.name)
+        # An async file is iterable too, but its iterator yields lines, which may be short; it is read instead.
         case AsyncIterable() if not inspect.iscoroutinefunction(getattr(source, "read", None)):
             yield Content(None, None, _reader_of(aiter(source)), None)
         case _ if callable(getattr(source, "read", None)):
@@ -106,14 +107,14 @@ _EXPECTED: Final = "expected a path, bytes, a file opened in binary mode ('rb') 
 
 
 _MAX_PATH: Final = 4096
-"""Characters; no system opens a longer path."""
+"""The maximum length of a path in characters: no common system opens a longer one."""
 
 
 async def _check_path(path: str) -> None:
-    """Refuse text that is the data itself; an error of the system would show all of it.
+    """Refuse a text that is the data itself. The operating system's error would show all of it.
 
     Raises:
-        RequestInvalid: It is.
+        RequestInvalid: The text looks like data, and there is no such file.
     """
     is_odd = len(path) > _MAX_PATH or "\n" in path or path.lstrip()[:1] in ("{", "[")
     if is_odd and not await asyncio.to_thread(os.path.exists, path):
@@ -122,8 +123,9 @@ async def _check_path(path: str) -> None:
 
 
 async def _content_of_readable(source: Any) -> Content:  # Any: all that is known is that it has a `read`
-    """Look at what can be read: whether it gives bytes, and at once or to be awaited."""
+    """Return the content of a readable object, after checking that it returns bytes, directly or when awaited."""
     try:
+        # Reading no bytes shows both, and does not move the position.
         nothing = source.read(0)
         is_async = inspect.isawaitable(nothing)
         if inspect.isawaitable(nothing):
@@ -145,7 +147,7 @@ async def _content_of_async_file(file: Any, name: str | None) -> Content:  # Any
     except Exception as error:
         raise LocalFileError(f"the file cannot be read: {error}") from error
     if not first and getattr(file, "size", None):
-        # As of an UploadFile that its handler has read already.
+        # For example an UploadFile that the request's handler has already read.
         raise RequestInvalid("file", _AT_END)
     pieces = [first]
 
@@ -162,8 +164,10 @@ async def _content_of_file(file: Any, name: str | None) -> Content:  # Any: only
     async def read() -> bytes:
         nonlocal reading
         reading = asyncio.get_running_loop().run_in_executor(None, file.read, HOP)
-        # Of a try that was given up, nobody asks what became of its last read.
+        # If the attempt is cancelled, nothing awaits its last read. Retrieve the exception, so that asyncio does not
+        # log that it was never retrieved.
         reading.add_done_callback(lambda read: read.cancelled() or read.exception())
+        # Shielded, so that `rewind` can wait for a read whose attempt was cancelled.
         piece = await asyncio.shield(reading)
         if piece is None:
             raise LocalFileError("the file is in non-blocking mode; give an async iterator of its bytes")
@@ -180,7 +184,7 @@ async def _content_of_file(file: Any, name: str | None) -> Content:  # Any: only
 
     async def rewind() -> None:
         if reading is not None:
-            # A thread that still reads for a try that was given up would move the file under the next.
+            # A thread that still reads for a cancelled attempt would move the position during the next one.
             await asyncio.wait([reading])
         await asyncio.to_thread(file.seek, start)
 
@@ -191,25 +195,25 @@ _AT_END: Final = "stands at its end, so that nothing would be sent; call seek(0)
 
 
 def _extent(file: Any) -> tuple[int | None, int | None]:
-    """Where a file stands, and how many bytes follow; None for what it does not know, or cannot go back to.
+    """Return a file's position, or None if it is not seekable, and the number of bytes after it, or None if unknown.
 
     Raises:
-        RequestInvalid: It stands at its end, as after it was written or read.
+        RequestInvalid: The position is at the end of the file, for example because it was just written or read.
     """
     is_seekable = getattr(file, "seekable", lambda: hasattr(file, "seek") and hasattr(file, "tell"))
     if not is_seekable():
         return None, None
     start = file.tell()
     try:
-        # By `tell`, for the `seek` of an mmap gives nothing before Python 3.13.
+        # `tell` is needed because `mmap.seek` returns None before Python 3.13.
         file.seek(0, os.SEEK_END)
         size = file.tell() - start
     except OSError:
-        # Of /proc: it knows no end.
+        # Some files in /proc cannot seek to their end.
         return start, None
     file.seek(start)
     if size <= 0 and file.read(1):
-        # Likewise: it says 0 bytes, and holds some.
+        # Other files in /proc report 0 bytes, but are not empty.
         file.seek(start)
         return start, None
     if size < 0 or (start > 0 and size == 0):
@@ -229,14 +233,14 @@ def _reader_of(pieces: AsyncIterator[bytes]) -> Callable[[], Awaitable[bytes]]:
 
 
 class Form:
-    """The body of an upload: what goes before a file's bytes, the bytes, and what goes after.
+    """The body of an upload: the head of the form, the file's bytes and the tail.
 
-    An async iterator rather than a generator: one that is dropped half read needs no clean-up.
+    This is an async iterator and not a generator, because an iterator that is dropped half read needs no clean-up.
 
     Args:
         content: The file.
-        frame: What goes before and after it.
-        progress: Is told of each piece.
+        frame: The head and the tail.
+        progress: Called after each piece.
     """
 
     def __init__(self, content: Content, frame: tuple[bytes, bytes], progress: Progress | None) -> None:
@@ -246,11 +250,11 @@ class Form:
         self._rest = memoryview(b"")
         self._sent = 0
         self.failure: Exception | None = None
-        """What went wrong here, as against on the network."""
+        """What failed in reading the file or in `progress`, not on the network."""
 
     @property
     def size(self) -> int | None:
-        """The length of the whole body in bytes, where that is known."""
+        """The length of the whole body in bytes; None if it is unknown."""
         return None if self._content.size is None else len(self._head) + self._content.size + len(self._tail)
 
     def __aiter__(self) -> Form:
@@ -262,7 +266,7 @@ class Form:
         except StopAsyncIteration:
             raise
         except Exception as error:
-            # aiohttp reports it as a broken connection.
+            # Kept, because aiohttp reports it as a broken connection.
             self.failure = error
             raise
 
@@ -276,7 +280,7 @@ class Form:
                 raise LocalFileError(f"the source gave {type(piece).__name__}, not bytes")
             self._rest = memoryview(piece).cast("B")
         if self._rest:
-            # However large a piece is: each that is taken shows that the upload moves.
+            # A large piece is split, because each part that aiohttp takes extends the deadline.
             part, self._rest = self._rest[:PIECE], self._rest[PIECE:]
             self._sent += len(part)
             if self._content.size is not None and self._sent > self._content.size:
@@ -298,7 +302,7 @@ async def send_file(caller: Caller, content: Content, purpose: str, filename: st
     """Upload a file once.
 
     Raises:
-        LocalFileError: The file cannot be read, or changed while it was sent.
+        LocalFileError: The file cannot be read, or changed during the upload.
     """
     boundary = secrets.token_hex(16)
     form = Form(content, multipart(purpose, filename, boundary), progress)
@@ -312,6 +316,7 @@ async def send_file(caller: Caller, content: Content, purpose: str, filename: st
         if form.failure is None:
             raise
     else:
+        # The service may reply early, without waiting for the rest of a body that failed.
         if form.failure is None:
             return await caller.decode(dialect.UPLOAD_FILE, reply)
     if isinstance(form.failure, FineTuneError):
