@@ -1,1 +1,1 @@
-"""What takes more than one call: following a job, waiting for its end, finding what a lost reply was about."""
+"""Tasks that take several calls: follow a job, wait for its end, and recover a create or upload after a lost reply."""

@@ -1,4 +1,4 @@
-"""Which jobs and files belong to a call of this session, and the calls that a list could not tell apart."""
+"""Keep track of the jobs and files that belong to calls of a session, and of calls whose results look alike."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from aiofinetune._jobs.matching import CLOCK_SLACK
 T = TypeVar("T")
 
 _KEPT: Final = 10_000
-"""Ids that are kept in any case: some megabytes."""
+"""The number of ids that are always kept. They take a few megabytes."""
 
 
 class Claims:
-    """Ids of the jobs and files that belong to calls of a session, while they could be taken for another call's.
+    """The ids of the jobs and files that belong to calls of a session, so that no search takes them for another call's.
 
-    What was made before the oldest call under way started is told from what that call made by its date; what is looked
-    for from another session's record may be older.
+    An id is forgotten once its job or file is older than every call in progress, because its date then tells it apart
+    from what those calls make. At least `_KEPT` ids are always kept, because a search for the job of an earlier run may
+    go further back.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Claims:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """While a call is under way, forget nothing that could be taken for what it makes."""
+        """Mark a call as in progress: no id is forgotten that could be taken for the result of this call."""
         call = object()
         self._calls[call] = time.monotonic()
         try:
@@ -47,36 +48,37 @@ class Claims:
         now = time.monotonic()
         self._ids[name] = now
         self._released.discard(name)
-        # Both are in the order of their times. Whole seconds, and clocks that differ: hence twice the slack.
+        # Dictionaries keep their order, so the first value of each is the oldest time. The slack is doubled because the
+        # service's times are in whole seconds and its clocks differ.
         oldest = next(iter(self._calls.values()), now) - 2 * CLOCK_SLACK
         while len(self._ids) > _KEPT and next(iter(self._ids.values())) < oldest:
             del self._ids[next(iter(self._ids))]
 
     def withdraw(self, name: str) -> None:
-        """Forget an id that turned out not to be what the call made."""
+        """Forget an id that turned out not to be the call's."""
         self._ids.pop(name, None)
 
     def release(self, name: str) -> None:
-        """Let a search from a record find an id: the caller that got it could not write it down."""
+        """Let a search for a recorded create find an id again, because the id could not be recorded."""
         self._released.add(name)
 
     def unreleased(self) -> Container[str]:
-        """The ids that no search may take."""
+        """Return the ids that a search for a recorded create must ignore."""
         return self._ids.keys() - self._released
 
 
 class Group(Generic[T]):
-    """Sends of one session that its service's list could not tell apart.
+    """The requests of a session whose results look alike in the service's list.
 
-    Any number may be under way at once, each in the group's context. Where the reply to one is lost, it is looked for
-    alone: after those under way have ended, and before a new one starts.
+    Any number of them may be sent at once, each in the group's context. If the reply to one is lost, the search for its
+    result runs alone: after the requests that are being sent have ended, and before a new one starts.
     """
 
     def __init__(self) -> None:
         self.lost: list[T] = []
-        """What was sent, the reply was lost, and is not found yet."""
+        """The requests whose reply was lost and whose result is not found yet."""
         self.is_contested = False
-        """Whether, of several that were lost, it cannot be told which is which."""
+        """Whether several were lost at once, so that their results cannot be told apart."""
         self._sending = 0
         self._searching = 0
         self._all_sent = asyncio.Event()
@@ -84,7 +86,8 @@ class Group(Generic[T]):
         self._search = asyncio.Lock()
 
     async def wait_for_searches(self) -> None:
-        """Wait until no call looks for what was lost."""
+        """Wait until no search is running."""
+        # A loop, because a new search may start before this task runs again.
         while self._searching:
             await self._none_searching.wait()
 
@@ -99,7 +102,7 @@ class Group(Generic[T]):
 
     @contextmanager
     def losing(self, what: T) -> Iterator[None]:
-        """Have lost the reply to what was sent."""
+        """List a request as lost, within the context."""
         self.lost.append(what)
         try:
             yield
@@ -108,7 +111,7 @@ class Group(Generic[T]):
 
     @asynccontextmanager
     async def searching(self) -> AsyncIterator[None]:
-        """Be the only one that is under way."""
+        """Run a search alone: no other search runs, and no request is being sent."""
         self._searching += 1
         self._none_searching.clear()
         try:

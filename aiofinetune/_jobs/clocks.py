@@ -1,4 +1,4 @@
-"""Moments, by the clocks of this machine, and how far the clocks of a service may differ."""
+"""Measure how long ago something happened, by both clocks of this machine."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from typing import Final, NamedTuple
 
 _AGREEMENT: Final = 1.0
-"""Seconds by which this machine's two clocks may drift apart while a call is under way."""
+"""The number of seconds by which this machine's two clocks may disagree about the length of an interval."""
 
 
 class Moment(NamedTuple):
     """A moment by both clocks of this machine.
 
     Args:
-        unix: By the clock that can be set, in seconds since 1970.
-        steady: By the one that only runs, in seconds since some other moment.
+        unix: By the system clock, which can be set, in seconds since 1970.
+        steady: By the monotonic clock, in seconds since an arbitrary moment.
     """
 
     unix: float
@@ -22,15 +22,19 @@ class Moment(NamedTuple):
 
     @classmethod
     def now(cls) -> Moment:
-        """This moment."""
+        """Return the current moment."""
         return cls(time.time(), time.monotonic())
 
     @classmethod
     def at(cls, unix: float) -> Moment:
-        """The moment when the clock that can be set showed `unix`, if it was not set since."""
+        """Return the moment at which the system clock showed `unix`, assuming that it was not set since then."""
         return cls(unix, time.monotonic() - (time.time() - unix))
 
     def seconds_ago(self) -> float | None:
-        """How long ago it was; None if the clocks disagree (set since, or the machine slept), or it is yet to come."""
+        """Return how long ago the moment was, or None if that is not known.
+
+        It is not known if the clocks disagree, because one was set or the machine slept, or if the moment is in the
+        future.
+        """
         by_unix, by_steady = time.time() - self.unix, time.monotonic() - self.steady
         return by_steady if abs(by_unix - by_steady) <= _AGREEMENT and by_steady >= -_AGREEMENT else None

@@ -1,4 +1,4 @@
-"""Creates and uploads that are made once: where a reply is lost or unreadable, what it was about is found again."""
+"""Create jobs and upload files exactly once: if a reply is lost or unreadable, find what the call made."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ from aiofinetune.models import CreateUncertain, File, FineTune, FineTuneRequest,
 _log = logging.getLogger("aiofinetune")
 
 MAX_ASTRAY: Final = 86400.0
-"""Seconds by which a clock that was set since may have been wrong: an hour for the season, half a day for the zone."""
+"""The number of seconds by which this machine's clock may have been wrong when a create was recorded: a day. A wrong
+time zone accounts for half a day, and daylight saving time for an hour."""
 
 
 class NotSent(Exception):
-    """A create was not sent, because it was no longer wanted; it made no job. It never leaves a batch."""
+    """A create was not sent because it was no longer wanted, so it made no job. A batch never lets this escape."""
 
 
 class Accepted(Exception):
-    """A create was accepted (a status of 2xx), so it made a job, and the reply does not describe that job.
+    """A create was accepted (2xx), so it made a job, but the reply does not describe that job.
 
-    It never leaves this module. Its cause says why the reply is of no use.
+    This never leaves this module. Its cause says what is wrong with the reply.
 
     Args:
-        fine_tune_id: The id that the reply names, if it names one.
-        is_whole: Whether the reply came whole; of one that broke off, the id is a hint.
-        is_taken: Whether the id is known to be that of another create's job.
+        fine_tune_id: The id that the reply names; None if it names none.
+        is_whole: Whether the reply is complete. The id in an incomplete reply is only a hint.
+        is_taken: Whether the id is known to belong to the job of another create.
     """
 
     def __init__(self, fine_tune_id: str | None, *, is_whole: bool, is_taken: bool = False) -> None:
@@ -62,14 +63,14 @@ class Search:
     """A search for the job of a create.
 
     Args:
-        request: What was asked for.
+        request: The request of the create.
         sent: When it was first sent.
-        lost_at: When its reply was given up.
-        known: Ids of jobs that earlier sessions made.
-        claimed: Ids of jobs that belong to calls of this session.
-        lost: All requests whose job is not known, `request` among them.
-        astray: Seconds by which `sent` may be too late.
-        accepted: That the service accepted it, if it did.
+        lost_at: When its reply was lost.
+        known: The ids of jobs that belong to other requests, made by earlier sessions.
+        claimed: The ids of jobs that belong to calls of this session.
+        lost: All requests whose job is not known, including `request`.
+        astray: The number of seconds by which `sent` may be too late.
+        accepted: What is known from the reply, if the service accepted the create.
     """
 
     request: FineTuneRequest
@@ -83,7 +84,7 @@ class Search:
 
     @property
     def cause(self) -> BaseException | None:
-        """What was wrong with the reply, where the create was accepted."""
+        """What is wrong with the reply, if the create was accepted."""
         return None if self.accepted is None else self.accepted.__cause__
 
     def uncertain(
@@ -92,7 +93,7 @@ class Search:
         unreadable: tuple[str, ...] = (),
         fine_tune_id: str | None = None,
     ) -> CreateUncertain:
-        """What to raise where the search cannot tell."""
+        """Return the error to raise if the search is inconclusive."""
         named = self.accepted.fine_tune_id if self.accepted is not None else None
         return CreateUncertain(
             self.request, self.sent.unix, candidates, self.accepted is not None, unreadable, fine_tune_id or named
@@ -100,28 +101,29 @@ class Search:
 
 
 Note = Callable[[str | None, bool], Awaitable[None]]
-"""Called when a create was accepted by a reply that does not describe the job, before anything else is done: with the
-id that the reply names, if any, and whether the reply came whole."""
+"""Called with the id that the reply names, if any, and whether the reply is complete, when a create is accepted by a
+reply that does not describe the job. It is called before anything else is done, so that the id is never lost."""
 
 
 async def _unheeded(_fine_tune_id: str | None, _is_whole: bool) -> None:  # noqa: FBT001  # as a create calls it
-    """Take no note of an accepted create: the caller keeps no record."""
+    """Record nothing about an accepted create, for a caller that keeps no record."""
 
 
 class Recovery:
-    """Creates jobs and uploads files for one session, each once.
+    """Creates jobs and uploads files for one session, each exactly once.
 
     Args:
-        caller: What makes the calls.
+        caller: Makes the calls.
     """
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
         self.claims = Claims()
+        # Weak, so that a group lasts for as long as a call uses it.
         self._groups: weakref.WeakValueDictionary[tuple[str, str], Group[Any]] = weakref.WeakValueDictionary()
 
     def check_loop(self) -> None:
-        """Raise `ConfigurationError` unless the session belongs to the running event loop; its first call binds it."""
+        """Raise `ConfigurationError` unless the session belongs to the running event loop, and bind it at first use."""
         self.caller.transport.check_place()
 
     async def create(
@@ -132,16 +134,16 @@ class Recovery:
         wanted: Callable[[], bool] = lambda: True,
         note: Note = _unheeded,
     ) -> FineTune:
-        """Create a job, once; `FineTuneSession.create_fine_tune` says how.
+        """Create a job once; see `FineTuneSession.create_fine_tune`.
 
         Args:
-            request: What to ask for.
-            known: Ids of jobs that are known to be another request's. Those of this session are known here.
-            wanted: Asked each time before it is sent; where it says no, it has made no job, and is not sent.
+            request: The parameters of the job.
+            known: The ids of jobs that belong to other requests, besides those that this session made.
+            wanted: Called before each attempt. If it returns False, the create is not sent; it then has made no job.
             note: See `Note`.
 
         Raises:
-            NotSent: It was no longer `wanted`.
+            NotSent: The create was no longer `wanted`.
         """
         if not isinstance(request, FineTuneRequest):
             raise RequestInvalid("request", f"expected a FineTuneRequest, got {type(request).__name__}")
@@ -160,28 +162,27 @@ class Recovery:
         accepted: bool = False,
         fine_tune_id: str | None = None,
     ) -> FineTune | None:
-        """Look for the job of a create of an earlier session; None if it surely made none.
+        """Find the job of a create that an earlier session sent; return None if the create certainly made no job.
 
         Args:
-            request: What was asked for.
-            sent_at: When it was first sent, in Unix seconds by this machine's clock. A service whose clock is set
-                otherwise does no harm; and as this machine's may have been set since, an equal job of the day before
-                makes it uncertain.
-            lost_at: When its reply was given up; the job may still show up until ``Retry.grace`` after. By default
-                `sent_at`.
-            lost: All requests whose job is not known, which might be taken for one another; `request` may be left out.
-            known: Ids of jobs that are known to be another request's. Those of this session are known here.
-            accepted: Whether the service accepted the create, so that it made a job; then None is never returned.
-            fine_tune_id: The id that a reply named which broke off.
+            request: The request of the create.
+            sent_at: When it was first sent, in Unix seconds by this machine's clock. The service's clock may differ.
+                This machine's clock may have been set since then, so a matching job from the day before makes the
+                result uncertain.
+            lost_at: When its reply was lost; by default `sent_at`. The job may appear until ``Retry.grace`` later.
+            lost: All requests whose job is not known and which might be taken for one another; may leave out `request`.
+            known: The ids of jobs that belong to other requests, besides those that this session made.
+            accepted: Whether the service accepted the create. It then made a job, so None is never returned.
+            fine_tune_id: The id that an incomplete reply named.
 
         Raises:
-            CreateUncertain: It cannot be told.
+            CreateUncertain: It is not known whether there is a job, or which one.
         """
         self.check_loop()
         search = Search(
             request,
             Moment.at(sent_at),
-            # By a clock that was set back since it may lie in the future: that is not waited for.
+            # If the clock was set back since then, the time may be in the future, which would prolong the search.
             Moment.at(min(sent_at if lost_at is None else lost_at, time.time())),
             known,
             self.claims.unreleased(),
@@ -194,17 +195,18 @@ class Recovery:
         return await self.search(search)
 
     async def list_rows(self) -> Rows:
-        """List the jobs, and the ids of those of which nothing else can be read."""
+        """List the jobs, and the ids of those that cannot be read."""
         return await self.caller.call(dialect.LIST_FINE_TUNE_ROWS)
 
     async def upload(self, content: Content, name: str, purpose: str, progress: Progress | None) -> File:
-        """Upload a file, once if that can be told."""
+        """Upload a file, once if possible: it is sent again if its reply was lost and the file cannot be identified."""
         group = self.group("file", name)
         sent = Moment.now()
 
         async def attempt() -> File:
             if content.rewind is not None:
                 await content.rewind()
+            # Otherwise the search for another upload could take this file for its own.
             await group.wait_for_searches()
             with group:
                 file = await send_file(self.caller, content, purpose, name, progress)
@@ -214,23 +216,24 @@ class Recovery:
         async def find() -> File | None:
             with group.losing(content):
                 async with group.searching():
-                    # Two that were lost may be two contents: then only sending both again is safe.
+                    # Two lost uploads may have different contents, so only sending both again is safe.
                     group.is_contested |= len(group.lost) > 1
                     if group.is_contested:
                         return None
                     return await self._find_file(name, content.size, purpose, sent)
 
+        # A source that cannot be rewound can be sent only once.
         policy = self.caller.policy if content.rewind is not None else attrs.evolve(self.caller.policy, attempts=1)
         with self.claims.call():
             return await self.caller.retrying(dialect.UPLOAD_FILE, attempt, find, policy)
 
     async def _find_file(self, name: str, size: int | None, purpose: str, sent: Moment) -> File | None:
-        """Look for the file of an upload whose reply was lost; None if there is none that is surely it."""
+        """Return the file of an upload whose reply was lost; None if no file is certainly the one."""
         try:
             policy = attrs.evolve(self.caller.policy, attempts=1)
             listing, reply = await self.caller.exchange(dialect.LIST_FILES, policy=policy)
         except FineTuneError as error:
-            # A file sent twice costs little; a job never gets here.
+            # Uploading a file twice costs little, unlike creating a job twice.
             _log.info("looking for the upload of %s: %s", name, error)
             return None
         since = _at_service(reply, sent)
@@ -240,19 +243,24 @@ class Recovery:
         return file
 
     def group(self, kind: str, name: str) -> Group[Any]:  # Any: requests in one kind, files in the other
-        """The group of all calls under way that make things which a list cannot tell apart."""
+        """Return the group of the calls in progress whose results look alike in a list."""
         group = self._groups.get((kind, name))
         if group is None:
             group = self._groups[kind, name] = Group()
         return group
 
     async def search(self, search: Search) -> FineTune | None:
-        """Search the service's list for the job of a create, for as long as it may take to show up.
+        """Search the service's list for the job of a create until ``Retry.grace`` is over.
 
-        None if it surely made none, by moments that no setting of this machine's clock moves by more than said.
+        Returns:
+            The job, or None if the create certainly made none.
+
+        Raises:
+            CreateUncertain: It is not known whether there is a job, or which one.
         """
         rows, verdict = Rows(is_whole=False), matching.Verdict()
-        # So that a create which is sent again does not go out on this connection.
+        # On a borrowed session a create cannot ask for a new connection, so the search asks to close this one: if the
+        # create is sent again, it must not use a connection that may break in the same way.
         headers = {} if self.caller.transport.owns_http else {"Connection": "close"}
         for pause in self._until_grace_is_over(search):
             try:
@@ -272,7 +280,12 @@ class Recovery:
         return None
 
     async def retrieve_accepted(self, search: Search, failure: Accepted, note: Note) -> FineTune | None:
-        """Retrieve the job that an accepted create's reply names; None if it names none, or none that is known."""
+        """Return the job that the reply to an accepted create names; None if it names none, or the job is not found.
+
+        Raises:
+            CreateUncertain: The job belongs to another create.
+            FineTuneUnreadable: The reply was complete, but the job cannot be read.
+        """
         named = failure.fine_tune_id
         if named is not None and not failure.is_taken and (named in self.claims or named in search.known):
             failure = Accepted(named, is_whole=failure.is_whole, is_taken=True)
@@ -282,25 +295,27 @@ class Recovery:
         await note(named, failure.is_whole)
         if named is None:
             return None
-        # No other call may find it meanwhile.
+        # Claimed before it is retrieved, so that no other call takes it in the meantime.
         self.claims.add(named)
         job = await self.retrieve_named(search, named, is_whole=failure.is_whole)
         if job is None:
             self.claims.withdraw(named)
             if failure.is_whole:
+                # The service does not know the id, so from now on it is only a hint.
                 await note(named, False)
         return job
 
     async def retrieve_named(self, search: Search, named: str, *, is_whole: bool = False) -> FineTune | None:
-        """Retrieve the job that a create's reply named; None if the service does not know it, or it is another's.
+        """Return the job that the reply to a create named; None if the service does not know it or it does not match.
 
         Raises:
-            FineTuneUnreadable: The reply was whole, and the job cannot be read.
+            FineTuneUnreadable: The reply was complete, but the job cannot be read.
         """
         for pause in self._until_grace_is_over(search):
             try:
                 job, reply = await self.caller.exchange(dialect.RETRIEVE_FINE_TUNE, named)
             except NotFound:
+                # A new job may take a while to be visible to every machine of the service.
                 await asyncio.sleep(pause)
             except FineTuneError as failure:
                 if not is_whole:
@@ -308,6 +323,7 @@ class Recovery:
                     return None
                 raise FineTuneUnreadable(str(failure), named) from failure
             else:
+                # A broken reply is no proof that the id is this create's, so the job must match the request.
                 if not is_whole and not matching.is_ours(job, search.request, _at_service(reply, search.sent)):
                     return None
                 self.claims.add(named)
@@ -315,7 +331,7 @@ class Recovery:
         return None
 
     def _until_grace_is_over(self, search: Search) -> Iterator[float]:
-        """How long to pause after each look for a job; the last look is the one after ``Retry.grace`` is over."""
+        """Yield the pause after each look for a job. The last look is made after ``Retry.grace`` is over."""
         pause = self.caller.policy.base
         while (left := self.caller.policy.grace - (time.monotonic() - search.lost_at.steady)) > 0:
             yield min(pause, left)
@@ -324,7 +340,7 @@ class Recovery:
 
 
 class _Create:
-    """One create under way: how it is sent, and looked for where its reply is lost."""
+    """One create in progress: sends it, and finds its job if the reply is lost."""
 
     def __init__(
         self,
@@ -340,7 +356,7 @@ class _Create:
         self._known = known
         self._wanted = wanted
         self._note = note
-        # No service is known to honour the key; it costs nothing to send, and nothing here depends on it.
+        # No service is known to honour this key. It costs nothing to send, and nothing depends on it.
         headers = {"Idempotency-Key": secrets.token_hex(16)}
         body = structuring.write_request(request.given())
         self._call = build(dialect.CREATE_FINE_TUNE, self._caller.base_url, body=body, headers=headers)
@@ -349,11 +365,11 @@ class _Create:
         self._is_lost = False
 
     async def send(self) -> FineTune:
-        """Send it once; return the job that it made.
+        """Send the create once; return the job that it made.
 
         Raises:
-            NotSent: It is not wanted any more.
-            CreateUncertain: It was accepted, and which job it made cannot be told.
+            NotSent: The create is no longer wanted.
+            CreateUncertain: The create was accepted, but it is not known which job it made.
         """
         await self._group.wait_for_searches()
         if not self._wanted():
@@ -373,19 +389,19 @@ class _Create:
                 return made
 
     async def find(self) -> FineTune | None:
-        """Look for the job after the reply was lost; None if it surely made none."""
+        """Return the job after the reply was lost; None if the create certainly made none."""
         self._is_lost = True
         with _Noted(self._request, None):
             return await self._search_list(self._search())
 
     async def _exchange(self, heard: Heard) -> FineTune:
-        """Send it; return the job that the reply describes.
+        """Send the create; return the job that the reply describes.
 
         Raises:
-            Accepted: The service accepted it, and its reply describes no job.
+            Accepted: The service accepted the create, but its reply does not describe a job.
         """
         try:
-            # A connection that broke once under a create may do so each time: the next goes out on its own.
+            # A connection that broke during a create may break again, so the next attempt uses a new one.
             reply = await self._caller.fetch(self._call, heard=heard, fresh=self._is_lost)
         except FineTuneError as failure:
             if not heard.is_accepted:
@@ -405,7 +421,7 @@ class _Create:
         """Claim the job for this call.
 
         Raises:
-            Accepted: It is another's: this create was accepted, and which job it made is not known.
+            Accepted: The job belongs to another create. This one was accepted, but it is not known which job it made.
         """
         if fine_tune_id in self._recovery.claims or fine_tune_id in self._known:
             words = f"the reply names {fine_tune_id}, which another create made"
@@ -423,13 +439,16 @@ class _Create:
 
 
 def _at_service(reply: Reply, moment: Moment) -> float | None:
-    """What the service's clock showed at `moment`; None if that cannot be known."""
+    """Return the service's time at `moment`; None if it is not known.
+
+    The difference between two times of the service does not depend on how this machine's clock is set.
+    """
     now, seconds_ago = server_time(reply), moment.seconds_ago()
     return None if now is None or seconds_ago is None else now - seconds_ago
 
 
 class _Noted:
-    """Says on a cancellation what is known of the job of a create that was under way."""
+    """Adds a note to a cancellation, saying what is known about the job of the create in progress."""
 
     def __init__(self, request: FineTuneRequest, known: Heard | Accepted | None) -> None:
         self._request = request

@@ -1,4 +1,4 @@
-"""The events of a job as they happen."""
+"""Follow the events of a job as they happen."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ from aiofinetune.retry import Retry
 
 _DONE: Final = b"[DONE]"
 _IDENTITY: Final = attrgetter("created_at", "level", "message")
-"""What tells an event from others: a hash of it is what is kept of those that were given."""
+"""The identity of an event. Only its hash is kept of an event that was returned."""
 _AT_ONCE: Final = 100
-"""Events that are read together, which costs less than one by one; no more, for where one is odd, those before it are
-read once more each."""
+"""The number of events that are read together, which is cheaper than one by one. It is limited because all of them are
+read again, one by one, if one is odd."""
 _OBJECT: Final = attrs.fields(FineTuneEvent).object.default
 _PINGS: Final = frozenset({"ping", "pong", "heartbeat", "keepalive", "keep-alive", "keep_alive"})
 _CODES: Final = ("code", "statusCode", "status_code")
 _TIMES: Final = frozenset({"created_at", "time", "timestamp", "ts"})
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 _REST_SECONDS: Final = 5.0
-"""How long to wait for the rest of a body that is not an event stream."""
+"""The number of seconds to wait for the rest of a body that is not an event stream."""
 _LASTING: Final = 5.0
-"""Seconds after which a connection that told all has done what it could: proxies cut those that are silent for long."""
+"""A connection that replayed everything and lasted longer than this many seconds resets the count of failures: proxies
+close connections that are silent for long."""
 
 _log = logging.getLogger("aiofinetune")
 
 
 class EventStream:
-    """A job's events: an async context manager, and within it an async iterator of `FineTuneEvent`.
+    """The events of a job: an async context manager, and inside it an async iterator of `FineTuneEvent`.
 
     ::
 
@@ -59,21 +60,22 @@ class EventStream:
                 print(event.message)
 
     The service sends the job's history first, then each event as it happens, and ends the stream with ``[DONE]`` when
-    the job is over; nothing else ends it. When the connection breaks or falls silent, it is made anew: the service
-    tells the history again, and what was given already is skipped, by position, for events have no ids and their
-    times are alike. Leaving the context frees the connection, however far the stream was read.
-    A read may be cancelled and go on later; but while there is no connection, one that is cancelled sooner than a
-    connection takes makes none, however often it is repeated, and counts as no failure.
+    the job ends. Nothing else ends the stream. If the connection breaks or falls silent, the stream reconnects: the
+    service replays the history, and the events that were already returned are skipped by their position, because
+    events have no ids and their times may be equal. Leaving the context closes the connection, wherever the stream is.
+
+    A read may be cancelled and repeated later. If it is cancelled while the stream is connecting, the next read starts
+    to connect again, so reads that are always cancelled too soon never connect. This does not count as a failure.
 
     Raises, while it is read:
-        StreamInterrupted: The connection broke again and again without a new event; the last cause is chained.
-        StreamHistoryChanged: After a reconnect the service told another history than before.
-        APIError: The service sent an error in place of an event, or refused to go on.
+        StreamInterrupted: The connection kept breaking without a new event; the last cause is chained.
+        StreamHistoryChanged: After a reconnect the service replayed a different history.
+        APIError: The service sent an error in place of an event, or refused to continue.
         ProtocolViolation: The service sent something that is not an event of a job, or a page or JSON in place of the
             stream.
     """
 
-    # Here and in what it holds: there may be thousands.
+    # This class and the classes that it uses have slots, because a program may hold thousands of streams.
     __slots__ = (
         "_again_at",
         "_api_key",
@@ -109,30 +111,31 @@ class EventStream:
         self._api_key = api_key
         self._incoming: Incoming | None = None
         self._decoder = EventDecoder()
-        # Both with the next one last: a list takes less than a deque, of which each of a thousand streams had two.
+        # These lists are in reverse order, so that pop() returns the next item. A deque takes more memory than a list,
+        # which matters for thousands of streams.
         self._unread: list[bytes] = []
-        """What was received, and not looked at."""
+        """The events that were received but not decoded yet."""
         self._names: list[bytes] = []
-        """The names of these events; empty where none has one."""
+        """The names of these events; empty if none of them has one."""
         self._is_odd = False
-        """Whether one of them may be no event of a job."""
+        """Whether one of them may not be an event of a job."""
         self._new: list[FineTuneEvent] = []
-        """Events that are to be given."""
+        """The events to return next."""
         self._given = array("q")
-        """Hashes of the events that were given: what is left of a long history."""
+        """The hashes of the events that were returned, which take less memory than the events."""
         self._position = 0
-        """Where in the job's history this connection stands."""
+        """The position of this connection in the job's history."""
         self._has_begun = False
-        """Whether this connection has brought anything but white space."""
+        """Whether this connection has received anything except white space."""
         self._has_caught_up = False
-        """Whether this connection has told all that was given."""
+        """Whether this connection has replayed every event that was returned."""
         self._is_done = False
         self._failures = 0
         self._failing_since = 0.0
         self._connected_at = 0.0
         self._again_at: float | None = None
-        """When to connect, by the event loop's clock, while there is no connection. Kept here, so that whoever
-        was cancelled while waiting for it may go on."""
+        """When to connect, by the event loop's clock; None while there is a connection. It is kept here so that a read
+        that was cancelled during the wait can continue it."""
 
     async def __aenter__(self) -> Self:
         self._again_at = asyncio.get_running_loop().time()
@@ -162,7 +165,7 @@ class EventStream:
         return self._new.pop()
 
     async def _advance(self) -> None:
-        """Connect, if that is due; else take what was received next, and where there is nothing, receive some."""
+        """Connect if there is no connection; else decode the next events, or receive some if there are none."""
         try:
             if self._again_at is not None:
                 if (seconds := self._again_at - asyncio.get_running_loop().time()) > 0:
@@ -170,7 +173,8 @@ class EventStream:
                 self._start(await self._connect(self._request))
                 if _may_stream(self._connection().headers):
                     return
-                # Something else than a stream is an error as it is entered, rather than at the first event.
+                # By its headers this is not a stream, so read on: the error is then raised on entering the context, not
+                # at the first event.
             if not self._unread:
                 self._has_caught_up = 0 < self._position >= len(self._given)
                 chunk = await self._connection().read()
@@ -192,20 +196,21 @@ class EventStream:
         return self._incoming
 
     async def _check_start(self, chunk: bytes) -> None:
-        """Raise the error for what a connection brings, if its first bytes show that it is not an event stream."""
+        """Raise an error if the first bytes of a connection show that it is not an event stream."""
         start, incoming = chunk.lstrip(_BLANK), self._connection()
         self._has_begun = bool(start)
         if not _may_begin(start, incoming.headers) or (not chunk and not _may_stream(incoming.headers)):
             raise in_place_of_events(scrubbed(await _rest_of(incoming, chunk), self._api_key))
 
     def _events_of(self, chunk: bytes) -> list[bytes]:
-        """Return the events that the next bytes of the connection complete; none is its end."""
+        """Return the events that the next bytes of the connection complete; an empty chunk is its end."""
         if chunk:
             events = self._decoder.feed(chunk)
             if self._decoder.names:
                 self._names = self._decoder.names[::-1]
             whole = b"\n".join(events)
-            # Without these words, an object with a time and a message is an event. By `find`, as in `scrubbed`.
+            # An object with a time and a message is an event if it holds neither word. `find` is faster than `in`; see
+            # `scrubbed`.
             self._is_odd = bool(self._names) or whole.find(b'"error"') >= 0 or whole.find(b'"type"') >= 0
             shows_key = scrubbed(whole, self._api_key) is not whole
             return [scrubbed(event, self._api_key) for event in events] if shows_key else events
@@ -213,13 +218,14 @@ class EventStream:
         if data == _DONE:
             return [_DONE]
         with contextlib.suppress(ProtocolViolation):
-            # An error is raised though the end cuts it off; any other event may be another one when it is whole.
+            # An error is raised even if it is cut off. Any other event is dropped, because it may not be complete.
             read_event(scrubbed(data, self._api_key), *self._decoder.names)
         raise ConnectionLost("the event stream ended before [DONE]")
 
     def _take_some(self) -> bool:
-        """Take several of the events that were received, all of them new; not if one of them is odd."""
+        """Decode several events at once, which must all be new; return False, and do nothing, if one of them is odd."""
         received = self._unread[-_AT_ONCE:]
+        # In reverse order, the first one is the last that was received.
         if received[0] == _DONE:
             del received[0]
         if not received:
@@ -239,7 +245,7 @@ class EventStream:
         return True
 
     def _take_one(self) -> None:
-        """Take one event that was received."""
+        """Decode one event."""
         data = self._unread.pop()
         name = self._names.pop() if self._names else b""
         if data.strip() == _DONE:
@@ -250,10 +256,11 @@ class EventStream:
             self._new.append(event)
 
     def _is_new(self, event: FineTuneEvent) -> bool:
-        """Count an event of this connection; whether it goes beyond the history that was given."""
+        """Count an event of this connection; return whether it is new, not part of the replayed history."""
         fingerprint, position = hash(_IDENTITY(event)), self._position
         self._position += 1
         if position < len(self._given):
+            # If the history has changed, it is not known which events are new.
             if self._given[position] != fingerprint:
                 raise StreamHistoryChanged(
                     f"event {position + 1} differs from the one before the reconnect: {event.message[:200]!r}"
@@ -272,7 +279,7 @@ class EventStream:
         self._close()
 
     def _start(self, incoming: Incoming) -> None:
-        """Read from a new connection, from the start of the job's history."""
+        """Start reading from a new connection, at the start of the job's history."""
         self._incoming = incoming
         self._decoder = EventDecoder()
         self._has_begun = False
@@ -281,22 +288,21 @@ class EventStream:
         self._again_at = None
 
     def _fail(self, failure: FineTuneError) -> None:
-        """Say when to connect again after a failure that this may mend; give up after too many without a new event.
+        """Schedule a reconnect after a failure, or give up after too many failures without a new event.
 
         Raises:
-            StreamInterrupted: Given up.
-            FineTuneError: The failure itself, where the stream never was open or no new connection mends it.
+            StreamInterrupted: There were too many failures.
+            FineTuneError: The failure itself, if the stream was never open or reconnecting cannot help.
         """
         now = asyncio.get_running_loop().time()
         was_open = self._connected_at > 0
         self._close()
         self._again_at = None
         if self._has_caught_up and now - self._connected_at > max(self._policy.cap, _LASTING):
-            # That is progress too: jobs are silent for longer than a proxy may wait.
+            # This counts as progress: a job may be silent for longer than a proxy keeps a connection open.
             self._failures = 0
         self._has_caught_up = False
         if not retry.may_pass(failure):
-            # A new connection does not mend it.
             raise failure
         if self._failures == 0:
             self._failing_since = now
@@ -319,18 +325,19 @@ class EventStream:
 
 
 def read_event(data: bytes, name: bytes = b"") -> FineTuneEvent | None:
-    """Read one event of a stream; None for what only keeps the connection open.
+    """Decode one event of a stream; return None if it only keeps the connection open.
 
-    Services send errors and pings in many shapes. An object that says that it is an event of a job is one. Of the
-    rest, an error has the name, the type or a field of one, and a ping has the name or the type of one, or no content.
+    Services send errors and pings in many forms. An object whose ``object`` field says that it is an event is always an
+    event. Otherwise, an error has the name, the type or a field of an error, and a ping has the name or the type of a
+    ping, or no content.
 
     Args:
-        data: Its data.
-        name: Its name (the ``event`` field), if it has one.
+        data: The data of the event.
+        name: The name of the event (its ``event`` field), if it has one.
 
     Raises:
-        APIError: The service sent an error in its place.
-        ProtocolViolation: It is not an event of a job.
+        APIError: The service sent an error in place of an event.
+        ProtocolViolation: The data is not an event of a job.
     """
     kind = name.decode(errors="replace").strip().lower()
     if _names_error(kind):
@@ -349,7 +356,7 @@ def read_event(data: bytes, name: bytes = b"") -> FineTuneEvent | None:
     except ProtocolViolation:
         if kind in ("", "message") or kind.endswith("event"):
             raise
-        # Of a kind of its own, which an unknown word must not make an error.
+        # The event is of a kind that is not known here, which must not end the stream.
         return None
 
 
@@ -357,7 +364,7 @@ def in_place_of_events(body: bytes) -> FineTuneError:
     """Return the error for a body that is not an event stream.
 
     Args:
-        body: Its start, without the key.
+        body: The start of the body, without the key.
     """
     start = body.lstrip(_BLANK)
     if start[:1] not in (b"{", b"["):
@@ -365,7 +372,7 @@ def in_place_of_events(body: bytes) -> FineTuneError:
         return ProtocolViolation(
             f"the reply is not an event stream, but {what}; a proxy may have answered, or base_url may be wrong"
         )
-    # Whole, or one object on each line.
+    # The body may be one JSON document, or JSON Lines.
     for text in (start, start.partition(b"\n")[0]):
         with contextlib.suppress(ProtocolViolation):
             value = structuring.read_json(text)
@@ -380,7 +387,7 @@ def in_place_of_events(body: bytes) -> FineTuneError:
 
 
 def _says_event(value: Mapping[str, object]) -> bool:
-    """Whether an object says that it is an event of a job."""
+    """Return whether an object says that it is an event of a job."""
     return str(value.get("object", "")).endswith("event")
 
 
@@ -399,7 +406,7 @@ def _is_error(value: Mapping[str, object]) -> bool:
     ):
         return True
     if has_message and (value.get("created_at") or value.get("level")):
-        # An event has a time or a level, and an error has neither.
+        # Events have a time or a level, and errors have neither.
         return False
     if any(value.get(name) for name in _CODES) or _names_error(value.get("status")) or value.get("success") is False:
         return True
@@ -426,19 +433,25 @@ def _type_of(headers: Mapping[str, str]) -> str:
 
 
 def _may_stream(headers: Mapping[str, str]) -> bool:
-    """Whether a body may be an event stream by its type, which some services leave out or get wrong."""
+    """Return whether a body may be an event stream, by its content type.
+
+    Some services leave out the type or get it wrong, so only types that rule out a stream count.
+    """
     return not _type_of(headers).endswith(("html", "json", "xml"))
 
 
 def _may_begin(start: bytes, headers: Mapping[str, str]) -> bool:
-    """Whether an event stream may begin like this: with a field, or by its type with anything but a page or JSON."""
+    """Return whether an event stream may begin with these bytes.
+
+    It begins with a field. If its content type is right, it may begin with anything except a page or JSON.
+    """
     if _type_of(headers) == "text/event-stream":
         return start[:1] not in (b"<", b"{", b"[")
     return any(start.startswith(field[: len(start)]) for field in (b":", b"data", b"event", b"id", b"retry"))
 
 
 async def _rest_of(incoming: Incoming, start: bytes) -> bytes:
-    """Read more of a body that is not an event stream, until it has room for an error's words."""
+    """Read more of a body that is not an event stream, so that it holds the whole message of an error."""
     with contextlib.suppress(FineTuneError, TimeoutError):
         async with asyncio.timeout(_REST_SECONDS):
             while len(start) < MAX_ERROR_BYTES and (more := await incoming.read()):

@@ -1,4 +1,4 @@
-"""Waiting for a job's end: by its event stream, and by a look at the job now and then."""
+"""Wait for a job's end: follow its event stream, and retrieve the job at intervals."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from aiofinetune.retry import Retry
 _log = logging.getLogger("aiofinetune")
 
 _MAX_EVENTS: Final = 10
-"""Events that a failed job's error carries."""
+"""The number of events that the error of a failed job carries."""
 _LOOK_INTERVAL: Final = 60.0
-"""Seconds between two looks at a job whose stream goes on: a connection that is kept alive says nothing of the job."""
+"""The number of seconds between two looks at a job while its stream is open. An open stream is no proof that the job is
+still active: a proxy may keep the connection alive."""
 _MIN_PAUSE: Final = 1.0
 _MAX_PAUSE: Final = 30.0
-"""Seconds between two looks at a job whose stream does not last."""
+"""The bounds, in seconds, of the pause between two looks at a job whose stream ended before the job."""
 
 
 class Waiting:
     """One wait for a job's end.
 
     Args:
-        fine_tune_id: The job.
+        fine_tune_id: The id of the job.
         retrieve: Retrieves a job.
         follow: Opens a job's event stream.
-        policy: For how long the service may be out of reach.
+        policy: Its deadline limits how long the service may be unreachable.
     """
 
     def __init__(
@@ -47,17 +48,17 @@ class Waiting:
         self._follow = follow
         self._policy = policy
         self._events: deque[FineTuneEvent] = deque(maxlen=_MAX_EVENTS)
-        """The last events of the stream that is read, or was."""
+        """The last events of the current stream, or of the last one."""
         self._last: FineTune | None = None
-        """The job at the last look."""
+        """The job as it was at the last look."""
 
     async def wait(self, timeout: float | None) -> FineTune:  # noqa: ASYNC109  # as the session offers it
-        """Wait until the job is over; return it, succeeded.
+        """Wait until the job succeeds, and return it.
 
         Raises:
-            FineTuneFailed: It failed.
-            FineTuneCancelled: It was cancelled.
-            WaitTimeout: It was not over after `timeout` seconds.
+            FineTuneFailed: The job failed.
+            FineTuneCancelled: The job was cancelled.
+            WaitTimeout: The job did not end within `timeout` seconds.
         """
         deadline = asyncio.timeout(timeout)
         try:
@@ -65,6 +66,7 @@ class Waiting:
                 job = await self._until_over()
         except TimeoutError as error:
             if not deadline.expired():
+                # A TimeoutError of the call itself, such as ReplyTimeout.
                 raise
             raise WaitTimeout(f"fine-tune {self._id} was not over after {timeout} s; {self._state()}") from error
         if job.status == Status.SUCCEEDED:
@@ -101,7 +103,7 @@ class Waiting:
         return self._last
 
     async def _watch(self) -> bool:
-        """Follow the job's events until they end, or the job is over; return whether to follow them again."""
+        """Follow the job's events until they end or the job ends; return whether to follow them again."""
         self._events.clear()
         stream = self._follow(self._id)
         async with asyncio.TaskGroup() as group:
@@ -112,7 +114,7 @@ class Waiting:
         return reading.cancelled() or reading.result()
 
     async def _read(self, stream: EventStream) -> bool:
-        """Read a stream to its end; return whether another may do better."""
+        """Read a stream to its end; return whether opening another one may help."""
         try:
             async with stream:
                 async for event in stream:
@@ -121,7 +123,7 @@ class Waiting:
             if isinstance(failure, StreamInterrupted) or retry.may_pass(failure):
                 _log.info("following %s: %s", self._id, failure)
                 return True
-            # Whatever is wrong with the stream, or with the job, a look at the job will tell.
+            # The look at the job that follows shows whether the problem is with the job or only with its stream.
             _log.info("following %s: %s; looking at it now and then instead", self._id, failure)
             return False
         return True
@@ -131,12 +133,12 @@ class Waiting:
             job = await self._look()
         except FineTuneError as failure:
             _log.info("looking at %s: %s", self._id, failure)
-            # What does not pass, the look that follows raises.
+            # If the failure is permanent, stop reading: the look that follows raises it.
             return not retry.may_pass(failure)
         return job.is_terminal
 
     def _state(self) -> str:
-        """What is known of a job that was not over in time, by the last look at it."""
+        """Return what the last look showed of a job that did not end in time."""
         if self._last is None:
             return "it goes on, as far as is known: its status was not seen"
         status = self._last.status
@@ -146,5 +148,5 @@ class Waiting:
 
 
 def _now() -> float:
-    """Seconds on a clock that is never set."""
+    """Return the time of the event loop's clock, which cannot be set."""
     return asyncio.get_running_loop().time()
