@@ -1,1 +1,1 @@
-"""What each service says: its endpoints, and how its replies are read. Pure functions and data, no I/O."""
+"""The endpoints of each service and how to read its replies. Pure functions and data, no I/O."""

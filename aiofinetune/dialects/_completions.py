@@ -1,4 +1,4 @@
-"""The completions endpoint. Imported when it is first called, as few programs do."""
+"""The completions endpoint. Imported when first called, because few programs need it."""
 
 from __future__ import annotations
 

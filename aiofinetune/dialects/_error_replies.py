@@ -1,4 +1,4 @@
-"""Replies that say what went wrong: which exception a status stands for, in the words of the service. No I/O."""
+"""Read replies that report an error, and choose the exception to raise. No I/O."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _ERROR_OF_STATUS: Final[Mapping[int, type[APIError]]] = {
 
 
 def error_of(reply: Reply) -> APIError:
-    """The error that a reply with an error's status stands for, whatever its body is."""
+    """Return the error for a reply with an error status, whatever its body is."""
     kind = _ERROR_OF_STATUS.get(reply.status, ServerError if reply.status >= 500 else APIError)
     request_id = printable(reply.headers.get("x-request-id"))
     if 300 <= reply.status < 400:
-        # Whole, as aiohttp bounds it: of a key that a cut halves, the rest would show.
+        # Not shortened (aiohttp limits its length): a key that is cut in half would not be recognised and removed.
         location = printable(reply.headers.get("location")) or "nowhere"
         return APIError(
             reply.status,
@@ -61,12 +61,18 @@ def error_of(reply: Reply) -> APIError:
 
 
 def printable(value: str | None) -> str | None:
-    """A header's text; bytes that are no UTF-8, which aiohttp keeps as halves of pairs, as question marks."""
+    """Return a header's text, with question marks for bytes that are not UTF-8.
+
+    aiohttp keeps such bytes as surrogates, which cannot be printed.
+    """
     return None if value is None else value.encode(errors="replace").decode()
 
 
 def _kind_of_limit(message: str, kind: str | None, _param: str | None, code: str | None) -> type[RateLimited]:
-    """Which limit a 429 speaks of, by what services are known to say; a limit unknown is taken for throttling."""
+    """Return the kind of limit that a 429 reports, judging by the messages of known services.
+
+    An unknown limit counts as throttling.
+    """
     names = f"{kind} {code}".lower()
     words = message.lower()
     if "quota" in names or "billing" in names or "daily" in names or "quota" in words or " per day" in words:
@@ -77,7 +83,7 @@ def _kind_of_limit(message: str, kind: str | None, _param: str | None, code: str
 
 
 def server_time(reply: Reply) -> float | None:
-    """The Unix time at the service when it replied (RFC 9110, section 6.6.1), or None if it does not say."""
+    """Return the service's Unix time when it replied (RFC 9110, section 6.6.1); None if the reply does not say."""
     try:
         return email.utils.parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
     except (ValueError, OverflowError):
@@ -85,7 +91,7 @@ def server_time(reply: Reply) -> float | None:
 
 
 class Words(NamedTuple):
-    """What a service says went wrong, each a text of a bounded length."""
+    """The fields of an error, each with a limited length."""
 
     message: str
     type: str | None = None
@@ -94,25 +100,26 @@ class Words(NamedTuple):
 
 
 MAX_WORDS: Final = 2000
-"""Characters of each text of an error that are kept: they are for people, not for pages."""
+"""The number of characters that are kept of each field of an error: people read them, and a page would be too long."""
 
 
 _NESTS: Final = ("error", "detail", "errors")
-"""Where a body keeps its error: the reference's envelope, FastAPI's, JSON:API's."""
+"""The keys that hold an error in a body: those of the reference, FastAPI and JSON:API."""
 
 
 _TEXTS: Final = ("title", "message", "msg", "error_description", "description", "reason")
-"""What holds an error's text, besides those: RFC 9457, the reference, OAuth (RFC 6749, section 5.2) and others."""
+"""The other keys that hold the text of an error: those of RFC 9457, the reference, OAuth (RFC 6749, section 5.2) and
+others."""
 
 
 def error_words(body: bytes) -> Words | None:
-    """What the body of an error says, in any of the shapes that services use; None where it is no error's JSON."""
+    """Return the fields of an error's body, in any form that services use; None if it is not an error's JSON."""
     try:
         value = structuring.read_json(body)
     except ProtocolViolation:
         return None
     if isinstance(value, list):
-        # As Google's services send it: the envelope, in a list.
+        # Google's services send the envelope in a list.
         value = next((item for item in value if isinstance(item, dict)), None)
     if not isinstance(value, dict) or all(value.get(name) in (None, "", []) for name in (*_NESTS, *_TEXTS)):
         return None
@@ -120,9 +127,9 @@ def error_words(body: bytes) -> Words | None:
 
 
 def error_words_of_success(body: bytes) -> Words | None:
-    """What a body that came with a success says went wrong; None where it holds no error.
+    """Return the fields of an error in the body of a successful reply; None if the body holds no error.
 
-    A job may hold the error that it failed with: this is for a body that is not what the endpoint promises.
+    Use this only for a body that does not fit its endpoint, because a valid job may hold the error that it failed with.
     """
     try:
         value = structuring.read_json(body)
@@ -134,17 +141,18 @@ def error_words_of_success(body: bytes) -> Words | None:
 
 
 _MAX_NESTING: Final = 5
+"""How deep to look for texts: an error's JSON may be nested without limit."""
 
 
 def _words_of(error: object) -> Words:
-    """Read an error that may hold others: the texts of all, and the type, param and code nearest to them."""
+    """Read an error that may hold others: join the texts of all, and take the innermost type, param and code."""
     fields: dict[str, str] = {}
     message = "; ".join(dict.fromkeys(_texts_of(error, fields, _MAX_NESTING)))
     return Words(_bounded(message) or "no message", *map(fields.get, ("type", "param", "code")))
 
 
 def _texts_of(error: object, fields: dict[str, str], depth: int) -> list[str]:
-    """Give an error's texts, the innermost first, and put its type, param and code into `fields`."""
+    """Return the texts of an error, the innermost first, and put its type, param and code into `fields`."""
     match error:
         case str():
             return [error] if error.strip() else []
@@ -153,6 +161,7 @@ def _texts_of(error: object, fields: dict[str, str], depth: int) -> list[str]:
         case int() | float():
             return [str(error)]
         case list() if depth > 0:
+            # The type, param and code of one error among several must not pass for those of all.
             return [text for item in error for text in _texts_of(item, fields if len(error) == 1 else {}, depth - 1)]
         case dict() if depth > 0:
             return _texts_of_object(error, fields, depth)
@@ -166,7 +175,7 @@ def _texts_of_object(error: dict[str, object], fields: dict[str, str], depth: in
         if error.get(name) is not None:
             fields.setdefault(name, _bounded(str(error[name])))
     if isinstance(place := error.get("loc"), list) and place:
-        # FastAPI's, of one field: ["body", "training_file"].
+        # FastAPI names the field at fault by a path such as ["body", "training_file"].
         where = ".".join(map(str, place))
         texts = [f"{where}: {text}" for text in texts]
     if not texts:
@@ -180,14 +189,14 @@ def _bounded(text: str) -> str:
 
 
 def retry_after_of(headers: Mapping[str, str], *, now: float) -> float | None:
-    """Seconds that a service asks to wait: by the milliseconds that some send, else by ``Retry-After``.
+    """Return the number of seconds that a service asks the client to wait, or None.
 
-    Azure sends ``retry-after-ms`` and ``x-ms-retry-after-ms`` besides ``Retry-After``, which only holds whole seconds.
-    A header that makes no sense counts as missing.
+    Azure sends ``retry-after-ms`` and ``x-ms-retry-after-ms`` in addition to ``Retry-After``, which holds only whole
+    seconds. The milliseconds take precedence. An invalid header counts as missing.
 
     Args:
-        headers: A reply's, looked up in any case.
-        now: The Unix time, for a date.
+        headers: The headers of a reply; their names are case-insensitive.
+        now: The Unix time, to compare a date with.
     """
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
         milliseconds = _number(headers.get(name))
@@ -197,14 +206,14 @@ def retry_after_of(headers: Mapping[str, str], *, now: float) -> float | None:
 
 
 def parse_retry_after(value: str | None, *, now: float) -> float | None:
-    """Seconds to wait by a ``Retry-After`` header, which holds seconds or a date (RFC 9110, section 10.2.3).
+    """Read a ``Retry-After`` header, which holds seconds or a date (RFC 9110, section 10.2.3).
 
     Args:
-        value: The header, or None where there is none.
-        now: The Unix time, for a date.
+        value: The header; None if it is missing.
+        now: The Unix time, to compare a date with.
 
     Returns:
-        0 or more; None where the header is missing or makes no sense.
+        The number of seconds to wait, 0 or more; None if the header is missing or invalid.
     """
     if value is None:
         return None
@@ -218,7 +227,7 @@ def parse_retry_after(value: str | None, *, now: float) -> float | None:
 
 
 def _number(value: str | None) -> float | None:
-    """A header's number; None where there is none, or one without an end."""
+    """Return the number in a header; None if there is none, or if it is inf or NaN."""
     try:
         number = float(value or "")
     except ValueError:

@@ -1,7 +1,7 @@
-"""The endpoints as data, and the pure functions that build a request and read its reply. No I/O.
+"""The endpoints of the fine-tunes API as data, and pure functions that read its replies. No I/O.
 
-Source of every path and shape: the API reference's fine-tunes, files, models and completions pages, in their last
-published form (https://github.com/openai/openai-openapi, version 2.0.0).
+The source of every path and object is the API reference: its pages on fine-tunes, files, models and completions, in
+their last published form (https://github.com/openai/openai-openapi, version 2.0.0).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
 
 
 HEADERS: Final[Mapping[str, str]] = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
-"""Of every request that does not say otherwise."""
+"""The default headers of a request."""
 
 
 STREAM_HEADERS: Final[Mapping[str, str]] = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
-"""Of an event stream: a compressed one comes in lumps."""
+"""The headers of an event stream. It is not compressed, because compression would delay events."""
 
 
 CREATE_FINE_TUNE = Endpoint("POST", "/fine-tunes", FineTune, idempotent=False)
@@ -80,16 +80,16 @@ DELETE_FILE = Endpoint("DELETE", "/files/{}", Deleted)
 
 
 def decode(endpoint: Endpoint[T], reply: Reply, noted: structuring.Noted | None = None) -> T:
-    """Read the reply of a call.
+    """Decode the reply to a call.
 
     Args:
-        endpoint: What was called.
-        reply: What came.
-        noted: Is called with each field that was read as absent since it does not fit.
+        endpoint: The endpoint that was called.
+        reply: The reply.
+        noted: Called with each field that is read as absent because its value does not fit.
 
     Raises:
         APIError: The service answered with an error.
-        ProtocolViolation: It answered with something that is neither an error nor what the endpoint promises.
+        ProtocolViolation: The reply is neither an error nor what the endpoint promises.
     """
     if not 200 <= reply.status < 300:
         raise error_of(reply)
@@ -99,15 +99,15 @@ def decode(endpoint: Endpoint[T], reply: Reply, noted: structuring.Noted | None 
         _check_for_error(reply, violation)
         raise
     if isinstance(result, Listing) and not result.data:
-        # Where `data` may be missing, an error looks like an empty list.
+        # Because `data` may be missing, an error in a successful reply would pass for an empty list.
         _check_for_error(reply)
     return result
 
 
 def _check_for_error(reply: Reply, violation: ProtocolViolation | None = None) -> None:
-    """Raise what a body that came with a success says went wrong.
+    """Raise the error in the body of a successful reply, if it holds one.
 
-    Not as an `APIError`: by its status the request was accepted, and may have had its effect.
+    It is not raised as an `APIError`, because by its status the request was accepted and may have had its effect.
     """
     words = error_words_of_success(reply.body)
     if words is not None:
@@ -116,13 +116,13 @@ def _check_for_error(reply: Reply, violation: ProtocolViolation | None = None) -
 
 
 def decode_deleted(reply: Reply, name: str) -> Deleted:
-    """Read the reply to a DELETE: any success is one, whatever its body, unless that denies it.
+    """Decode the reply to a DELETE. A 2xx status means success, unless the body says otherwise.
 
     Services answer 204 without a body, ``{}``, ``null`` or the object that was deleted (RFC 9110, section 9.3.5).
 
     Raises:
         APIError: The service answered with an error, or with ``"deleted": false``.
-        ProtocolViolation: With an error in the body of a success, or a page answered in its place.
+        ProtocolViolation: The body of a successful reply holds an error or a page.
     """
     if not 200 <= reply.status < 300:
         raise error_of(reply)
@@ -130,7 +130,7 @@ def decode_deleted(reply: Reply, name: str) -> Deleted:
         value = structuring.read_json(reply.body)
     except ProtocolViolation:
         if reply.body.lstrip().startswith(b"<"):
-            # A proxy's page, such as one to sign in.
+            # This is a page of a proxy, for example to sign in.
             raise
         value = None
     if not isinstance(value, dict):
@@ -145,11 +145,11 @@ def decode_deleted(reply: Reply, name: str) -> Deleted:
 
 
 def unreadable(reply: Reply, failure: FineTuneError) -> FineTuneError:
-    """What is wrong with the reply to an accepted create that names no job: the service's words where it has any.
+    """Return what is wrong with the reply to an accepted create that names no job.
 
     Args:
-        reply: The reply, as far as it came.
-        failure: What kept it from being read.
+        reply: The received part of the reply.
+        failure: The error in reading it, which is returned if the reply does not say more.
     """
     words = error_words_of_success(reply.body)
     if words is not None:
@@ -164,7 +164,7 @@ def unreadable(reply: Reply, failure: FineTuneError) -> FineTuneError:
 
 
 def explained(error: NotFound, endpoint: Endpoint[T]) -> NotFound:
-    """What a 404 of the reference's own service means, where it is the one that retired the endpoint."""
+    """Return a 404 of the reference's own service with advice, if the service has retired the endpoint."""
     if not endpoint.path.startswith("/fine-tunes"):
         return error
     message = (

@@ -1,4 +1,4 @@
-"""A call as data: its endpoint, the request that is sent, and the reply. No I/O."""
+"""A call as data: its endpoint, its request and its reply. No I/O."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Endpoint(NamedTuple, Generic[T]):
 
     Args:
         method: The HTTP method.
-        path: Below the base URL; ``{}`` stands for an id.
+        path: The path below the base URL; ``{}`` stands for an id.
         result: The class of the reply.
-        idempotent: Whether sending it twice does the same as sending it once.
+        idempotent: Whether sending it twice has the same effect as sending it once.
     """
 
     method: str
@@ -33,8 +33,8 @@ class Request(NamedTuple):
 
     Args:
         method: The HTTP method.
-        url: Absolute, percent-encoded.
-        headers: Those of this request alone, besides or in place of those of every request.
+        url: The absolute URL, percent-encoded.
+        headers: Headers that are added to those of every request, or replace them.
         body: The JSON to send, if any.
     """
 
@@ -45,12 +45,12 @@ class Request(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What to call it in an error."""
+        """The name of the request, for an error message."""
         return f"{self.method} {self.url}"
 
 
 class Reply(NamedTuple):
-    """One HTTP reply, read whole. Header names are looked up in any case."""
+    """One complete HTTP reply. The names of headers are case-insensitive."""
 
     status: int
     headers: Mapping[str, str]
@@ -68,15 +68,15 @@ def build(
     """Build the request of a call.
 
     Args:
-        endpoint: What is called.
-        base_url: Without a slash at its end.
-        ids: What stands in the path's places, percent-encoded here so that none can reach another path.
-        query: Parameters of the URL.
-        body: JSON.
-        headers: Besides, or in place of, those of every request.
+        endpoint: The endpoint.
+        base_url: The base URL, without a trailing slash.
+        ids: The ids in the path. They are percent-encoded here, so that no id can lead to another path.
+        query: The parameters of the URL.
+        body: The JSON to send.
+        headers: Headers that are added to those of every request, or replace them.
 
     Raises:
-        RequestInvalid: An id that no encoding makes safe.
+        RequestInvalid: An id cannot be encoded safely.
     """
     url = base_url + endpoint.path.format(*map(path_segment, ids))
     if query:
@@ -87,10 +87,10 @@ def build(
 
 
 def redirected(request: Request, reply: Reply) -> Request | None:
-    """The request that a reply's redirect asks for, or None if it is not one to follow.
+    """Return the request that a redirect leads to, or None if the reply is not a redirect that may be followed.
 
-    Followed are redirects within one origin that keep the method (RFC 9110, section 15.4). Another origin never
-    gets the key, and a POST never becomes a GET: both show up as an `APIError` with the redirect's status.
+    Redirects are followed if they stay within the origin and keep the method (RFC 9110, section 15.4), because another
+    origin must not get the key and a POST must not become a GET. Any other redirect is raised as an `APIError`.
     """
     location = reply.headers.get("location")
     keeps_method = reply.status in (307, 308) or (reply.status in (301, 302, 303) and request.method == "GET")
