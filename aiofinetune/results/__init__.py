@@ -1,4 +1,4 @@
-"""Results files: the figures that a job leaves, a row each step."""
+"""Read the results file of a job, which has one row of figures for each training step."""
 
 from aiofinetune.results._rows import ResultRow, last_figures, read_results
 

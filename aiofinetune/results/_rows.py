@@ -1,8 +1,8 @@
-"""The results file of a job, ``compiled_results.csv``, as typed rows.
+"""Read the results file of a job, ``compiled_results.csv``, as typed rows.
 
-Columns are read by name (reference: the legacy fine-tuning guide, "Analyzing your fine-tuned model"): services add
-and leave out some. A figure that was not computed in a row's step is an empty cell, -1 on some services, and on others
-whatever their tools write for a missing value.
+Columns are read by name (reference: the legacy fine-tuning guide, "Analyzing your fine-tuned model"), because services
+add some and leave out others. A figure that was not computed in a step is an empty cell. Some services write -1
+instead, and others whatever their tools write for a missing value.
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ _MISSING: Final = frozenset(
         *("na", "n/a", "<na>", "#n/a", "#na", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "1.#inf", "-1.#inf"),
     }
 )
-"""What tools write for a missing value, or for one that is not a number, in lower case."""
+"""The texts that tools write for a missing value or for NaN, in lower case."""
 
 
 @attrs.frozen
 class ResultRow:
-    """What was measured in one training step. Losses are in nats a token, accuracies between 0 and 1."""
+    """The figures of one training step. Losses are in nats per token, and accuracies between 0 and 1."""
 
     step: int
-    """From 1."""
+    """The number of the step, starting at 1."""
     elapsed_tokens: int | None = None
-    """Tokens trained on so far, repeats included."""
+    """The number of tokens trained on so far, including repeats."""
     elapsed_examples: int | None = None
     training_loss: float | None = None
     training_sequence_accuracy: float | None = None
-    """The share of this step's completions that the model would have written exactly."""
+    """The fraction of this step's completions that the model predicted exactly."""
     training_token_accuracy: float | None = None
     validation_loss: float | None = None
     validation_sequence_accuracy: float | None = None
     validation_token_accuracy: float | None = None
     classification: Mapping[str, float] = attrs.field(factory=dict)
-    """Classification figures by the reference's names without their prefix: ``"accuracy"``, ``"weighted_f1_score"``,
-    or ``"precision"``, ``"recall"``, ``"auroc"``, ``"auprc"``, ``"f1.0"``…; only those computed in this step."""
+    """The classification figures that were computed in this step, by the reference's names without their prefix:
+    ``"accuracy"``, ``"weighted_f1_score"``, or ``"precision"``, ``"recall"``, ``"auroc"``, ``"auprc"``, ``"f1.0"``…"""
     other: Mapping[str, str] = attrs.field(factory=dict)
-    """Cells of the columns that the reference does not know, as they are in the file."""
+    """The cells of columns that are not in the reference, unchanged."""
 
 
 def read_results(data: bytes) -> list[ResultRow]:
     """Read a results file.
 
     Raises:
-        ProtocolViolation: It is not a UTF-8 CSV file with a ``step`` column, or a cell is not a number; the message
+        ProtocolViolation: The file is not UTF-8 CSV with a ``step`` column, or a cell is not a number; the message
             names the line and the column.
     """
     try:
@@ -73,6 +73,7 @@ def read_results(data: bytes) -> list[ResultRow]:
         raise ProtocolViolation(f"the results file is not UTF-8: {error}") from error
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
+        # Blank lines before the header are skipped.
         names = [name.strip() for name in next(filter(None, reader), [])]
         if "step" not in names:
             raise ProtocolViolation(f"the results file has no column 'step'; its first line is {text[:200]!r}")
@@ -86,7 +87,7 @@ def read_results(data: bytes) -> list[ResultRow]:
 
 
 def last_figures(rows: Iterable[ResultRow]) -> dict[str, float]:
-    """Return the last value of each figure that was ever computed, by the reference's column names."""
+    """Return the last value of each figure that was computed, by the reference's column names."""
     last: dict[str, float] = {}
     for row in rows:
         last.update({name: value for name in _FIGURES if (value := getattr(row, name)) is not None})
@@ -101,7 +102,7 @@ def _row(cells: Mapping[str, str | None], line: int) -> ResultRow:
     other: dict[str, str] = {}
     for name, cell in cells.items():
         if not name:
-            # What a comma at the end of each line makes.
+            # A comma at the end of each line makes a column without a name.
             continue
         if name not in _COUNTS and name not in _FIGURES and not name.startswith(_CLASSIFICATION):
             other[name] = cell or ""
@@ -126,7 +127,7 @@ def _row(cells: Mapping[str, str | None], line: int) -> ResultRow:
 
 
 def _number(cell: str | None, name: str, line: int) -> float | None:
-    """Return a cell's number; None where it is missing, cut off, -1, or not finite."""
+    """Return the number in a cell; None if it is missing, -1 or not finite."""
     if cell is None or cell.strip().lower() in _MISSING:
         return None
     try:
