@@ -1,1 +1,1 @@
-"""Training data."""
+"""Read and check training data."""

@@ -1,4 +1,4 @@
-"""Training files: JSON Lines, one `{"prompt": ..., "completion": ...}` a line.
+"""Read training files, which are JSON Lines with an object `{"prompt": ..., "completion": ...}` on each line.
 
 Source: the reference's guide to fine-tuning, "Prepare training data".
 """
@@ -13,7 +13,8 @@ import attrs
 
 from aiofinetune.errors import DatasetError
 
-# The longest line that is read, in bytes: many times what any model takes. A file without line ends is not read whole.
+# The longest line that is read, in bytes. It is many times longer than any model allows, and keeps a file without line
+# breaks from being read into memory.
 MAX_LINE_BYTES: Final = 1024 * 1024
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -21,7 +22,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @attrs.frozen
 class Example:
-    """One line of a training file: what the model gets, and what it should answer."""
+    """One line of a training file: a prompt, and the completion that the model should learn."""
 
     prompt: str
     completion: str
@@ -30,10 +31,10 @@ class Example:
 def read_examples(path: str | PathLike[str]) -> Iterator[Example]:
     """Read the training file at `path` one example at a time, in constant memory.
 
-    Blank lines are skipped, and so is a byte order mark at the start.
+    Blank lines and a byte order mark at the start are skipped.
 
     Raises:
-        DatasetError: A line is not an example, or no line is; it carries the line's number, from 1.
+        DatasetError: A line is not an example, or the file holds none; a line is named by its number, starting at 1.
         OSError: The file cannot be read.
     """
     name, found = fspath(path), False
@@ -52,7 +53,7 @@ def parse_example(line: bytes) -> Example:
     """Read one line of a training file.
 
     Raises:
-        ValueError: It is not an example; the message says what was found and what is expected.
+        ValueError: The line is not an example; the message says what was found and what is expected.
     """
     record = _parse_json(line)
     if not isinstance(record, dict):
@@ -84,14 +85,15 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 def _parse_json(line: bytes) -> object:
     try:
-        # Without its end, in which a string that is not closed would be said to hold a control character.
+        # Without the line break, because a string that is not closed would run into it, and the error would be about a
+        # control character.
         text = line.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start + 1} of the line is not UTF-8; text in UTF-8 is expected") from error
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        # Some of the decoder's messages end in the "at" that a place is to follow.
+        # Some of the decoder's messages already end in "at" or "starting at", which is added below.
         reason = error.msg.removesuffix(" at").removesuffix(" starting")
         reason = reason[:1].lower() + reason[1:]
         raise ValueError(
@@ -114,7 +116,7 @@ def _text(record: dict[str, object], key: str) -> str:
 
 
 def _kind(value: object) -> str:
-    """Name the JSON type of `value`."""
+    """Return the name of the JSON type of `value`."""
     match value:
         case None:
             return "null"
