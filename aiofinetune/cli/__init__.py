@@ -1,1 +1,1 @@
-"""The command line: one module a command, each imported when it runs."""
+"""The command line, with one module for each command, imported when the command runs."""

@@ -1,4 +1,4 @@
-"""What a batch shows of itself: a live table on a terminal, plain lines elsewhere."""
+"""Run a batch and show its progress, as a live table on a terminal and as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aiofinetune.session import FineTuneSession
 
 _SHOWN_ACTIVE: Final = 10
 _TOLD: Final = ("label", "status", "job")
-"""What each line of a summary holds; see `Outcome.summary`."""
+"""The keys by which a line of a summary is recognised; see `Outcome.summary`."""
 _MAX_LINE_BYTES: Final = 1 << 20
 _INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -38,14 +38,14 @@ async def run_manifest(
     accept_changes: bool,
     **options: Any,  # as `Batch` takes them, which says their types
 ) -> int:
-    """Check a manifest whole, run it, show how it goes and what came of it.
+    """Check a whole manifest, run it, and show its progress and outcomes.
 
     Returns:
-        The exit status: 0 if every job succeeded, 130 if it was interrupted, else 1.
+        The exit status: 0 if every job succeeded, 130 if the run was interrupted, else 1.
 
     Raises:
-        ManifestInvalid: The manifest is wrong; nothing was sent.
-        JournalUnusable: The journal is in use, broken, or of another manifest.
+        ManifestInvalid: The manifest is invalid; nothing was sent.
+        JournalUnusable: The journal is in use, damaged, or belongs to another manifest.
     """
     if summary is not None:
         await asyncio.to_thread(_check_summary, summary, (manifest, journal))
@@ -66,7 +66,7 @@ async def run_manifest(
 
 
 class _Run:
-    """One run of a batch, and its picture."""
+    """One run of a batch, and its display."""
 
     def __init__(self, batch: Batch, count: int, journal: Path, console: Console, *, cancels: bool) -> None:
         self._batch = batch
@@ -78,9 +78,9 @@ class _Run:
         self._cancels = cancels
 
     async def to_the_end(self, summary: Path | None) -> int:
-        """Run it; give the exit status."""
+        """Run the batch; return the exit status."""
         stopped = None
-        # The summary of another run is not touched before this one has the journal to itself.
+        # The batch locks its journal before the summary is opened, so that the summary of another run is not truncated.
         async with self._batch:
             with self._interruptible(), self._shown(), _opened(summary) as lines:
                 try:
@@ -104,7 +104,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """At the first Ctrl-C or SIGTERM, send no more; at the second, end."""
+        """Stop sending at the first Ctrl-C or SIGTERM, and exit at the second."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
         def interrupt() -> None:
@@ -131,15 +131,15 @@ class _Run:
 
     def _show(self, outcome: Outcome) -> None:
         self._failures += outcome.error is not None
-        # On a terminal above the table of those that are active, which goes in the end.
+        # On a terminal this is printed above the table of active jobs, which disappears at the end.
         self._say(_words(outcome))
 
     def _say(self, words: str) -> None:
-        # As it is: no markup in what a service says, and a line stays a line.
+        # A service's text is not markup, and each line must stay one line.
         self._console.print(words, soft_wrap=True, highlight=False, markup=False)
 
     def _picture(self) -> Group:
-        # A label is told from others by its end, as often as not.
+        # Labels are folded, not cut: those of a sweep often differ only at the end.
         table = Table(
             Column("active", overflow="fold"), "seconds", Column("job", overflow="fold"), box=None, pad_edge=False
         )
@@ -159,7 +159,7 @@ def _words(outcome: Outcome) -> str:
 
 
 def _line(text: str) -> str:
-    """A service's words as one line, without what steers a terminal."""
+    """Return a service's text on one line, without the control characters of terminals."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -179,12 +179,13 @@ def _counts(progress: Progress, count: int) -> str:
 
 
 def _check_summary(summary: Path, others: tuple[Path, ...]) -> None:
-    """Refuse to write over what is no summary: a manifest, a journal, training data."""
+    """Refuse to overwrite a file that is not a summary, such as a manifest, a journal or training data."""
     if summary.resolve() in [other.resolve() for other in others]:
         raise ConfigurationError(f"summary: {summary} is the manifest or the journal; give another file")
     try:
         with summary.open("rb") as file:
             line = file.readline(_MAX_LINE_BYTES)
+        # An empty file may be overwritten.
         told = structuring.loads(line) if line else dict.fromkeys(_TOLD)
     except FileNotFoundError:
         return
@@ -200,6 +201,7 @@ def _opened(summary: Path | None) -> Iterator[IO[bytes] | None]:
         yield None
         return
     try:
+        # Not buffered, so that every outcome is in the file even if this process is killed.
         file = summary.open("wb", buffering=0)
     except OSError as error:
         raise LocalFileError(f"{summary}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""The command line: reads options, calls the library, prints. It has no logic of its own."""
+"""The commands: parse options, call the library and print. They have no logic of their own."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def demo(model: str) -> None:
 def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: bool, **options: Any) -> None:
     """Run all jobs of a MANIFEST (JSON Lines or TOML).
 
-    Killed or interrupted, the same command goes on where it was. Ctrl-C once sends no more and leaves the jobs that are
-    active to the service; twice ends at once.
+    If it is killed or interrupted, run the same command again to continue. The first Ctrl-C stops sending and leaves
+    active jobs running at the service; the second exits at once.
     """
     from aiofinetune.cli._batch import run_manifest
 
@@ -97,9 +97,9 @@ def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: 
 
 
 def _run(main: Coroutine[object, object, int | None]) -> None:
-    """Run a coroutine to its end and exit with the status that it gives; an error of ours is told on stderr."""
+    """Run a coroutine and exit with the status that it returns. Print this package's own errors to stderr."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a letter must not end a batch.
+        # A character that the terminal cannot display must not stop a batch.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
@@ -107,5 +107,6 @@ def _run(main: Coroutine[object, object, int | None]) -> None:
     except FineTuneError as error:
         sys.exit(f"aiofinetune: {error}")
     except (KeyboardInterrupt, asyncio.CancelledError):
+        # By convention 128 plus the number of SIGINT.
         sys.exit(130)
     sys.exit(status)

@@ -1,7 +1,7 @@
-"""The demonstration: fine-tunes a model on real data through the public API, offline, and shows what it learned.
+"""The demo: fine-tune a model on real data through the public API, offline, and show what it learned.
 
-The data is Python's own: the names of Unicode characters without their first word, which is the script that the
-model is to tell from the rest. ``CAPITAL LETTER DZHE`` is ``Cyrillic``.
+The data comes with Python: the names of Unicode characters. The first word of a name is its script, which the model
+learns to tell from the rest of the name: ``CAPITAL LETTER DZHE`` is ``Cyrillic``.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Examples:
 
     @property
     def majority(self) -> float:
-        """The share of the held-out examples that always answering the commonest class gets right."""
+        """The accuracy of always answering with the most common class, on the held-out examples."""
         counts = Counter(completion for _, completion in self.held_out)
         return max(counts.values()) / len(self.held_out)
 
 
 def examples() -> Examples:
-    """The names of letters and syllables of eight scripts; the same on every run of one Python version."""
+    """Return the names of letters and syllables of eight scripts, the same on every run of one Python version."""
     rows = []
     for code in range(0x20000):
         script, _, rest = unicodedata.name(chr(code), "").partition(" ")
@@ -66,10 +66,10 @@ async def run(model: str, console: Console) -> None:
 
     Args:
         model: The base model to tune.
-        console: Where to show it.
+        console: Where to print.
 
     Raises:
-        FineTuneError: Something failed, or the tuned model is no better than always giving the commonest answer.
+        FineTuneError: Something failed, or the tuned model is no better than the base model or the most common answer.
     """
     data = examples()
     console.print(
@@ -125,7 +125,7 @@ async def _upload(session: FineTuneSession, path: Path, rows: Sequence[tuple[str
 
 
 async def _answers(session: FineTuneSession, model: str, data: Examples) -> list[str]:
-    """What a model makes of each held-out prompt: its likeliest next token."""
+    """Return a model's most likely next token for each held-out prompt."""
     prompts = [prompt for prompt, _ in data.held_out]
     answers: list[str] = []
     for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
@@ -141,7 +141,7 @@ def _accuracy(data: Examples, answers: Sequence[str]) -> float:
 
 
 def _show_learning_curve(rows: Sequence[ResultRow], console: Console) -> None:
-    """The training loss over the job: its mean over stretches that double in length, for it falls fast at first."""
+    """Show the mean training loss over stretches that double in length, because the loss falls fast at first."""
     table = Table("examples seen", "training loss", "", title="Learning curve", title_justify="left", box=None)
     means: list[tuple[int | None, float]] = []
     start, end = 0, 1
