@@ -1,4 +1,4 @@
-"""Many jobs at once: `Batch`, and the manifests that list them."""
+"""Run many jobs: `Batch`, and the manifests that list its entries."""
 
 from aiofinetune.batch._batch import Batch, BatchStopped, Outcome, OutcomeStatus, Progress
 from aiofinetune.batch._manifest import Entry, ManifestInvalid, Problem, check_manifest, read_manifest

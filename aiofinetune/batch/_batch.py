@@ -1,7 +1,7 @@
-"""Many jobs at once: under the service's limits, followed to their ends, and safe to kill at any moment.
+"""Run many jobs within the service's limits, follow them to their ends, and survive a crash at any moment.
 
-Of all requests, only those that are under way are in memory. What was sent and what came of it is in the journal
-(`aiofinetune.batch._journal`), which says after a crash what to look for before anything is sent again.
+Only the requests in progress are in memory. The journal (`aiofinetune.batch._journal`) records what was sent and how it
+ended, so that after a crash a new run can find the jobs that may have been made before it sends anything again.
 """
 
 from __future__ import annotations
@@ -63,56 +63,57 @@ Requests: TypeAlias = Iterable[Entry | FineTuneRequest] | AsyncIterable[Entry | 
 _log = logging.getLogger("aiofinetune")
 
 MAX_STREAMS: Final = 32
-"""Jobs that are followed by their event streams. Past that, one look at the list for all of them costs less."""
+"""The number of jobs that are followed by their event streams. Beyond that, one look at the list for all the others is
+cheaper."""
 
 _MAX_OUTCOMES_WAITING: Final = 100
+"""The number of outcomes that may wait for the caller before no further request begins, which bounds the memory."""
 _MAX_HOLD: Final = 10.0
-"""Seconds for which no create is sent where the service throttles, does not say for how long, and was asked again and
-again."""
+"""The number of seconds for which no create is sent if retries were throttled without a ``Retry-After``."""
 _RECENT: Final = 3600.0
-"""Seconds. What was made before cannot be taken for what is made now, whatever the clocks show."""
+"""The number of seconds after which a job can no longer be taken for a new one, whatever the clocks show."""
 _MAX_UNREACHED: Final = 3
-"""Requests in a row that could not be sent at all, each tried again and again, before no more are tried."""
+"""The number of consecutive requests that could not be sent, despite retries, after which the batch stops."""
 _MAX_NAMELESS: Final = 3
-"""Creates in a row that may be accepted by replies that name no job, before no more are sent."""
+"""The number of consecutive creates that were accepted by replies without an id, after which the batch stops."""
 _LONGEST_BLIND: Final = 300.0
-"""Seconds for which the list of jobs, once it was read, or a job, may be out of reach or unreadable."""
+"""The number of seconds for which a job, or the list of jobs once it was read, may be unreachable or unreadable."""
 
 
 OutcomeStatus: TypeAlias = Literal["succeeded", "failed", "cancelled", "rejected", "uncertain", "vanished"]
-"""How an entry ended: see `Outcome.status`."""
+"""How an entry ended; see `Outcome.status`."""
 
 
 @attrs.frozen
 class Outcome:
-    """What came of one request of a batch."""
+    """How one entry of a batch ended."""
 
     label: str
     request: FineTuneRequest
-    """As the caller asked; its files may be local paths."""
+    """The request as passed by the caller; its files may be local paths."""
     job_id: str | None
-    """The job's id; None if none was made, or it is not known."""
+    """The job's id; None if no job was made, or the id is not known."""
     job: FineTune | None
-    """The job as it ended; None if none was made, or the service no longer knows it."""
+    """The job as it ended; None if no job was made, the service no longer knows it, or it cannot be read."""
     error: FineTuneError | None
-    """Why there is no tuned model, if there is none."""
+    """Why there is no tuned model, or no results file; None if nothing failed."""
     sent_at: float | None
-    """Unix time at which the request was sent."""
+    """The Unix time at which the request was sent."""
     ended_at: float
-    """Unix time at which its end was seen."""
+    """The Unix time at which its end was seen."""
     figures: Mapping[str, float] = attrs.field(factory=dict)
-    """The last value of each column of the results file, where results are downloaded."""
+    """The last value of each column of the results file, if results are downloaded."""
 
     @property
     def status(self) -> OutcomeStatus:
         """How the entry ended, in one word.
 
-        - ``"succeeded"``: with a model;
+        - ``"succeeded"``: the job made a model;
         - ``"failed"``: the job failed;
         - ``"cancelled"``: the job was cancelled;
-        - ``"rejected"``: no job was made: the service refused the create, or it could not be sent;
-        - ``"uncertain"``: it is not known whether a job was made, or nothing of the job can be read;
-        - ``"vanished"``: a job was made, and the service no longer knows it.
+        - ``"rejected"``: no job was made, because the service refused the create or it could not be sent;
+        - ``"uncertain"``: it is not known whether a job was made, or the job cannot be read;
+        - ``"vanished"``: a job was made, but the service no longer knows it.
         """
         match self.job:
             case FineTune(status=Status.SUCCEEDED):
@@ -120,6 +121,7 @@ class Outcome:
             case FineTune(status=Status.CANCELLED):
                 return "cancelled"
             case FineTune():
+                # Only jobs that have ended are outcomes, so this is the remaining terminal status.
                 return "failed"
             case None if self.job_id is None:
                 return "uncertain" if isinstance(self.error, CreateUncertain) else "rejected"
@@ -127,7 +129,7 @@ class Outcome:
                 return "vanished" if isinstance(self.error, NotFound) else "uncertain"
 
     def summary(self) -> dict[str, object]:
-        """What a person wants to know, as a JSON object."""
+        """Return a summary of the outcome as a JSON object."""
         return {
             "label": self.label,
             "status": self.status,
@@ -141,15 +143,15 @@ class Outcome:
 
 @attrs.define
 class Progress:
-    """How far a batch is."""
+    """The progress of a batch."""
 
     seen: int = 0
-    """Requests read."""
+    """The number of requests that were begun."""
     active: int = 0
-    """Jobs of this batch that are not over."""
+    """The number of this batch's jobs that have not ended."""
     others: int = 0
-    """Jobs of other programs that are not over, at the last look."""
-    # How many ended in each way: the words are those of `Outcome.status`.
+    """The number of other programs' jobs that had not ended at the last look."""
+    # The number of entries that ended with each `Outcome.status`.
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -157,36 +159,36 @@ class Progress:
     uncertain: int = 0
     vanished: int = 0
     followed_by: str = "streams"
-    """How jobs are followed: ``"streams"``, or ``"list"`` where there are many."""
+    """How jobs are followed: ``"streams"``, or ``"list"`` if there are many."""
     began: float = attrs.field(factory=time.monotonic)
 
     @property
     def ended(self) -> int:
-        """Requests of which the outcome is known."""
+        """The number of entries that have ended."""
         return sum(getattr(self, status) for status in get_args(OutcomeStatus))
 
     def count(self, outcome: Outcome) -> None:
-        """Add an outcome to the count of its status."""
+        """Count an outcome under its status."""
         setattr(self, outcome.status, getattr(self, outcome.status) + 1)
 
     @property
     def ended_per_minute(self) -> float:
-        """Requests ended in a minute, so far."""
+        """The average number of entries that have ended per minute."""
         return 60 * self.ended / max(1e-9, time.monotonic() - self.began)
 
 
 class BatchStopped(FineTuneError):
     """A batch ended before all its requests were sent; the cause, if there is one, is chained.
 
-    What was sent is in the journal; running the batch again with the same journal goes on from there.
+    The journal records what was sent. To continue, run the batch again with the same journal.
     """
 
     outcomes: tuple[Outcome, ...] = ()
-    """Where `Batch.run` raises it: the outcomes of the requests that were sent."""
+    """The outcomes of the requests that were sent, if `Batch.run` raises the error."""
 
 
 class Batch:
-    """A batch of jobs: an async context manager, and within it an async iterator of outcomes as they come.
+    """A batch of jobs: an async context manager, and inside it an async iterator of outcomes as entries end.
 
     ::
 
@@ -194,37 +196,37 @@ class Batch:
             async for outcome in batch:
                 print(outcome.label, outcome.job and outcome.job.fine_tuned_model, outcome.error)
 
-    One failure stops nothing. With a journal the process may be killed at any moment: the same batch run again with
-    the same journal gives the outcomes that were known already, goes on with the jobs that run, looks for those that
-    may have been made, and sends the rest.
+    The failure of one entry does not stop the batch. With a journal, the process may be killed at any moment: the same
+    batch, run again with the same journal, returns the outcomes that are already known, follows the jobs that are
+    active, searches for the jobs that may have been made, and sends the remaining requests.
 
     Args:
-        session: What to send with. It is not closed here.
-        requests: What to ask for, read a few ahead of their turn; each a `FineTuneRequest`, or an `Entry` with a label.
-            Their files may be local paths, which start at the current folder: each content is uploaded once.
-        max_active: Jobs that may be active at the service, those of other programs included; None for no limit but
-            the service's own word.
-        reserve: How many of them to leave to others.
-        concurrency: Requests under way at once.
-        per_minute: Creates in a minute, at most; slower where the service asks for it.
-        journal: The journal's path, one file; None keeps none beyond this process.
+        session: The session to use. It is not closed here.
+        requests: The requests, each a `FineTuneRequest`, or an `Entry` with a label. They are read only a few ahead.
+            Their files may be local paths, relative to the current folder. Each content is uploaded once.
+        max_active: The maximum number of jobs that may be active at the service, including those of other programs;
+            None for no limit except the service's own.
+        reserve: The part of `max_active` to leave to other programs.
+        concurrency: The maximum number of requests that are sent at once.
+        per_minute: The maximum number of creates in a minute. It is lower if the service throttles them.
+        journal: The path of the journal, a single file; if None, nothing outlasts this process.
         results: A folder to download each job's results file to, as ``label.ft-….csv``.
-        fail_fast: Whether to send no more after the first request that ends, in this run, without a model.
-        cancel_on_exit: Whether to cancel the jobs that are still active when the context is left.
-        accept_changes: Whether a request may be another than was sent under its label; it then makes a new job, and the
-            old one is forgotten. One that made none may be another in any case.
-        progress: Called on the event loop whenever something has changed.
-        poll: Seconds between two looks at the service's list.
+        fail_fast: Whether to send no more requests after the first entry that ends without a model in this run.
+        cancel_on_exit: Whether to cancel the jobs that are still active on leaving the context.
+        accept_changes: Whether a request may differ from the one that was sent under its label. It then makes a new
+            job, and the old one is forgotten. A request that made no job may always differ.
+        progress: Called on the event loop whenever something changes.
+        poll: The number of seconds between two looks at the service's list.
 
-    Raises, as it is entered:
-        JournalUnusable: The journal is in use, damaged, no journal, or of another service.
+    Raises, on entering the context:
+        JournalUnusable: The journal is in use, damaged, not a journal, or belongs to another service.
         LocalFileError: The folder for results cannot be made.
 
-    Raises, while it is iterated:
-        BatchStopped: Not all requests were sent: a quota is used up, the service cannot be reached, or `stop` was
-            called. The outcomes of those that were sent come first.
-        JournalUnusable: The journal cannot be written, is no longer at its path, or knows another request by a label;
-            or two have one label.
+    Raises, during iteration:
+        BatchStopped: Not all requests were sent, because a quota is used up, the service cannot be reached, or `stop`
+            was called. It is raised after the outcomes of the requests that were sent.
+        JournalUnusable: The journal cannot be written, was moved or deleted, or holds another request under a label; or
+            two requests have the same label.
     """
 
     def __init__(
@@ -247,12 +249,12 @@ class Batch:
         _check_limits(max_active, reserve, concurrency, per_minute, poll)
         self.progress: Progress = Progress()
         self.active: dict[str, Record] = {}
-        """The jobs of this batch that are not over, by id."""
+        """The jobs of this batch that have not ended, by id."""
         file = None if journal is None else Path(journal)
         self._journal = Journal(file, session.base_url, accept_changes=accept_changes)
         self._session = session
-        # A create of the batch is noted before it is sent, and found again by another run: the session offers neither.
-        self._recovery = session._recovery  # noqa: SLF001  # of this package
+        # The batch records a create before it is sent, and finds it again in another run. The session offers neither.
+        self._recovery = session._recovery  # noqa: SLF001  # the same package
         self._requests = requests
         self._most_active = math.inf if max_active is None else max_active - reserve
         self._concurrency = concurrency
@@ -269,27 +271,27 @@ class Batch:
         self._changed = asyncio.Event()
         self._sending = 0
         self._unnoted: set[str] = set()
-        """Ids of jobs that were made, and are not in the journal."""
+        """The ids of jobs that were made but are not in the journal."""
         self._others: set[str] = set()
-        """Ids of jobs that were active at the last look, and that this run does not follow."""
+        """The ids of jobs that were active at the last look and that this run does not follow."""
         self._ended: set[str] | None = None
-        """Ids of jobs that ended while the list is being looked at."""
+        """The ids of jobs that ended during a look at the list, which may still list them as active."""
         self._has_looked = False
         self._is_full = False
-        """Whether the service said that it takes no more jobs until one is over."""
+        """Whether the service said that it takes no more jobs until one ends."""
         self._streamed: dict[str, asyncio.Task[None]] = {}
-        """What follows a job by its events, by the job's id."""
+        """The tasks that follow a job by its events, by the job's id."""
         self._settling: dict[str, asyncio.Task[None]] = {}
-        """What ends a job that the list says is over, or does not know, by the job's id."""
+        """The tasks that handle a job that has ended by the list, or is missing from it, by the job's id."""
         self._known: Container[str] = ()
-        """Ids of jobs that earlier runs made, but lately."""
+        """The ids of jobs that earlier runs made recently."""
         self._uncertain: dict[str, CreateUncertain] = {}
         self._unreached = self._nameless = self._blind = 0
-        """Creates in a row that could not be sent, creates that were accepted by replies that name no job, and looks at
-        the list that failed."""
+        """The numbers of consecutive creates that could not be sent, of consecutive creates that were accepted by
+        replies that name no job, and of consecutive looks at the list that failed."""
         self._looked_at = 0.0
         self._missed_since: dict[str, float] = {}
-        """Since when, on the event loop's clock, nothing can be read of a job, by its id."""
+        """Since when a job cannot be read, on the event loop's clock, by its id."""
         self._stopped: BatchStopped | None = None
         self._is_entered = False
         self._is_leaving = False
@@ -318,7 +320,7 @@ class Batch:
             try:
                 self.stop()
                 if kind is None or issubclass(kind, Exception):
-                    # What is being sent is waited for, so that the journal knows what came of it.
+                    # Wait for the requests that are being sent, so that the journal records their results.
                     await asyncio.wait([self._runner])
             finally:
                 self._runner.cancel()
@@ -337,6 +339,7 @@ class Batch:
         self._notify()
         if outcome is not None:
             return outcome
+        # Put the end mark back, so that a further call ends too.
         self._outcomes.put_nowait(None)
         if self._failure is not None:
             raise self._failure
@@ -345,27 +348,27 @@ class Batch:
         raise StopAsyncIteration
 
     async def run(self) -> list[Outcome]:
-        """Give all outcomes, when all are known.
+        """Run the batch to its end and return all outcomes.
 
         Raises:
-            BatchStopped: Not all requests were sent; its `outcomes` are those of the requests that were.
+            BatchStopped: Not all requests were sent; its `outcomes` are those of the requests that were sent.
         """
         outcomes: list[Outcome] = []
         try:
             async for outcome in self:
-                outcomes.append(outcome)  # noqa: PERF401  # kept, however far it comes
+                outcomes.append(outcome)  # noqa: PERF401  # kept even if the loop raises
         except BatchStopped as stopped:
             stopped.outcomes = tuple(outcomes)
             raise
         return outcomes
 
     def stop(self) -> None:
-        """Send no more, and leave the jobs that are active to the service; what is being sent now is waited for."""
+        """Send no more requests, finish those that are being sent, and leave active jobs running at the service."""
         self._is_leaving = True
         self._send_no_more("it was asked to", None)
 
-    # The run: one task reads the requests, one begins with each in its turn, one looks at the list; and there is one
-    # for each that is being sent, followed by its events, or settled
+    # The run. One task reads the requests, one begins them in order, and one looks at the list. There is also one task
+    # for each request that is being sent, for each job that is followed by its events, and for each that is settling.
 
     async def _run(self) -> None:
         try:
@@ -378,7 +381,7 @@ class Batch:
                 read: asyncio.Queue[Entry | Exception | None] = asyncio.Queue(self._concurrency)
                 reading = tasks.create_task(self._read(read))
                 beginning = tasks.create_task(self._begin(read, tasks))
-                # An input may have nothing for long; that holds up nobody who wants to stop.
+                # The input may be idle for a long time, which must not delay a stop.
                 await self._unless_stopped(beginning)
                 for task in (reading, beginning):
                     task.cancel()
@@ -387,13 +390,13 @@ class Batch:
                 for task in (looking, *self._streamed.values(), *self._settling.values()):
                     task.cancel()
             await self._warn_of_forgotten()
-        except* Exception as failures:  # noqa: BLE001  # whoever iterates gets it
+        except* Exception as failures:  # noqa: BLE001  # raised to the caller that iterates
             self._failure = self._failure or _first(failures)
         finally:
             self._outcomes.put_nowait(None)
 
     async def _read(self, read: asyncio.Queue[Entry | Exception | None]) -> None:
-        """Read the requests, a few ahead of their turn; after the last comes what ended them, if it was a failure."""
+        """Put the requests into the queue `read`, which is short; at their end, None or the error that ended them."""
         end: Exception | None = None
         try:
             async with aclosing(_numbered(self._requests)) as entries:
@@ -403,7 +406,7 @@ class Batch:
                     await read.put(entry)
         except (Exception, BaseExceptionGroup, asyncio.CancelledError) as failure:
             if _is_cancelled():
-                # Nobody reads any more: whatever an input raises as it is closed changes nothing.
+                # No more requests are needed, so an error that the input raises on being closed does not matter.
                 _log.info("closing the requests: %r", failure)
             elif isinstance(failure, Exception):
                 end = failure
@@ -416,14 +419,14 @@ class Batch:
             await read.put(end)
 
     async def _begin(self, read: asyncio.Queue[Entry | Exception | None], tasks: asyncio.TaskGroup) -> None:
-        """Begin with each request in its turn. If that fails, what is being sent still settles."""
+        """Begin each request in order. If that fails, the requests that are being sent still finish."""
         try:
             while True:
                 items = [await read.get()]
                 while not read.empty():
                     items.append(read.get_nowait())
                 entries = [item for item in items if isinstance(item, Entry)]
-                # Those that wait are looked up together: one by one they would wait for the journal's thread.
+                # Waiting requests are looked up together, because each look-up waits for the journal's thread.
                 for entry, record in zip(entries, await self._journal.records(entries), strict=True):
                     await self._until(self._may_begin)
                     await self._take_up(entry, record, tasks)
@@ -432,7 +435,7 @@ class Batch:
                     if end is not None:
                         self._give_up(end)
                     return
-        except Exception as failure:  # noqa: BLE001  # whoever iterates gets it
+        except Exception as failure:  # noqa: BLE001  # raised to the caller that iterates
             self._give_up(failure)
 
     def _give_up(self, failure: Exception) -> None:
@@ -440,7 +443,7 @@ class Batch:
         self.stop()
 
     async def _take_up(self, entry: Entry, record: Record | JournalUnusable, tasks: asyncio.TaskGroup) -> None:
-        """Take one request up where an earlier run left it."""
+        """Resume one request where an earlier run left it."""
         if isinstance(record, JournalUnusable):
             raise record
         self.progress.seen += 1
@@ -482,7 +485,7 @@ class Batch:
             self._notify()
 
     async def _with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
-        """A request with the ids of its files, as soon as the service takes them; or as it is, if stopped before."""
+        """Return a request with the ids of its files, uploading them if needed; unchanged if the batch is stopped."""
         while self._stopped is None:
             try:
                 return await self._uploads.with_ids(request)
@@ -494,10 +497,10 @@ class Batch:
         return request
 
     async def _create(self, record: Record, request: FineTuneRequest) -> Record:
-        """Create a job, its intent on the disk before the request leaves, and its id after.
+        """Create a job. Its intent is written to the journal before the request is sent, and its id afterwards.
 
         Returns:
-            The record with the job's id; without one if the batch was stopped before the service took the request.
+            The record with the job's id; without one if the batch was stopped before the service accepted the create.
         """
         while await self._may_send():
             throttled = self._session.times_throttled
@@ -512,15 +515,17 @@ class Batch:
                     note=functools.partial(self._keep_accepted, record.label),
                 )
             except NotSent:
-                # The batch was stopped: it is left to the next run.
+                # The batch was stopped, so this request is left to the next run.
                 await self._journal.withdraw(record.label)
             except (CreateUncertain, JournalUnusable):
+                # A job may have been made, so the intent must stay in the journal.
                 raise
             except FineTuneUnreadable as unreadable:
-                # Its id is in the journal, and it is followed: it may be readable later.
+                # The id is already in the journal. The job is followed, because it may become readable later.
                 _log.warning("%s: %s", record.label, unreadable)
                 return attrs.evolve(record, job_id=unreadable.fine_tune_id)
             except FineTuneError as refused:
+                # Any other error means that no job was made.
                 await self._journal.withdraw(record.label)
                 if not isinstance(refused, RateLimited) or isinstance(refused, QuotaExceeded):
                     raise
@@ -537,37 +542,40 @@ class Batch:
         return record
 
     def _put_off(self, refused: RateLimited) -> None:
-        """Let no create be sent for a while where the session gave up: it may not ask again, or not wait so long."""
+        """Let no create be sent for a while after the session gave up on one that was throttled."""
         seconds = refused.retry_after or _MAX_HOLD
         _log.warning("no create is sent for %.0f s: %s", seconds, refused)
         self._limiter.hold(seconds)
 
-    async def _keep_accepted(self, label: str, fine_tune_id: str | None, is_whole: bool) -> None:  # noqa: FBT001  # as a create calls it
-        """Note that the service accepted a create whose reply does not describe the job, and what id it names."""
+    async def _keep_accepted(self, label: str, fine_tune_id: str | None, is_whole: bool) -> None:  # noqa: FBT001  # a `Note`
+        """Record that the service accepted a create whose reply does not describe the job, and the id that it names."""
         if fine_tune_id is not None and is_whole:
             await self._keep(label, fine_tune_id)
         else:
             await self._journal.accept(label, fine_tune_id)
 
     async def _keep(self, label: str, job_id: str) -> None:
-        """Note which job was made; if that cannot be noted, let who looks for it later find it."""
+        """Record the job that was made. If that fails, release its claim, so that a later search can find it."""
         self._unnoted.add(job_id)
         try:
             await self._journal.create(label, job_id)
             self._unnoted.discard(job_id)
         except asyncio.CancelledError:
-            # Whether it was noted is not known here; if it was, the journal knows whose the job is.
+            # It is not known whether the id was recorded. If it was, the journal says which entry the job belongs to.
             self._recovery.claims.release(job_id)
             raise
         except JournalUnusable as error:
             self._recovery.claims.release(job_id)
             unnoted = JournalUnusable(f"{error}; the job of {label!r} is {job_id}")
-            # Of several only the first is raised, and none to whoever has left.
+            # Logged too, because only the first of several failures is raised, and none after the context was left.
             _log.error("%s", unnoted)
             raise unnoted from error
 
     async def _may_send(self) -> bool:
-        """Wait until a create may be sent; False if it may not any more. `RateLimiter.end` is due after it."""
+        """Wait until a create may be sent; return False if the batch is stopped.
+
+        After True, the caller must call `RateLimiter.end` when the create ends.
+        """
         await self._until(lambda: self._stopped is not None or (self._limiter.has_room and not self._is_full))
         if self._stopped is not None:
             return False
@@ -578,17 +586,18 @@ class Batch:
         return self._stopped is None
 
     async def _turn(self) -> None:
-        """Wait for a turn, or until the batch is stopped."""
+        """Wait until the rate limiter allows a create, or until the batch is stopped."""
         turn = self._limiter.reserve()
         while self._stopped is None and turn > asyncio.get_running_loop().time():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(turn):
                     await self._until(lambda: self._stopped is not None)
+            # The service may have throttled another create during the wait.
             if self._limiter.held_until > turn:
                 turn = self._limiter.reserve()
 
     def _note_failure(self, record: Record, error: FineTuneError) -> None:
-        """Tell that a request made no job, or, where it says nothing of the request, send no more."""
+        """Report that an entry ended without a job, or stop the batch if the failure would affect every request."""
         is_blind = isinstance(error, CreateUncertain) and not (error.accepted or error.candidate_ids)
         if isinstance(error, CreateUncertain):
             record = attrs.evolve(record, sent_at=error.since)
@@ -612,7 +621,8 @@ class Batch:
     # Following
 
     def _follow(self, record: Record, job_id: str, tasks: asyncio.TaskGroup) -> None:
-        """See to it that the end of a job is seen: by its events, or, where there are many, by the list."""
+        """Follow a job to its end: by its events, or by the list if many jobs are active."""
+        # One job must never count for two entries.
         if (other := self.active.get(job_id)) is not None:
             _log.warning("the journal gives %s to %r and to %r", job_id, other.label, record.label)
             sent_at = time.time() if record.sent_at is None else record.sent_at
@@ -635,7 +645,7 @@ class Batch:
         except NotFound as error:
             self._lose(record, job_id, error)
         except AuthenticationFailed as error:
-            # No more will the list tell.
+            # The list cannot be read either with a key that the service does not accept.
             self._is_leaving = True
             self._send_no_more(str(error), error)
         except FineTuneError as error:
@@ -647,7 +657,7 @@ class Batch:
             self._notify()
 
     async def _look_now_and_then(self, tasks: asyncio.TaskGroup) -> None:
-        """Look at the service's list as often as was asked for, where something depends on it."""
+        """Look at the service's list at intervals, whenever something depends on it."""
         while True:
             if self._is_full or self._most_active < math.inf or len(self.active) > len(self._streamed):
                 try:
@@ -661,7 +671,10 @@ class Batch:
             await asyncio.sleep(self._poll)
 
     def _note_blindness(self, failure: FineTuneError) -> None:
-        """Without the list nothing can be sent, and what no stream follows cannot be followed: not for ever."""
+        """Count a failed look at the list, and stop the batch if there are too many or they go on for too long.
+
+        Without the list, no request can be sent under a limit, and the jobs without a stream cannot be followed.
+        """
         self._blind += 1
         passes = self._has_looked and retry.may_pass(failure)
         if passes and time.monotonic() - self._looked_at < _LONGEST_BLIND:
@@ -669,10 +682,12 @@ class Batch:
         if self._blind < _MAX_UNREACHED and not isinstance(failure, AuthenticationFailed):
             return
         if len(self.active) > len(self._streamed):
+            # The jobs without a stream would never be seen to end.
             self._is_leaving = True
         self._send_no_more(f"the list of jobs cannot be read: {failure}", failure)
 
     async def _look(self, tasks: asyncio.TaskGroup) -> None:
+        # A copy, because a job that is created during the look may be missing from the list.
         mine = set(self.active)
         ended_meanwhile = self._ended = set()
         try:
@@ -687,7 +702,7 @@ class Batch:
         self._notify()
         ended = {job.id: job for job in jobs if job.is_terminal and job.id in mine}
         missing = mine - {job.id for job in jobs}
-        # None waits for the others' results files, nor does the next look.
+        # In tasks of their own, so that neither another job nor the next look waits for the download of a results file.
         for job_id in (ended.keys() | missing) - self._streamed.keys() - self._settling.keys():
             if job_id in self.active:
                 settling = self._settle(self.active[job_id], job_id, ended.get(job_id))
@@ -702,10 +717,10 @@ class Batch:
             self._notify()
 
     async def _end_listed(self, record: Record, job_id: str, job: FineTune | None) -> None:
-        """End a job that the list says is over, or does not know."""
+        """Handle a job that has ended by the list, or is missing from it."""
         try:
             if job is None or job.status != Status.SUCCEEDED:
-                # With its events, which say why.
+                # Retrieved with its events, which say why it failed. A list leaves them out.
                 job = await self._session.retrieve_fine_tune(job_id)
         except NotFound as error:
             self._lose(record, job_id, error)
@@ -717,7 +732,7 @@ class Batch:
                 if now - self._missed_since.setdefault(job_id, now) >= _LONGEST_BLIND:
                     self._lose(record, job_id, error)
                 return
-            # The list says that it is over; all that is missing are its events.
+            # The list says that the job has ended; only its events are missing.
         self._missed_since.pop(job_id, None)
         if job.is_terminal:
             await self._end(record, job)
@@ -725,14 +740,14 @@ class Batch:
     # Ends
 
     async def _end(self, record: Record, job: FineTune, error: FineTuneError | None = None) -> None:
-        """Write down how a job ended, and tell."""
+        """Record how a job ended, and report its outcome."""
         ended_at = record.ended_at or time.time()
         is_old = record.job is not None
         if not is_old:
             try:
                 await self._journal.end(record.label, job, ended_at)
             except JournalUnusable as failure:
-                # What is being sent still settles.
+                # Not raised, because that would cancel the requests that are being sent.
                 self._give_up(failure)
                 return
         record = attrs.evolve(record, job=job, job_id=job.id, ended_at=ended_at)
@@ -762,7 +777,7 @@ class Batch:
             raise ProtocolViolation(f"{path}: {error}") from error
 
     def _lose(self, record: Record, job_id: str, error: FineTuneError) -> None:
-        """Give up a job that the service does not know any more."""
+        """Report a job that the service no longer knows, or that cannot be read for too long."""
         self._tell(attrs.evolve(record, job_id=job_id), None, error)
 
     def _tell(
@@ -795,7 +810,7 @@ class Batch:
             self._stopped = BatchStopped(f"the batch sends no more requests: {why}")
             self._stopped.__cause__ = cause
             self._notify()
-        # Not `_notify`: a callback may ask to stop whenever it is called.
+        # Not `_notify`, which calls the progress callback: a callback that calls `stop` would recurse without end.
         self._changed.set()
 
     async def _cancel_active(self) -> None:
@@ -813,7 +828,7 @@ class Batch:
     # What earlier runs left
 
     async def _find_lost(self) -> None:
-        """Find the jobs of requests that an earlier run sent, and whose reply it did not live to see."""
+        """Find the jobs of creates whose result an earlier run did not record before it ended."""
         begin = time.time()
         self._known = await self._journal.job_ids(begin - _RECENT)
         lost = await self._journal.lost()
@@ -860,6 +875,7 @@ class Batch:
         await self._until(lambda: task.done() or self._stopped is not None)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
+        # Every change of state sets the event, and every waiting task then checks its own condition.
         while not condition():
             self._changed.clear()
             await self._changed.wait()
@@ -872,7 +888,8 @@ class Batch:
         if self._on_progress is not None:
             try:
                 self._on_progress(self.progress)
-            except Exception as failure:  # noqa: BLE001  # whoever iterates gets it
+            except Exception as failure:  # noqa: BLE001  # raised to the caller that iterates
+                # Not called again, because giving up notifies.
                 self._on_progress = None
                 self._give_up(failure)
 
@@ -895,10 +912,12 @@ def _check_limits(
 
 
 async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -> list[str]:
-    """Say what an earlier run with a journal sent otherwise; nothing where there is no journal yet.
+    """Return what has changed in the entries since an earlier run sent them, as text for people.
+
+    The list is empty if nothing has changed, or if there is no journal yet.
 
     Raises:
-        JournalUnusable: It is in use, broken, or of another service.
+        JournalUnusable: The journal is in use, damaged, or belongs to another service.
     """
     if not await asyncio.to_thread(os.path.exists, journal):
         return []
@@ -915,7 +934,7 @@ async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -
 
 
 def difference(before: FineTuneRequest, now: FineTuneRequest) -> str:
-    """What differs between two requests, for people; nothing where they are equal."""
+    """Return the differences between two requests as text for people; "" if they are equal."""
     if before == now:
         return ""
     pairs = zip(attrs.asdict(before).items(), attrs.asdict(now).values(), strict=True)
@@ -923,7 +942,7 @@ def difference(before: FineTuneRequest, now: FineTuneRequest) -> str:
 
 
 async def _numbered(requests: Requests) -> AsyncGenerator[Entry, None]:
-    """The entries of a batch; a request without a label is called by its number, from 1."""
+    """Yield the entries of a batch. The label of a request without one is its number, starting at 1."""
     number = 0
     if isinstance(requests, AsyncIterable):
         try:
@@ -940,7 +959,7 @@ async def _numbered(requests: Requests) -> AsyncGenerator[Entry, None]:
 
 
 def _is_cancelled() -> bool:
-    """Whether the current task was cancelled, whatever it made of that."""
+    """Return whether the current task was cancelled, even if the cancellation was suppressed."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -962,11 +981,12 @@ def _make_folder(folder: Path) -> None:
 
 
 def _filename(label: str) -> str:
-    """A label as the name of a file; a label that had to be changed is told from others by its digest."""
+    """Return a label as a file name. A label that has to be changed gets its digest added, so that names are unique."""
     plain = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", label)[:100].lstrip(".-")
     return plain if plain == label else f"{plain}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
+    # Groups may be nested: each task group wraps its tasks' errors in one.
     failure = failures.exceptions[0]
     return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure

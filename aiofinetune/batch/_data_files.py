@@ -1,4 +1,4 @@
-"""The data files of a batch: each content is uploaded once, whatever its files are called."""
+"""Upload the data files of a batch, each content once, whatever the names of its files."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ from aiofinetune.session import FineTuneSession
 _log = logging.getLogger("aiofinetune")
 
 _MAX_REMEMBERED: Final = 1000
-"""Paths whose digest, and whose id, are kept while a batch runs."""
+"""The number of paths whose digest and id are kept while a batch runs."""
 
 
 class Uploads:
-    """Uploads each content once: what the journal, or the service's list, has by its digest is not sent again.
+    """Uploads each content once: a content whose digest is in the journal or the service's list is not sent again.
 
-    At the service a file bears the start of its digest in its name, so that one which was sent, and of which no
-    journal knows, is still found.
+    The name of a file at the service contains the start of its digest, so that an upload is found even if it is in no
+    journal.
     """
 
     def __init__(self, session: FineTuneSession, journal: Journal) -> None:
         self._session = session
         self._journal = journal
         self._digests: dict[str, str] = {}
-        """Digests by path, of the files last used in this run."""
+        """The digests of the files that were used last in this run, by path."""
         self._ids: dict[str, str] = {}
-        """Ids by path, of the same files."""
+        """The ids of the same files, by path."""
         self._local: dict[str, bool] = {}
-        """Whether a file is a path, by its name."""
+        """Whether a file is a path and not an id, by its name."""
         self._disk = asyncio.Lock()
         self._there: dict[str, list[File]] | None = None
+        # Weak, so that a lock lasts for as long as a task uses it.
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
-        """A request with ids in place of local paths."""
+        """Return a request with the files' ids in place of local paths, after uploading the files that need it."""
         if await self._is_local(request.training_file):
             request = attrs.evolve(request, training_file=await self._id_of(request.training_file))
         if request.validation_file is not None and await self._is_local(request.validation_file):
@@ -55,7 +56,7 @@ class Uploads:
         return request
 
     async def change_of(self, record: Record) -> str:
-        """Say which local file of an entry is another than the one that was sent; nothing where none is."""
+        """Return which local file of an entry has changed since it was sent, as text for people; "" if none has."""
         if record.sent is None:
             return ""
         for path, file_id in (
@@ -64,7 +65,7 @@ class Uploads:
         ):
             if path is None or file_id is None or not await self._is_local(path):
                 continue
-            # A file that is gone from here, or cannot be read, has not changed.
+            # A file that was deleted, or cannot be read, does not count as changed.
             if await asyncio.to_thread(os.path.isfile, path):
                 try:
                     digest = await self._digest_of(path)
@@ -76,8 +77,8 @@ class Uploads:
         return ""
 
     async def _is_local(self, file: str) -> bool:
-        """Whether a file is a path rather than an id; the disk, which may have to say so, is asked once a run."""
-        # The lock is fair, so that entries keep their order.
+        """Return whether a file is a path and not an id. The disk is checked once in a run."""
+        # The lock serves tasks in the order in which they asked, so entries keep their order.
         async with self._disk:
             if file not in self._local:
                 if len(self._local) >= _MAX_REMEMBERED:
@@ -88,12 +89,13 @@ class Uploads:
     async def _id_of(self, path: str) -> str:
         async with self._lock(path):
             if path not in self._ids:
+                # A second lock, because another path may have the same content.
                 digest = await self._digest_of(path)
                 async with self._lock(digest):
                     try:
                         self._ids[path] = await self._id_by_digest(Path(path), digest)
                     except LocalFileError:
-                        # It may be another content by now.
+                        # The content may have changed, so the digest must be computed again.
                         self._digests.pop(path, None)
                         raise
                 if len(self._ids) > _MAX_REMEMBERED:
@@ -101,7 +103,7 @@ class Uploads:
             return self._ids[path]
 
     async def _digest_of(self, path: str) -> str:
-        """The digest of a file, which a sweep asks for many times, and which is read once a run."""
+        """Return the digest of a file. The file is read once in a run, although a sweep names it many times."""
         digest = self._digests.get(path)
         if digest is None:
             digest = self._digests[path] = await in_thread(None, lambda: _digest(path))
@@ -113,7 +115,8 @@ class Uploads:
         name = f"{path.stem[:40]}-{digest[:16]}{path.suffix}"
         known = await self._journal.file_id(digest)
         there = await self._files_there()
-        # Not one of another size, unless the journal knows it: that is what is left of an upload that was cut.
+        # A file of another size is the rest of an upload that was cut off, unless the journal knows its id. Some
+        # services report 0 or no size.
         usable = there.get(known or "") or [
             file for file in there.get(name, ()) if file.bytes in (None, 0, await _size(path))
         ]
@@ -125,7 +128,7 @@ class Uploads:
     async def _upload(self, path: Path, name: str, digest: str) -> str:
         file = await self._session.upload_file(path, filename=name)
         if await in_thread(None, lambda: _digest(str(path))) != digest:
-            # What was sent bears the name of another content, by which it would be found.
+            # The name of the uploaded file contains the digest of other content, so a later run would take it for that.
             try:
                 await self._session.delete_file(file.id)
             except FineTuneError as error:
@@ -136,7 +139,7 @@ class Uploads:
         return file.id
 
     async def _files_there(self) -> dict[str, list[File]]:
-        """The files that the service has and can use, by their names and by their ids; asked for once a run."""
+        """Return the usable files at the service, by name and by id. They are listed once in a run."""
         async with self._lock("the list"):
             if self._there is None:
                 files = await self._session.list_files("fine-tune")

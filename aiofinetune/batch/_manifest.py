@@ -1,13 +1,13 @@
-"""Manifests: files that list the jobs of a batch, read lazily and checked as a whole.
+"""Read manifests, which are files that list the requests of a batch. They are read lazily and checked as a whole.
 
-A manifest is JSON Lines or TOML. Each of its requests holds the parameters of a `FineTuneRequest`, and besides:
+A manifest is JSON Lines or TOML. Each request holds the parameters of a `FineTuneRequest`, and optionally:
 
-- ``label``: the caller's name for it, different from all others. By default the file's name and the request's number.
-- ``sweep``: a table of lists; the request stands for one job for each combination of their values, labelled
-  ``label/n_epochs=4,model=ada``.
+- ``label``: a unique name for the request. By default it is the name of the manifest and the number of the request.
+- ``sweep``: a table of lists. The request stands for one job for each combination of their values, with a label such
+  as ``label/n_epochs=4,model=ada``.
 
-A training or validation file is an id at the service or a path on this machine; `is_local` has the rule. Paths are
-relative to the manifest. Defaults apply to all requests, in JSON Lines to those that follow::
+A training or validation file is an id at the service or a path on this machine; see `is_local`. Paths are relative to
+the manifest. Defaults apply to all requests; in JSON Lines, to all requests that follow::
 
     {"defaults": {"model": "ada"}}
     {"label": "spam", "training_file": "spam.jsonl", "sweep": {"n_epochs": [1, 2, 4]}}
@@ -39,8 +39,9 @@ from aiofinetune.errors import FineTuneError, LocalFileError, RequestInvalid
 from aiofinetune.models import FineTuneRequest
 
 _MAX_LINE_BYTES: Final = 1 << 20
+"""The longest line of JSON Lines, so that a file without line breaks is not read into memory."""
 _MAX_SWEEP: Final = 10_000
-"""Jobs that one request may stand for; a grid of more is a slip."""
+"""The number of jobs that one request may stand for. A larger sweep is probably a mistake."""
 _OWN_FIELDS: Final = ("label", "sweep")
 _FILE_FIELDS: Final = ("training_file", "validation_file")
 _DATA_SUFFIXES: Final = (
@@ -51,11 +52,11 @@ _DATA_SUFFIXES: Final = (
 
 @attrs.frozen
 class Entry:
-    """One job of a batch: what to ask for, under the caller's name for it.
+    """One request of a batch under its label.
 
     Args:
-        label: The caller's name, unlike all others of the batch.
-        request: What to ask for; its files may be local paths, see `is_local`.
+        label: A name that is unique in the batch.
+        request: The parameters of the job. Its files may be local paths; see `is_local`.
     """
 
     label: str
@@ -67,9 +68,10 @@ class Problem:
     """One thing that is wrong with a manifest.
 
     Args:
-        line: The line, from 1; in TOML that of the request's field where it can be found, else of the request.
+        line: The line number, starting at 1. In TOML it is the line of the field if that can be found, or else of the
+            request.
         field: The parameter.
-        words: What is wrong with it.
+        words: What is wrong with the parameter.
     """
 
     line: int
@@ -78,15 +80,15 @@ class Problem:
 
 
 def is_local(file: str, folder: str | os.PathLike[str] = "") -> bool:
-    """Whether a request's file is a path on this machine rather than an id at the service.
+    """Return whether a request's file is a path on this machine and not an id at the service.
 
-    It is a path if it holds a slash, if it ends like a data file (``.jsonl``, ``.json``, ``.ndjson``, ``.csv``,
-    ``.tsv``, ``.txt`` or ``.parquet``, or one that is compressed, in upper or lower case), or if there is a file of
-    that name in the folder. Anything else, such as ``file-abc123``, is an id.
+    It is a path if it contains a slash, if it has the suffix of a data file (``.jsonl``, ``.json``, ``.ndjson``,
+    ``.csv``, ``.tsv``, ``.txt`` or ``.parquet``, or of a compressed file, in upper or lower case), or if a file of that
+    name exists in the folder. Anything else, such as ``file-abc123``, is an id.
 
     Args:
-        file: The name.
-        folder: Where relative paths start: in a manifest at its own folder, in code at the current one.
+        file: The file.
+        folder: The folder that relative paths start from: for a manifest its own folder, in code the current folder.
     """
     return _looks_local(file) or _is_in(folder, file)
 
@@ -96,16 +98,16 @@ def _looks_local(file: str) -> bool:
 
 
 def _is_in(folder: str | os.PathLike[str], file: str) -> bool:
-    """Whether there is such a file; a folder may have the name of an id, for it is never training data."""
-    path = os.path.join(folder, file)  # noqa: PTH118  # a Path raises for a name too long, here and below
+    """Return whether a file exists. A folder does not count: it is no training data, and may have the name of an id."""
+    path = os.path.join(folder, file)  # noqa: PTH118  # Path raises for names that are too long, here and below
     return os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Iterator[Entry]:
-    """Read the entries of a manifest one by one; JSON Lines in constant memory.
+    """Yield the entries of a manifest; JSON Lines are read in constant memory.
 
     Raises:
-        ManifestInvalid: At the first entry that is wrong. `check_manifest` finds all that are.
+        ManifestInvalid: An entry is invalid; only the first problem is reported. `check_manifest` finds all of them.
         LocalFileError: The manifest cannot be read.
     """
     for _table, item in _entries(Path(path)):
@@ -115,15 +117,16 @@ def read_manifest(path: str | os.PathLike[str]) -> Iterator[Entry]:
 
 
 def check_manifest(path: str | os.PathLike[str]) -> int:
-    """Check a whole manifest, and that its local files are there; give the number of its jobs.
+    """Check a whole manifest, and that its local files exist; return the number of its jobs.
 
     Raises:
-        ManifestInvalid: It is wrong; the error holds every problem.
+        ManifestInvalid: The manifest is invalid; the error holds every problem.
         LocalFileError: The manifest cannot be read.
     """
     if Path(path).exists() and not Path(path).is_file():
         raise LocalFileError(f"{path}: is not a regular file; a manifest is read more than once")
     problems = []
+    # Hashes take less memory than labels, and a manifest may be very long.
     labels: set[int] = set()
     count = 0
     for table, item in _entries(Path(path)):
@@ -144,19 +147,19 @@ def check_manifest(path: str | os.PathLike[str]) -> int:
     if not count and not problems:
         problems.append(Problem(1, "requests", "expected at least one"))
     if problems:
-        # A file that is missing is missing for each job of a sweep.
+        # All jobs of a sweep report the same missing file.
         raise ManifestInvalid(os.fspath(path), tuple(dict.fromkeys(problems)))
     return count
 
 
 @attrs.frozen
 class _Table:
-    """A request, or defaults for requests, as it stands in the manifest.
+    """A request, or the defaults for requests, as written in the manifest.
 
     Args:
-        line: Where it begins.
-        values: What it says.
-        source: Its lines after the first, where its fields stand on lines of their own.
+        line: The line number of its beginning.
+        values: Its fields.
+        source: Its lines after the first, if its fields are on lines of their own, as in TOML.
     """
 
     line: int
@@ -164,7 +167,7 @@ class _Table:
     source: Sequence[str] = ()
 
     def line_of(self, field: str) -> int:
-        """The line of a field, or that of the request if it cannot be found."""
+        """Return the line number of a field, or of the request if the field is not found."""
         name = re.escape(field.partition("[")[0])
         for number, line in enumerate(self.source, self.line + 1):
             if re.match(rf"\s*(sweep\s*\.\s*)?{name}\b", line):
@@ -173,7 +176,7 @@ class _Table:
 
 
 def _entries(path: Path) -> Iterator[tuple[_Table, Entry | Problem]]:
-    """Each entry of a manifest with its table, or what is wrong in its place."""
+    """Yield each entry of a manifest, or a problem in place of one, with its table."""
     defaults: dict[str, object] = {}
     number = 0
     for item in _toml_tables(path) if path.suffix == ".toml" else _json_tables(path):
@@ -182,7 +185,7 @@ def _entries(path: Path) -> Iterator[tuple[_Table, Entry | Problem]]:
         elif set(item.values) == {"defaults"} and isinstance(item.values["defaults"], dict):
             defaults = dict(item.values["defaults"])
             for problem in _problems_of(item, defaults):
-                # Said once, where it stands, and not again for each request.
+                # Reported once, at the defaults, and not again for each request.
                 defaults.pop(problem.field.partition("[")[0], None)
                 yield item, problem
         else:
@@ -192,7 +195,7 @@ def _entries(path: Path) -> Iterator[tuple[_Table, Entry | Problem]]:
 
 
 def _problems_of(table: _Table, values: Mapping[str, object]) -> list[Problem]:
-    """What is wrong with parameters, each by itself."""
+    """Return the problems of parameters, each checked by itself."""
     parameters = {name: value for name, value in values.items() if name not in _OWN_FIELDS}
     wrong = structuring.wrong_parameters(parameters)
     return [Problem(table.line_of(field), field or "request", words) for field, words in wrong]
@@ -201,6 +204,7 @@ def _problems_of(table: _Table, values: Mapping[str, object]) -> list[Problem]:
 def _json_tables(path: Path) -> Iterator[_Table | Problem]:
     for number, line in enumerate(_lines(path), start=1):
         if len(line) > _MAX_LINE_BYTES:
+            # The rest of the line would be read as a line of its own.
             yield Problem(number, "request", f"is longer than {_MAX_LINE_BYTES} bytes")
             return
         if not line.strip():
@@ -217,14 +221,14 @@ def _json_tables(path: Path) -> Iterator[_Table | Problem]:
 
 
 def _reason(line: bytes, error: ValueError) -> str:
-    """Say why a line is not JSON, and where in it: the decoder takes each line for the first of a file."""
+    """Return why a line is not JSON, and where in the line. The decoder's own line number is always 1."""
     try:
         line.decode()
     except UnicodeDecodeError as undecodable:
         return f"byte {undecodable.start + 1} of the line is not UTF-8"
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
-    # Some of the decoder's messages end in the "at" that a place is to follow.
+    # Some of the decoder's messages already end in "at" or "starting at", which is added here.
     return f"{error.msg.removesuffix(' at').removesuffix(' starting')} at character {error.colno}"
 
 
@@ -271,7 +275,7 @@ def _line_of(text: str, pattern: str) -> int:
 
 
 def _expand(table: _Table, defaults: Mapping[str, object], label: str, folder: Path) -> Iterator[Entry | Problem]:
-    """The entries that one request stands for, or what is wrong with it."""
+    """Yield the entries that one request stands for, or its problems."""
     values = {**defaults, **table.values}
     given_label, sweep = values.pop("label", label), values.pop("sweep", {})
     if not isinstance(given_label, str) or not given_label.strip() or not given_label.isprintable():
@@ -290,7 +294,7 @@ def _expand(table: _Table, defaults: Mapping[str, object], label: str, folder: P
         chosen = dict(zip(sweep, combination, strict=True))
         name = given_label + "/" * bool(sweep) + ",".join(f"{key}={value}" for key, value in chosen.items())
         for item in _entry(table, name, {**values, **chosen}, folder):
-            # What is wrong in every combination is said once.
+            # A problem that every combination has is reported once.
             if not isinstance(item, Problem) or item not in told:
                 yield item
             if isinstance(item, Problem):
@@ -317,7 +321,7 @@ def _entry(table: _Table, label: str, values: Mapping[str, object], folder: Path
     for field in _FILE_FIELDS:
         file = getattr(request, field)
         if file is not None and is_local(file) and not is_local(file, folder):
-            # A batch would take the id for this file.
+            # The manifest treats this as an id, but `Batch` looks in the current folder and would treat it as a path.
             words = f"{file!r} is a file in the current folder, but not beside the manifest; give its path"
             yield Problem(table.line_of(field), field, words)
             return
@@ -335,16 +339,16 @@ def _with_paths_from(folder: Path, request: FineTuneRequest) -> FineTuneRequest:
 
 def _path_from(folder: Path, file: str) -> str:
     path = str(folder / file)
-    # A path drops the "./" by which it is known.
+    # Path drops a leading "./", without which this might be taken for an id.
     return path if _looks_local(path) else os.path.join(os.curdir, path)  # noqa: PTH118
 
 
 class ManifestInvalid(FineTuneError, ValueError):
-    """A batch's manifest that is wrong; it holds every problem, and nothing of it was sent.
+    """A batch's manifest is invalid; the error holds every problem that was found.
 
     Args:
         path: The manifest.
-        problems: What is wrong, in the manifest's order.
+        problems: The problems, in the order of the manifest.
     """
 
     def __init__(self, path: str, problems: tuple[Problem, ...]) -> None:
