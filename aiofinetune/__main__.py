@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line, or explain how to install its dependencies."""
     try:
-        from aiofinetune.cli._commands import cli  # noqa: PLC0415  # it may not be installed
+        from aiofinetune.cli._commands import cli  # noqa: PLC0415  # its dependencies may not be installed
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich"):
             # Anything else that is missing is a defect of the installation, which the traceback shows.

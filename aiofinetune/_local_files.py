@@ -41,7 +41,7 @@ async def opened(path: Path, mode: str, named: Path | None = None) -> AsyncItera
     try:
         # The thread opens the file even if this is cancelled. The result is kept in a list, so that it is closed below.
         await _in_thread(named or path, lambda: files.append(_open(path, mode)))
-        yield files[0]  # type: ignore[misc]  # it is what BinaryIO stands for
+        yield files[0]  # type: ignore[misc]  # BinaryIO is the type of such files
     finally:
         for file in files:
             await in_thread(None, file.close)

@@ -316,7 +316,7 @@ class CreateUncertain(FineTuneError):
         request: FineTuneRequest,
         since: float,
         candidates: tuple[FineTune, ...] = (),
-        accepted: bool = False,  # noqa: FBT001, FBT002  # by position: an exception is copied by its args
+        accepted: bool = False,  # noqa: FBT001, FBT002  # exceptions are copied by calling the class with `args`
         unreadable: tuple[str, ...] = (),
         fine_tune_id: str | None = None,
     ) -> None:

@@ -129,7 +129,7 @@ def delay(policy: Retry, failure: FineTuneError, attempt: int, elapsed: float, *
     if asked and isinstance(failure, RateLimited):
         # The service has named the time, so a little jitter is enough: a longer wait would waste the rate it allows.
         bound = min(bound, SPREAD * asked)
-    seconds: float = asked + random.uniform(0, bound)  # noqa: S311  # no secret
+    seconds: float = asked + random.uniform(0, bound)  # noqa: S311  # not a secret
     return seconds if elapsed + seconds <= policy.deadline else None
 
 

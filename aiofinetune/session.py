@@ -189,7 +189,7 @@ class FineTuneSession:
         request = build(dialect.STREAM_FINE_TUNE_EVENTS, self.base_url, fine_tune_id, headers=dialect.STREAM_HEADERS)
         return EventStream(self._caller.connect, request, self._caller.policy, self._caller.api_key)
 
-    async def wait(self, fine_tune_id: str, timeout: float | None = None) -> FineTune:  # noqa: ASYNC109  # for most callers handier than a context
+    async def wait(self, fine_tune_id: str, timeout: float | None = None) -> FineTune:  # noqa: ASYNC109  # simpler for most callers than asyncio.timeout()
         """Wait until a job ends, and return it.
 
         This follows the job's events and also retrieves the job at intervals: every minute, or more often if the
@@ -222,7 +222,7 @@ class FineTuneSession:
             fine_tune = await self.retrieve_fine_tune(fine_tune.id)
         if not fine_tune.result_files:
             raise NotFound(404, f"fine-tune {fine_tune.id} has no results file; its status is {fine_tune.status}")
-        from aiofinetune.results import read_results  # noqa: PLC0415  # a tenth of the import, which few programs need
+        from aiofinetune.results import read_results  # noqa: PLC0415  # a tenth of the import time, and few programs need it
 
         content = scrubbed(await self.download_file(fine_tune.result_files[0].id), self._caller.api_key)
         return await asyncio.to_thread(read_results, content)
@@ -286,7 +286,7 @@ class FineTuneSession:
             "seed": seed,
         }
         body = structuring.write_request({name: value for name, value in parameters.items() if value is not None})
-        from aiofinetune.dialects._completions import CREATE_COMPLETION  # noqa: PLC0415  # an eighth of the import, likewise
+        from aiofinetune.dialects._completions import CREATE_COMPLETION  # noqa: PLC0415  # an eighth of the import time, and few programs need it
 
         return await self._caller.call(CREATE_COMPLETION, body=body)
 

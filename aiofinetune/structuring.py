@@ -205,7 +205,7 @@ def _quick_reader(cls: Any, converter: Converter) -> Hook:
         scope[f"set_{number}"] = origin.__dict__[field.name].__set__
         lines.append(f"    set_{number}(made, value_{number})")
     lines.append("    return made")
-    exec("\n".join(lines), scope)  # noqa: S102  # the names of our own classes' fields
+    exec("\n".join(lines), scope)  # noqa: S102  # the source holds only the names of our own fields
     read_class: Hook = scope["read"]
     return read_class
 
@@ -478,7 +478,7 @@ def read_replies(bodies: Iterable[bytes], kind: type[T], noted: Noted | None = N
     Raises:
         ProtocolViolation: One of them does not fit. To find out which, call `read_reply` with each.
     """
-    read = _reader(kind)  # type: ignore[arg-type]  # likewise
+    read = _reader(kind)  # type: ignore[arg-type]  # as above
     found: dict[tuple[str, str], object] = {}
     _oddities.set(found)
     try:

@@ -26,5 +26,5 @@ class Throttle:
     async def wait(self) -> None:
         """Wait until calls may be sent, plus a random time, so that waiting calls do not all start at once."""
         # A loop, because another call may be throttled during the wait.
-        while (left := self._until - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110  # its end is known
-            await asyncio.sleep(left + random.uniform(0, self._spread))  # noqa: S311  # no secret
+        while (left := self._until - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110  # not polling: the time is known
+            await asyncio.sleep(left + random.uniform(0, self._spread))  # noqa: S311  # not a secret

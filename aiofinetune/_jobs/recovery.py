@@ -105,7 +105,7 @@ Note = Callable[[str | None, bool], Awaitable[None]]
 reply that does not describe the job. It is called before anything else is done, so that the id is never lost."""
 
 
-async def _unheeded(_fine_tune_id: str | None, _is_whole: bool) -> None:  # noqa: FBT001  # as a create calls it
+async def _unheeded(_fine_tune_id: str | None, _is_whole: bool) -> None:  # noqa: FBT001  # a `Note`
     """Record nothing about an accepted create, for a caller that keeps no record."""
 
 
@@ -385,7 +385,7 @@ class _Create:
             with _Noted(self._request, acceptance):
                 made = await self._recovery.retrieve_accepted(search, acceptance, self._note)
                 made = made or await self._search_list(search)
-                assert made is not None  # noqa: S101  # of an accepted create, the search does not say that it made none
+                assert made is not None  # noqa: S101  # an accepted create made a job, so the search raises instead
                 return made
 
     async def find(self) -> FineTune | None:

@@ -52,7 +52,7 @@ class Waiting:
         self._last: FineTune | None = None
         """The job as it was at the last look."""
 
-    async def wait(self, timeout: float | None) -> FineTune:  # noqa: ASYNC109  # as the session offers it
+    async def wait(self, timeout: float | None) -> FineTune:  # noqa: ASYNC109  # the same as in the session
         """Wait until the job succeeds, and return it.
 
         Raises:

@@ -57,7 +57,7 @@ def examples() -> Examples:
         script, _, rest = unicodedata.name(chr(code), "").partition(" ")
         if script in _SCRIPTS and ("LETTER" in rest or "SYLLABLE" in rest):
             rows.append((f"{rest} ->", f" {script.title()}"))
-    random.Random(0).shuffle(rows)  # noqa: S311  # no secret
+    random.Random(0).shuffle(rows)  # noqa: S311  # not a secret
     return Examples(rows[:_TRAINING_ROWS], rows[_TRAINING_ROWS : _TRAINING_ROWS + 400])
 
 
