@@ -135,6 +135,8 @@ class Caller:
                 return await attempt()
             except FineTuneError as error:
                 failure = without_secret(error, self.api_key)
+            # Handled outside the except block: an error raised inside it would have `error` as its context, which may
+            # show the key.
             is_repeatable = endpoint.idempotent
             if find is not None and retry.may_have_arrived(failure):
                 try:

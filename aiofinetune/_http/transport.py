@@ -297,6 +297,7 @@ class Transport:
         try:
             return await http.request(
                 request.method,
+                # The URL is already encoded, and must be sent as it was checked: yarl would normalise it.
                 URL(request.url, encoded=True),
                 data=data,
                 # Not as the session's default headers: aiohttp would send those to a proxy too, with the key as
