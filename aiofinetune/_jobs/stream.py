@@ -188,6 +188,7 @@ class EventStream:
             failure = without_secret(error, self._api_key)
         else:
             return
+        # Outside the except block: an error raised inside it would have `error` as its context, which may show the key.
         self._fail(failure)
 
     def _connection(self) -> Incoming:
@@ -208,6 +209,7 @@ class EventStream:
             events = self._decoder.feed(chunk)
             if self._decoder.names:
                 self._names = self._decoder.names[::-1]
+            # All events are searched at once, which is cheaper than one by one.
             whole = b"\n".join(events)
             # An object with a time and a message is an event if it holds neither word. `find` is faster than `in`; see
             # `scrubbed`.
