@@ -40,12 +40,14 @@ CREATE_FINE_TUNE = Endpoint("POST", "/fine-tunes", FineTune, idempotent=False)
 LIST_FINE_TUNES = Endpoint("GET", "/fine-tunes", Listing[FineTune])
 
 
+# For searches, which must not fail because one row cannot be read.
 LIST_FINE_TUNE_ROWS = Endpoint("GET", "/fine-tunes", Rows)
 
 
 RETRIEVE_FINE_TUNE = Endpoint("GET", "/fine-tunes/{}", FineTune)
 
 
+# Idempotent, because `FineTuneSession.cancel_fine_tune` accepts a job that an earlier attempt cancelled.
 CANCEL_FINE_TUNE = Endpoint("POST", "/fine-tunes/{}/cancel", FineTune)
 
 
