@@ -374,6 +374,7 @@ class Batch:
         try:
             async with asyncio.TaskGroup() as tasks:
                 looking = tasks.create_task(self._look_now_and_then(tasks))
+                # Nothing is sent before this ends: a new job must not be taken for the job of a lost create.
                 finding = tasks.create_task(self._find_lost())
                 await self._unless_stopped(finding)
                 finding.cancel()
@@ -765,6 +766,7 @@ class Batch:
     async def _fetch_results(self, label: str, job: FineTune, folder: Path, *, is_old: bool) -> Mapping[str, float]:
         path = folder / f"{_filename(label)}.{_filename(job.id)}.csv"
         try:
+            # An earlier run may have downloaded the file already.
             if not (is_old and await asyncio.to_thread(path.exists)):
                 if not job.result_files:
                     raise NotFound(404, f"fine-tune {job.id} has no results file")
@@ -815,6 +817,7 @@ class Batch:
 
     async def _cancel_active(self) -> None:
         async with asyncio.TaskGroup() as tasks:
+            # A job that could not be recorded is not active, but it runs all the same.
             for job_id in self.active.keys() | self._unnoted:
                 tasks.create_task(self._cancel(job_id))
 
@@ -854,6 +857,7 @@ class Batch:
                 else:
                     known.add(job.id)
                     await self._keep(entry.label, job.id)
+            # Only now, because `requests` above must include this one.
             del lost[0]
 
     async def _warn_of_forgotten(self) -> None:
@@ -867,6 +871,7 @@ class Batch:
 
     def _has_room(self) -> bool:
         active = self._sending + len(self.active) + len(self._others)
+        # Before the first look, it is not known how many jobs of other programs are active.
         is_known = self._has_looked or self._most_active == math.inf
         return is_known and not self._is_full and self._may_begin() and active < self._most_active
 
