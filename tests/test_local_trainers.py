@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from aiofinetune.local import _queue as queue
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.runs import Run
-from aiofinetune.local._trainers import Ended
+from aiofinetune.local._trainers import Ended, local_process
 from aiofinetune.local._trainers.local_process import LocalProcess
 from aiofinetune.models import FineTune, FineTuneRequest
 
@@ -102,8 +103,15 @@ async def test_a_trainer_that_is_short_of_something(data: Path, monkeypatch: pyt
 
 
 @pytest.mark.uvloop
-async def test_a_trainer_that_is_cancelled_is_ended(data: Path, trainers: Callable[[Path], list[int]]) -> None:
-    """Whenever a trainer is cancelled, and cancelled again while it is being ended, no process is left."""
+async def test_a_trainer_that_is_cancelled_is_ended(
+    data: Path, tmp_path: Path, trainers: Callable[[Path], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a trainer is cancelled, and again while it starts or is being ended, no process is left."""
+    stubborn = tmp_path / "python"
+    stubborn.write_text("#!/bin/sh\ntrap '' TERM\nsleep 60\n")
+    stubborn.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(stubborn))
+    monkeypatch.setattr(local_process, "_GRACE", 0.02)
 
     async def ignore(_line: bytes) -> None:
         pass
@@ -117,9 +125,8 @@ async def test_a_trainer_that_is_cancelled_is_ended(data: Path, trainers: Callab
                 await asyncio.sleep(0)
             for _ in range(steps):
                 await asyncio.sleep(0)
-            for _ in range(3):
+            while not training.done():
                 training.cancel()
                 await asyncio.sleep(0)
-            await asyncio.wait([training])
             assert training.cancelled()
             assert trainers(data) == []
