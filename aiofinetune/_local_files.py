@@ -65,7 +65,7 @@ def check_regular(path: Path) -> None:
         OSError: The path is not a regular file.
     """
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is no regular file")
+        raise OSError(errno.EINVAL, "is not a regular file")
 
 
 def _open(path: Path, mode: str) -> IO[bytes]:

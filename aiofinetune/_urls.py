@@ -21,11 +21,13 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
     """
     if not is_http_url(base_url):
         # A user in a URL may come with a password, which an error must not show.
-        shown = "one with a user in it" if "@" in base_url else repr(base_url)
+        shown = "a URL that contains a user name" if "@" in base_url else repr(base_url)
         raise ConfigurationError(f"base_url: expected a URL such as 'https://api.example.com/v1', got {shown}")
     parts = urlsplit(base_url)
     if parts.username is not None or "?" in base_url or "#" in base_url:
-        raise ConfigurationError("base_url: holds a user, a query or a fragment; give scheme, host and path alone")
+        raise ConfigurationError(
+            "base_url: contains a user name, a query or a fragment; pass only scheme, host and path"
+        )
     if parts.scheme == "http" and not allow_plain_http and not is_loopback(parts.hostname or ""):
         raise ConfigurationError(
             f"base_url: {base_url!r} would carry the key in plain text; use https, or pass allow_plain_http=True"
@@ -58,7 +60,7 @@ def path_segment(name: str) -> str:
         raise RequestInvalid("id", f"expected text such as 'ft-abc123', got {name!r}; pass the object's .id")
     if name.strip(".") == "":
         # Proxies resolve "." and ".." to another path, even when they are encoded (RFC 3986, section 5.2.4).
-        raise RequestInvalid("id", f"{name!r} is not the id of anything")
+        raise RequestInvalid("id", f"{name!r} is not a valid id")
     try:
         return quote(name, safe="")
     except UnicodeEncodeError:

@@ -235,7 +235,7 @@ class FineTuneUnreadable(ProtocolViolation):
         self.fine_tune_id = fine_tune_id
 
     def __str__(self) -> str:
-        return f"the create made the job {self.fine_tune_id}, which cannot be read: {self.problem}"
+        return f"the create made the job {self.fine_tune_id}, but the job cannot be read: {self.problem}"
 
 
 class StreamInterrupted(FineTuneError):

@@ -154,7 +154,7 @@ def _shown(value: object) -> str:
         text = repr(value)
     except ValueError:
         # Python refuses to convert an integer of more than 4,300 digits to text (`sys.set_int_max_str_digits`).
-        text = "a number of thousands of digits"
+        text = "an integer with thousands of digits"
     return text if len(text) <= 80 else f"{text[:80]}… ({type(value).__name__})"
 
 
@@ -188,7 +188,7 @@ def _as_tuple(value: Iterable[float] | None) -> tuple[float, ...] | None:
     return tuple(value) if isinstance(value, list | tuple) else value  # type: ignore[return-value]
 
 
-_COUNT: Final = ("a whole number, 1 or above", _is_count(1))
+_COUNT: Final = ("an integer of at least 1", _is_count(1))
 _FILE_ID: Final = ("the id of an uploaded file, such as 'file-abc123'", _is_text)
 
 _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
@@ -197,12 +197,12 @@ _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "model": ("the name of a model, such as 'curie'", _is_text),
     "n_epochs": _COUNT,
     "batch_size": _COUNT,
-    "learning_rate_multiplier": ("a number above 0", lambda value: _is_number(value) and value > 0),
-    "prompt_loss_weight": ("a number, 0 or above", lambda value: _is_number(value) and value >= 0),
+    "learning_rate_multiplier": ("a number greater than 0", lambda value: _is_number(value) and value > 0),
+    "prompt_loss_weight": ("a number of at least 0", lambda value: _is_number(value) and value >= 0),
     "compute_classification_metrics": ("True or False", lambda value: isinstance(value, bool)),
-    "classification_n_classes": ("a whole number, 2 or above", _is_count(2)),
+    "classification_n_classes": ("an integer of at least 2", _is_count(2)),
     "classification_positive_class": ("the text of a completion", _is_text),
-    "classification_betas": ("a list of numbers above 0", _is_beta_list),
+    "classification_betas": ("a list of numbers greater than 0", _is_beta_list),
     "suffix": ("1 to 40 characters", lambda value: _is_text(value, most=40)),
 }
 """The allowed values of each parameter of a job, as text for a message and as a test."""
@@ -288,7 +288,7 @@ class FineTuneRequest:
             if n_classes is not None and positive is not None:
                 raise RequestInvalid(
                     "classification_n_classes",
-                    f"got {n_classes} beside classification_positive_class={positive!r}; give exactly one of them",
+                    f"got {n_classes} together with classification_positive_class={positive!r}; set only one of them",
                 )
         else:
             for name in ("classification_n_classes", "classification_positive_class"):
@@ -341,12 +341,12 @@ class CreateUncertain(FineTuneError):
         request, ids = self.request, ", ".join(self.candidate_ids)
         return (
             (
-                "the service accepted a create, so it made a job, but which one is not certain."
+                "the service accepted the create and made a job, but it is not known which one."
                 if self.accepted
-                else "the reply to a create was lost, and it may have made a job."
+                else "the reply to the create was lost; a job may have been made."
             )
-            + f" Look in list_fine_tunes() for one of {when} or later with the training file {request.training_file},"
-            f" model {request.model or '(any)'} and suffix {request.suffix or '(none)'}"
+            + f" In list_fine_tunes(), look for a job created at {when} or later with training file"
+            f" {request.training_file}, model {request.model or '(any)'} and suffix {request.suffix or '(none)'}"
             + (f"; it may be {ids}" if ids else "")
             # The reply itself helps to find out whether a proxy answered, or what the service meant.
             + (f"; the reply: {self.__cause__}" if self.accepted and self.__cause__ is not None else "")

@@ -51,11 +51,11 @@ class Retry:
     def __attrs_post_init__(self) -> None:
         """Check the ranges."""
         if self.attempts < 1:
-            raise ConfigurationError(f"attempts: expected 1 or more, got {self.attempts!r}")
+            raise ConfigurationError(f"attempts: expected at least 1, got {self.attempts!r}")
         for name in ("base", "cap", "deadline", "grace"):
             # Written as "not >=" so that NaN is refused too.
             if not getattr(self, name) >= 0:
-                raise ConfigurationError(f"{name}: expected seconds, 0 or more, got {getattr(self, name)!r}")
+                raise ConfigurationError(f"{name}: expected at least 0 seconds, got {getattr(self, name)!r}")
 
 
 SPREAD: Final = 0.2

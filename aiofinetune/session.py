@@ -62,7 +62,7 @@ class FineTuneSession:
         RequestInvalid: The request is invalid; nothing was sent.
         APIError: The service answered with an error.
         TransportError: No complete reply was received, and retrying did not help or was not safe.
-        ProtocolViolation: The reply is not what the API promises.
+        ProtocolViolation: The reply does not match the API.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class FineTuneSession:
         # The parameter itself is rebound: a traceback that shows local variables must not show the key.
         api_key = Secret(api_key or os.environ.get("OPENAI_API_KEY", ""))
         if not api_key:
-            raise ConfigurationError("api_key: there is none; pass it, or set OPENAI_API_KEY")
+            raise ConfigurationError("api_key: missing; pass api_key or set OPENAI_API_KEY")
         _check_header("api_key", api_key)
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or dialect.DEFAULT_BASE_URL
         self.base_url: str = check_base_url(base_url, allow_plain_http=allow_plain_http)
@@ -374,4 +374,6 @@ class FineTuneSession:
 def _check_header(name: str, value: str) -> None:
     """Refuse a value that cannot be sent in a header (RFC 9110, section 5.5). The error does not show the value."""
     if not (value.isascii() and value.isprintable()) or value != value.strip():
-        raise ConfigurationError(f"{name}: holds a space at an end, or a character that no header may hold")
+        raise ConfigurationError(
+            f"{name}: starts or ends with a space, or contains a character that is not allowed in a header"
+        )

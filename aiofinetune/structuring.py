@@ -381,7 +381,7 @@ def _read_field(field: _Field, value: Any, converter: Converter, *, strict: bool
         # Such a field never makes a reply unreadable, so there is nothing to report about it.
         return field.default
     if field.is_required and field.name in ("id", "status") and value == "":
-        raise _Misfit(("", 'expected a text, got ""'))
+        raise _Misfit(("", 'expected a non-empty string, got ""'))
     if _is_list(field.kind):
         return _each_reader(field.kind, converter)(value, None)
     return converter.get_structure_hook(field.kind)(value, None)
@@ -484,7 +484,7 @@ def read_replies(bodies: Iterable[bytes], kind: type[T], noted: Noted | None = N
     try:
         made = [read(_loads(body), None) for body in bodies]
     except (ValueError, _Misfit) as error:
-        raise ProtocolViolation("one of the replies is not what the API promises") from error
+        raise ProtocolViolation("one of the replies does not match the API") from error
     if found and noted is not None:
         _report(found, noted)
     return made
@@ -499,11 +499,11 @@ def _kind_of(value: object) -> str:
     """Return the JSON type of a value. The value itself is not logged, because it may be private."""
     match value:
         case bool():
-            return "true or false"
+            return "a boolean"
         case int() | float():
             return "a number"
         case str():
-            return "a text"
+            return "a string"
         case list():
             return "a list"
         case dict():
@@ -526,7 +526,7 @@ def fit_reply(value: object, kind: type[T]) -> T:
     except _Misfit as error:
         found = itertools.islice(error.problems, _MAX_PROBLEMS)
         problems = "; ".join(f"${path} {words}" for path, words in found)
-        raise ProtocolViolation(f"the reply is not what the API promises: {problems}") from error
+        raise ProtocolViolation(f"the reply does not match the API: {problems}") from error
     return made
 
 
@@ -685,4 +685,4 @@ def write_request(parameters: Mapping[str, object]) -> bytes:
     try:
         return _dumps(parameters)
     except (TypeError, ValueError, RecursionError) as error:
-        raise RequestInvalid("request", f"holds what JSON cannot: {error}") from error
+        raise RequestInvalid("request", f"cannot be written as JSON: {error}") from error

@@ -15,7 +15,7 @@ JOB = FineTune("ft-1", "failed", "ada", 1, (File("file-1"),))
 
 ONE_OF_EACH = [
     aiofinetune.FineTuneError("something failed"),
-    aiofinetune.ConfigurationError("api_key: there is none"),
+    aiofinetune.ConfigurationError("api_key: missing"),
     aiofinetune.RequestInvalid("n_epochs", "expected a whole number, got 'four'"),
     aiofinetune.DatasetError("train.jsonl", 3, "no JSON"),
     aiofinetune.DatasetError("train.jsonl", None, "is empty"),
@@ -114,21 +114,22 @@ def test_copies(error: aiofinetune.FineTuneError) -> None:
         (
             aiofinetune.CreateUncertain(FineTuneRequest(training_file="file-1", suffix="x"), 0.0, (JOB,)),
             (
-                "the reply to a create was lost, and it may have made a job. Look in list_fine_tunes() for one of"
-                " 1970-01-01T00:00:00Z or later with the training file file-1, model (any) and suffix x; it may be ft-1"
+                "the reply to the create was lost; a job may have been made. In list_fine_tunes(), look for a job"
+                " created at 1970-01-01T00:00:00Z or later with training file file-1, model (any) and suffix x; it may"
+                " be ft-1"
             ),
         ),
         (
             aiofinetune.CreateUncertain(FineTuneRequest(training_file="file-1"), 1e20, (JOB,), True, ("ft-2",), "ft-3"),
             (
-                "the service accepted a create, so it made a job, but which one is not certain. Look in"
-                " list_fine_tunes() for one of 1970-01-01T00:00:01Z or later with the training file file-1, model (any)"
+                "the service accepted the create and made a job, but it is not known which one. In list_fine_tunes(),"
+                " look for a job created at 1970-01-01T00:00:01Z or later with training file file-1, model (any)"
                 " and suffix (none); it may be ft-3, ft-1, ft-2"
             ),
         ),
         (
             aiofinetune.FineTuneUnreadable("$.status is missing", "ft-1"),
-            "the create made the job ft-1, which cannot be read: $.status is missing",
+            "the create made the job ft-1, but the job cannot be read: $.status is missing",
         ),
         (aiofinetune.NotFound(404, "no such job"), "404: no such job"),
         (

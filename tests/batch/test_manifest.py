@@ -256,7 +256,7 @@ WRONG = {
     "a number out of range": (
         "jobs.jsonl",
         '{"training_file": "file-1", "n_epochs": 0}',
-        ["line 1, n_epochs: expected a whole number, 1 or above, got 0"],
+        ["line 1, n_epochs: expected an integer of at least 1, got 0"],
     ),
     "a wrong type and a slip of the pen": (
         "jobs.jsonl",
@@ -310,8 +310,8 @@ WRONG = {
         "jobs.jsonl",
         '{"training_file": "file-1", "sweep": {"n_epochs": [1, 0, -1], "model": ["ada", "curie"]}}',
         [
-            "line 1, n_epochs: expected a whole number, 1 or above, got 0",
-            "line 1, n_epochs: expected a whole number, 1 or above, got -1",
+            "line 1, n_epochs: expected an integer of at least 1, got 0",
+            "line 1, n_epochs: expected an integer of at least 1, got -1",
         ],
     ),
     "a sweep too large": (

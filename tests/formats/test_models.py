@@ -32,10 +32,10 @@ def request(**parameters: object) -> FineTuneRequest:
 
 
 FILE_ID = "expected the id of an uploaded file, such as 'file-abc123'"
-COUNT = "expected a whole number, 1 or above"
-POSITIVE = "expected a number above 0"
-NOT_NEGATIVE = "expected a number, 0 or above"
-BETAS = "expected a list of numbers above 0"
+COUNT = "expected an integer of at least 1"
+POSITIVE = "expected a number greater than 0"
+NOT_NEGATIVE = "expected a number of at least 0"
+BETAS = "expected a list of numbers greater than 0"
 NEEDS_METRICS = "is only used with compute_classification_metrics=True"
 
 
@@ -75,7 +75,7 @@ NEEDS_METRICS = "is only used with compute_classification_metrics=True"
             (
                 "classification_n_classes",
                 {**SEVERAL, "classification_n_classes": value},
-                f"expected a whole number, 2 or above, got {value!r}",
+                f"expected an integer of at least 2, got {value!r}",
             )
             for value in (1, 0, 2.0, "3", True)
         ),
@@ -117,7 +117,7 @@ NEEDS_METRICS = "is only used with compute_classification_metrics=True"
         (
             "classification_n_classes",
             {**BINARY, "classification_n_classes": 3},
-            "got 3 beside classification_positive_class=' yes'; give exactly one of them",
+            "got 3 together with classification_positive_class=' yes'; set only one of them",
         ),
         ("classification_n_classes", {"classification_n_classes": 3}, NEEDS_METRICS),
         ("classification_positive_class", {"classification_positive_class": " yes"}, NEEDS_METRICS),

@@ -223,17 +223,17 @@ def with_field(field: str, value: str) -> bytes:
         (b'{"data": [{"id": "a"}, 7]}', Listing[Model], "$.data[1]", "expected an object, got 7"),
         (b'{"data": {"id": "a"}}', Listing[Model], "$.data", 'expected a list, got {"id":"a"}'),
         (b'{"id": "m", "deleted": "yes"}', Deleted, "$.deleted", 'expected true or false, got "yes"'),
-        (with_field("id", '""'), FineTune, "$.id", 'expected a text, got ""'),
-        (with_field("status", '""'), FineTune, "$.status", 'expected a text, got ""'),
+        (with_field("id", '""'), FineTune, "$.id", 'expected a non-empty string, got ""'),
+        (with_field("status", '""'), FineTune, "$.status", 'expected a non-empty string, got ""'),
         (with_field("status", "null"), FineTune, "$.status", "is missing"),
-        (b'{"id": ""}', File, "$.id", 'expected a text, got ""'),
+        (b'{"id": ""}', File, "$.id", 'expected a non-empty string, got ""'),
         (b'"file-1"', File, "$", 'expected an object, got "file-1"'),
         (b'{"message": 7}', FineTuneEvent, "$.message", "expected a string, got 7"),
     ],
 )
 def test_misfit(body: bytes, kind: Any, path: str, words: str) -> None:
     """A reply that does not fit is a violation that names the path, what was expected and what came."""
-    with pytest.raises(ProtocolViolation, match=re.escape(f"promises: {path} {words}")):
+    with pytest.raises(ProtocolViolation, match=re.escape(f"match the API: {path} {words}")):
         structuring.read_reply(body, kind)
 
 
@@ -294,7 +294,7 @@ def test_odd_fields_are_noted_once_each() -> None:
     structuring.read_reply(
         json.dumps({"data": rows}).encode(), Listing[FineTune], lambda field, found: noted.append((field, found))
     )
-    assert noted == [("FineTune.model", "a number"), ("FineTune.created_at", "a text")]
+    assert noted == [("FineTune.model", "a number"), ("FineTune.created_at", "a string")]
 
 
 def test_what_fits_is_not_noted() -> None:
@@ -411,7 +411,7 @@ def test_unknown_fields_pass_in_replies() -> None:
         ({"training_file": 7}, "training_file", "expected a string, got 7"),
         ({"training_file": "f", "n_epochs": "4"}, "n_epochs", 'expected a whole number, got "4"'),
         ({"training_file": "f", "n_epochs": 4.0}, "n_epochs", "expected a whole number, got 4.0"),
-        ({"training_file": "f", "n_epochs": 0}, "n_epochs", "expected a whole number, 1 or above, got 0"),
+        ({"training_file": "f", "n_epochs": 0}, "n_epochs", "expected an integer of at least 1, got 0"),
         (
             {"training_file": "f", "classification_betas": "abc"},
             "classification_betas",
@@ -493,7 +493,7 @@ def test_any_json_in_place(value: object, kind: Any, data: st.DataObject) -> Non
     try:
         structuring.fit_reply({name: value}, kind)
     except ProtocolViolation as error:
-        assert re.search(r"promises: \$\.\w", str(error))  # noqa: PT017
+        assert re.search(r"match the API: \$\.\w", str(error))  # noqa: PT017
 
 
 def fit(kind: Any) -> st.SearchStrategy[Any]:

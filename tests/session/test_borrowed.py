@@ -98,7 +98,7 @@ async def test_middleware_that_fails_after_the_create(error: Exception) -> None:
         failure = await failed(url, middlewares=[failing(error, is_sent=True)])
     assert isinstance(failure, CreateUncertain)
     assert targets(seen).count("POST /v1/fine-tunes") == 1
-    assert "may have made a job" in str(failure)
+    assert "a job may have been made" in str(failure)
 
 
 @errors

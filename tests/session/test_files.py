@@ -351,10 +351,10 @@ async def test_a_pipe_is_refused(tmp_path: Path) -> None:
     """What would hold up whoever opens it until another process comes along is not opened, to read or to write."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(LocalFileError, match="is no regular file"):
+    with pytest.raises(LocalFileError, match="is not a regular file"):
         async with opened(pipe, "rb"):
             raise AssertionError
-    with pytest.raises(LocalFileError, match="is no regular file"):
+    with pytest.raises(LocalFileError, match="is not a regular file"):
         await save(pipe, reader(b"x"))
     assert pipe.is_fifo()
 
