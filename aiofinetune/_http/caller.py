@@ -65,7 +65,7 @@ class Caller:
         listing = await self.call(endpoint, *ids, query=query)
         if listing.has_more and endpoint.path not in self._partial_lists:
             self._partial_lists.add(endpoint.path)
-            _log.warning("%s %s: the service sent only a part of the list", endpoint.method, endpoint.path)
+            _log.warning("%s %s: the service sent only part of the list", endpoint.method, endpoint.path)
         return listing.data
 
     async def exchange(
@@ -215,4 +215,4 @@ class Caller:
         """Log a field that was read as absent, once in a session."""
         if field not in self._oddities:
             self._oddities.add(field)
-            _log.warning("%s: the service sent %s, which does not fit; it is read as absent", field, found)
+            _log.warning("%s: the service sent %s, which is not valid here; it is treated as missing", field, found)

@@ -51,4 +51,6 @@ def new_decompressor(encoding: str, start: bytes = b"") -> zlib._Decompress:
             is_bare = start and start[0] & 0x0F != 8 and start[:1] not in (b"{", b"[")
             return zlib.decompressobj(wbits=-zlib.MAX_WBITS if is_bare else zlib.MAX_WBITS)
         case other:
-            raise ProtocolViolation(f"the reply has the Content-Encoding {other[:40]!r}, which was not asked for")
+            raise ProtocolViolation(
+                f"the reply has the Content-Encoding {other[:40]!r}, which the client did not ask for"
+            )

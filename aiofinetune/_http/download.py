@@ -39,7 +39,7 @@ async def download(caller: Caller, file_id: str, path: Path | None) -> bytes:
                 return b""
             content = await collect(read, expected or MAX_REPLY_BYTES)
         if not expected and len(content) > MAX_REPLY_BYTES:
-            raise ProtocolViolation(f"{file_id} is of an unknown length, and too long for the memory; pass a path")
+            raise ProtocolViolation(f"{file_id} has an unknown length and is too long to hold in memory; pass a path")
         return content
 
     return await caller.retrying(dialect.DOWNLOAD_FILE, attempt)

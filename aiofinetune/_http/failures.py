@@ -18,7 +18,7 @@ from aiofinetune.errors import (
     ReplyTimeout,
 )
 
-LOST: Final = "the connection closed within the body, or the body is not as HTTP frames it"
+LOST: Final = "the connection closed before the end of the body, or the body is not valid HTTP"
 """The message for a body that is cut off or garbled, because aiohttp does not always distinguish the two."""
 
 
@@ -36,11 +36,11 @@ def in_our_words(error: Exception, name: str) -> FineTuneError:
         case aiohttp.ClientHttpProxyError():
             return ConnectFailed(f"{name}: the proxy refused to connect: {error.status} {error.message}")
         case aiohttp.ClientResponseError() if isinstance(error.__cause__, HttpProcessingError):
-            return ProtocolViolation(f"{name}: the head of the reply cannot be read as HTTP: {error.message}")
+            return ProtocolViolation(f"{name}: the head of the reply cannot be parsed as HTTP: {error.message}")
         case HttpProcessingError():
             return ConnectionLost(f"{name}: {LOST}: {error.message}")
         case TimeoutError():
-            return ReplyTimeout(f"{name}: no whole reply in the time given")
+            return ReplyTimeout(f"{name}: no complete reply before the timeout")
         case aiohttp.ClientError() | OSError() if not isinstance(error, aiohttp.ClientResponseError | ValueError):
             return ConnectionLost(f"{name}: the connection broke: {error or type(error).__name__}")
         case _:
@@ -74,8 +74,8 @@ def of_borrowed(error: Exception) -> str:
     raised = "".join(traceback.format_exception_only(error)).strip()
     if isinstance(error, ValueError):
         # aiohttp itself raises this too, if the session has an `auth` in addition to the key.
-        return f"http: aiohttp, or code that runs in it, refuses to send: {raised}"
-    return f"http: code that runs in the aiohttp session (a middleware, a trace, its connector) raised {raised}"
+        return f"http: aiohttp, or code in the aiohttp session, refused to send the request: {raised}"
+    return f"http: code in the aiohttp session (a middleware, a trace or the connector) raised {raised}"
 
 
 def cause_of(error: Exception) -> Exception | None:

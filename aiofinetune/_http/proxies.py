@@ -26,7 +26,8 @@ def proxy_for(base_url: str) -> str | None:
     if not is_http_url(url):
         # The error names the variable and not its value, which may hold a password.
         raise ConfigurationError(
-            f"{_proxy_variable(parts.scheme)} names a proxy that cannot be used; expected one such as http://host:3128"
+            f"{_proxy_variable(parts.scheme)} names a proxy that cannot be used; expected a URL such as"
+            " http://host:3128"
         )
     return url
 

@@ -106,7 +106,7 @@ class Incoming:
                 # aiohttp raises it instead of waiting, if another task is already waiting or the connection is gone.
                 if not self._is_lost():
                     raise FineTuneError(
-                        f"{name}: another task reads it already; read it in one task at a time"
+                        f"{name}: another task is already reading the reply; read it in one task at a time"
                     ) from error
                 raise ConnectionLost(f"{name}: {LOST}") from error
             raise in_our_words(error, name) from error
@@ -174,7 +174,7 @@ class Incoming:
             if piece:
                 return piece
             if decompressor.unused_data:
-                raise ProtocolViolation(f"{self._request.name}: more follows the end of the compressed body")
+                raise ProtocolViolation(f"{self._request.name}: there is data after the end of the compressed body")
             if not raw:
                 if not decompressor.eof:
                     raise ConnectionLost(f"{self._request.name}: the compressed body ended early")

@@ -77,7 +77,7 @@ class Timeout:
         for name, seconds in attrs.asdict(self).items():
             # Written as "not >" so that NaN is refused too.
             if not seconds > 0:
-                raise ConfigurationError(f"{name}: expected seconds, more than 0, got {seconds!r}")
+                raise ConfigurationError(f"{name}: expected more than 0 seconds, got {seconds!r}")
 
 
 @attrs.define
@@ -236,14 +236,14 @@ class Transport:
             ConfigurationError: The session belongs to another loop or process.
         """
         if self._process != os.getpid():
-            raise ConfigurationError("the session was made in another process; make a new one after a fork")
+            raise ConfigurationError("the session was created in another process; create a new one after a fork")
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
         if self._loop is not loop:
             raise ConfigurationError(
-                "the session belongs to another event loop, that of its first call or of the aiohttp session that it"
-                " was given; make one in each loop: in each thread, and in each asyncio.run()"
+                "the session belongs to another event loop (that of its first call, or of the aiohttp session that was"
+                " passed in); create a session in each event loop, that is, in each thread and in each asyncio.run()"
             )
 
     async def aclose(self) -> None:
@@ -286,7 +286,7 @@ class Transport:
                 and traces, both before and after the request is sent.
         """
         if self._closed or (self._http is not None and self._http.closed):
-            raise FineTuneError("the session is closed; make a new one")
+            raise FineTuneError("the session is closed; create a new one")
         if self._http is None:
             self._http = self._new_http()
         http = self._http
@@ -402,8 +402,8 @@ def _in_our_words_if_sent(error: Exception, name: str, body: _Body | _Timed) -> 
     match failure:
         case ConnectFailed() if body.was_sent:
             # The failed connection was another one, made by code of the session that runs after the request.
-            return ConnectionLost(f"{name}: sent, but then: {failure}")
+            return ConnectionLost(f"{name}: the request was sent, but then failed: {failure}")
         case ConfigurationError() if body.may_be_sent:
-            return ConnectionLost(f"{name}: it may have been sent; {of_borrowed(error)}")
+            return ConnectionLost(f"{name}: the request may have been sent: {of_borrowed(error)}")
         case _:
             return failure

@@ -119,7 +119,7 @@ async def _check_path(path: str) -> None:
     is_odd = len(path) > _MAX_PATH or "\n" in path or path.lstrip()[:1] in ("{", "[")
     if is_odd and not await asyncio.to_thread(os.path.exists, path):
         start = repr(path[:40]) + ("…" if len(path) > 40 else "")
-        raise RequestInvalid("file", f"{start} looks like data, and is no path; pass data as bytes: text.encode()")
+        raise RequestInvalid("file", f"{start} looks like data, not a path; pass data as bytes, such as text.encode()")
 
 
 async def _content_of_readable(source: Any) -> Content:  # Any: all that is known is that it has a `read`
@@ -135,7 +135,9 @@ async def _content_of_readable(source: Any) -> Content:  # Any: all that is know
     except Exception as error:
         raise LocalFileError(f"the file cannot be read: {error}") from error
     if not isinstance(nothing, bytes | bytearray | memoryview):
-        raise RequestInvalid("file", f"{_EXPECTED}, got {type(source).__name__}, which gives {type(nothing).__name__}")
+        raise RequestInvalid(
+            "file", f"{_EXPECTED}, got {type(source).__name__}, whose read() returns {type(nothing).__name__}"
+        )
     name = getattr(source, "filename" if is_async else "name", None)
     name = Path(name).name if isinstance(name, str) else None
     return await (_content_of_async_file if is_async else _content_of_file)(source, name)
@@ -170,7 +172,7 @@ async def _content_of_file(file: Any, name: str | None) -> Content:  # Any: only
         # Shielded, so that `rewind` can wait for a read whose attempt was cancelled.
         piece = await asyncio.shield(reading)
         if piece is None:
-            raise LocalFileError("the file is in non-blocking mode; give an async iterator of its bytes")
+            raise LocalFileError("the file is in non-blocking mode; pass an async iterator of its bytes")
         return piece
 
     try:
@@ -191,7 +193,7 @@ async def _content_of_file(file: Any, name: str | None) -> Content:  # Any: only
     return Content(name, size, read, rewind)
 
 
-_AT_END: Final = "stands at its end, so that nothing would be sent; call seek(0) before"
+_AT_END: Final = "its position is at the end, so nothing would be sent; call seek(0) first"
 
 
 def _extent(file: Any) -> tuple[int | None, int | None]:
@@ -277,7 +279,7 @@ class Form:
         if not self._rest:
             piece = await self._content.read()
             if not isinstance(piece, bytes | bytearray | memoryview):
-                raise LocalFileError(f"the source gave {type(piece).__name__}, not bytes")
+                raise LocalFileError(f"the source returned {type(piece).__name__}, not bytes")
             self._rest = memoryview(piece).cast("B")
         if self._rest:
             # A large piece is split, because each part that aiohttp takes extends the deadline.
@@ -285,13 +287,13 @@ class Form:
             self._sent += len(part)
             if self._content.size is not None and self._sent > self._content.size:
                 raise LocalFileError(
-                    f"the file changed while it was sent: it is longer than {self._content.size} bytes"
+                    f"the file changed during the upload: it is longer than {self._content.size} bytes"
                 )
             if self._progress is not None:
                 self._progress(self._sent, self._content.size)
             return part
         if self._content.size not in (None, self._sent):
-            raise LocalFileError(f"the file changed while it was sent: {self._sent} bytes, not {self._content.size}")
+            raise LocalFileError(f"the file changed during the upload: {self._sent} bytes, not {self._content.size}")
         if self._tail:
             tail, self._tail = self._tail, b""
             return tail
@@ -321,4 +323,5 @@ async def send_file(caller: Caller, content: Content, purpose: str, filename: st
             return await caller.decode(dialect.UPLOAD_FILE, reply)
     if isinstance(form.failure, FineTuneError):
         raise form.failure
-    raise LocalFileError(f"the upload stopped on this side: {form.failure!r}") from form.failure
+    words = f"the source of the upload, or the progress callback, raised {form.failure!r}"
+    raise LocalFileError(words) from form.failure

@@ -187,7 +187,7 @@ async def test_a_part_of_a_list(caplog: pytest.LogCaptureFixture) -> None:
     """Where the service keeps a part of a list back, the log says so."""
     async with talking_to(answering(reply(body={**MODELS, "has_more": True}))) as session:
         await session.list_models()
-    assert caplog.messages == ["GET /models: the service sent only a part of the list"]
+    assert caplog.messages == ["GET /models: the service sent only part of the list"]
 
 
 # Many at once

@@ -208,7 +208,7 @@ async def test_fork(tmp_path: Path) -> None:
         await asyncio.to_thread(process.join)
         assert await session.list_models() == ()
     assert process.exitcode == 0
-    assert (tmp_path / "said").read_text().startswith("ConfigurationError: the session was made in another process")
+    assert (tmp_path / "said").read_text().startswith("ConfigurationError: the session was created in another process")
     assert len(seen) == 2
 
 

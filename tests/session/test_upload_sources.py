@@ -266,8 +266,8 @@ async def test_file_at_its_end(kind: str, tmp_path: Path) -> None:
     [
         (_NoSize(), RequestInvalid, "file opened in binary mode"),
         (_AsyncNoSize(), RequestInvalid, "file opened in binary mode"),
-        (_AsyncText(), RequestInvalid, "_AsyncText, which gives str"),
-        (io.StringIO("a"), RequestInvalid, "StringIO, which gives str"),
+        (_AsyncText(), RequestInvalid, "_AsyncText, whose read() returns str"),
+        (io.StringIO("a"), RequestInvalid, "StringIO, whose read() returns str"),
         (_AsyncBroken(DATA), LocalFileError, "own words"),
         (_Unseekable(DATA), LocalFileError, "own words"),
         (7, RequestInvalid, "got int"),
