@@ -51,7 +51,7 @@ ONE_OF_EACH = [
     aiofinetune.FineTuneEnded(JOB),
     aiofinetune.FineTuneFailed(JOB, (FineTuneEvent("out of tokens"),)),
     aiofinetune.FineTuneCancelled(JOB),
-    aiofinetune.WaitTimeout("not over after 5 s"),
+    aiofinetune.WaitTimeout("did not end within 5 s"),
 ]
 
 

@@ -55,7 +55,7 @@ class Accepted(Exception):
         self.is_taken = is_taken
 
     def __str__(self) -> str:
-        return f"the create was accepted; {self.__cause__}"
+        return f"the create was accepted, but its reply does not describe the job: {self.__cause__}"
 
 
 @attrs.frozen
@@ -234,7 +234,7 @@ class Recovery:
             listing, reply = await self.caller.exchange(dialect.LIST_FILES, policy=policy)
         except FineTuneError as error:
             # Uploading a file twice costs little, unlike creating a job twice.
-            _log.info("looking for the upload of %s: %s", name, error)
+            _log.info("searching for the upload of %s failed: %s", name, error)
             return None
         since = _at_service(reply, sent)
         file = matching.find_file(listing.data, name, size, purpose, since, self.claims)
@@ -319,7 +319,7 @@ class Recovery:
                 await asyncio.sleep(pause)
             except FineTuneError as failure:
                 if not is_whole:
-                    _log.warning("looking at %s, which the reply to a create named: %s", named, failure)
+                    _log.warning("retrieving %s, which the reply to a create named, failed: %s", named, failure)
                     return None
                 raise FineTuneUnreadable(str(failure), named) from failure
             else:
@@ -373,7 +373,7 @@ class _Create:
         """
         await self._group.wait_for_searches()
         if not self._wanted():
-            raise NotSent("the create was not sent: it is not wanted any more")
+            raise NotSent("the create was not sent, because it is no longer wanted")
         heard = Heard()
         try:
             with self._group, _Noted(self._request, heard):
@@ -461,7 +461,7 @@ class _Noted:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, asyncio.CancelledError):
-            error.add_note(f"a create was under way when it was cancelled: {self._outcome()}")
+            error.add_note(f"cancelled while a create was in progress: {self._outcome()}")
 
     def _outcome(self) -> str:
         match self._known:
@@ -472,8 +472,8 @@ class _Noted:
             case _:
                 is_accepted, named = False, None
         if named is not None:
-            return f"the service accepted it, and it made a job, {named}"
+            return f"the service accepted it and made a job, {named}"
         return (
-            f"{'the service accepted it, and it made a job' if is_accepted else 'it may have made a job'}; look in"
-            f" list_fine_tunes() for one with the training file {self._request.training_file}, created just now"
+            f"{'the service accepted it and made a job' if is_accepted else 'it may have made a job'}; in"
+            f" list_fine_tunes(), look for a new job with training file {self._request.training_file}"
         )

@@ -275,7 +275,7 @@ class EventStream:
     def _end(self) -> None:
         if self._position < len(self._given):
             raise StreamHistoryChanged(
-                f"the stream ended after {self._position} events, and had {len(self._given)} before the reconnect"
+                f"the stream ended after {self._position} events; there were {len(self._given)} before the reconnect"
             )
         self._is_done = True
         self._close()

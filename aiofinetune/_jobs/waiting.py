@@ -68,7 +68,7 @@ class Waiting:
             if not deadline.expired():
                 # A TimeoutError of the call itself, such as ReplyTimeout.
                 raise
-            raise WaitTimeout(f"fine-tune {self._id} was not over after {timeout} s; {self._state()}") from error
+            raise WaitTimeout(f"fine-tune {self._id} did not end within {timeout} s; {self._state()}") from error
         if job.status == Status.SUCCEEDED:
             return job
         kind = FineTuneCancelled if job.status == Status.CANCELLED else FineTuneFailed
@@ -87,14 +87,14 @@ class Waiting:
             except FineTuneError as failure:
                 if not retry.may_pass(failure) or _now() - last_seen > self._policy.deadline:
                     raise
-                _log.info("waiting for %s: %s", self._id, failure)
+                _log.info("retrieving %s failed: %s; still waiting", self._id, failure)
             else:
                 last_seen = _now()
                 if job.is_terminal:
                     return job
                 if job.status not in Status.KNOWN and job.status != strange:
                     strange = job.status
-                    _log.warning("%s has a status that the API does not name, %r; still waiting", self._id, strange)
+                    _log.warning("%s has the unknown status %r; still waiting", self._id, strange)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _MAX_PAUSE)
 
@@ -121,10 +121,10 @@ class Waiting:
                     self._events.append(event)
         except FineTuneError as failure:
             if isinstance(failure, StreamInterrupted) or retry.may_pass(failure):
-                _log.info("following %s: %s", self._id, failure)
+                _log.info("following %s failed: %s", self._id, failure)
                 return True
             # The look at the job that follows shows whether the problem is with the job or only with its stream.
-            _log.info("following %s: %s; looking at it now and then instead", self._id, failure)
+            _log.info("following %s failed: %s; retrieving the job at intervals instead", self._id, failure)
             return False
         return True
 
@@ -132,7 +132,7 @@ class Waiting:
         try:
             job = await self._look()
         except FineTuneError as failure:
-            _log.info("looking at %s: %s", self._id, failure)
+            _log.info("retrieving %s failed: %s", self._id, failure)
             # If the failure is permanent, stop reading: the look that follows raises it.
             return not retry.may_pass(failure)
         return job.is_terminal
@@ -140,11 +140,11 @@ class Waiting:
     def _state(self) -> str:
         """Return what the last look showed of a job that did not end in time."""
         if self._last is None:
-            return "it goes on, as far as is known: its status was not seen"
+            return "its status is not known"
         status = self._last.status
         if status not in Status.KNOWN:
-            return f"its status is {status!r}, which the API does not name: look at the job at the service"
-        return f"it goes on, and its status is {status!r}"
+            return f"its status is {status!r}, which the API does not define; check the job at the service"
+        return f"it continues at the service; its status is {status!r}"
 
 
 def _now() -> float:

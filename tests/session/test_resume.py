@@ -430,7 +430,7 @@ async def test_wait_through_unknown_statuses(caplog: pytest.LogCaptureFixture) -
         server.fail(RETRIEVE, *(status_now(server, job, word) for word in words))
         assert (await session.wait(job)).status == "succeeded"
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    warnings = [text for text in warnings if "does not name" in text]
+    warnings = [text for text in warnings if "unknown status" in text]
     assert len(warnings) == 2
     assert "paused" in warnings[0]
     assert "validating" in warnings[1]
