@@ -44,15 +44,15 @@ def error_of(reply: Reply) -> APIError:
         location = printable(reply.headers.get("location")) or "nowhere"
         return APIError(
             reply.status,
-            f"a redirect to {location!r} that is not followed: to another origin, which must not get the key, or with"
-            " another method, or of an upload. If the API lives there, give it as base_url",
+            f"the redirect to {location!r} is not followed, because it leads to another origin (which must not get the"
+            " key), changes the method, or answers an upload; if the API is there, set base_url accordingly",
             request_id=request_id,
         )
     retry_after = retry_after_of(reply.headers, now=server_time(reply) or time.time())
     words = error_words(reply.body)
     if words is None:
         message = (
-            f"the body is not the API's JSON: {structuring.excerpt(reply.body)}" if reply.body else "with an empty body"
+            f"the body is not the API's JSON: {structuring.excerpt(reply.body)}" if reply.body else "the body is empty"
         )
         return kind(reply.status, message, request_id=request_id, retry_after=retry_after)
     if kind is RateLimited:

@@ -171,6 +171,6 @@ def explained(error: NotFound, endpoint: Endpoint[T]) -> NotFound:
         return error
     message = (
         f"{error.message}. api.openai.com retired the fine-tunes API on 2024-01-04: set base_url (OPENAI_BASE_URL) to a"
-        " service that still speaks it, or run the embedded server ('aiofinetune serve')"
+        " service that still has it, or run the embedded server ('aiofinetune serve')"
     )
     return NotFound(error.status, message, *error.args[2:])

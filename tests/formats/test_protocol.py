@@ -247,7 +247,7 @@ def test_class_of_status(status: int, kind: type[errors.APIError]) -> None:
     error = error_for(status)
     assert type(error) is kind
     assert error.status == status
-    assert str(error) == f"{status}: with an empty body"
+    assert str(error) == f"{status}: the body is empty"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ async def test_redirected_create(status: int) -> None:
             assert targets(seen) == ["POST /v1/fine-tunes", "POST /v2"]
             assert seen[0].body == seen[1].body != b""
         else:
-            with pytest.raises(APIError, match=f"^{status}: a redirect to '/v2'"):
+            with pytest.raises(APIError, match=f"^{status}: the redirect to '/v2'"):
                 await session.create_fine_tune(REQUEST)
             assert len(seen) == 1
 

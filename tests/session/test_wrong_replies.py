@@ -55,7 +55,7 @@ pytestmark = pytest.mark.fastforward
             r"said so \(type t, request id r-7\)",
         ),
         (b"<html>Bad gateway</html>", "<html>Bad gateway</html>"),
-        (b"", "empty body"),
+        (b"", "the body is empty"),
     ],
     ids=["envelope", "page", "nothing"],
 )
