@@ -51,14 +51,14 @@ async def run_manifest(
         await asyncio.to_thread(_check_summary, summary, (manifest, journal))
     count = await asyncio.to_thread(check_manifest, manifest)
     if check:
-        console.print(f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, nothing wrong")
+        console.print(f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, no problems")
         return 0
     async with FineTuneSession() as session:
         if not accept_changes and (changes := await find_changes(journal, session.base_url, read_manifest(manifest))):
             lines = "\n".join(changes)
             raise JournalUnusable(
-                f"{manifest} has changed since {journal} was started:\n{lines}\nTo continue, with a new job for each"
-                " request that has changed: --accept-changes"
+                f"{manifest} has changed since {journal} was started:\n{lines}\nTo continue and create a new job for"
+                " each changed request, pass --accept-changes"
             )
         batch = Batch(session, read_manifest(manifest), journal=journal, accept_changes=accept_changes, **options)
         run = _Run(batch, count, journal, console, cancels=bool(options.get("cancel_on_exit")))
@@ -94,9 +94,9 @@ class _Run:
         self._say(_counts(progress, self._count))
         if stopped is not None:
             left = self._count - progress.ended
-            rest = "are not over; the same command continues with them"
+            rest = "have not ended; run the same command again to continue"
             if self._cancels:
-                rest = "were not over; the active ones are being cancelled, and the same command sends the rest"
+                rest = "had not ended; the active ones are being cancelled. Run the same command again to send the rest"
             self._say(f"{_line(str(stopped))}\n{left} of {self._count} jobs {rest}")
         if self._interrupts:
             return 130
@@ -165,7 +165,7 @@ def _line(text: str) -> str:
 
 def _counts(progress: Progress, count: int) -> str:
     ended = (
-        f"{progress.ended} of {count} over: {progress.succeeded} succeeded, {progress.failed} failed,"
+        f"{progress.ended} of {count} ended: {progress.succeeded} succeeded, {progress.failed} failed,"
         f" {progress.cancelled} cancelled, {progress.rejected} rejected"
     )
     if progress.uncertain:

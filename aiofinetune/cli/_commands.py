@@ -26,16 +26,25 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Not loopback: needs a key.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. An address other than loopback needs --api-key.",
+)
 @click.option(
     "--port",
     default=8000,
     show_default=True,
     type=click.IntRange(0, 65535),
-    help="Port to listen on; 0 takes a free one.",
+    help="Port to listen on; 0 chooses a free port.",
 )
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Folder to keep; else a temporary one.")
-@click.option("--api-key", envvar="AIOFINETUNE_API_KEY", help="Key that clients must send; else a random one.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the server's state; by default a temporary folder.",
+)
+@click.option("--api-key", envvar="AIOFINETUNE_API_KEY", help="Key that clients must send; by default a random key.")
 def serve(host: str, port: int, data: Path | None, api_key: str | None) -> None:
     """Serve the fine-tunes API, training small models for real."""
     _run(_serve(host, port, data, api_key))
@@ -51,7 +60,7 @@ async def _serve(host: str, port: int, data: Path | None, api_key: str | None) -
     async with LocalServer(data, host=host, port=port, api_key=api_key) as server:
         click.echo(f"export OPENAI_BASE_URL={server.base_url}")
         click.echo(f"export OPENAI_API_KEY={server.api_key}")
-        click.echo("Serving; Ctrl-C stops. Paste the lines above where the client runs.", err=True)
+        click.echo("Serving. Press Ctrl-C to stop. Paste the lines above into the client's shell.", err=True)
         await stopped.wait()
 
 
@@ -67,23 +76,37 @@ def demo(model: str) -> None:
 @cli.command()
 @click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Default: MANIFEST.journal.")
-@click.option("--max-active", type=click.IntRange(1), help="Jobs that may be active at the service, others' included.")
-@click.option("--reserve", type=click.IntRange(0), default=0, help="How many of those to leave to others.")
-@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at once.")
-@click.option("--per-minute", type=click.FloatRange(0, min_open=True), help="Jobs to create in a minute, at most.")
+@click.option(
+    "--max-active",
+    type=click.IntRange(1),
+    help="Maximum number of active jobs at the service, including those of other programs.",
+)
+@click.option("--reserve", type=click.IntRange(0), default=0, help="Part of --max-active to leave to other programs.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Maximum number of requests at once.",
+)
+@click.option(
+    "--per-minute",
+    type=click.FloatRange(0, min_open=True),
+    help="Maximum number of jobs to create per minute.",
+)
 @click.option(
     "--poll",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
     show_default=True,
-    help="Seconds between looks at the list.",
+    help="Seconds between requests for the list of jobs.",
 )
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), help="Folder for the results files.")
 @click.option("--summary", type=click.Path(path_type=Path, dir_okay=False), help="JSON Lines file for the outcomes.")
-@click.option("--fail-fast", is_flag=True, help="Send no more after the first failure.")
-@click.option("--cancel-on-exit", is_flag=True, help="Cancel what is still active when this ends.")
-@click.option("--accept-changes", is_flag=True, help="Make new jobs for what the manifest asks otherwise.")
-@click.option("--check", is_flag=True, help="Check the manifest, and send nothing.")
+@click.option("--fail-fast", is_flag=True, help="Stop sending after the first failure.")
+@click.option("--cancel-on-exit", is_flag=True, help="Cancel the jobs that are still active on exit.")
+@click.option("--accept-changes", is_flag=True, help="Create new jobs for requests that have changed.")
+@click.option("--check", is_flag=True, help="Check the manifest without sending anything.")
 def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: bool, **options: Any) -> None:
     """Run all jobs of a MANIFEST (JSON Lines or TOML).
 

@@ -80,7 +80,7 @@ async def line_of(process: Process) -> str:
 async def test_check_says_that_nothing_is_wrong() -> None:
     """A check needs no service, sends nothing, leaves nothing behind, and gives the number of jobs."""
     name = manifest({"training_file": "file-1", "sweep": {"n_epochs": [1, 2, 3]}})
-    assert await run(name, "--check") == (0, ["jobs.jsonl: 3 jobs, nothing wrong"], "")
+    assert await run(name, "--check") == (0, ["jobs.jsonl: 3 jobs, no problems"], "")
     assert list(Path().iterdir()) == [Path("jobs.jsonl")]
 
 
@@ -111,7 +111,7 @@ async def test_plain_lines_and_a_summary() -> None:
         for job in server.jobs.values()
         if job["hyperparams"]["n_epochs"] == n
     ]
-    assert lines[-1] == "3 of 3 over: 3 succeeded, 0 failed, 0 cancelled, 0 rejected"
+    assert lines[-1] == "3 of 3 ended: 3 succeeded, 0 failed, 0 cancelled, 0 rejected"
     told = [json.loads(line) for line in Path("summary.jsonl").read_text().splitlines()]
     assert {outcome["job"] for outcome in told} == set(server.jobs)
     assert {outcome["status"] for outcome in told} == {"succeeded"}
@@ -125,7 +125,7 @@ async def test_a_failure_is_told_and_is_the_status() -> None:
     assert status == 1
     (failed,) = (line for line in lines if line.startswith("job-2 failed"))
     assert failed.endswith(": Fine-tune failed")
-    assert lines[-1] == "3 of 3 over: 2 succeeded, 1 failed, 0 cancelled, 0 rejected"
+    assert lines[-1] == "3 of 3 ended: 2 succeeded, 1 failed, 0 cancelled, 0 rejected"
     assert sorted(path.name.partition(".")[0] for path in Path("results").iterdir()) == ["job-1", "job-3"]
 
 
@@ -151,7 +151,7 @@ async def test_fail_fast_says_what_is_left() -> None:
     shown = "\n".join(lines)
     assert "the batch sends no more requests: job-1 ended without a model: fine-tune ft-" in shown
     left = 9 - len(server.jobs)
-    assert lines[-1] == f"{left} of 9 jobs are not over; the same command continues with them"
+    assert lines[-1] == f"{left} of 9 jobs have not ended; run the same command again to continue"
 
 
 async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_command() -> None:
@@ -168,13 +168,13 @@ async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_comma
             )
             stdout, stderr = await process.communicate()
         assert (process.returncode, stderr) == (130, b"")
-        assert stdout.decode().splitlines()[-1] == "5 of 5 jobs are not over; the same command continues with them"
+        assert stdout.decode().splitlines()[-1] == "5 of 5 jobs have not ended; run the same command again to continue"
         assert len(server.active) == len(server.jobs) == 2
         server.lasts = 0
         for job_id in list(server.active):
             server.end(job_id)
         status, lines, _ = await run(*command, url=url)
-    assert (status, lines[-1]) == (0, "5 of 5 over: 5 succeeded, 0 failed, 0 cancelled, 0 rejected")
+    assert (status, lines[-1]) == (0, "5 of 5 ended: 5 succeeded, 0 failed, 0 cancelled, 0 rejected")
     assert len(server.jobs) == 5
 
 
@@ -195,7 +195,7 @@ async def test_interrupted_twice_it_ends_now() -> None:
         for job_id in list(server.active):
             server.end(job_id)
         status, lines, _ = await run(name, url=url)
-    assert (status, lines[-1]) == (0, "3 of 3 over: 3 succeeded, 0 failed, 0 cancelled, 0 rejected")
+    assert (status, lines[-1]) == (0, "3 of 3 ended: 3 succeeded, 0 failed, 0 cancelled, 0 rejected")
     assert len(server.jobs) == 3
 
 
@@ -209,7 +209,7 @@ async def test_interrupted_with_cancel_on_exit_it_cancels() -> None:
         assert process.returncode == 130
     assert [job["status"] for job in server.jobs.values()] == ["cancelled"] * 2
     assert stdout.decode().splitlines()[-1] == (
-        "2 of 2 jobs were not over; the active ones are being cancelled, and the same command sends the rest"
+        "2 of 2 jobs had not ended; the active ones are being cancelled. Run the same command again to send the rest"
     )
 
 
@@ -228,7 +228,7 @@ async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
             "aiofinetune: jobs.jsonl has changed since jobs.jsonl.journal was started:",
             "job-2: n_epochs was 2, is None",
             "job-3: was sent, and is not asked for any more",
-            "To continue, with a new job for each request that has changed: --accept-changes",
+            "To continue and create a new job for each changed request, pass --accept-changes",
         ]
         assert len(server.jobs) == 3
         assert (await run(name, "--accept-changes", url=url))[0] == 0
@@ -255,7 +255,7 @@ async def test_a_quota_that_is_used_up_is_told() -> None:
         status, lines, _ = await run(sweep(server, 4), url=url)
     assert status == 1
     assert "the batch sends no more requests: 429: You exceeded your current quota" in " ".join(lines)
-    assert lines[-1] == "2 of 4 jobs are not over; the same command continues with them"
+    assert lines[-1] == "2 of 4 jobs have not ended; run the same command again to continue"
 
 
 async def test_words_of_the_service_are_shown_as_they_are() -> None:
@@ -334,7 +334,7 @@ async def test_results_that_cannot_be_saved_are_the_status() -> None:
         for job_id in server.jobs:
             Path("results", f"job-1.{job_id}.csv").mkdir(parents=True)
         status, lines, _ = await run(name, "--results", "results", url=url)
-    assert (status, lines[-1]) == (1, "1 of 1 over: 1 succeeded, 0 failed, 0 cancelled, 0 rejected")
+    assert (status, lines[-1]) == (1, "1 of 1 ended: 1 succeeded, 0 failed, 0 cancelled, 0 rejected")
 
 
 async def test_a_folder_for_results_that_cannot_be_made_is_told_first() -> None:
@@ -374,7 +374,7 @@ async def test_a_job_that_the_service_no_longer_knows_is_counted_as_vanished() -
         stdout, _ = await process.communicate()
     lines = stdout.decode().splitlines()
     assert lines[0].startswith("job-1 vanished ")
-    assert lines[-1] == "1 of 1 over: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 vanished"
+    assert lines[-1] == "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 vanished"
     (summary,) = map(json.loads, Path("summary.jsonl").read_text().splitlines())
     assert (summary["status"], summary["job"]) == ("vanished", job_id)
 
@@ -386,7 +386,7 @@ async def test_a_job_that_may_have_been_made_is_not_counted_as_rejected() -> Non
     server.refuse = lambda endpoint: error(404, "no list here") if endpoint == "list" else None
     async with server.listening() as url:
         status, lines, _ = await run(sweep(server, 1), url=url)
-    assert (status, lines[-1]) == (1, "1 of 1 over: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 uncertain")
+    assert (status, lines[-1]) == (1, "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 uncertain")
 
 
 async def test_after_fail_fast_the_same_command_goes_on() -> None:
@@ -399,7 +399,7 @@ async def test_after_fail_fast_the_same_command_goes_on() -> None:
         made = len(server.jobs)
         status, lines, _ = await run(*options, url=url)
     assert made < 4
-    assert (status, lines[-1]) == (1, "4 of 4 over: 3 succeeded, 1 failed, 0 cancelled, 0 rejected")
+    assert (status, lines[-1]) == (1, "4 of 4 ended: 3 succeeded, 1 failed, 0 cancelled, 0 rejected")
 
 
 # On a terminal
@@ -496,19 +496,21 @@ async def test_a_live_table() -> None:
         server.end(first)
         server.end(second, "failed")
         model = server.jobs[first]["fine_tuned_model"]
-        shown = await screen.shows(f" {model}", "2 more", "2 of 16 over", "12 active, followed by streams", " failed: ")
+        shown = await screen.shows(
+            f" {model}", "2 more", "2 of 16 ended", "12 active, followed by streams", " failed: "
+        )
         assert re.search(
             rf"^job-\d+ failed [\d.]+ fine-tune {second} failed: Fine-tune failed$", shown, flags=re.MULTILINE
         )
-        assert re.search(r"^2 of 16 over: 1 succeeded, 1 failed, .*; [\d.]+ a minute$", shown, flags=re.MULTILINE)
+        assert re.search(r"^2 of 16 ended: 1 succeeded, 1 failed, .*; [\d.]+ a minute$", shown, flags=re.MULTILINE)
         server.lasts = 0
         for job_id in sorted(server.active):
             server.end(job_id)
         await process.wait()
-        shown = await screen.shows("16 of 16 over: ")
+        shown = await screen.shows("16 of 16 ended: ")
         assert all(f"job-{number} " in shown for number in range(1, 17))
     assert process.returncode == 1
-    assert shown.splitlines()[-1].startswith("16 of 16 over: ")
+    assert shown.splitlines()[-1].startswith("16 of 16 ended: ")
 
 
 async def test_brackets_in_the_live_table() -> None:
