@@ -300,7 +300,7 @@ class Batch:
 
     async def __aenter__(self) -> Self:
         if self._is_entered:
-            raise FineTuneError("a batch runs once; make a new one")
+            raise FineTuneError("a batch runs only once; create a new one")
         self._recovery.check_loop()
         self._is_entered = True
         if self._results is not None:
@@ -333,7 +333,7 @@ class Batch:
 
     async def __anext__(self) -> Outcome:
         if not self._is_entered:
-            raise FineTuneError("the batch does not run; read it inside 'async with'")
+            raise FineTuneError("the batch is not running; iterate over it inside 'async with'")
         self._recovery.check_loop()
         outcome = await self._outcomes.get()
         self._notify()
@@ -365,7 +365,7 @@ class Batch:
     def stop(self) -> None:
         """Send no more requests, finish those that are being sent, and leave active jobs running at the service."""
         self._is_leaving = True
-        self._send_no_more("it was asked to", None)
+        self._send_no_more("it was asked to stop", None)
 
     # The run. One task reads the requests, one begins them in order, and one looks at the list. There is also one task
     # for each request that is being sent, for each job that is followed by its events, and for each that is settling.
@@ -408,11 +408,11 @@ class Batch:
         except (Exception, BaseExceptionGroup, asyncio.CancelledError) as failure:
             if _is_cancelled():
                 # No more requests are needed, so an error that the input raises on being closed does not matter.
-                _log.info("closing the requests: %r", failure)
+                _log.info("the input of requests was closed: %r", failure)
             elif isinstance(failure, Exception):
                 end = failure
             elif isinstance(failure, asyncio.CancelledError):
-                end = FineTuneError("the requests broke off with a cancellation of their own")
+                end = FineTuneError("the input of requests raised CancelledError")
                 end.__cause__ = failure
             else:
                 raise
@@ -452,8 +452,8 @@ class Batch:
         if change:
             if record.sent is not None and not self._accept_changes:
                 raise JournalUnusable(
-                    f"{entry.label!r} has changed since it was sent: {change}; accept_changes=True (--accept-changes)"
-                    " makes new jobs for what has changed"
+                    f"{entry.label!r} has changed since it was sent: {change}; pass accept_changes=True"
+                    " (--accept-changes) to create new jobs for changed requests"
                 )
             self._uncertain.pop(entry.label, None)
             record = await self._journal.replace(entry.label, entry.request)
@@ -614,8 +614,8 @@ class Batch:
             self._tell(record, None, error)
         if self._nameless >= _MAX_NAMELESS:
             self._send_no_more(
-                f"{_MAX_NAMELESS} creates in a row were accepted by replies that name no job, so something between"
-                f" here and the service may have answered: {error}",
+                f"{_MAX_NAMELESS} consecutive creates were accepted by replies without a job id, so a proxy may have"
+                f" answered: {error}",
                 error,
             )
 
@@ -625,7 +625,7 @@ class Batch:
         """Follow a job to its end: by its events, or by the list if many jobs are active."""
         # One job must never count for two entries.
         if (other := self.active.get(job_id)) is not None:
-            _log.warning("the journal gives %s to %r and to %r", job_id, other.label, record.label)
+            _log.warning("the journal assigns %s to both %r and %r", job_id, other.label, record.label)
             sent_at = time.time() if record.sent_at is None else record.sent_at
             uncertain = CreateUncertain(record.sent or record.request, sent_at, (), True, (), job_id)
             self._tell(attrs.evolve(record, job_id=None), None, uncertain)
@@ -635,7 +635,7 @@ class Batch:
         if len(self._streamed) < MAX_STREAMS:
             self._streamed[job_id] = tasks.create_task(self._stream(record, job_id))
         elif self.progress.followed_by != "list":
-            _log.info("more than %d jobs are active; the further ones are followed by the list", MAX_STREAMS)
+            _log.info("more than %d jobs are active; the others are followed through the list", MAX_STREAMS)
         self._notify()
 
     async def _stream(self, record: Record, job_id: str) -> None:
@@ -650,7 +650,7 @@ class Batch:
             self._is_leaving = True
             self._send_no_more(str(error), error)
         except FineTuneError as error:
-            _log.warning("following %s: %s; looking at the list instead", job_id, error)
+            _log.warning("following %s failed: %s; using the list instead", job_id, error)
         else:
             await self._end(record, job)
         finally:
@@ -664,7 +664,7 @@ class Batch:
                 try:
                     await self._look(tasks)
                 except FineTuneError as failure:
-                    _log.warning("looking at the list of jobs: %s", failure)
+                    _log.warning("listing the jobs failed: %s", failure)
                     self._note_blindness(failure)
                 else:
                     self._blind = 0
@@ -727,7 +727,7 @@ class Batch:
             self._lose(record, job_id, error)
             return
         except FineTuneError as error:
-            _log.info("looking at %s: %s", job_id, error)
+            _log.info("retrieving %s failed: %s", job_id, error)
             if job is None:
                 now = asyncio.get_running_loop().time()
                 if now - self._missed_since.setdefault(job_id, now) >= _LONGEST_BLIND:
@@ -826,7 +826,7 @@ class Batch:
             try:
                 await self._session.cancel_fine_tune(job_id)
             except FineTuneError as error:
-                _log.warning("cancelling %s: %s", job_id, error)
+                _log.warning("cancelling %s failed: %s", job_id, error)
 
     # What earlier runs left
 
@@ -862,7 +862,7 @@ class Batch:
 
     async def _warn_of_forgotten(self) -> None:
         if self._stopped is None and (labels := await self._journal.unfinished_elsewhere()):
-            _log.warning("the journal has jobs that this batch did not ask for, and does not follow: %s", labels)
+            _log.warning("the journal has jobs that are not in this batch and are not followed: %s", labels)
 
     # Waiting
 
@@ -903,17 +903,17 @@ def _check_limits(
     max_active: int | None, reserve: int, concurrency: int, per_minute: float | None, poll: float
 ) -> None:
     if reserve < 0:
-        raise ConfigurationError(f"reserve: expected 0 or above, got {reserve}")
+        raise ConfigurationError(f"reserve: expected at least 0, got {reserve}")
     if reserve and max_active is None:
-        raise ConfigurationError(f"reserve: got {reserve} without max_active, of which it is a part")
+        raise ConfigurationError(f"reserve: got {reserve} without max_active; reserve is a part of max_active")
     if max_active is not None and max_active - reserve < 1:
-        raise ConfigurationError(f"max_active: {max_active} less a reserve of {reserve} leaves this batch no job")
+        raise ConfigurationError(f"max_active: {max_active} minus a reserve of {reserve} leaves no job for this batch")
     if concurrency < 1:
-        raise ConfigurationError(f"concurrency: expected 1 or above, got {concurrency}")
+        raise ConfigurationError(f"concurrency: expected at least 1, got {concurrency}")
     if per_minute is not None and not per_minute > 0:
-        raise ConfigurationError(f"per_minute: expected a number above 0, got {per_minute}")
+        raise ConfigurationError(f"per_minute: expected a number greater than 0, got {per_minute}")
     if not poll > 0:
-        raise ConfigurationError(f"poll: expected seconds, more than 0, got {poll}")
+        raise ConfigurationError(f"poll: expected more than 0 seconds, got {poll}")
 
 
 async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -> list[str]:
@@ -935,7 +935,7 @@ async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -
                 before = await known.request(entry.label)
                 if before is not None and before != entry.request:
                     changes.append(f"{entry.label}: {difference(before, entry.request)}")
-    return [*changes, *(f"{label}: was sent, and is not asked for any more" for label in gone)]
+    return [*changes, *(f"{label}: was sent, but is no longer in the manifest" for label in gone)]
 
 
 def difference(before: FineTuneRequest, now: FineTuneRequest) -> str:
@@ -943,7 +943,7 @@ def difference(before: FineTuneRequest, now: FineTuneRequest) -> str:
     if before == now:
         return ""
     pairs = zip(attrs.asdict(before).items(), attrs.asdict(now).values(), strict=True)
-    return ", ".join(f"{name} was {old!r}, is {new!r}" for (name, old), new in pairs if old != new)
+    return ", ".join(f"{name} was {old!r} and is now {new!r}" for (name, old), new in pairs if old != new)
 
 
 async def _numbered(requests: Requests) -> AsyncGenerator[Entry, None]:
@@ -974,7 +974,7 @@ def _entry(item: object, number: int) -> Entry:
     if not isinstance(entry.request, FineTuneRequest):
         raise RequestInvalid("request", f"{number}: expected a FineTuneRequest, got {type(entry.request).__name__}")
     if not isinstance(entry.label, str) or not entry.label.isprintable():
-        raise RequestInvalid("label", f"{number}: expected a line of text, got {entry.label!r}")
+        raise RequestInvalid("label", f"{number}: expected a single line of text, got {entry.label!r}")
     return entry
 
 

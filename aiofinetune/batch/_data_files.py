@@ -70,7 +70,7 @@ class Uploads:
                 try:
                     digest = await self._digest_of(path)
                 except LocalFileError as error:
-                    _log.warning("%s; whether it has changed since it was sent is not known", error)
+                    _log.warning("%s; it is not known whether the file has changed since it was sent", error)
                     continue
                 if digest != await self._journal.digest(file_id):
                     return f"the content of {path}"
@@ -132,8 +132,10 @@ class Uploads:
             try:
                 await self._session.delete_file(file.id)
             except FineTuneError as error:
-                _log.warning("%s is not what its name says, and could not be deleted: %s", file.id, error)
-            raise LocalFileError(f"{path}: changed while it was sent; run this again")
+                _log.warning(
+                    "the content of %s does not match its name, and deleting the file failed: %s", file.id, error
+                )
+            raise LocalFileError(f"{path}: changed during the upload; run the batch again")
         there = await self._files_there()
         there.update({name: [file], file.id: [file]})
         return file.id

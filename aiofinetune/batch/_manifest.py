@@ -142,10 +142,11 @@ def check_manifest(path: str | os.PathLike[str]) -> int:
         for field in _FILE_FIELDS:
             file = getattr(item.request, field)
             if file is not None and _looks_local(file) and not os.path.isfile(file):  # noqa: PTH113
-                words = f"{file!r} is not a regular file" if os.path.exists(file) else f"there is no file {file!r}"  # noqa: PTH110
+                exists = os.path.exists(file)  # noqa: PTH110
+                words = f"{file!r} is not a regular file" if exists else f"the file {file!r} does not exist"
                 problems.append(Problem(table.line_of(field), field, words))
     if not count and not problems:
-        problems.append(Problem(1, "requests", "expected at least one"))
+        problems.append(Problem(1, "requests", "expected at least one request"))
     if problems:
         # All jobs of a sweep report the same missing file.
         raise ManifestInvalid(os.fspath(path), tuple(dict.fromkeys(problems)))
@@ -287,7 +288,7 @@ def _expand(table: _Table, defaults: Mapping[str, object], label: str, folder: P
         return
     size = math.prod(len(choices) for choices in sweep.values())
     if size > _MAX_SWEEP:
-        yield Problem(table.line_of("sweep"), "sweep", f"stands for {size} jobs; at most {_MAX_SWEEP} are allowed")
+        yield Problem(table.line_of("sweep"), "sweep", f"expands to {size} jobs; at most {_MAX_SWEEP} are allowed")
         return
     told: set[Problem] = set()
     for combination in itertools.product(*sweep.values()):
@@ -315,7 +316,9 @@ def _entry(table: _Table, label: str, values: Mapping[str, object], folder: Path
         return
     if not label.isprintable():
         yield Problem(
-            table.line_of("sweep"), "sweep", f"its values make a label that is not a single line of text: {label!r}"
+            table.line_of("sweep"),
+            "sweep",
+            f"its values result in a label that is not a single line of text: {label!r}",
         )
         return
     for field in _FILE_FIELDS:

@@ -270,7 +270,7 @@ async def test_three_accepted_creates_that_name_no_job_stop_a_batch() -> None:
     entries = [Entry(str(n), FineTuneRequest(training_file=file, model="ada", n_epochs=n)) for n in range(1, 9)]
     outcomes = []
     async with talking_to(server) as session, asyncio.timeout(600), Batch(session, entries, concurrency=1) as batch:
-        with pytest.raises(BatchStopped, match="name no job"):
+        with pytest.raises(BatchStopped, match="without a job id"):
             async for outcome in batch:
                 outcomes.append(outcome)  # noqa: PERF401  # those before it stops count
     assert server.asked["create"] == len(server.jobs) == 3

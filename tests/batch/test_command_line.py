@@ -93,7 +93,7 @@ async def test_a_wrong_manifest_is_told_whole_and_nothing_is_sent() -> None:
             status, lines, said = await run(name, *options, url=url)
             assert (status, lines) == (1, [])
             assert said.splitlines() == [
-                "aiofinetune: jobs.jsonl, line 1, training_file: there is no file 'gone.jsonl'",
+                "aiofinetune: jobs.jsonl, line 1, training_file: the file 'gone.jsonl' does not exist",
                 "jobs.jsonl, line 2, epochs: is not a parameter of this request",
             ]
     assert not server.asked
@@ -226,8 +226,8 @@ async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
         assert (status, lines) == (1, [])
         assert said.splitlines() == [
             "aiofinetune: jobs.jsonl has changed since jobs.jsonl.journal was started:",
-            "job-2: n_epochs was 2, is None",
-            "job-3: was sent, and is not asked for any more",
+            "job-2: n_epochs was 2 and is now None",
+            "job-3: was sent, but is no longer in the manifest",
             "To continue and create a new job for each changed request, pass --accept-changes",
         ]
         assert len(server.jobs) == 3

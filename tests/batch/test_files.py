@@ -162,7 +162,7 @@ async def test_a_file_that_changes_while_it_is_sent(tmp_path: Path) -> None:
         server.held["list files"].set()
         (outcome,) = await batch.run()
     assert isinstance(outcome.error, LocalFileError)
-    assert "changed while it was sent" in str(outcome.error)
+    assert "changed during the upload" in str(outcome.error)
     assert (server.jobs, server.files) == ({}, {})
 
 

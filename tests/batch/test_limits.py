@@ -74,7 +74,9 @@ async def test_own_jobs_are_not_taken_for_those_of_others() -> None:
 async def test_a_reserve_that_leaves_nothing() -> None:
     """A limit that leaves the batch no job is refused as it is set up."""
     async with talking_to(BatchServer()) as session:
-        with pytest.raises(ConfigurationError, match=r"^max_active: 2 less a reserve of 2 leaves this batch no job$"):
+        with pytest.raises(
+            ConfigurationError, match=r"^max_active: 2 minus a reserve of 2 leaves no job for this batch$"
+        ):
             Batch(session, [], max_active=2, reserve=2)
 
 

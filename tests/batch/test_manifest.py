@@ -157,9 +157,9 @@ IDS = ["file-abc123", "file-1", "jsonl", "a.b", "csv-1", "file.jsonl-1", "\ud800
 def test_what_looks_like_a_data_file_is_a_path(name: str) -> None:
     """A name with a slash, or with the ending of a data file, is a path: a check says so where there is no file."""
     assert is_local(name)
-    expected = f"jobs.jsonl, line 1, training_file: there is no file {str(Path(name))!r}"
+    expected = f"jobs.jsonl, line 1, training_file: the file {str(Path(name))!r} does not exist"
     if name == "./a":
-        expected = "jobs.jsonl, line 1, training_file: there is no file './a'"
+        expected = "jobs.jsonl, line 1, training_file: the file './a' does not exist"
     assert complaints("jobs.jsonl", json.dumps({"training_file": name})) == expected
 
 
@@ -191,7 +191,7 @@ def test_a_folder_may_have_the_name_of_an_id() -> None:
 def test_a_broken_link_is_a_missing_file() -> None:
     """A link to a file that is gone is a path, and not an id."""
     Path("train").symlink_to("gone")
-    assert complaints("jobs.jsonl", '{"training_file": "train"}').endswith("there is no file './train'")
+    assert complaints("jobs.jsonl", '{"training_file": "train"}').endswith("the file './train' does not exist")
 
 
 def test_an_id_with_the_name_of_a_file_elsewhere_is_refused() -> None:
@@ -289,14 +289,14 @@ WRONG = {
         "jobs.jsonl",
         '{"training_file": "missing.jsonl"}\n{"training_file": "file-1", "validation_file": "gone/v.jsonl"}',
         [
-            "line 1, training_file: there is no file 'missing.jsonl'",
-            "line 2, validation_file: there is no file 'gone/v.jsonl'",
+            "line 1, training_file: the file 'missing.jsonl' does not exist",
+            "line 2, validation_file: the file 'gone/v.jsonl' does not exist",
         ],
     ),
     "a file that is not there, in a sweep": (
         "jobs.jsonl",
         '{"training_file": "missing.jsonl", "sweep": {"n_epochs": [1, 2]}}',
-        ["line 1, training_file: there is no file 'missing.jsonl'"],
+        ["line 1, training_file: the file 'missing.jsonl' does not exist"],
     ),
     "a sweep that is none": (
         "jobs.jsonl",
@@ -317,7 +317,7 @@ WRONG = {
     "a sweep too large": (
         "jobs.jsonl",
         f'{{"training_file": "file-1", "sweep": {{"n_epochs": [{RANGE}], "batch_size": [{RANGE}]}}}}',
-        ["line 1, sweep: stands for 10201 jobs; at most 10000 are allowed"],
+        ["line 1, sweep: expands to 10201 jobs; at most 10000 are allowed"],
     ),
     "labels that are no line": (
         "jobs.jsonl",
@@ -329,7 +329,7 @@ WRONG = {
         f'{{"training_file": "{LONG}"}}\n{{"training_file": 1}}',
         ["line 1, request: is longer than 1048576 bytes"],
     ),
-    "nothing": ("jobs.jsonl", "", ["line 1, requests: expected at least one"]),
+    "nothing": ("jobs.jsonl", "", ["line 1, requests: expected at least one request"]),
     "rules that join parameters": (
         "jobs.jsonl",
         '{"training_file": "file-1", "compute_classification_metrics": true}',
@@ -434,7 +434,7 @@ def test_problems_come_in_the_order_of_the_manifest() -> None:
 def test_a_missing_file_is_told_at_the_line_of_its_field() -> None:
     """In TOML, a file that is not there is told where it is named, as any other wrong value is."""
     text = '[[requests]]\nlabel = "a"\ntraining_file = "gone.jsonl"'
-    assert complaints("jobs.toml", text) == "jobs.toml, line 3, training_file: there is no file 'gone.jsonl'"
+    assert complaints("jobs.toml", text) == "jobs.toml, line 3, training_file: the file 'gone.jsonl' does not exist"
 
 
 def test_a_path_stays_one_whatever_folder_it_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,7 +463,7 @@ def test_a_swept_label_is_a_line_of_text_too() -> None:
 def test_a_file_name_too_long_for_any_file() -> None:
     """A path that the system does not even look for is a file that is not there."""
     text = json.dumps({"training_file": f"{'a' * 300}.jsonl"})
-    assert "line 1, training_file: there is no file" in complaints("jobs.jsonl", text)
+    assert "line 1, training_file: the file " in complaints("jobs.jsonl", text)
 
 
 def test_nesting_without_end_is_a_complaint() -> None:

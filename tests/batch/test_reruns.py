@@ -171,13 +171,12 @@ async def test_a_changed_request_is_refused(tmp_path: Path) -> None:
     async with talking_to(server) as session:
         await outcomes_of(Batch(session, wanted, journal=journal))
         wanted[1] = Entry("job-2", attrs.evolve(wanted[1].request, n_epochs=9, model=None))
-        words = "'job-2' has changed since it was sent: model was 'ada', is None, n_epochs was 2, is 9; accept_changes="
+        change = "model was 'ada' and is now None, n_epochs was 2 and is now 9"
+        words = f"'job-2' has changed since it was sent: {change}; pass accept_changes=True"
         with pytest.raises(JournalUnusable, match=f"^{words}"):
             await outcomes_of(Batch(session, wanted, journal=journal))
         assert len(server.jobs) == 2
-        assert await find_changes(journal, session.base_url, wanted) == [
-            "job-2: model was 'ada', is None, n_epochs was 2, is 9"
-        ]
+        assert await find_changes(journal, session.base_url, wanted) == [f"job-2: {change}"]
 
 
 async def test_nothing_is_sent_that_comes_after_a_change(tmp_path: Path) -> None:
@@ -273,7 +272,7 @@ async def test_what_is_not_asked_for_any_more_is_told(tmp_path: Path, caplog: py
         async with Batch(session, wanted, journal=journal):
             await server.until(lambda: server.asked["stream"] == 3)
         changes = await find_changes(journal, session.base_url, wanted[1:])
-        assert changes == ["job-1: was sent, and is not asked for any more"]
+        assert changes == ["job-1: was sent, but is no longer in the manifest"]
         with caplog.at_level(logging.WARNING, "aiofinetune"):
             async with Batch(session, wanted[1:], journal=journal) as batch:
                 await server.until(lambda: server.asked["stream"] == 5)
@@ -281,7 +280,7 @@ async def test_what_is_not_asked_for_any_more_is_told(tmp_path: Path, caplog: py
                     server.end(job_id)
                 assert len(await batch.run()) == 2
     told = [record.getMessage() for record in caplog.records if record.name == "aiofinetune"]
-    assert told == ["the journal has jobs that this batch did not ask for, and does not follow: ['job-1']"]
+    assert told == ["the journal has jobs that are not in this batch and are not followed: ['job-1']"]
 
 
 async def test_a_journal_that_breaks_stops_the_batch(tmp_path: Path) -> None:
@@ -304,7 +303,10 @@ def test_what_differs_between_requests() -> None:
     """The difference of two requests names each parameter, what it was and what it is."""
     before = FineTuneRequest(training_file="file-1", n_epochs=2, model="ada")
     now = FineTuneRequest(training_file="file-2", n_epochs=2, suffix="x")
-    words = "training_file was 'file-1', is 'file-2', model was 'ada', is None, suffix was None, is 'x'"
+    words = (
+        "training_file was 'file-1' and is now 'file-2', model was 'ada' and is now None,"
+        " suffix was None and is now 'x'"
+    )
     assert difference(before, now) == words
 
 

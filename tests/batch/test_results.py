@@ -42,7 +42,7 @@ async def test_a_batch_that_was_not_entered_says_so() -> None:
         with pytest.raises(FineTuneError, match="async with"):
             await batch.run()
         await outcomes_of(batch)
-        with pytest.raises(FineTuneError, match="make a new one"):
+        with pytest.raises(FineTuneError, match="create a new one"):
             await batch.__aenter__()
 
 

@@ -53,7 +53,7 @@ async def test_stop_leaves_the_active_to_the_service(tmp_path: Path) -> None:
         async with Batch(session, wanted, max_active=3, poll=POLL, journal=journal) as batch:
             await server.until(lambda: len(server.active) == 3)
             batch.stop()
-            with pytest.raises(BatchStopped, match=r"^the batch sends no more requests: it was asked to$"):
+            with pytest.raises(BatchStopped, match=r"^the batch sends no more requests: it was asked to stop$"):
                 await batch.run()
         assert len(server.active) == len(server.jobs) == 3
         assert server.asked["cancel"] == 0
