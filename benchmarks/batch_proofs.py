@@ -134,7 +134,7 @@ async def _child_kill(url: str, folder: Path, journal: Path) -> None:
     retry = Retry(attempts=10, base=0.01, cap=0.1, grace=0.4)
     async with FineTuneSession(KEY, base_url=url, retry=retry) as session:
         print("begins", flush=True)
-        async with Batch(session, requests, max_active=4, poll=0.1, journal=journal) as batch:
+        async with Batch(session, requests, max_active=4, poll_interval=0.1, journal=journal) as batch:
             async for outcome in batch:
                 # A reply was lost, and so soon after a kill the list cannot tell: the next run knows more.
                 is_uncertain = isinstance(outcome.error, CreateUncertain)
@@ -321,7 +321,9 @@ async def jobs(_seed: int) -> None:
             _counting(data) as seen,
         ):
             begin = time.monotonic()
-            async with Batch(session, [request] * count, max_active=most, poll=1, journal=f"{folder}/journal") as batch:
+            async with Batch(
+                session, [request] * count, max_active=most, poll_interval=1, journal=f"{folder}/journal"
+            ) as batch:
                 outcomes = await batch.run()
             seconds = time.monotonic() - begin
             made = len(await session.list_fine_tunes())

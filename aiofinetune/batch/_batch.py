@@ -160,7 +160,8 @@ class Progress:
     vanished: int = 0
     followed_by: str = "streams"
     """How jobs are followed: ``"streams"``, or ``"list"`` if there are many."""
-    began: float = attrs.field(factory=time.monotonic)
+    started_at: float = attrs.field(factory=time.monotonic)
+    """When the batch was constructed, on the clock of `time.monotonic`."""
 
     @property
     def ended(self) -> int:
@@ -174,7 +175,7 @@ class Progress:
     @property
     def ended_per_minute(self) -> float:
         """The average number of entries that have ended per minute."""
-        return 60 * self.ended / max(1e-9, time.monotonic() - self.began)
+        return 60 * self.ended / max(1e-9, time.monotonic() - self.started_at)
 
 
 class BatchStopped(FineTuneError):
@@ -216,7 +217,7 @@ class Batch:
         accept_changes: Whether a request may differ from the one that was sent under its label. It then makes a new
             job, and the old one is forgotten. A request that made no job may always differ.
         progress: Called on the event loop whenever something changes.
-        poll: The number of seconds between two looks at the service's list.
+        poll_interval: The number of seconds between two looks at the service's list.
 
     Raises, on entering the context:
         JournalUnusable: The journal is in use, damaged, not a journal, or belongs to another service.
@@ -244,9 +245,9 @@ class Batch:
         cancel_on_exit: bool = False,
         accept_changes: bool = False,
         progress: Callable[[Progress], object] | None = None,
-        poll: float = 10.0,
+        poll_interval: float = 10.0,
     ) -> None:
-        _check_limits(max_active, reserve, concurrency, per_minute, poll)
+        _check_limits(max_active, reserve, concurrency, per_minute, poll_interval)
         self.progress: Progress = Progress()
         self.active: dict[str, Record] = {}
         """The jobs of this batch that have not ended, by id."""
@@ -263,7 +264,7 @@ class Batch:
         self._cancel_on_exit = cancel_on_exit
         self._accept_changes = accept_changes
         self._on_progress = progress
-        self._poll = poll
+        self._poll_interval = poll_interval
         self._limiter = RateLimiter(None if per_minute is None else per_minute / 60, concurrency)
         self._uploads = Uploads(session, self._journal)
         self._ending = asyncio.Semaphore(concurrency)
@@ -669,7 +670,7 @@ class Batch:
                 else:
                     self._blind = 0
                     self._looked_at = time.monotonic()
-            await asyncio.sleep(self._poll)
+            await asyncio.sleep(self._poll_interval)
 
     def _note_blindness(self, failure: FineTuneError) -> None:
         """Count a failed look at the list, and stop the batch if there are too many or they go on for too long.
@@ -900,7 +901,7 @@ class Batch:
 
 
 def _check_limits(
-    max_active: int | None, reserve: int, concurrency: int, per_minute: float | None, poll: float
+    max_active: int | None, reserve: int, concurrency: int, per_minute: float | None, poll_interval: float
 ) -> None:
     if reserve < 0:
         raise ConfigurationError(f"reserve: expected at least 0, got {reserve}")
@@ -912,8 +913,8 @@ def _check_limits(
         raise ConfigurationError(f"concurrency: expected at least 1, got {concurrency}")
     if per_minute is not None and not per_minute > 0:
         raise ConfigurationError(f"per_minute: expected a number greater than 0, got {per_minute}")
-    if not poll > 0:
-        raise ConfigurationError(f"poll: expected more than 0 seconds, got {poll}")
+    if not poll_interval > 0:
+        raise ConfigurationError(f"poll_interval: expected more than 0 seconds, got {poll_interval}")
 
 
 async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -> list[str]:

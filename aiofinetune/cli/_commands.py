@@ -95,7 +95,7 @@ def demo(model: str) -> None:
     help="Maximum number of jobs to create per minute.",
 )
 @click.option(
-    "--poll",
+    "--poll-interval",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
     show_default=True,

@@ -49,7 +49,7 @@ class Ours(harness.Client):
     async def batch(self, jobs: int) -> int:
         requests = (FineTuneRequest(training_file=harness.TRAINING_FILE, model="ada") for _ in range(jobs))
         ended = 0
-        async with Batch(self._session, requests, concurrency=64, poll=1.0) as batch:
+        async with Batch(self._session, requests, concurrency=64, poll_interval=1.0) as batch:
             async for outcome in batch:
                 ended += outcome.error is None
         return ended

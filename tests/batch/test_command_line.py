@@ -158,7 +158,7 @@ async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_comma
     """Ctrl-C sends no more and says where the journal is; the same command takes up the jobs and sends the rest."""
     server = BatchServer(lasts=None)
     name = sweep(server, 5)
-    command = (name, "--max-active", "2", "--poll", "0.05")
+    command = (name, "--max-active", "2", "--poll-interval", "0.05")
     async with server.listening() as url:
         async with running(*command, url=url) as process:
             await server.until(lambda: server.asked["stream"] == 2)
@@ -365,7 +365,7 @@ async def test_a_job_that_the_service_no_longer_knows_is_counted_as_vanished() -
     server = BatchServer(lasts=None)
     async with (
         server.listening() as url,
-        running(sweep(server, 1), "--summary", "summary.jsonl", "--poll", "0.05", url=url) as process,
+        running(sweep(server, 1), "--summary", "summary.jsonl", "--poll-interval", "0.05", url=url) as process,
     ):
         await server.until(lambda: bool(server.asked["stream"]))
         server.refuse = lambda endpoint: error(404, "gone") if endpoint in {"stream", "retrieve"} else None
@@ -394,7 +394,7 @@ async def test_after_fail_fast_the_same_command_goes_on() -> None:
     server = BatchServer(fate=lambda asked: "failed" if asked.get("n_epochs") == 2 else "succeeded")
     name = sweep(server, 4)
     async with server.listening() as url:
-        options = (name, "--fail-fast", "--concurrency", "1", "--max-active", "1", "--poll", "0.05")
+        options = (name, "--fail-fast", "--concurrency", "1", "--max-active", "1", "--poll-interval", "0.05")
         assert (await run(*options, url=url))[0] == 1
         made = len(server.jobs)
         status, lines, _ = await run(*options, url=url)
@@ -486,7 +486,7 @@ async def test_a_live_table() -> None:
     server = BatchServer(lasts=None, fate=lambda _asked: "failed")
     async with (
         server.listening() as url,
-        on_a_terminal(sweep(server, 16), "--max-active", "12", "--poll", "0.1", url=url) as (
+        on_a_terminal(sweep(server, 16), "--max-active", "12", "--poll-interval", "0.1", url=url) as (
             process,
             screen,
         ),

@@ -129,7 +129,7 @@ async def half(folder: Path) -> AsyncIterator[tuple[Case, Batch]]:
     wanted = entries(server.add_file("train.jsonl", b"train"))
     async with talking_to(server) as session, asyncio.timeout(30):
         case = Case(server, session, wanted, folder / "sweep.journal")
-        async with Batch(case.session, wanted, journal=case.journal, max_active=2, poll=0.01) as batch:
+        async with Batch(case.session, wanted, journal=case.journal, max_active=2, poll_interval=0.01) as batch:
             # Their ids are in the journal.
             await server.until(lambda: server.asked["stream"] == 2)
             yield case, batch

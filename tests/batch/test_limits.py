@@ -24,7 +24,7 @@ async def test_never_more_jobs_than_allowed(most: int, foreign: int, reserve: in
         server.add_job()
     async with talking_to(server) as session:
         outcomes = await outcomes_of(
-            Batch(session, entries(server, 25), max_active=most, reserve=reserve, poll=POLL, concurrency=8)
+            Batch(session, entries(server, 25), max_active=most, reserve=reserve, poll_interval=POLL, concurrency=8)
         )
     assert len(outcomes) == 25
     assert server.most_seen <= most - reserve
@@ -37,7 +37,7 @@ async def test_jobs_of_others_are_known_before_the_first_is_sent() -> None:
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
-        Batch(session, entries(server, 2), max_active=3, poll=POLL) as batch,
+        Batch(session, entries(server, 2), max_active=3, poll_interval=POLL) as batch,
     ):
         await server.until(lambda: server.asked["list"] > 3 or server.asked["create"] > 0)
         assert server.asked["create"] == 0
@@ -58,12 +58,12 @@ async def test_own_jobs_are_not_taken_for_those_of_others() -> None:
             if progress.others:
                 looked.set()
 
-        async with Batch(session, wanted, max_active=1, poll=POLL, progress=note) as batch:
+        async with Batch(session, wanted, max_active=1, poll_interval=POLL, progress=note) as batch:
             await server.until(lambda: len(server.active) == 1)
             # The next look sees a job of which the batch has no answer yet.
             seen = server.asked["list"]
             await server.until(lambda: server.asked["list"] > seen + 1)
-            batch._poll = 3600
+            batch._poll_interval = 3600
             server.held["create"].set()
             for _ in range(2):
                 await server.until(lambda: len(server.active) == 1)
@@ -82,7 +82,7 @@ async def test_a_reserve_that_leaves_nothing() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"concurrency": 0}, {"per_minute": 0}, {"per_minute": -1}, {"reserve": -1}, {"reserve": 1}, {"poll": 0}],
+    [{"concurrency": 0}, {"per_minute": 0}, {"per_minute": -1}, {"reserve": -1}, {"reserve": 1}, {"poll_interval": 0}],
 )
 async def test_limits_that_are_none(wrong: dict[str, int]) -> None:
     """A limit that lets nothing through is refused as it is set up, by its name."""
@@ -109,7 +109,7 @@ async def test_a_service_that_takes_no_more_jobs_is_waited_for() -> None:
     """A 429 for too many active jobs is no outcome: the request is sent again when there is room."""
     server = BatchServer(lasts=0.01, most_active=2)
     async with talking_to(server) as session:
-        outcomes = await outcomes_of(Batch(session, entries(server, 20), poll=POLL))
+        outcomes = await outcomes_of(Batch(session, entries(server, 20), poll_interval=POLL))
     assert [outcome.error for outcome in outcomes] == [None] * 20
     assert len(server.jobs) == 20
     assert server.most_seen == 2
@@ -122,7 +122,7 @@ async def test_a_service_full_of_others_jobs_is_waited_for() -> None:
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
-        Batch(session, entries(server, 1), poll=POLL) as batch,
+        Batch(session, entries(server, 1), poll_interval=POLL) as batch,
     ):
         await server.until(lambda: server.asked["create"] > 0 and server.asked["list"] > 1)
         server.end(other)
@@ -143,7 +143,7 @@ async def test_requests_that_wait_for_room_do_not_pile_up() -> None:
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
-        Batch(session, coming(), concurrency=4, poll=0.001),
+        Batch(session, coming(), concurrency=4, poll_interval=0.001),
     ):
         await server.until(lambda: server.asked["list"] > 50)
     assert next(read) <= 3 * 4 + 1
@@ -155,14 +155,17 @@ async def test_requests_that_wait_for_room_are_left_when_it_stops(tmp_path: Path
     wanted = entries(server, 6)
     journal = tmp_path / "journal"
     async with talking_to(server) as session:
-        async with asyncio.timeout(60), Batch(session, wanted, max_active=2, poll=POLL, journal=journal) as batch:
+        async with (
+            asyncio.timeout(60),
+            Batch(session, wanted, max_active=2, poll_interval=POLL, journal=journal) as batch,
+        ):
             await server.until(lambda: len(server.jobs) == 2 and batch.progress.seen == 3)
             batch.stop()
             with pytest.raises(BatchStopped):
                 await anext(batch)
         assert len(server.jobs) == 2
         server.lasts = 0.0
-        async with asyncio.timeout(60), Batch(session, wanted, poll=POLL, journal=journal):
+        async with asyncio.timeout(60), Batch(session, wanted, poll_interval=POLL, journal=journal):
             await server.until(lambda: len(server.jobs) == 6)
 
 
@@ -195,7 +198,7 @@ async def test_a_throttling_that_the_session_does_not_wait_out(
     wanted = [FineTuneRequest(training_file=file, n_epochs=number) for number in range(1, 5)]
     async with talking_to(server, retry=retry) as session:
         begin = asyncio.get_running_loop().time()
-        async with Batch(session, wanted, concurrency=1, poll=7200) as batch:
+        async with Batch(session, wanted, concurrency=1, poll_interval=7200) as batch:
             outcomes = await batch.run()
     assert [outcome.error for outcome in outcomes] == [None] * 4
     assert server.asked[endpoint] == (5 if endpoint == "create" else 2)
@@ -211,7 +214,7 @@ async def test_a_pause_holds_back_turns_that_were_given() -> None:
     )
     async with talking_to(server) as session:
         begin = asyncio.get_running_loop().time()
-        async with Batch(session, entries(server, 4), concurrency=4, per_minute=60, poll=7200) as batch:
+        async with Batch(session, entries(server, 4), concurrency=4, per_minute=60, poll_interval=7200) as batch:
             outcomes = await batch.run()
     assert [outcome.error for outcome in outcomes] == [None] * 4
     assert server.asked["create"] == 5
@@ -229,7 +232,7 @@ async def test_only_an_end_that_makes_room_is_a_reason_to_try_again(tmp_path: Pa
         asked = server.asked["create"]
         async with (
             asyncio.timeout(60),
-            Batch(session, [*new[:3], *old], journal=tmp_path / "journal", poll=600) as batch,
+            Batch(session, [*new[:3], *old], journal=tmp_path / "journal", poll_interval=600) as batch,
         ):
             told = [await anext(batch) for _ in old]
     assert [outcome.error for outcome in told] == [None] * 20

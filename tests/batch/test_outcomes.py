@@ -133,7 +133,7 @@ async def test_an_async_generator_is_closed_when_the_batch_is_left() -> None:
             log.append("closed")
 
     async with talking_to(server) as session, asyncio.timeout(60):
-        async with Batch(session, coming(), max_active=1, poll=POLL):
+        async with Batch(session, coming(), max_active=1, poll_interval=POLL):
             await server.until(lambda: len(server.active) == 1)
         assert log == ["closed"]
 
@@ -204,7 +204,7 @@ async def test_a_job_that_the_service_forgets_is_an_outcome() -> None:
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
-        Batch(session, entries(server, 1), poll=POLL) as batch,
+        Batch(session, entries(server, 1), poll_interval=POLL) as batch,
     ):
         await server.until(lambda: bool(server.asked["stream"]))
         (job_id,) = server.active
@@ -222,7 +222,7 @@ async def test_jobs_whose_streams_fail_are_followed_by_the_list() -> None:
     server = BatchServer(lasts=None)
     wanted = entries(server, 2)
     server.refuse = lambda endpoint: error(403, "no streams") if endpoint in {"stream", "retrieve"} else None
-    async with talking_to(server) as session, asyncio.timeout(60), Batch(session, wanted, poll=POLL) as batch:
+    async with talking_to(server) as session, asyncio.timeout(60), Batch(session, wanted, poll_interval=POLL) as batch:
         await server.until(lambda: server.asked["stream"] == 2 and server.asked["list"] > 0)
         for job_id in list(server.active):
             server.end(job_id)
@@ -236,7 +236,10 @@ async def test_many_jobs_are_followed_by_the_list() -> None:
     seen = set()
     async with talking_to(server) as session, asyncio.timeout(60):
         batch = Batch(
-            session, entries(server, count), poll=POLL, progress=lambda progress: seen.add(progress.followed_by)
+            session,
+            entries(server, count),
+            poll_interval=POLL,
+            progress=lambda progress: seen.add(progress.followed_by),
         )
         async with batch:
             await server.until(lambda: len(batch.active) == count and server.asked["stream"] >= MAX_STREAMS)
@@ -262,7 +265,7 @@ async def test_a_listed_job_that_is_gone_is_an_outcome() -> None:
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
-        Batch(session, entries(server, count), poll=POLL) as batch,
+        Batch(session, entries(server, count), poll_interval=POLL) as batch,
     ):
         await server.until(lambda: len(batch.active) == count and server.asked["stream"] >= MAX_STREAMS)
         (gone,) = (job_id for job_id in batch.active if job_id not in batch._streamed)
@@ -283,7 +286,7 @@ async def test_looks_go_on_while_results_are_fetched(tmp_path: Path, monkeypatch
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
-        Batch(session, entries(server, 20), max_active=5, poll=POLL, results=tmp_path) as batch,
+        Batch(session, entries(server, 20), max_active=5, poll_interval=POLL, results=tmp_path) as batch,
     ):
         await server.until(lambda: len(server.jobs) == 5)
         first, *rest = server.jobs
@@ -314,7 +317,7 @@ async def test_a_job_that_is_not_listed_is_given_up_after_looks_that_fail_in_a_r
     async with (
         talking_to(server, retry=Retry(attempts=1)) as session,
         asyncio.timeout(60),
-        Batch(session, entries(server, 1), poll=0.001) as batch,
+        Batch(session, entries(server, 1), poll_interval=0.001) as batch,
     ):
         await server.until(lambda: server.asked["retrieve"] >= 12)
         server.end(*server.active)
@@ -335,7 +338,7 @@ async def test_progress_is_told(tmp_path: Path) -> None:
             entries(server, 10),
             journal=tmp_path / "journal",
             max_active=3,
-            poll=POLL,
+            poll_interval=POLL,
             progress=lambda progress: told.append((progress.seen, progress.ended, progress.active)),
         )
         await outcomes_of(batch)
@@ -355,7 +358,7 @@ async def test_jobs_of_others_are_counted() -> None:
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
-        Batch(session, entries(server, 1), max_active=5, poll=POLL) as batch,
+        Batch(session, entries(server, 1), max_active=5, poll_interval=POLL) as batch,
     ):
         await server.until(lambda: len(server.active) == 3 and batch.progress.active == 1)
         seen = server.asked["list"]
@@ -379,7 +382,7 @@ async def test_real_jobs_to_completion(tmp_path: Path) -> None:
         FineTuneSession(server.api_key, base_url=server.base_url) as session,
     ):
         batch = Batch(
-            session, wanted, max_active=3, poll=0.2, journal=tmp_path / "journal", results=tmp_path / "results"
+            session, wanted, max_active=3, poll_interval=0.2, journal=tmp_path / "journal", results=tmp_path / "results"
         )
         outcomes = await batch_with_watcher(batch, session)
         assert len(await session.list_fine_tunes()) == len(wanted)

@@ -64,7 +64,11 @@ async def test_old_outcomes_do_not_wait_for_room(tmp_path: Path) -> None:
         server.held["list"] = asyncio.Event()
         server.held["list"].set()
         async with Batch(
-            session, [*wanted, Entry("new", wanted[0].request)], journal=tmp_path / "journal", max_active=1, poll=POLL
+            session,
+            [*wanted, Entry("new", wanted[0].request)],
+            journal=tmp_path / "journal",
+            max_active=1,
+            poll_interval=POLL,
         ) as batch:
             for _ in wanted:
                 await anext(batch)
@@ -75,9 +79,9 @@ async def test_active_jobs_of_an_earlier_run_are_followed_though_the_service_is_
     server = BatchServer(lasts=None)
     wanted = entries(server, 4)
     async with talking_to(server) as session, asyncio.timeout(60):
-        async with Batch(session, wanted, journal=tmp_path / "journal", max_active=3, poll=POLL):
+        async with Batch(session, wanted, journal=tmp_path / "journal", max_active=3, poll_interval=POLL):
             await server.until(lambda: server.asked["stream"] == 3)
-        async with Batch(session, wanted, journal=tmp_path / "journal", max_active=3, poll=POLL) as batch:
+        async with Batch(session, wanted, journal=tmp_path / "journal", max_active=3, poll_interval=POLL) as batch:
             await server.until(lambda: server.asked["stream"] == 6)
             assert batch.active.keys() == server.active
             server.lasts = 0
@@ -118,7 +122,7 @@ async def test_a_lost_create_that_cannot_be_told_is_not_sent_again(tmp_path: Pat
         for _ in range(2):
             server.add_job({"training_file": entry.request.training_file, "model": "ada", "n_epochs": 1})
         for _ in range(2):
-            (outcome,) = await outcomes_of(Batch(session, [entry], journal=journal, poll=POLL))
+            (outcome,) = await outcomes_of(Batch(session, [entry], journal=journal, poll_interval=POLL))
             assert isinstance(outcome.error, CreateUncertain)
             assert len(outcome.error.candidates) == 2
     assert server.asked["create"] == 0
@@ -367,7 +371,7 @@ async def test_one_job_for_two_requests(monkeypatch: pytest.MonkeyPatch, most_st
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
-        Batch(session, wanted, concurrency=1, poll=POLL) as batch,
+        Batch(session, wanted, concurrency=1, poll_interval=POLL) as batch,
     ):
         outcomes = [await anext(batch)]
         server.end(*server.jobs)

@@ -50,7 +50,7 @@ async def test_stop_leaves_the_active_to_the_service(tmp_path: Path) -> None:
     wanted = entries(server, 10)
     journal = tmp_path / "journal"
     async with talking_to(server) as session, asyncio.timeout(60):
-        async with Batch(session, wanted, max_active=3, poll=POLL, journal=journal) as batch:
+        async with Batch(session, wanted, max_active=3, poll_interval=POLL, journal=journal) as batch:
             await server.until(lambda: len(server.active) == 3)
             batch.stop()
             with pytest.raises(BatchStopped, match=r"^the batch sends no more requests: it was asked to stop$"):

@@ -84,7 +84,7 @@ async def test_a_list_that_makes_no_sense_ends_nothing() -> None:
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
-        Batch(session, entries(server, 2), max_active=10, poll=POLL) as batch,
+        Batch(session, entries(server, 2), max_active=10, poll_interval=POLL) as batch,
     ):
         await server.until(lambda: len(server.active) == 2 and server.asked["list"] > 3)
         for job_id in list(server.active):
@@ -100,7 +100,7 @@ async def test_a_list_that_cannot_be_read_stops_the_batch(answer: bytes) -> None
     server = BatchServer()
     server.refuse = lambda endpoint: answer if endpoint == "list" else None
     async with talking_to(server) as session, asyncio.timeout(60):
-        outcomes, stop = await stopped(Batch(session, entries(server, 3), max_active=2, poll=POLL))
+        outcomes, stop = await stopped(Batch(session, entries(server, 3), max_active=2, poll_interval=POLL))
     assert outcomes == []
     assert str(stop).startswith("the batch sends no more requests: the list of jobs cannot be read: ")
     assert isinstance(stop.__cause__, FineTuneError)
@@ -115,7 +115,9 @@ async def test_a_key_that_is_withdrawn_ends_the_batch() -> None:
         error(401, "Wrong key") if endpoint in followed or (endpoint == "list" and server.active) else None
     )
     async with talking_to(server) as session, asyncio.timeout(60):
-        outcomes, _stop = await stopped(Batch(session, entries(server, 2), concurrency=1, max_active=1, poll=POLL))
+        outcomes, _stop = await stopped(
+            Batch(session, entries(server, 2), concurrency=1, max_active=1, poll_interval=POLL)
+        )
     assert outcomes == []
     assert len(server.active) == 1
 
@@ -128,7 +130,7 @@ async def test_a_batch_that_goes_on_with_a_wrong_key_ends_at_once(tmp_path: Path
         async with Batch(session, wanted, journal=journal):
             await server.until(lambda: len(server.active) == 2)
         server.refuse = lambda _endpoint: error(401, "Wrong key")
-        outcomes, stop = await stopped(Batch(session, wanted, journal=journal, poll=3600))
+        outcomes, stop = await stopped(Batch(session, wanted, journal=journal, poll_interval=3600))
     assert outcomes == []
     assert str(stop).startswith("the batch sends no more requests: 401: Wrong key")
     assert isinstance(stop.__cause__, AuthenticationFailed)

@@ -33,7 +33,7 @@ async def main(url, key, journal, count, file):
     wanted = [Entry(f"job-{n}", FineTuneRequest(training_file=file, n_epochs=n)) for n in range(1, int(count) + 1)]
     async with FineTuneSession(key, base_url=url, retry=retry) as session:
         print("begins", flush=True)
-        async with Batch(session, wanted, journal=journal, concurrency=3, poll=0.1) as batch:
+        async with Batch(session, wanted, journal=journal, concurrency=3, poll_interval=0.1) as batch:
             async for outcome in batch:
                 assert outcome.error is None or isinstance(outcome.error, CreateUncertain), outcome.error
                 print(outcome.job_id, flush=True)
@@ -88,7 +88,7 @@ class Case:
                 asyncio.timeout(30),
                 # Which knows of no job yet.
                 FineTuneSession(KEY, base_url=self.session.base_url, retry=QUICK) as session,
-                Batch(session, self.wanted, journal=path, poll=0.01) as batch,
+                Batch(session, self.wanted, journal=path, poll_interval=0.01) as batch,
             ):
                 outcomes = await batch.run()
         except JournalUnusable:
