@@ -25,7 +25,7 @@ import attrs
 
 from aiofinetune import retry
 from aiofinetune._jobs.recovery import NotSent
-from aiofinetune.batch._data_files import Uploads
+from aiofinetune.batch._data_files import DataFiles
 from aiofinetune.batch._journal import Journal, Record
 from aiofinetune.batch._limiter import RateLimiter
 from aiofinetune.batch._manifest import Entry
@@ -266,7 +266,7 @@ class Batch:
         self._on_progress = progress
         self._poll_interval = poll_interval
         self._limiter = RateLimiter(None if per_minute is None else per_minute / 60, concurrency)
-        self._uploads = Uploads(session, self._journal)
+        self._data_files = DataFiles(session, self._journal)
         self._ending = asyncio.Semaphore(concurrency)
         self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._changed = asyncio.Event()
@@ -376,7 +376,7 @@ class Batch:
             async with asyncio.TaskGroup() as tasks:
                 looking = tasks.create_task(self._look_now_and_then(tasks))
                 # Nothing is sent before this ends: a new job must not be taken for the job of a lost create.
-                finding = tasks.create_task(self._find_lost())
+                finding = tasks.create_task(self._find_creates_of_earlier_runs())
                 await self._unless_stopped(finding)
                 finding.cancel()
                 await asyncio.wait([finding])
@@ -449,7 +449,7 @@ class Batch:
         if isinstance(record, JournalUnusable):
             raise record
         self.progress.seen += 1
-        change = difference(record.request, entry.request) or await self._uploads.change_of(record)
+        change = difference(record.request, entry.request) or await self._data_files.change_of(record)
         if change:
             if record.sent is not None and not self._accept_changes:
                 raise JournalUnusable(
@@ -461,7 +461,7 @@ class Batch:
         if record.job is not None:
             await self._end(record, record.job)
         elif (uncertain := self._uncertain.pop(record.label, None)) is not None:
-            self._tell(record, None, uncertain, is_old=True)
+            self._report(record, None, uncertain, is_old=True)
         elif record.job_id is not None:
             self._follow(record, record.job_id, tasks)
         else:
@@ -490,7 +490,7 @@ class Batch:
         """Return a request with the ids of its files, uploading them if needed; unchanged if the batch is stopped."""
         while self._stopped is None:
             try:
-                return await self._uploads.with_ids(request)
+                return await self._data_files.with_ids(request)
             except RateLimited as refused:
                 if isinstance(refused, QuotaExceeded):
                     raise
@@ -612,7 +612,7 @@ class Batch:
         elif self._unreached >= _MAX_UNREACHED:
             self._send_no_more(f"the service cannot be reached: {error}", error)
         else:
-            self._tell(record, None, error)
+            self._report(record, None, error)
         if self._nameless >= _MAX_NAMELESS:
             self._send_no_more(
                 f"{_MAX_NAMELESS} consecutive creates were accepted by replies without a job id, so a proxy may have"
@@ -629,7 +629,7 @@ class Batch:
             _log.warning("the journal assigns %s to both %r and %r", job_id, other.label, record.label)
             sent_at = time.time() if record.sent_at is None else record.sent_at
             uncertain = CreateUncertain(record.sent or record.request, sent_at, (), True, (), job_id)
-            self._tell(attrs.evolve(record, job_id=None), None, uncertain)
+            self._report(attrs.evolve(record, job_id=None), None, uncertain)
             return
         self.active[job_id] = record
         self._others.discard(job_id)
@@ -645,7 +645,7 @@ class Batch:
         except FineTuneEnded as ended:
             await self._end(record, ended.job, ended)
         except NotFound as error:
-            self._lose(record, job_id, error)
+            self._report_inaccessible(record, job_id, error)
         except AuthenticationFailed as error:
             # The list cannot be read either with a key that the service does not accept.
             self._is_leaving = True
@@ -725,14 +725,14 @@ class Batch:
                 # Retrieved with its events, which say why it failed. A list leaves them out.
                 job = await self._session.retrieve_fine_tune(job_id)
         except NotFound as error:
-            self._lose(record, job_id, error)
+            self._report_inaccessible(record, job_id, error)
             return
         except FineTuneError as error:
             _log.info("retrieving %s failed: %s", job_id, error)
             if job is None:
                 now = asyncio.get_running_loop().time()
                 if now - self._missed_since.setdefault(job_id, now) >= _LONGEST_BLIND:
-                    self._lose(record, job_id, error)
+                    self._report_inaccessible(record, job_id, error)
                 return
             # The list says that the job has ended; only its events are missing.
         self._missed_since.pop(job_id, None)
@@ -762,7 +762,7 @@ class Batch:
                 figures = await self._fetch_results(record.label, job, self._results, is_old=is_old)
             except FineTuneError as failure:
                 error = failure
-        self._tell(record, job, error, figures, is_old=is_old)
+        self._report(record, job, error, figures, is_old=is_old)
 
     async def _fetch_results(self, label: str, job: FineTune, folder: Path, *, is_old: bool) -> Mapping[str, float]:
         path = folder / f"{_filename(label)}.{_filename(job.id)}.csv"
@@ -779,11 +779,11 @@ class Batch:
         except ProtocolViolation as error:
             raise ProtocolViolation(f"{path}: {error}") from error
 
-    def _lose(self, record: Record, job_id: str, error: FineTuneError) -> None:
+    def _report_inaccessible(self, record: Record, job_id: str, error: FineTuneError) -> None:
         """Report a job that the service no longer knows, or that cannot be read for too long."""
-        self._tell(attrs.evolve(record, job_id=job_id), None, error)
+        self._report(attrs.evolve(record, job_id=job_id), None, error)
 
-    def _tell(
+    def _report(
         self,
         record: Record,
         job: FineTune | None,
@@ -831,7 +831,7 @@ class Batch:
 
     # What earlier runs left
 
-    async def _find_lost(self) -> None:
+    async def _find_creates_of_earlier_runs(self) -> None:
         """Find the jobs of creates whose result an earlier run did not record before it ended."""
         begin = time.time()
         self._known = await self._journal.job_ids(begin - _RECENT)

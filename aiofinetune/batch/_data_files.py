@@ -26,11 +26,11 @@ _MAX_REMEMBERED: Final = 1000
 """The number of paths whose digest and id are kept while a batch runs."""
 
 
-class Uploads:
-    """Uploads each content once: a content whose digest is in the journal or the service's list is not sent again.
+class DataFiles:
+    """The data files of a batch. Each content is uploaded once.
 
-    The name of a file at the service contains the start of its digest, so that an upload is found even if it is in no
-    journal.
+    A content whose digest is in the journal or the service's list is not sent again. The name of a file at the service
+    contains the start of its digest, so that an upload is found even if it is in no journal.
     """
 
     def __init__(self, session: FineTuneSession, journal: Journal) -> None:
