@@ -15,7 +15,8 @@ from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.download import download
 from aiofinetune._http.transport import Timeout, Transport
-from aiofinetune._http.upload_body import Progress, Source, opened_source
+from aiofinetune._http.upload_body import Progress
+from aiofinetune._http.upload_source import Source, opened_source
 from aiofinetune._jobs.recovery import Recovery
 from aiofinetune._jobs.stream import EventStream
 from aiofinetune._jobs.waiting import Waiting

@@ -13,7 +13,7 @@ from typing import Final
 import aiohttp
 
 from aiofinetune._http.compression import ENCODINGS, encoding_of, new_decompressor
-from aiofinetune._http.failures import LOST, in_our_words
+from aiofinetune._http.network_errors import LOST, in_our_words
 from aiofinetune.dialects._requests import Reply, Request
 from aiofinetune.errors import (
     ConfigurationError,

@@ -18,7 +18,7 @@ import attrs
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
-from aiofinetune._http.failures import cause_of, in_our_words, of_borrowed
+from aiofinetune._http.network_errors import cause_of, in_our_words, of_borrowed
 from aiofinetune._http.proxies import proxy_for
 from aiofinetune._http.reply_body import Incoming
 from aiofinetune.dialects._requests import Reply, Request, redirected

@@ -16,7 +16,8 @@ import attrs
 from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.transport import Heard
-from aiofinetune._http.upload_body import Content, Progress, send_file
+from aiofinetune._http.upload_body import Progress, send_file
+from aiofinetune._http.upload_source import Content
 from aiofinetune._jobs import matching
 from aiofinetune._jobs.claims import Claims, Group
 from aiofinetune._jobs.clocks import Moment

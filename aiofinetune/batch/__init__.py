@@ -1,7 +1,8 @@
 """Run many jobs: `Batch`, and the manifests that list its entries."""
 
-from aiofinetune.batch._batch import Batch, BatchStopped, Outcome, OutcomeStatus, Progress
+from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import Entry, ManifestInvalid, Problem, check_manifest, read_manifest
+from aiofinetune.batch._outcomes import BatchStopped, Outcome, OutcomeStatus, Progress
 
 __all__ = [
     "Batch",

@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Container, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias, get_args
+from typing import Final, Self, TypeAlias
 
 import attrs
 
@@ -29,16 +27,16 @@ from aiofinetune.batch._data_files import DataFiles
 from aiofinetune.batch._journal import Journal, Record
 from aiofinetune.batch._limiter import RateLimiter
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
+from aiofinetune.batch._results_folder import ResultsFolder
 from aiofinetune.errors import (
     AuthenticationFailed,
     ConfigurationError,
     FineTuneError,
     FineTuneUnreadable,
     JournalUnusable,
-    LocalFileError,
     NotFound,
     PermissionDenied,
-    ProtocolViolation,
     QuotaExceeded,
     RateLimited,
     RequestInvalid,
@@ -55,137 +53,41 @@ from aiofinetune.models import (
     FineTuneRequest,
     Status,
 )
-from aiofinetune.results._rows import last_figures, read_results
 from aiofinetune.session import FineTuneSession
 
 Requests: TypeAlias = Iterable[Entry | FineTuneRequest] | AsyncIterable[Entry | FineTuneRequest]
 
+
 _log = logging.getLogger("aiofinetune")
+
 
 MAX_STREAMS: Final = 32
 """The number of jobs that are followed by their event streams. Beyond that, one look at the list for all the others is
 cheaper."""
 
+
 _MAX_OUTCOMES_WAITING: Final = 100
 """The number of outcomes that may wait for the caller before no further request begins, which bounds the memory."""
+
+
 _MAX_HOLD: Final = 10.0
 """The number of seconds for which no create is sent if retries were throttled without a ``Retry-After``."""
+
+
 _RECENT: Final = 3600.0
 """The number of seconds after which a job can no longer be taken for a new one, whatever the clocks show."""
+
+
 _MAX_UNREACHED: Final = 3
 """The number of consecutive requests that could not be sent, despite retries, after which the batch stops."""
+
+
 _MAX_NAMELESS: Final = 3
 """The number of consecutive creates that were accepted by replies without an id, after which the batch stops."""
+
+
 _LONGEST_BLIND: Final = 300.0
 """The number of seconds for which a job, or the list of jobs once it was read, may be unreachable or unreadable."""
-
-
-OutcomeStatus: TypeAlias = Literal["succeeded", "failed", "cancelled", "rejected", "uncertain", "vanished"]
-"""How an entry ended; see `Outcome.status`."""
-
-
-@attrs.frozen
-class Outcome:
-    """How one entry of a batch ended."""
-
-    label: str
-    request: FineTuneRequest
-    """The request as passed by the caller; its files may be local paths."""
-    job_id: str | None
-    """The job's id; None if no job was made, or the id is not known."""
-    job: FineTune | None
-    """The job as it ended; None if no job was made, the service no longer knows it, or it cannot be read."""
-    error: FineTuneError | None
-    """Why there is no tuned model, or no results file; None if nothing failed."""
-    sent_at: float | None
-    """The Unix time at which the request was sent."""
-    ended_at: float
-    """The Unix time at which its end was seen."""
-    figures: Mapping[str, float] = attrs.field(factory=dict)
-    """The last value of each column of the results file, if results are downloaded."""
-
-    @property
-    def status(self) -> OutcomeStatus:
-        """How the entry ended, in one word.
-
-        - ``"succeeded"``: the job made a model;
-        - ``"failed"``: the job failed;
-        - ``"cancelled"``: the job was cancelled;
-        - ``"rejected"``: no job was made, because the service refused the create or it could not be sent;
-        - ``"uncertain"``: it is not known whether a job was made, or the job cannot be read;
-        - ``"vanished"``: a job was made, but the service no longer knows it.
-        """
-        match self.job:
-            case FineTune(status=Status.SUCCEEDED):
-                return "succeeded"
-            case FineTune(status=Status.CANCELLED):
-                return "cancelled"
-            case FineTune():
-                # Only jobs that have ended are outcomes, so this is the remaining terminal status.
-                return "failed"
-            case None if self.job_id is None:
-                return "uncertain" if isinstance(self.error, CreateUncertain) else "rejected"
-            case None:
-                return "vanished" if isinstance(self.error, NotFound) else "uncertain"
-
-    def summary(self) -> dict[str, object]:
-        """Return a summary of the outcome as a JSON object."""
-        return {
-            "label": self.label,
-            "status": self.status,
-            "job": self.job_id,
-            "model": None if self.job is None else self.job.fine_tuned_model,
-            "seconds": None if self.sent_at is None else round(self.ended_at - self.sent_at, 3),
-            "figures": dict(self.figures),
-            "error": None if self.error is None else str(self.error),
-        }
-
-
-@attrs.define
-class Progress:
-    """The progress of a batch."""
-
-    seen: int = 0
-    """The number of requests that were begun."""
-    active: int = 0
-    """The number of this batch's jobs that have not ended."""
-    others: int = 0
-    """The number of other programs' jobs that had not ended at the last look."""
-    # The number of entries that ended with each `Outcome.status`.
-    succeeded: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    rejected: int = 0
-    uncertain: int = 0
-    vanished: int = 0
-    followed_by: str = "streams"
-    """How jobs are followed: ``"streams"``, or ``"list"`` if there are many."""
-    started_at: float = attrs.field(factory=time.monotonic)
-    """When the batch was constructed, on the clock of `time.monotonic`."""
-
-    @property
-    def ended(self) -> int:
-        """The number of entries that have ended."""
-        return sum(getattr(self, status) for status in get_args(OutcomeStatus))
-
-    def count(self, outcome: Outcome) -> None:
-        """Count an outcome under its status."""
-        setattr(self, outcome.status, getattr(self, outcome.status) + 1)
-
-    @property
-    def ended_per_minute(self) -> float:
-        """The average number of entries that have ended per minute."""
-        return 60 * self.ended / max(1e-9, time.monotonic() - self.started_at)
-
-
-class BatchStopped(FineTuneError):
-    """A batch ended before all its requests were sent; the cause, if there is one, is chained.
-
-    The journal records what was sent. To continue, run the batch again with the same journal.
-    """
-
-    outcomes: tuple[Outcome, ...] = ()
-    """The outcomes of the requests that were sent, if `Batch.run` raises the error."""
 
 
 class Batch:
@@ -259,7 +161,7 @@ class Batch:
         self._requests = requests
         self._most_active = math.inf if max_active is None else max_active - reserve
         self._concurrency = concurrency
-        self._results = None if results is None else Path(results)
+        self._results = None if results is None else ResultsFolder(session, Path(results))
         self._fail_fast = fail_fast
         self._cancel_on_exit = cancel_on_exit
         self._accept_changes = accept_changes
@@ -305,7 +207,7 @@ class Batch:
         self._recovery.check_loop()
         self._is_entered = True
         if self._results is not None:
-            await asyncio.to_thread(_make_folder, self._results)
+            await self._results.make()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._journal.opened())
             group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -759,25 +661,10 @@ class Batch:
         figures: Mapping[str, float] = {}
         if error is None and self._results is not None:
             try:
-                figures = await self._fetch_results(record.label, job, self._results, is_old=is_old)
+                figures = await self._results.fetch(record.label, job, may_exist=is_old)
             except FineTuneError as failure:
                 error = failure
         self._report(record, job, error, figures, is_old=is_old)
-
-    async def _fetch_results(self, label: str, job: FineTune, folder: Path, *, is_old: bool) -> Mapping[str, float]:
-        path = folder / f"{_filename(label)}.{_filename(job.id)}.csv"
-        try:
-            # An earlier run may have downloaded the file already.
-            if not (is_old and await asyncio.to_thread(path.exists)):
-                if not job.result_files:
-                    raise NotFound(404, f"fine-tune {job.id} has no results file")
-                await self._session.download_file(job.result_files[0].id, path)
-            content = await asyncio.to_thread(path.read_bytes)
-            return last_figures(await asyncio.to_thread(read_results, content))
-        except OSError as error:
-            raise LocalFileError(f"{path}: {error.strerror}") from error
-        except ProtocolViolation as error:
-            raise ProtocolViolation(f"{path}: {error}") from error
 
     def _report_inaccessible(self, record: Record, job_id: str, error: FineTuneError) -> None:
         """Report a job that the service no longer knows, or that cannot be read for too long."""
@@ -977,19 +864,6 @@ def _entry(item: object, number: int) -> Entry:
     if not isinstance(entry.label, str) or not entry.label.isprintable():
         raise RequestInvalid("label", f"{number}: expected a single line of text, got {entry.label!r}")
     return entry
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LocalFileError(f"{folder}: {error.strerror}") from error
-
-
-def _filename(label: str) -> str:
-    """Return a label as a file name. A label that has to be changed gets its digest added, so that names are unique."""
-    plain = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", label)[:100].lstrip(".-")
-    return plain if plain == label else f"{plain}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def _first(failures: BaseExceptionGroup[Exception]) -> Exception:

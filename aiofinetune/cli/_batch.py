@@ -16,8 +16,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from aiofinetune import structuring
-from aiofinetune.batch._batch import Batch, BatchStopped, Outcome, Progress, find_changes
+from aiofinetune.batch._batch import Batch, find_changes
 from aiofinetune.batch._manifest import check_manifest, read_manifest
+from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
 from aiofinetune.errors import ConfigurationError, JournalUnusable, LocalFileError
 from aiofinetune.session import FineTuneSession
 

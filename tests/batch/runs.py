@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from aiofinetune import FineTuneRequest
-from aiofinetune.batch._batch import Batch, BatchStopped, Outcome
+from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._outcomes import BatchStopped, Outcome
 from tests.servers.batchserver import BatchServer
 
 POLL = 0.02

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from aiofinetune import FineTuneRequest, LocalFileError
-from aiofinetune.batch._batch import Outcome
+from aiofinetune.batch._outcomes import Outcome
 from aiofinetune.cli._batch import _write
 from tests.servers.batchserver import BatchServer, error
 from tests.servers.rawserver import KEY

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from aiofinetune import ConfigurationError, FineTuneRequest, Retry
-from aiofinetune.batch._batch import Batch, BatchStopped, Progress
+from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._outcomes import BatchStopped, Progress
 from tests.batch.runs import POLL, entries, outcomes_of, write
 from tests.servers.batchserver import BatchServer, Bucket, error, talking_to
 

@@ -19,9 +19,10 @@ from aiofinetune import (
     NotFound,
     Retry,
 )
-from aiofinetune.batch._batch import MAX_STREAMS, Batch, BatchStopped, Outcome
+from aiofinetune.batch._batch import MAX_STREAMS, Batch
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._outcomes import BatchStopped, Outcome
 from aiofinetune.local import LocalServer
 from tests.batch.runs import POLL, entries, outcomes_of, write
 from tests.servers.batchserver import BatchServer, error, ok, talking_to

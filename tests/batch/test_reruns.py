@@ -15,9 +15,10 @@ import attrs
 import pytest
 
 from aiofinetune import FineTuneRequest
-from aiofinetune.batch._batch import MAX_STREAMS, Batch, Outcome, difference, find_changes
+from aiofinetune.batch._batch import MAX_STREAMS, Batch, difference, find_changes
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._outcomes import Outcome
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.models import CreateUncertain
 from tests.batch.runs import POLL, entries, outcomes_of, write

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from aiofinetune import FineTuneRequest, LocalFileError, NotFound
-from aiofinetune.batch._batch import Batch, Outcome
+from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._outcomes import Outcome
 from aiofinetune.errors import FineTuneError, JournalUnusable
 from aiofinetune.models import CreateUncertain
 from tests.batch.runs import entries, outcomes_of, write

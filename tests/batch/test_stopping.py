@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from aiofinetune import FineTuneFailed, FineTuneSession
-from aiofinetune.batch._batch import Batch, BatchStopped, Progress
+from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._outcomes import BatchStopped, Progress
 from aiofinetune.errors import JournalUnusable
 from tests.batch.runs import POLL, entries, outcomes_of, stopped
 from tests.servers.batchserver import QUICK, BatchServer, error, talking_to

@@ -13,9 +13,10 @@ import attrs
 import pytest
 
 from aiofinetune import FineTuneRequest, FineTuneSession, RequestInvalid
-from aiofinetune.batch._batch import Batch, BatchStopped, Outcome, Progress
+from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
 from aiofinetune.errors import AuthenticationFailed, FineTuneError, PermissionDenied, QuotaExceeded
 from tests.batch.runs import POLL, entries, outcomes_of, stopped
 from tests.servers.batchserver import QUICK, BatchServer, error, ok, talking_to

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 import pytest
 
 from aiofinetune import LocalFileError, RequestInvalid
-from aiofinetune._http.upload_body import Content, Form, opened_source
+from aiofinetune._http.upload_body import Form
+from aiofinetune._http.upload_source import Content, opened_source
 from aiofinetune._local_files import opened, save
 from tests.support.checks import nothing_left_open
 

@@ -1,0 +1,127 @@
+"""What a batch reports: how each entry ended, and how far the batch is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Literal, TypeAlias, get_args
+
+import attrs
+
+from aiofinetune.errors import (
+    FineTuneError,
+    NotFound,
+)
+from aiofinetune.models import (
+    CreateUncertain,
+    FineTune,
+    FineTuneRequest,
+    Status,
+)
+
+OutcomeStatus: TypeAlias = Literal["succeeded", "failed", "cancelled", "rejected", "uncertain", "vanished"]
+"""How an entry ended; see `Outcome.status`."""
+
+
+@attrs.frozen
+class Outcome:
+    """How one entry of a batch ended."""
+
+    label: str
+    request: FineTuneRequest
+    """The request as passed by the caller; its files may be local paths."""
+    job_id: str | None
+    """The job's id; None if no job was made, or the id is not known."""
+    job: FineTune | None
+    """The job as it ended; None if no job was made, the service no longer knows it, or it cannot be read."""
+    error: FineTuneError | None
+    """Why there is no tuned model, or no results file; None if nothing failed."""
+    sent_at: float | None
+    """The Unix time at which the request was sent."""
+    ended_at: float
+    """The Unix time at which its end was seen."""
+    figures: Mapping[str, float] = attrs.field(factory=dict)
+    """The last value of each column of the results file, if results are downloaded."""
+
+    @property
+    def status(self) -> OutcomeStatus:
+        """How the entry ended, in one word.
+
+        - ``"succeeded"``: the job made a model;
+        - ``"failed"``: the job failed;
+        - ``"cancelled"``: the job was cancelled;
+        - ``"rejected"``: no job was made, because the service refused the create or it could not be sent;
+        - ``"uncertain"``: it is not known whether a job was made, or the job cannot be read;
+        - ``"vanished"``: a job was made, but the service no longer knows it.
+        """
+        match self.job:
+            case FineTune(status=Status.SUCCEEDED):
+                return "succeeded"
+            case FineTune(status=Status.CANCELLED):
+                return "cancelled"
+            case FineTune():
+                # Only jobs that have ended are outcomes, so this is the remaining terminal status.
+                return "failed"
+            case None if self.job_id is None:
+                return "uncertain" if isinstance(self.error, CreateUncertain) else "rejected"
+            case None:
+                return "vanished" if isinstance(self.error, NotFound) else "uncertain"
+
+    def summary(self) -> dict[str, object]:
+        """Return a summary of the outcome as a JSON object."""
+        return {
+            "label": self.label,
+            "status": self.status,
+            "job": self.job_id,
+            "model": None if self.job is None else self.job.fine_tuned_model,
+            "seconds": None if self.sent_at is None else round(self.ended_at - self.sent_at, 3),
+            "figures": dict(self.figures),
+            "error": None if self.error is None else str(self.error),
+        }
+
+
+@attrs.define
+class Progress:
+    """The progress of a batch."""
+
+    seen: int = 0
+    """The number of requests that were begun."""
+    active: int = 0
+    """The number of this batch's jobs that have not ended."""
+    others: int = 0
+    """The number of other programs' jobs that had not ended at the last look."""
+    # The number of entries that ended with each `Outcome.status`.
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    rejected: int = 0
+    uncertain: int = 0
+    vanished: int = 0
+    followed_by: str = "streams"
+    """How jobs are followed: ``"streams"``, or ``"list"`` if there are many."""
+    started_at: float = attrs.field(factory=time.monotonic)
+    """When the batch was constructed, on the clock of `time.monotonic`."""
+
+    @property
+    def ended(self) -> int:
+        """The number of entries that have ended."""
+        return sum(getattr(self, status) for status in get_args(OutcomeStatus))
+
+    def count(self, outcome: Outcome) -> None:
+        """Count an outcome under its status."""
+        setattr(self, outcome.status, getattr(self, outcome.status) + 1)
+
+    @property
+    def ended_per_minute(self) -> float:
+        """The average number of entries that have ended per minute."""
+        return 60 * self.ended / max(1e-9, time.monotonic() - self.started_at)
+
+
+class BatchStopped(FineTuneError):
+    """A batch ended before all its requests were sent; the cause, if there is one, is chained.
+
+    The journal records what was sent. To continue, run the batch again with the same journal.
+    """
+
+    outcomes: tuple[Outcome, ...] = ()
+    """The outcomes of the requests that were sent, if `Batch.run` raises the error."""

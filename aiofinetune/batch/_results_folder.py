@@ -1,0 +1,70 @@
+"""The folder that a batch downloads results files to, one for each job."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from aiofinetune.errors import LocalFileError, NotFound, ProtocolViolation
+from aiofinetune.models import FineTune
+from aiofinetune.results import last_figures, read_results
+from aiofinetune.session import FineTuneSession
+
+
+class ResultsFolder:
+    """Downloads results files, and reads their last figures.
+
+    Args:
+        session: Downloads the files.
+        folder: Where they are kept, as ``label.ft-….csv``.
+    """
+
+    def __init__(self, session: FineTuneSession, folder: Path) -> None:
+        self._session = session
+        self._folder = folder
+
+    async def make(self) -> None:
+        """Make the folder, if it does not exist.
+
+        Raises:
+            LocalFileError: It cannot be made.
+        """
+        try:
+            await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
+        except OSError as error:
+            raise LocalFileError(f"{self._folder}: {error.strerror}") from error
+
+    async def fetch(self, label: str, job: FineTune, *, may_exist: bool) -> Mapping[str, float]:
+        """Return the last figures of a job's results file, downloaded first if need be.
+
+        Args:
+            label: The entry's label.
+            job: The job, which succeeded.
+            may_exist: Whether an earlier run may have downloaded the file already.
+
+        Raises:
+            NotFound: The job has no results file.
+            LocalFileError: The file cannot be written or read.
+            ProtocolViolation: It is not a results file.
+        """
+        path = self._folder / f"{_filename(label)}.{_filename(job.id)}.csv"
+        try:
+            if not (may_exist and await asyncio.to_thread(path.exists)):
+                if not job.result_files:
+                    raise NotFound(404, f"fine-tune {job.id} has no results file")
+                await self._session.download_file(job.result_files[0].id, path)
+            content = await asyncio.to_thread(path.read_bytes)
+            return last_figures(await asyncio.to_thread(read_results, content))
+        except OSError as error:
+            raise LocalFileError(f"{path}: {error.strerror}") from error
+        except ProtocolViolation as error:
+            raise ProtocolViolation(f"{path}: {error}") from error
+
+
+def _filename(label: str) -> str:
+    """Return a label as a file name. A label that has to be changed gets its digest added, so that names are unique."""
+    plain = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", label)[:100].lstrip(".-")
+    return plain if plain == label else f"{plain}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
