@@ -430,6 +430,7 @@ class Terminal:
         self._row = 0
         self._unread = b""
         self._news = asyncio.Event()
+        self._ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(master, self._read)
 
     def close(self) -> None:
@@ -449,6 +450,11 @@ class Terminal:
             await self._news.wait()
         return self.text
 
+    async def shows_at_the_end(self) -> str:
+        """Wait until the command has closed the terminal; return the screen."""
+        await self._ended.wait()
+        return self.text
+
     def _read(self) -> None:
         try:
             data = os.read(self._master, 1 << 16)
@@ -456,6 +462,7 @@ class Terminal:
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(self._master)
+            self._ended.set()
         # A sequence that was cut waits for its rest.
         whole, cut, rest = (self._unread + data).rpartition(b"\x1b")
         is_whole = not cut or re.match(rb"\[[0-9;?]*[A-Za-z]", rest) is not None
@@ -507,7 +514,7 @@ async def test_a_live_table() -> None:
         for job_id in sorted(server.active):
             server.end(job_id)
         await process.wait()
-        shown = await screen.shows("16 of 16 ended: ")
+        shown = await screen.shows_at_the_end()
         assert all(f"job-{number} " in shown for number in range(1, 17))
     assert process.returncode == 1
     assert shown.splitlines()[-1].startswith("16 of 16 ended: ")
