@@ -187,12 +187,7 @@ class Api:
 
     async def _list_fine_tunes(self, request: web.Request) -> web.StreamResponse:
         jobs = await self._store.jobs.list()
-
-        def write(position: int) -> bytes:
-            job = structuring.write_reply(jobs[position])
-            return structuring.dumps({name: value for name, value in job.items() if name != "events"})
-
-        return await self._listing(request, lambda: [job.id for job in jobs], write)
+        return await self._listing(request, lambda: [job_id for job_id, _ in jobs], lambda index: jobs[index][1])
 
     async def _retrieve_fine_tune(self, request: web.Request) -> web.StreamResponse:
         return await self._job(await self._store.jobs.get(request.match_info["id"]))

@@ -68,7 +68,7 @@ async def test_a_transaction_that_fails_changes_nothing(data: Path) -> None:
         training = await add_file(store, b"x")
         with pytest.raises(Refused, match="file-unknown"):
             await store.jobs.create(FineTuneRequest(training_file=training, validation_file="file-unknown"))
-        assert await store.jobs.list() == ()
+        assert await store.jobs.list() == []
         await store.jobs.create(FineTuneRequest(training_file=training))
     assert len(changed) == 1
 
@@ -79,7 +79,7 @@ async def test_creations_at_once_all_get_their_place(data: Path) -> None:
         training = await add_file(store, b"x")
         request = FineTuneRequest(training_file=training, model="ada")
         jobs = await asyncio.gather(*(store.jobs.create(request) for _ in range(100)))
-        assert {job.id for job in jobs} == {job.id for job in await store.jobs.list()}
+        assert {job.id for job in jobs} == {job_id for job_id, _ in await store.jobs.list()}
     places = {event.message for job in jobs for event in job.events if "Queue number" in event.message}
     assert places == {f"Fine-tune enqueued. Queue number: {place}" for place in range(100)}
 

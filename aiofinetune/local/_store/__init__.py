@@ -76,6 +76,7 @@ class Store:
                 stack.enter_context(self._database.connected(self._folder.database))
                 self._database.set_up(is_new=is_new)
                 with self._database.committing():
+                    self.jobs.drop_unset_hyperparams()
                     self.runs.put_all_back("the server was restarted")
                 self._folder.note_place()
                 self._sort_out()

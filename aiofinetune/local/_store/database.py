@@ -30,6 +30,20 @@ _SCHEMA: Final = (
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
+_COUNT_OF_ACTIVE: Final = (
+    # Counting the pending and running jobs takes time in proportion to their number, so triggers keep the count. The
+    # table is temporary: the folder does not change, and the count is right even if an earlier version of the server
+    # used the folder in between.
+    "PRAGMA temp_store = MEMORY",
+    "CREATE TEMP TABLE active (count INTEGER NOT NULL)",
+    "INSERT INTO active SELECT count(*) FROM jobs WHERE status IN ('pending', 'running')",
+    """CREATE TEMP TRIGGER job_added AFTER INSERT ON jobs BEGIN
+        UPDATE active SET count = count + (NEW.status IN ('pending', 'running')); END""",
+    """CREATE TEMP TRIGGER job_changed AFTER UPDATE OF status ON jobs BEGIN
+        UPDATE active SET count = count + (NEW.status IN ('pending', 'running'))
+        - (OLD.status IN ('pending', 'running')); END""",
+)
+
 
 def new_id(prefix: str) -> str:
     """Return a fresh id: `prefix` and 24 random letters and digits."""
@@ -67,6 +81,8 @@ class StoreDatabase(Database):
             # Folders of before have none; they are of the same version, because all else is as it was.
             self.execute("CREATE TABLE IF NOT EXISTS commits (count INTEGER NOT NULL)")
             self.execute("INSERT INTO commits SELECT 0 WHERE NOT EXISTS (SELECT * FROM commits)")
+        for statement in _COUNT_OF_ACTIVE:
+            self.execute(statement)
 
     @contextlib.contextmanager
     def committing(self) -> Iterator[None]:

@@ -68,7 +68,9 @@ class JobStore:
         )
         self.say(job.id, f"Created fine-tune: {job.id}")
         self.say(job.id, "Fine-tune costs $0.00")
-        self.announce_queue()
+        # The new job is one of the active ones, and all others are ahead of it.
+        ((active,),) = self.database.execute("SELECT count FROM active")
+        self.announce_place(job.id, active - 1)
         return self._with_events(job)
 
     def _needs(self, request: FineTuneRequest) -> tuple[str, File, File | None]:
@@ -93,9 +95,10 @@ class JobStore:
         return file
 
     @transaction
-    def list(self) -> tuple[FineTune, ...]:
-        """Return the jobs without their events, oldest first."""
-        return tuple(_job(*row) for row in self.database.execute("SELECT record FROM jobs ORDER BY number"))
+    def list(self) -> list[tuple[str, bytes]]:
+        """Return the id of each job and its JSON without events, oldest first."""
+        # The records are not decoded: for thousands of jobs, that takes longer than everything else in a reply.
+        return self.database.execute("SELECT id, record FROM jobs ORDER BY number").fetchall()
 
     @transaction
     def get(self, job_id: str) -> FineTune:
@@ -114,7 +117,7 @@ class JobStore:
         if not job.is_terminal:
             job = self.update(attrs.evolve(job, status=Status.CANCELLED))
             self.say(job_id, "Fine-tune cancelled")
-            self.announce_queue()
+            self.announce_moves()
         elif job.status != Status.CANCELLED:
             raise Refused(
                 400, f"fine-tune {job_id} is over ({job.status}); only a pending or running one can be cancelled"
@@ -146,17 +149,37 @@ class JobStore:
         )
         self.database.changed_jobs.add(job_id)
 
-    def announce_queue(self) -> None:
-        """Tell pending jobs how many are ahead of them: those that are new, and those near the front that moved up."""
-        moved = self.database.execute(
-            "SELECT id, place FROM (SELECT id, queue, row_number() OVER (ORDER BY number) - 1"
-            " + (SELECT count(*) FROM jobs WHERE status = ?) AS place FROM jobs WHERE status = ?)"
-            " WHERE queue IS NULL OR (queue > place AND place <= ?)",
-            (Status.RUNNING, Status.PENDING, _NEAR),
+    def announce_place(self, job_id: str, place: int) -> None:
+        """Add an event to a pending job that says how many jobs are ahead of it."""
+        self.say(job_id, f"Fine-tune enqueued. Queue number: {place}")
+        self.database.execute("UPDATE jobs SET queue = ? WHERE id = ?", (place, job_id))
+
+    def announce_moves(self) -> None:
+        """Announce their new places to the pending jobs near the front of the queue that have moved up."""
+        # Running jobs are older than pending ones, so they are ahead of all of them.
+        ((running,),) = self.database.execute("SELECT count(*) FROM jobs WHERE status = ?", (Status.RUNNING,))
+        front = self.database.execute(
+            "SELECT id, queue FROM jobs WHERE status = ? ORDER BY number LIMIT ?",
+            (Status.PENDING, max(0, _NEAR + 1 - running)),
         )
-        for job_id, place in moved.fetchall():
-            self.say(job_id, f"Fine-tune enqueued. Queue number: {place}")
-            self.database.execute("UPDATE jobs SET queue = ? WHERE id = ?", (place, job_id))
+        for place, (job_id, announced) in enumerate(front.fetchall(), running):
+            if place < announced:
+                self.announce_place(job_id, place)
+
+    def drop_unset_hyperparams(self) -> None:
+        """Remove the hyperparameters that are null from the records of jobs: lists show the records as they are.
+
+        Earlier versions of the server wrote null for each hyperparameter that was not set.
+        """
+        changed = []
+        for job_id, record in self.database.execute("SELECT id, record FROM jobs"):
+            job = structuring.loads(record)
+            hyperparams = job.get("hyperparams") or {}
+            if None in hyperparams.values():
+                job["hyperparams"] = {name: value for name, value in hyperparams.items() if value is not None}
+                changed.append((structuring.dumps(job), job_id))
+        for parameters in changed:
+            self.database.execute("UPDATE jobs SET record = ? WHERE id = ?", parameters)
 
     def _with_events(self, job: FineTune) -> FineTune:
         return attrs.evolve(job, events=self._events(job.id))

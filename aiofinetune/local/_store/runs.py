@@ -101,7 +101,7 @@ class RunStore:
         self._jobs.say(job.id, f"Uploaded model: {model}")
         self._jobs.say(job.id, f"Uploaded result file: {results.id}")
         self._jobs.say(job.id, "Fine-tune succeeded")
-        self._jobs.announce_queue()
+        self._jobs.announce_moves()
 
     @transaction
     def note_failure(self, job_id: str, reason: str) -> None:
@@ -110,7 +110,7 @@ class RunStore:
             self._jobs.update(attrs.evolve(job, status=Status.FAILED))
             self._jobs.say(job_id, reason, level="error")
             self._jobs.say(job_id, "Fine-tune failed")
-            self._jobs.announce_queue()
+            self._jobs.announce_moves()
 
     @transaction
     def put_back(self, reason: str) -> None:
@@ -130,12 +130,12 @@ class RunStore:
 
     def put_all_back(self, reason: str) -> None:
         """Put the running jobs back into the queue, and say why."""
-        rows = self.database.execute("SELECT id FROM jobs WHERE status = ?", (Status.RUNNING,))
-        for (job_id,) in rows.fetchall():
+        rows = self.database.execute("SELECT id FROM jobs WHERE status = ? ORDER BY number", (Status.RUNNING,))
+        # They are older than all pending jobs, so they go back to the front, and the others keep their places.
+        for place, (job_id,) in enumerate(rows.fetchall()):
             self._jobs.update(attrs.evolve(self._jobs.find(job_id), status=Status.PENDING))
             self._jobs.say(job_id, f"Fine-tune interrupted: {reason}. It will start again from the beginning")
-            self.database.execute("UPDATE jobs SET queue = NULL WHERE id = ?", (job_id,))
-        self._jobs.announce_queue()
+            self._jobs.announce_place(job_id, place)
 
     def _running_job(self, job_id: str) -> FineTune | None:
         """Return the job unless it is over."""
