@@ -6,7 +6,7 @@
         async with FineTuneSession(server.api_key, base_url=server.base_url) as session:
             ...
 
-`LocalServer` is imported when it is first used, so that a trainer's process loads no server.
+`LocalServer` is imported when it is first used, so that the trainers' processes do not load the server.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["LocalServer"]
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aiofinetune.local import _server as server  # noqa: PLC0415  # not before it is asked for
+    from aiofinetune.local import _server as server  # noqa: PLC0415  # only when it is used
 
     value = globals()[name] = getattr(server, name)
     return value

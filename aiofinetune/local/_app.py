@@ -1,6 +1,6 @@
-"""The routes of the embedded server: what each endpoint reads, what it answers, and how it says no.
+"""The routes of the embedded server: what each endpoint reads and answers, and which requests it refuses.
 
-Every answer that is an error is the API's envelope, with all four keys, whatever a client sends.
+Whatever a client sends, every error is answered with the API's envelope and all four of its keys.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_FILE_BYTES: Final = 1 << 30
 _MAX_JSON_BYTES: Final = 1 << 20
 _MAX_FORM_BYTES: Final = 64 << 10
-"""What a form may take beside its file."""
+"""The size that a form may have in addition to its file."""
 
 _BODY_TIMEOUT: Final = 60.0
-"""Seconds that a client has to send a body of JSON, or the next piece of a file."""
+"""Seconds within which a client must send a JSON body, or the next piece of a file."""
 
 _GRACE: Final = 1.0
-"""Seconds that requests under way have to finish once the server is closed."""
+"""Seconds that requests have to finish after the server starts to close."""
 
 _PIECE_BYTES: Final = 256 << 10
-"""How much of an upload or a download is in memory at a time."""
+"""The amount of an upload or a download that is in memory at a time."""
 
 _MAX_NAME: Final = 200
-"""Characters, from the end, of a file's name in a header; clients refuse headers over some thousands of bytes."""
+"""The most characters of a file name in a header, counted from its end; clients refuse headers of several KB."""
 
 _KEEP_ALIVE: Final = 15.0
-"""Seconds of silence after which an event stream says that it is still there, so that no proxy cuts it."""
+"""Seconds without an event after which a stream sends a comment, so that no proxy closes the connection."""
 
 _MAX_N_EPOCHS: Final = 50
-"""Where n_epochs is given inside hyperparameters (reference: create fine-tune)."""
+"""The limit for n_epochs inside hyperparameters (reference: create fine-tune)."""
 
 _LIMIT: Final = re.compile("0*[1-9][0-9]{0,8}", re.ASCII)
 
@@ -69,9 +69,9 @@ class Api:
     """The API over a store and its jobs.
 
     Args:
-        store: What the server remembers.
+        store: The server's state.
         jobs: The queue that trains the store's jobs.
-        api_key: What clients must send as ``Authorization: Bearer KEY``.
+        api_key: The key that clients must send as ``Authorization: Bearer KEY``.
     """
 
     def __init__(self, store: Store, jobs: Jobs, api_key: str) -> None:
@@ -83,7 +83,7 @@ class Api:
         self._endless: set[asyncio.Task[object]] = set()
 
     def application(self) -> web.Application:
-        """Return the web application that answers for this API."""
+        """Return the web application that serves this API."""
         app = web.Application(middlewares=[self._answer], client_max_size=_MAX_JSON_BYTES)
         app.on_response_prepare.append(_name_request)
         app.on_shutdown.append(self._end_requests)
@@ -103,7 +103,7 @@ class Api:
         return app
 
     def _add_routes(self, router: web.UrlDispatcher, path: str, handlers: Mapping[str, Handler]) -> None:
-        """Let `handlers` answer for a path, and the rest of the methods with those that work."""
+        """Route a path to `handlers`; answer OPTIONS and all other methods with the list of allowed methods."""
         heads = {"HEAD": handlers["GET"]} if "GET" in handlers else {}
         allowed = ", ".join(sorted({*handlers, *heads, "OPTIONS"}))
 
@@ -113,7 +113,7 @@ class Api:
         async def refuse(request: web.Request) -> web.StreamResponse:
             raise Refused(
                 405,
-                f"{request.method} does not work for {request.path}; {allowed} do",
+                f"{request.method} is not allowed for {request.path}; allowed: {allowed}",
                 headers={"Allow": allowed},
             )
 
@@ -121,7 +121,7 @@ class Api:
             router.add_route(method, path, handler, expect_handler=_expect)
 
     async def close(self) -> None:
-        """Wait until every request is answered or given up; none may be coming in any more."""
+        """Wait until every request has ended. Call this only when no new requests can arrive."""
         if self._requests:
             await asyncio.wait(self._requests)
         self._completer.close()
@@ -132,7 +132,7 @@ class Api:
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         with _member(self._requests), connection_of(request.transport):
             response = await self._respond(request, handler)
-            # Sent in here: the connection is busy for so long, and the server's end waits for it.
+            # Sent here, so that the connection counts as busy until then and the end of the server waits for it.
             with contextlib.suppress(ConnectionError):
                 await response.prepare(request)
                 await response.write_eof()
@@ -150,12 +150,12 @@ class Api:
             return _error(error.status, f"{error.reason}: {request.method} {request.path}")
         except web.RequestPayloadError as error:
             return _error(400, f"the body cannot be read: {error}")
-        except Exception as error:  # noqa: BLE001  # Whatever it is, the client gets an envelope.
+        except Exception as error:  # noqa: BLE001  # The client gets an envelope for any error.
             if shortage := shortage_of(error):
                 _log.warning("%s %s failed: %s", request.method, request.path, shortage)
-                return _error(shortage.status, f"the server's machine is short of something: {shortage}")
+                return _error(shortage.status, f"the server's machine has run out of a resource: {shortage}")
             _log.exception("%s %s failed", request.method, request.path)
-            return _error(500, "The server failed to answer; its log says more")
+            return _error(500, "The server failed to answer; its log has the details")
 
     def _authorize(self, request: web.Request) -> None:
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
@@ -166,12 +166,12 @@ class Api:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if not request.raw_path.isascii():  # aiohttp's parser in C refuses this itself, the one in Python does not.
-            raise Refused(400, "the URL holds bytes that must be percent-encoded (RFC 3986, section 2)")
+        if not request.raw_path.isascii():  # aiohttp's C parser refuses this itself, but its Python parser does not.
+            raise Refused(400, "the URL contains bytes that must be percent-encoded (RFC 3986, section 2)")
 
     async def _end_requests(self, _app: web.Application) -> None:
-        # Streams would go on for as long as their jobs do. Cancelled, they break off without a proper end, so that no
-        # client takes this for the end of the job. Nobody waits until completions are whole either.
+        # Streams would last as long as their jobs. When they are cancelled, their connections close without a proper
+        # end, so that no client takes this for the end of the job. Completions are cancelled too: they may take long.
         for request in self._endless:
             request.cancel()
         if self._requests:
@@ -196,7 +196,7 @@ class Api:
         return await self._job(await self._store.jobs.cancel(request.match_info["id"]))
 
     async def _job(self, job: FineTune) -> web.StreamResponse:
-        """Answer with a job; the event loop does not wait for one of many events to be written."""
+        """Answer with a job. One with many events is written on a thread, so that it does not block the event loop."""
 
         def write() -> bytes:
             head = structuring.write_reply(attrs.evolve(job, events=()))
@@ -243,7 +243,7 @@ class Api:
 
     async def _upload_file(self, request: web.Request) -> web.StreamResponse:
         if request.content_type != "multipart/form-data":
-            raise Refused(400, "expected a body of the type multipart/form-data, with purpose and file")
+            raise Refused(400, "expected a multipart/form-data body with purpose and file")
         if (request.content_length or 0) > MAX_FILE_BYTES + _MAX_FORM_BYTES:
             raise _too_large()
         async with self._store.files.receive() as incoming:
@@ -254,14 +254,17 @@ class Api:
         return _json(structuring.write_reply(file))
 
     async def _read_form(self, request: web.Request, incoming: Incoming) -> tuple[str, str]:
-        """Read purpose and file, in whichever order; return the purpose and the file's name."""
+        """Read purpose and file, in either order; return the purpose and the file's name."""
         purpose = filename = None
         reader = await _parsed(request.multipart())
         while (part := await _parsed(reader.next())) is not None:
             if not isinstance(part, BodyPartReader):
-                raise Refused(400, "the body is not a valid form: a part is multipart itself")
+                raise Refused(400, "the body is not a valid form: a part is itself multipart")
             if part.headers.get("Content-Transfer-Encoding", "binary").lower() not in ("binary", "8bit", "7bit"):
-                raise Refused(400, "the body is not a valid form: Content-Transfer-Encoding (RFC 7578, section 4.7)")
+                raise Refused(
+                    400,
+                    "the body is not a valid form: Content-Transfer-Encoding is not supported (RFC 7578, section 4.7)",
+                )
             if part.name == "purpose" and purpose is None:
                 purpose = await self._read_purpose(part)
             elif part.name == "file" and filename is None:
@@ -269,7 +272,9 @@ class Api:
                 await self._read_file(part, incoming)
             else:
                 name = ascii(part.name)[:80]
-                raise Refused(400, f"expected one part 'purpose' and one part 'file', got {name}", param=name)
+                raise Refused(
+                    400, f"expected one part 'purpose' and one part 'file', got another part {name}", param=name
+                )
         for param, value in (("purpose", purpose), ("file", filename)):
             if value is None:
                 raise Refused(400, f"{param}: is required", param=param)
@@ -306,7 +311,7 @@ class Api:
         file = await self._store.files.get(request.match_info["id"])
         size = file.bytes or 0
         wanted = _range(request, size)
-        # Both forms of the name: RFC 6266, section 5.
+        # RFC 6266, section 5, recommends to send both forms of the name.
         name = (file.filename or file.id)[-_MAX_NAME:]
         plain_name, encoded_name = re.sub(r"[^\w. -]", "_", name, flags=re.ASCII), quote(name)
         headers = {
@@ -345,17 +350,17 @@ class Api:
     async def _listing(
         self, request: web.Request, list_ids: Callable[[], Sequence[str]], write: Callable[[int], bytes]
     ) -> web.StreamResponse:
-        """Answer with a list; a long one takes long to write, which the event loop should not wait for.
+        """Answer with a list. It is written on a thread, because a long list would block the event loop.
 
         Args:
-            request: What the client asked for.
-            list_ids: Gives the ids of all items, oldest first.
-            write: Writes the item at a position.
+            request: The client's request.
+            list_ids: Returns the ids of all items, oldest first.
+            write: Returns the JSON of the item at a position.
         """
 
         def write_page() -> bytes:
             shown, has_more = _page(request.query, list_ids())
-            # Item by item, so that other threads get their turn in between.
+            # Each item is written by itself, so that other threads can run in between.
             items = b",".join(map(write, shown))
             return b'{"object":"list","data":[%b],"has_more":%b}' % (items, structuring.dumps(has_more))
 
@@ -391,9 +396,12 @@ class Api:
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
-    """Ask for the body that a client holds back (RFC 9110, section 10.1.1); aiohttp's own refusal is no envelope."""
+    """Ask for the body that a client holds back (RFC 9110, section 10.1.1).
+
+    aiohttp's own handler does not refuse other expectations with an envelope.
+    """
     if request.headers["Expect"].lower() != "100-continue":
-        return _error(417, "Expect: only 100-continue is known")
+        return _error(417, "Expect: only 100-continue is supported")
     if request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     return None
@@ -405,7 +413,7 @@ async def _name_request(_request: web.Request, response: web.StreamResponse) -> 
 
 @contextlib.asynccontextmanager
 async def _event_stream(request: web.Request) -> AsyncIterator[web.StreamResponse]:
-    """Give a response for server-sent events."""
+    """Return a context manager of a prepared response for server-sent events."""
     response = web.StreamResponse(headers={"Cache-Control": "no-cache", "Content-Type": "text/event-stream"})
     with _breaking_off(request, response):
         await response.prepare(request)
@@ -414,23 +422,23 @@ async def _event_stream(request: web.Request) -> AsyncIterator[web.StreamRespons
 
 @contextlib.contextmanager
 def _breaking_off(request: web.Request, response: web.StreamResponse) -> Iterator[None]:
-    """Break the connection off if an answer fails that has begun: there is no other way left to say so."""
+    """Abort the connection if the answer fails after it has begun, because an error can then no longer be sent."""
     try:
         yield
     except ConnectionError:
-        pass  # The client is gone.
+        pass  # The client has disconnected.
     except Exception as error:
         if not response.prepared:
             raise
         if not isinstance(error, TimeoutError):
-            _log.exception("%s %s failed while it was answered", request.method, request.path)
+            _log.exception("%s %s failed while the answer was sent", request.method, request.path)
         if request.transport is not None:
             request.transport.abort()
 
 
 @contextlib.contextmanager
 def _member(tasks: set[asyncio.Task[object]]) -> Iterator[None]:
-    """Count the current task among `tasks` for a while."""
+    """Keep the current task in `tasks` during the block."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101  # A handler runs in one.
     tasks.add(task)
@@ -445,14 +453,14 @@ def _write(value: object) -> bytes:
 
 
 def _page(query: Mapping[str, str], ids: Sequence[str]) -> tuple[range, bool]:
-    """Return the positions in a list that a client asks for, and whether `limit` left out some after them."""
+    """Return the positions in a list that a client asks for, and whether `limit` excludes any after them."""
     order, limit, after = query.get("order", "asc"), query.get("limit"), query.get("after")
     if order not in ("asc", "desc"):
-        raise Refused(400, "order: expected asc, the oldest first, or desc", param="order")
+        raise Refused(400, "order: expected asc (oldest first) or desc", param="order")
     if limit is not None and not _LIMIT.fullmatch(limit):
         raise Refused(400, "limit: expected a whole number, 1 or above", param="limit")
     if after is not None and after not in ids:
-        raise Refused(400, "after: expected the id of an item of this list", param="after")
+        raise Refused(400, "after: expected the id of an item in this list", param="after")
     positions = range(len(ids)) if order == "asc" else range(len(ids) - 1, -1, -1)
     if after is not None:
         positions = positions[positions.index(ids.index(after)) + 1 :]
@@ -476,17 +484,17 @@ def _error(
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    # What a client sent may be quoted in a message, and need not be text.
+    # A message may quote what a client sent, which may include surrogates that cannot be encoded.
     message = message.encode(errors="replace").decode()
     return _json({"error": {"message": message, "type": kind, "param": param, "code": code}}, status, headers)
 
 
 def _too_large() -> Refused:
-    return Refused(413, f"file: at most {MAX_FILE_BYTES:,} bytes are taken", param="file")
+    return Refused(413, f"file: at most {MAX_FILE_BYTES:,} bytes are allowed", param="file")
 
 
 def _too_slow() -> Refused:
-    return Refused(408, "the body did not come in time", headers={"Connection": "close"})
+    return Refused(408, "the body did not arrive in time", headers={"Connection": "close"})
 
 
 async def _json_object(request: web.Request) -> dict[str, object]:
@@ -497,7 +505,7 @@ async def _json_object(request: web.Request) -> dict[str, object]:
         raise _too_slow() from None
     try:
         value = structuring.loads(body)
-        # What cannot be written again, such as half a surrogate pair, could not be answered or stored either.
+        # A value that cannot be encoded, such as half a surrogate pair, could not be stored or sent back.
         structuring.dumps(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise Refused(400, f"the body is not JSON: {error}") from None
@@ -507,25 +515,25 @@ async def _json_object(request: web.Request) -> dict[str, object]:
 
 
 def _with_n_epochs(value: dict[str, object]) -> dict[str, object]:
-    """Move ``n_epochs`` from inside ``hyperparameters``, its later place in the API, to where it first was."""
+    """Move ``n_epochs`` from ``hyperparameters``, where later versions of the API have it, to the top level."""
     rest = {key: item for key, item in value.items() if key != "hyperparameters"}
     hyperparameters = value.get("hyperparameters")
     if hyperparameters is None:
         return rest
     if not isinstance(hyperparameters, dict) or hyperparameters.keys() - {"n_epochs"}:
-        raise RequestInvalid("hyperparameters", "expected an object with n_epochs alone")
+        raise RequestInvalid("hyperparameters", "expected an object that contains only n_epochs")
     n_epochs = hyperparameters.get("n_epochs")
     if n_epochs is None or n_epochs == "auto":
         return rest
     if type(n_epochs) is not int or not 1 <= n_epochs <= _MAX_N_EPOCHS:
         raise RequestInvalid("hyperparameters.n_epochs", f"expected 'auto' or a whole number from 1 to {_MAX_N_EPOCHS}")
     if rest.get("n_epochs") not in (None, n_epochs):
-        raise RequestInvalid("hyperparameters.n_epochs", "differs from n_epochs; give one of them")
+        raise RequestInvalid("hyperparameters.n_epochs", "differs from n_epochs; pass only one of them")
     return {**rest, "n_epochs": n_epochs}
 
 
 async def _parsed(reading: Awaitable[T]) -> T:
-    """Await what aiohttp reads from a form. It has no one exception for a form that is broken, but eight."""
+    """Await what aiohttp reads from a form. aiohttp raises eight kinds of exceptions for a broken form."""
     try:
         async with asyncio.timeout(_BODY_TIMEOUT):
             return await reading
@@ -536,11 +544,13 @@ async def _parsed(reading: Awaitable[T]) -> T:
 
 
 def _range(request: web.Request, size: int) -> range:
-    """Return which bytes of a file are asked for (RFC 9110, section 14.2)."""
+    """Return the range of a file that the client asks for (RFC 9110, section 14.2)."""
     try:
         wanted = range(size)[request.http_range]
     except ValueError:
         wanted = range(0)
     if "Range" in request.headers and not wanted:
-        raise Refused(416, f"the Range is not one of {size} bytes", headers={"Content-Range": f"bytes */{size}"})
+        raise Refused(
+            416, f"the Range is not within the {size} bytes of the file", headers={"Content-Range": f"bytes */{size}"}
+        )
     return wanted

@@ -9,10 +9,10 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` for writing, and put it in the place of `path` once the block has ended well.
+    """Open a temporary file beside `path` for writing; if the block succeeds, replace `path` with it.
 
-    The temporary name is fixed, so a process killed midway leaves one file at most, which the next attempt overwrites.
-    Only one writer at a time may replace the same `path`.
+    The temporary name is always the same, so a killed process leaves at most one file, which the next attempt
+    overwrites. Only one writer at a time may replace the same `path`.
     """
     temporary = path.with_name(path.name + ".partial")
     with temporary.open("wb") as file:

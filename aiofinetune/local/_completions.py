@@ -1,4 +1,4 @@
-"""What ``POST /completions`` takes (reference: create completion), and answering it with the engine."""
+"""The parameters of ``POST /completions`` (reference: create completion), and the answers of the engine."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOADED_MODELS: Final = 4
-"""Models kept in memory, those used last; the largest takes 7 MB."""
+"""The number of models that stay in memory, the most recently used ones; the largest takes 7 MB."""
 
 _TURN: Final = 0.005
-"""Seconds that a completion has the thread for while others wait. A completion of one token takes about so long."""
+"""Seconds that a completion may use the thread while others wait, about the time to complete one token."""
 
 _MAX_CHOICES: Final = 128
 _MAX_TOKENS: Final = 2048
@@ -37,21 +37,21 @@ _MAX_STOPS: Final = 4
 _MAX_LOGPROBS: Final = 5
 
 _ONLY: Final[dict[str, object]] = {"frequency_penalty": 0, "logit_bias": {}, "presence_penalty": 0, "suffix": None}
-"""Parameters that clients send with their defaults. Another value would ask for what is not done here."""
+"""Parameters that clients send with their default values. This server does not support any other values."""
 
 _IGNORED: Final = frozenset({"user"})
 
 
 @attrs.frozen(kw_only=True)
 class StreamOptions:
-    """What a stream holds besides the text."""
+    """What a stream contains besides the text."""
 
     include_usage: bool = False
 
 
 @attrs.frozen(kw_only=True)
 class CompletionRequest:
-    """The parameters of a completion, with one text made a list of one."""
+    """The parameters of a completion; a single prompt or stop is read as a list of one."""
 
     model: str
     prompt: tuple[str, ...] = ("",)
@@ -68,7 +68,7 @@ class CompletionRequest:
     stream_options: StreamOptions | None = None
 
     def __attrs_post_init__(self) -> None:
-        """Check what the types leave open."""
+        """Check what the types do not."""
         for name, expected, fits in (
             ("prompt", f"1 to {_MAX_CHOICES} texts", 1 <= len(self.prompt) <= _MAX_CHOICES),
             ("max_tokens", f"a whole number from 0 to {_MAX_TOKENS}", 0 <= self.max_tokens <= _MAX_TOKENS),
@@ -76,10 +76,14 @@ class CompletionRequest:
             ("top_p", "a number from 0 to 1", 0 <= self.top_p <= 1),
             (
                 "n",
-                f"1 or above, and at most {_MAX_CHOICES} completions in all",
+                f"1 or above, and at most {_MAX_CHOICES} completions in total",
                 1 <= self.n <= _MAX_CHOICES // max(len(self.prompt), 1),
             ),
-            ("best_of", "the same as n: completions are not ranked here", self.best_of in (None, self.n)),
+            (
+                "best_of",
+                "the same value as n, because this server does not rank completions",
+                self.best_of in (None, self.n),
+            ),
             ("stop", f"at most {_MAX_STOPS} texts, none empty", len(self.stop) <= _MAX_STOPS and all(self.stop)),
             ("seed", "a whole number, 0 or above", self.seed is None or 0 <= self.seed < 1 << 64),
             (
@@ -87,7 +91,7 @@ class CompletionRequest:
                 f"a whole number from 0 to {_MAX_LOGPROBS}",
                 self.logprobs is None or 0 <= self.logprobs <= _MAX_LOGPROBS,
             ),
-            ("stream_options", "stream to be true with it", self.stream or self.stream_options is None),
+            ("stream_options", "stream to be true", self.stream or self.stream_options is None),
         ):
             if not fits:
                 raise RequestInvalid(name, f"expected {expected}")
@@ -97,33 +101,33 @@ def read_completion_request(value: dict[str, object]) -> CompletionRequest:
     """Read a client's JSON object.
 
     Raises:
-        RequestInvalid: A parameter is unknown, wrong, or asks for what this server does not do.
+        RequestInvalid: A parameter is unknown or invalid, or this server does not support its value.
     """
-    evened: dict[str, object] = {}
+    uniform: dict[str, object] = {}
     for name, given in value.items():
         if name in _ONLY:
             only = _ONLY[name]
-            # True == 1 in Python, and not in JSON.
+            # True == 1 in Python, but not in JSON.
             if given is not None and (given != only or isinstance(given, bool)):
-                raise RequestInvalid(name, f"only {structuring.dumps(only).decode()} is supported here")
+                raise RequestInvalid(name, f"this server supports only {structuring.dumps(only).decode()}")
         elif name in ("prompt", "stop") and isinstance(given, str):
-            evened[name] = [given]
+            uniform[name] = [given]
         elif name not in _IGNORED:
-            evened[name] = given
-    return structuring.read_request(evened, CompletionRequest)
+            uniform[name] = given
+    return structuring.read_request(uniform, CompletionRequest)
 
 
 @attrs.frozen
 class Answer:
-    """What the answer to one request says, in one piece or in the events of a stream."""
+    """The answer to one request, as a whole or as the events of a stream."""
 
     asked: CompletionRequest
     id: str = attrs.field(factory=lambda: new_id("cmpl-"))
     created: int = attrs.field(factory=now)
 
     def whole(self, pieces: Iterable[tuple[int, Written]]) -> dict[str, object]:
-        """Return the answer that all pieces make."""
-        from aiofinetune.local._engines import sampling  # noqa: PLC0415  # NumPy takes long to import; by now it is there.
+        """Return the whole answer that consists of `pieces`."""
+        from aiofinetune.local._engines import sampling  # noqa: PLC0415  # NumPy takes long to import, but is imported by now.
 
         by_choice: dict[int, list[Written]] = {}
         tokens = 0
@@ -138,11 +142,11 @@ class Answer:
         return self._object([_choice(index, piece)])
 
     def last_part(self, tokens: int) -> dict[str, object]:
-        """Return the event that ends a stream which was asked to tell the tokens used."""
+        """Return the last event of a stream whose client asked for the usage."""
         return self._object([]) | {"usage": self.usage(tokens)}
 
     def usage(self, tokens: int) -> dict[str, int]:
-        """Count the tokens, of which the pieces held so many."""
+        """Return the usage for an answer whose pieces have this number of tokens."""
         prompt_tokens = sum(count_tokens(prompt.encode()) for prompt in self.asked.prompt)
         written = tokens - (prompt_tokens * self.asked.n if self.asked.echo else 0)
         return {
@@ -173,10 +177,10 @@ def _choice(index: int, written: Written) -> dict[str, object]:
 
 
 class Completer:
-    """Writes completions on a thread of its own, so that training and other requests go on meanwhile.
+    """Writes completions on a thread of its own, so that training and other requests continue in the meantime.
 
-    Completions take turns on the thread, so that none waits until another is whole; one that nobody waits for, because
-    its client went away or the server ends, is given up at the end of its turn.
+    Completions take turns on the thread, so that none waits until another is complete. A completion is abandoned at the
+    end of its turn if its client has disconnected or the server closes.
     """
 
     def __init__(self) -> None:
@@ -185,23 +189,23 @@ class Completer:
         self._load = functools.lru_cache(_LOADED_MODELS)(_load)
 
     async def write(self, asked: CompletionRequest, weights: Path | None) -> AsyncGenerator[list[tuple[int, Written]]]:
-        """Give what is written of the choices, as it is written, each piece with the number of its choice.
+        """Yield the pieces of the choices as they are written, each with the index of its choice.
 
         Args:
-            asked: What the client asked for.
-            weights: Where a fine-tuned model's weights are; None for a base model.
+            asked: The client's request.
+            weights: The path of a fine-tuned model's weights; None for a base model.
         """
         steps = self._steps(asked, weights)
         pieces, is_over = await in_thread(self._thread, lambda: _take_turn(steps))
         yield pieces
         while not is_over:
-            # One at a time of those that had a turn waits for the thread, so that a new one is next but one at most.
+            # Only one completion that has had a turn waits for the thread at once, so a new one waits for two at most.
             async with self._door:
                 pieces, is_over = await in_thread(self._thread, lambda: _take_turn(steps))
             yield pieces
 
     def close(self) -> None:
-        """End the thread. Nothing may wait for it any more."""
+        """End the thread. Call this only when nothing uses it any more."""
         self._thread.shutdown()
 
     def _steps(self, asked: CompletionRequest, weights: Path | None) -> Iterator[tuple[int, Written] | None]:
@@ -229,17 +233,17 @@ class Completer:
 
 
 def _take_turn(steps: Iterator[T | None]) -> tuple[list[T], bool]:
-    """Take steps for the time of a turn; return what they gave, and whether those were all."""
-    end, gained = time.monotonic() + _TURN, list[T]()
+    """Take steps for the time of a turn; return the values they yield, and whether they were the last."""
+    end, values = time.monotonic() + _TURN, list[T]()
     for step in steps:
         if step is not None:
-            gained.append(step)
+            values.append(step)
         if time.monotonic() > end:
-            return gained, False
-    return gained, True
+            return values, False
+    return values, True
 
 
 def _load(name: str, weights: Path | None) -> Model:
-    from aiofinetune.local._engines import model  # noqa: PLC0415  # Likewise.
+    from aiofinetune.local._engines import model  # noqa: PLC0415  # as above
 
     return model.load_base(name) if weights is None else model.load(weights)

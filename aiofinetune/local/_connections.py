@@ -1,8 +1,8 @@
-"""The connections of the embedded server: how many there may be, and how long each may keep a client waiting for.
+"""The connections of the embedded server, with limits on their number and on how long they may be idle.
 
-aiohttp takes every connection, and waits for a request for as long as one is open. So a client without the key could
-take all descriptors of the process, which the application around the server needs too. Here connections are accepted
-up to a bound; past it, the one that has been without a request for longest makes room for the next.
+aiohttp accepts every connection, and waits for a request as long as the connection is open. A client without the key
+could therefore use up all descriptors of the process, which the application around the server needs too. Here the
+number of connections is limited; at the limit, the connection that has been idle for longest is closed for a new one.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from aiohttp.http_exceptions import HttpProcessingError
 MAX_CONNECTIONS: Final = 8192
 
 _OTHER_DESCRIPTORS: Final = 64
-"""Descriptors that are left to the database, the trainer and the application around the server, at least."""
+"""The least number of descriptors left for the database, the trainer and the application around the server."""
 
 _BACKLOG: Final = 1024
-"""Connections that may wait to be accepted: a thousand clients may come at once."""
+"""The number of connections that may wait to be accepted; a thousand clients may connect at once."""
 
 _ACCEPTED_AT_ONCE: Final = 16
-"""Connections accepted before others get their turn, and before those that make room for them are closed."""
+"""The number of connections accepted before the event loop runs other tasks and closes connections."""
 
 _ACCEPT_PAUSE: Final = 0.1
-"""Seconds until the next try after the system refused to accept a connection."""
+"""Seconds until the next attempt after the system could not accept a connection."""
 
 _HEADER_TIMEOUT: Final = 10.0
 """Seconds from the first byte of a request to the end of its headers."""
 
 _IDLE_TIMEOUT: Final = 75.0
-"""Seconds between two requests; longer than clients keep a connection that they do not use."""
+"""Seconds that a connection may be idle; clients close idle connections earlier."""
 
 _WRITE_TIMEOUT: Final = 60.0
-"""Seconds that a client has to take something of what is written to it."""
+"""Seconds within which a client must read some of what is written to it."""
 
 _LOG_INTERVAL: Final = 60.0
 
 
 class Connections:
-    """Accepts connections for aiohttp's server, and closes those that hold a place without a request.
+    """Accepts connections for aiohttp's server, and closes idle ones to make room for new ones.
 
     Args:
-        make_protocol: Makes what serves one connection.
-        log: Where to say that there are too many.
+        make_protocol: Returns the protocol that serves one connection.
+        log: Logs that there are too many connections.
     """
 
     def __init__(self, make_protocol: Callable[[], asyncio.Protocol], log: SeldomLog) -> None:
@@ -65,18 +65,18 @@ class Connections:
         self._arriving: set[asyncio.Task[object]] = set()
         self._open: set[Connection] = set()
         self._count = 0
-        """Those open, and those about to be."""
+        """The number of connections that are open or about to be."""
         self._waiting: dict[Connection, None] = {}
-        """Those without a request under way, in the order in which they have been so."""
+        """The idle connections; the one that has been idle for longest comes first."""
 
     def accept(self, sockets: Sequence[socket.socket]) -> None:
-        """Begin to accept connections on listening sockets, which are closed in the end."""
+        """Start to accept connections on listening sockets, which `close` closes."""
         self._sockets = sockets
         for listening in sockets:
             self._loop.add_reader(listening, self._accept, listening)
 
     async def close(self) -> None:
-        """Accept no more. Connections that are open stay so."""
+        """Stop accepting connections. Open connections stay open."""
         for handle in self._resumptions.values():
             handle.cancel()
         for listening in self._sockets:
@@ -93,16 +93,16 @@ class Connections:
         self._waiting[connection] = None
 
     def note_busy(self, connection: Connection) -> None:
-        """Leave a connection alone while its request is answered."""
+        """Do not close a connection while its request is answered."""
         self._waiting.pop(connection, None)
 
     def note_waiting(self, connection: Connection) -> None:
-        """Take a connection for one that may be closed."""
+        """Note that a connection is idle and may be closed."""
         if connection in self._open:
             self._waiting[connection] = None
 
     def note_closed(self, connection: Connection) -> None:
-        """Leave a connection out of the count from now on."""
+        """Stop counting a connection."""
         if connection in self._open:
             self._open.remove(connection)
             self._waiting.pop(connection, None)
@@ -122,8 +122,10 @@ class Connections:
             self._take(accepted)
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
-        """Try again a little later: the system has no descriptor or no memory for another connection."""
-        self._log.warning("No connection can be accepted (%s); closing those without a request", error.strerror)
+        """Try again later, because the system has no descriptor or no memory for another connection."""
+        self._log.warning(
+            "cannot accept a connection (%s); closing the one that has been idle for longest", error.strerror
+        )
         self._close_oldest()
         self._loop.remove_reader(listening)
         self._resumptions[listening] = self._loop.call_later(
@@ -133,10 +135,12 @@ class Connections:
     def _take(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         if self._count >= self._max:
-            self._log.warning("There are %d connections; closing those without a request for new ones", self._max)
+            self._log.warning("there are %d connections; closing idle ones to accept new ones", self._max)
             if not self._close_oldest():
                 with contextlib.suppress(OSError), accepted:
-                    accepted.send(_answer(503, "Service Unavailable", "The server has as many connections as it can"))
+                    accepted.send(
+                        _answer(503, "Service Unavailable", "The server has reached its limit of connections")
+                    )
                 return
         self._count += 1
         task = self._loop.create_task(self._serve(accepted))
@@ -151,7 +155,7 @@ class Connections:
             accepted.close()
 
     def _close_oldest(self) -> bool:
-        """Close the connection that has been without a request for longest, if there is one."""
+        """Close the connection that has been idle for longest, and return whether there was one."""
         for connection in self._waiting:
             self.note_closed(connection)
             connection.close()
@@ -160,11 +164,11 @@ class Connections:
 
 
 class Connection(asyncio.Protocol):
-    """One connection: passes on to aiohttp what happens, and looks at the clock.
+    """One connection, which passes its events on to aiohttp and enforces the timeouts.
 
     Args:
-        all_connections: Those that this one is of.
-        inner: aiohttp's side of it.
+        all_connections: The connections of the server.
+        inner: aiohttp's protocol for this connection.
     """
 
     def __init__(self, all_connections: Connections, inner: asyncio.Protocol) -> None:
@@ -174,11 +178,11 @@ class Connection(asyncio.Protocol):
         self._has_served = False
         self._is_busy = False
         self._has_begun = False
-        """Whether a byte of the next request has come."""
+        """Whether a byte of the next request has arrived."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.BaseProtocol`."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by their class.
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses of it.
         self._reading = self._loop.call_later(_IDLE_TIMEOUT, self.close)
         self._writing: asyncio.Handle | None = None
         self._all.note_open(self)
@@ -217,7 +221,7 @@ class Connection(asyncio.Protocol):
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """Answer a request in the block: the connection is not closed for want of one."""
+        """Keep the connection open during the block, which answers a request."""
         self._is_busy = self._has_served = True
         self._reading.cancel()
         self._all.note_busy(self)
@@ -235,12 +239,12 @@ class Connection(asyncio.Protocol):
 
     def _give_up(self) -> None:
         if not self._has_served:
-            self._transport.write(_answer(408, "Request Timeout", "The headers of the request did not come in time"))
+            self._transport.write(_answer(408, "Request Timeout", "The headers of the request did not arrive in time"))
         self.close()
 
 
 def connection_of(transport: asyncio.BaseTransport | None) -> contextlib.AbstractContextManager[None]:
-    """Return a block in which the connection under `transport` is busy."""
+    """Return a context manager during which the connection of `transport` is busy."""
     protocol = None if transport is None else transport.get_protocol()
     return protocol.busy() if isinstance(protocol, Connection) else contextlib.nullcontext()
 
@@ -249,43 +253,43 @@ async def listen(host: str, port: int) -> Sequence[socket.socket]:
     """Return sockets that listen on each address of `host`.
 
     Raises:
-        OSError: The host is unknown, or an address cannot be had.
-        OverflowError: The port is no such number.
+        OSError: The host is unknown, or an address cannot be used.
+        OverflowError: The port is not between 0 and 65535.
     """
     infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     with contextlib.ExitStack() as stack:
         for family, _, _, _, address in dict.fromkeys(infos):
-            # All addresses have one port, be it one that the system chose.
+            # All addresses use the same port, even if the system chooses it.
             chosen = sockets[0].getsockname()[1] if sockets else port
             try:
                 listening = socket.create_server((address[0], chosen), family=family, backlog=_BACKLOG)
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL and (sockets or len(infos) > 1):
-                    continue  # The name stands for an address of a protocol that this machine does not use.
+                    continue  # The host also has an address of a protocol that this machine does not use.
                 raise
             sockets.append(stack.enter_context(listening))
             listening.setblocking(False)
         if not sockets:
-            raise OSError(errno.EADDRNOTAVAIL, "no address of the host is this machine's")
+            raise OSError(errno.EADDRNOTAVAIL, "this machine has none of the host's addresses")
         stack.pop_all()
     return sockets
 
 
 class SeldomLog(logging.LoggerAdapter[logging.Logger]):
-    """Says each thing once in a while: a client that misbehaves must not fill a disk.
+    """Logs each message at most once a minute, so that a client that misbehaves does not fill the disk.
 
     Args:
-        logger: Where to say it.
+        logger: The logger to pass the messages to.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__(logger, {})
         self._said_at: dict[object, float] = {}
 
-    # Any: as the standard library has it.
+    # Any: as in the standard library.
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Log a message, unless one of the same format was logged in the last minute."""
+        """Log a message, unless one with the same format was logged in the last minute."""
         now = time.monotonic()
         if level > logging.DEBUG:
             if now - self._said_at.get(msg, -_LOG_INTERVAL) < _LOG_INTERVAL:
@@ -293,19 +297,22 @@ class SeldomLog(logging.LoggerAdapter[logging.Logger]):
             self._said_at[msg] = now
         error = kwargs.get("exc_info")
         if level > logging.DEBUG and isinstance(error, HttpProcessingError):
-            # A client sent what is no HTTP: where aiohttp noticed that is of no use.
+            # A client sent something that is not HTTP. The traceback in aiohttp is of no use.
             super().log(logging.WARNING, f"{msg}: %s", *args, " ".join(str(error).split())[:200])
         else:
             super().log(level, msg, *args, **kwargs)
 
 
 def new_request_id() -> str:
-    """Return what names one answer."""
+    """Return a new id for an answer."""
     return f"req-{secrets.token_hex(16)}"
 
 
 def _max_connections() -> int:
-    """Return how many connections the process has descriptors for; an upload or a download takes a second one."""
+    """Return the number of connections that the process has descriptors for.
+
+    An upload or a download needs a second descriptor.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
@@ -313,7 +320,7 @@ def _max_connections() -> int:
 
 
 def _answer(status: int, reason: str, message: str) -> bytes:
-    """Return a whole answer for a client that aiohttp has not seen a request of."""
+    """Return the bytes of an answer to a client whose request aiohttp has not read."""
     error = {"message": message, "type": "server_error", "param": None, "code": None}
     body = json.dumps({"error": error}).encode()
     return (

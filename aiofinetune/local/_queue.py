@@ -1,6 +1,6 @@
-"""The queue: one job after the other, each trained by a trainer of its own, and the events told as they happen.
+"""The queue: trains one job after the other, each with a trainer of its own, and reports events as they happen.
 
-The database alone says what is to do: whoever changes a job there wakes the queue and everybody who follows the job.
+The database alone decides what to do next. Every change of a job there wakes the queue and all who follow the job.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from aiofinetune.models import FineTuneEvent, Status
 
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
-"""Seconds until the queue tries again what failed for want of something; each pause is twice the one before."""
+"""The first and the longest pause, in seconds, before the queue retries after an error; each is twice the last."""
 
 MANY_EVENTS: Final = 500
-"""As many as can be written without holding up the event loop for long."""
+"""The number of events that can be written at once without blocking the event loop for long."""
 
 _log = logging.getLogger(__name__)
 
 
 class Feed:
-    """The events of one job, read from the store and encoded once for all who follow it."""
+    """The events of one job, which are read from the store and encoded once for all who follow the job."""
 
     def __init__(self, store: Store, job_id: str) -> None:
         self._store = store
@@ -50,14 +50,14 @@ class Feed:
         self._changed.set()
 
     def note_change(self) -> None:
-        """Wake those who wait: the store holds something new."""
+        """Wake all waiting calls, because the store has changed."""
         self._changed.set()
 
     async def wait(self, position: int) -> tuple[list[bytes], bool]:
         """Wait until there are events from `position` on, or the job is over.
 
         Returns:
-            The next events, `MANY_EVENTS` at most, and whether the job is over and those are the last.
+            The next events, at most `MANY_EVENTS`, and whether they are the last events of a job that is over.
         """
         while True:
             await self._read()
@@ -68,7 +68,7 @@ class Feed:
             await self._changed.wait()
 
     async def wait_until_over(self) -> str:
-        """Wait until the job is over; return its status."""
+        """Wait until the job is over, and return its status."""
         position = 0
         while self._status not in Status.TERMINAL:
             position += len((await self.wait(position))[0])
@@ -78,7 +78,7 @@ class Feed:
         async with self._reading:
             if not self._changed.is_set():
                 return
-            # Cleared before reading: a change that comes meanwhile asks for another reading.
+            # Cleared before reading, so that a change during the reading causes another one.
             self._changed.clear()
             start = len(self._encoded)
             try:
@@ -87,14 +87,14 @@ class Feed:
                 self._changed.set()
                 raise
             if len(events) == MANY_EVENTS:
-                self._changed.set()  # There may be more of them.
+                self._changed.set()  # There may be more events to read.
             else:
                 self._status = status
             self._encoded += [sse.encode(write_event(self._job_id, *event)) for event in enumerate(events, start)]
 
 
 def event_id(job_id: str, position: int) -> str:
-    """Return what names one of a job's events, so that a list of them can be read in pages."""
+    """Return the id of one of a job's events; clients need it to read the list of events in pages."""
     return f"ftevent-{job_id.removeprefix('ft-')}-{position}"
 
 
@@ -105,7 +105,7 @@ def write_event(job_id: str, position: int, event: FineTuneEvent) -> bytes:
 
 @attrs.define
 class _Said:
-    """What a trainer has said of its success so far."""
+    """What a trainer has reported about its success so far."""
 
     has_succeeded: bool = False
     failure: str | None = None
@@ -115,8 +115,8 @@ class Jobs:
     """Trains the jobs of a store, oldest first, one at a time.
 
     Args:
-        store: The jobs, and what they need and result in.
-        trainers: What runs their trainers; by default, processes on this machine.
+        store: The store of the jobs, their files and their models.
+        trainers: Runs the trainers; by default, they are processes on this machine.
     """
 
     def __init__(self, store: Store, trainers: Trainers | None = None) -> None:
@@ -127,16 +127,16 @@ class Jobs:
         store.on_change = self._note_change
 
     def feed(self, job_id: str) -> Feed:
-        """Return the job's feed, the same one for all who follow the job at a time."""
+        """Return the job's feed, which all who follow the job at the same time share."""
         feed = self._feeds.get(job_id)
         if feed is None:
             feed = self._feeds[job_id] = Feed(self._store, job_id)
         return feed
 
     async def run(self) -> None:
-        """Train jobs until cancelled. A job that is under way then stays "running", for the next start to repeat.
+        """Train jobs until cancelled. A job that is then running stays "running"; the next start trains it again.
 
-        What fails here is no reason for the application around the server to end: it is tried again after a pause.
+        Errors do not end the application around the server: they are logged, and the queue retries after a pause.
         """
         failures, reason = 0, None
         while True:
@@ -151,8 +151,8 @@ class Jobs:
                 reason = str(shortage or "the server failed to go on; its log says more")
                 pause = min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE)
                 failures += 1
-                _log.error("fine-tunes wait for %g s: %s", pause, reason, exc_info=None if shortage else error)
-                with contextlib.suppress(Exception):  # If it cannot be written down yet, then after the pause.
+                _log.error("training is paused for %g s: %s", pause, reason, exc_info=None if shortage else error)
+                with contextlib.suppress(Exception):  # If this fails too, it is retried after the pause.
                     await self._store.runs.put_back(reason)
                     reason = None
                 await asyncio.sleep(pause)
@@ -178,7 +178,7 @@ class Jobs:
             ended = await self._run_trainer(run, said)
             await self._conclude(run, said, ended)
         except Exception as error:
-            # One job's trouble is not the next one's; the machine's is no job's.
+            # An error of one job must not affect the next one, and a shortage of the machine must not fail a job.
             if shortage_of(error):
                 raise
             _log.exception("fine-tune %s failed in the server", run.job.id)
@@ -187,7 +187,7 @@ class Jobs:
             await self._store.runs.clear(run)
 
     async def _run_trainer(self, run: Run, said: _Said) -> Ended:
-        """Run a job's trainer to its end, or until the job is cancelled."""
+        """Run a job's trainer until it ends or the job is cancelled."""
         async with asyncio.TaskGroup() as group:
             training = group.create_task(self._trainers.run(run, functools.partial(self._read, run, said)))
             watcher = group.create_task(self._cancel_with_job(run, training))
@@ -213,10 +213,10 @@ class Jobs:
             case {"type": "short", "message": str(message)}:
                 raise Shortage(message)
             case other:
-                raise ProtocolViolation(f"the trainer said {other!r}")
+                raise ProtocolViolation(f"the trainer sent an unknown message: {other!r}")
 
     async def _conclude(self, run: Run, said: _Said, ended: Ended) -> None:
-        """Write down how a trainer ended; nothing is written if the job was cancelled meanwhile."""
+        """Store how a trainer ended, unless the job was cancelled in the meantime."""
         if said.failure is None and said.has_succeeded and ended.is_well:
             await self._store.runs.note_success(run)
         else:
@@ -225,7 +225,7 @@ class Jobs:
 
 
 def _without_paths(text: str, run: Run) -> str:
-    """Call the job's files by their own names, and leave the folders out of any other path."""
+    """Replace the paths of the job's files with the names that its owner knows; remove the folders from others."""
     for path, files in (
         (run.training_path, run.job.training_files),
         (run.validation_path, run.job.validation_files),

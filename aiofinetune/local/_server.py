@@ -25,7 +25,7 @@ from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
 
 _SHUTDOWN_TIMEOUT: Final = 0.3
-"""Seconds that connections have to end, whose requests have ended or were cancelled before."""
+"""Seconds that connections have to close after their requests have ended or were cancelled."""
 
 _log = logging.getLogger("aiofinetune.local")
 
@@ -34,18 +34,18 @@ class LocalServer:
     """A server of the fine-tunes API in this process, on this event loop.
 
     Args:
-        data: The folder of its files, jobs and models; made if need be. Without one, a temporary folder.
-        host: The address to listen on. Anything but loopback needs an explicit `api_key`.
-        port: The port to listen on; 0 takes a free one.
-        api_key: What clients must send; without one, a random key.
+        data: The folder for files, jobs and models; it is created if it does not exist. By default, a temporary folder.
+        host: The address to listen on. Any address except loopback needs an explicit `api_key`.
+        port: The port to listen on; 0 chooses a free one.
+        api_key: The key that clients must send; by default, a random one.
 
     Raises:
-        ConfigurationError: Here, for a host or a key that will not do. On entering: the folder or the port cannot be
-            used, or NumPy is not installed.
+        ConfigurationError: The host or the key is not allowed. On entering the server: the folder or the port cannot
+            be used, or NumPy is not installed.
     """
 
     base_url: str
-    """Where the API is, such as ``http://127.0.0.1:40123/v1``; known once the server is entered."""
+    """The URL of the API, such as ``http://127.0.0.1:40123/v1``; it is set when the server is entered."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class LocalServer:
         api_key: str | None = None,
     ) -> None:
         if api_key is None and not is_loopback(host):
-            raise ConfigurationError(f"host: {host!r} is open to other machines; give an api_key of your own for that")
+            raise ConfigurationError(f"host: other machines can reach {host!r}; pass an api_key of your own")
         if api_key is not None and not (
             api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""
         ):
@@ -68,7 +68,7 @@ class LocalServer:
         self._entered: contextlib.AbstractAsyncContextManager[None] | None = None
 
     def __repr__(self) -> str:
-        """Without the key."""
+        """Return a representation without the key."""
         return f"<LocalServer {getattr(self, 'base_url', 'not entered')}>"
 
     async def __aenter__(self) -> Self:
@@ -89,9 +89,9 @@ class LocalServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if asyncio.get_running_loop() is not self._loop and not self._loop.is_closed():
-            raise ConfigurationError("this server runs on another event loop; leave it there")
+            raise ConfigurationError("this server runs on another event loop; exit it there")
         entered, self._entered = self._entered, None
-        assert entered is not None  # noqa: S101  # __aenter__ comes first.
+        assert entered is not None  # noqa: S101  # __aenter__ was called before.
         await entered.__aexit__(kind, error, traceback)
 
     @contextlib.asynccontextmanager
@@ -106,8 +106,8 @@ class LocalServer:
                     try:
                         yield
                     finally:
-                        trainings.cancel()  # Its trainer ends while requests do.
-            except BaseException as error:  # noqa: BLE001  # Raised below: the group would wrap it.
+                        trainings.cancel()  # The trainer ends at the same time as the requests.
+            except BaseException as error:  # noqa: BLE001  # It is raised below, because the group would wrap it.
                 failure = error
             finally:
                 trainings.cancel()
@@ -118,7 +118,7 @@ class LocalServer:
     @contextlib.asynccontextmanager
     async def _listening(self, api: Api) -> AsyncIterator[None]:
         log = SeldomLog(_log)
-        # A client that goes away cancels its request, which frees what a stream holds at once.
+        # A client that disconnects cancels its request, so that a stream frees its resources at once.
         runner = web.AppRunner(
             api.application(),
             handler_cancellation=True,
@@ -127,7 +127,7 @@ class LocalServer:
             shutdown_timeout=_SHUTDOWN_TIMEOUT,
         )
         await runner.setup()
-        assert runner.server is not None  # noqa: S101  # It was set up.
+        assert runner.server is not None  # noqa: S101  # It is set by `setup`.
         connections = Connections(runner.server, log)
         try:
             try:
@@ -145,9 +145,9 @@ class LocalServer:
 
 @contextlib.asynccontextmanager
 async def _folder(data: str | os.PathLike[str] | None) -> AsyncIterator[Path]:
-    """The data folder; a temporary one is removed in the end."""
+    """Return a context manager of the data folder, which removes a temporary one at its end."""
     if data is not None:
-        yield Path(data).absolute()  # noqa: ASYNC240  # It asks for the working directory and nothing else.
+        yield Path(data).absolute()  # noqa: ASYNC240  # It only asks for the working directory.
         return
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="aiofinetune-"))
     try:

@@ -1,6 +1,6 @@
-"""What a machine may run out of for a while: room on the disk, descriptors, memory, processes.
+"""Shortages: what a machine may run out of for a while, such as disk space, descriptors, memory or processes.
 
-It is no fault of a job or a request, and no reason for the application around the server to end.
+A shortage is not the fault of a job or a request, and must not end the application around the server.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _SQLITE_REST: Final = frozenset({sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN, 
 
 
 class Shortage(Exception):
-    """The machine is short of something.
+    """The machine has run out of something.
 
     Args:
-        message: What the system said.
-        status: The HTTP status for it: 507 for the disk, 503 for the rest.
+        message: The system's message.
+        status: The HTTP status of the answer: 507 if it is disk space, otherwise 503.
     """
 
     def __init__(self, message: str, status: int = 503) -> None:
@@ -30,7 +30,7 @@ class Shortage(Exception):
 
 
 def shortage_of(error: BaseException) -> Shortage | None:
-    """Return the shortage that an error, or one of a group, comes from; None if it comes from another cause."""
+    """Return the shortage that caused an error, or an error in a group; None if something else did."""
     match error:
         case Shortage():
             return error
@@ -39,7 +39,7 @@ def shortage_of(error: BaseException) -> Shortage | None:
         case OSError(errno=int(number)) if number in _DISK | _REST:
             return Shortage(error.strerror or str(error), 507 if number in _DISK else 503)
         case sqlite3.Error(sqlite_errorcode=int(code)) if code & 0xFF in _SQLITE_DISK | _SQLITE_REST:
-            # The lowest byte; the rest says more closely what it was (https://www.sqlite.org/rescode.html).
+            # The lowest byte is the primary result code (https://www.sqlite.org/rescode.html).
             return Shortage(str(error), 507 if code & 0xFF in _SQLITE_DISK else 503)
         case _:
             return None

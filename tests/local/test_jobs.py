@@ -298,7 +298,7 @@ async def test_a_job_waits_for_room_on_the_disk(
     done = await client.finish(job["id"])
     assert done["status"] == "succeeded"
     assert len(list((data / "models").iterdir())) == 1
-    assert "fine-tunes wait for 0.05 s: File too large" in caplog.text
+    assert "training is paused for 0.05 s: File too large" in caplog.text
 
 
 async def test_a_full_disk_is_answered_with_507(
@@ -316,7 +316,7 @@ async def test_a_full_disk_is_answered_with_507(
         for path in ("/fine-tunes", f"/fine-tunes/{running['id']}/cancel"):
             error = await client.call("POST", path, status=507, json=asked)
             assert error["type"] == "server_error"
-        while "fine-tunes wait for" not in caplog.text:
+        while "training is paused for" not in caplog.text:
             assert len((await client.call("GET", "/fine-tunes"))["data"]) == 1
     await reach_interruption(client, running["id"])
     await client.call("POST", f"/fine-tunes/{running['id']}/cancel")
@@ -364,7 +364,7 @@ async def test_a_failure_of_the_queue_ends_nothing_else(
     monkeypatch.setattr(RunStore, "take_next", broken)
     job = await client.create(examples, n_epochs=1)
     assert (await client.finish(job["id"]))["status"] == "succeeded"
-    assert caplog.text.count("fine-tunes wait") == 2
+    assert caplog.text.count("training is paused") == 2
 
 
 # Restarts
