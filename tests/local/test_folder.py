@@ -1,4 +1,4 @@
-"""The server's folder: one that is not whole is refused and left as it is, and no file of a user's is deleted."""
+"""The server's folder: an incomplete one is refused and left as it is, and no file of a user's is deleted."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ async def test_what_a_killed_server_left_is_refused_where_a_part_is_missing(
     """A folder whose server was killed is refused where its database or its log is not all there, and left as it is."""
     damage(folder)
     words = await refused_and_unchanged(folder)
-    assert "Bring back server.sqlite3, and server.sqlite3-wal" in words
+    assert "Restore server.sqlite3, and server.sqlite3-wal" in words
 
 
 @pytest.mark.parametrize("damage", AFTER_A_CLOSE.values(), ids=AFTER_A_CLOSE)

@@ -44,7 +44,7 @@ async def test_a_folder_that_cannot_be_used_is_refused(data: Path) -> None:
     """A path that is a file, or a database that is none, gives a clear error."""
     data.mkdir()
     (data / "server.sqlite3").write_bytes(b"no database " * 1000)
-    for path, words in ((data, "is not whole"), (data / "server.sqlite3", "cannot be used")):
+    for path, words in ((data, "is incomplete"), (data / "server.sqlite3", "cannot be used")):
         with pytest.raises(ConfigurationError, match=words):
             async with Store(path).opened():
                 pass

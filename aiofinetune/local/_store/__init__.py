@@ -1,8 +1,8 @@
 """The server's state: a folder with a SQLite database, the files' bytes, and the models' weights.
 
-Whatever a client was told of is on the disk by then, so it outlives a ``kill -9``. The order that makes it so: bytes
-go to a file of a temporary name, are flushed to the disk, the file takes its final name, and only then a transaction
-makes it known. What a kill leaves half done is a file that no row names, and is set aside at the next start.
+Before a client gets an answer, the change is on the disk, so it survives a ``kill -9``. A file is first written under a
+temporary name and flushed to the disk. It is then renamed, and only after that a transaction adds a row for it. A
+killed server may therefore leave a file that no row names; the next start moves it aside.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ T = TypeVar("T")
 
 
 class Store:
-    """Everything that the server remembers. Every coroutine does its blocking work on a thread.
+    """The state of the server. Every coroutine does its blocking work on a thread.
 
-    The methods of its parts are coroutines, but for those under "In a transaction", which the parts call of each other
-    on the database's thread.
+    The methods of its parts are coroutines, except for those under "In a transaction", which the parts call on the
+    database's thread.
 
     Args:
-        folder: Where it is kept; made if need be.
+        folder: The folder of the state; it is created if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
         self.on_change: Callable[[Collection[str]], None] = lambda _jobs: None
-        """Called on the event loop with the ids of the jobs that a transaction changed, once it is committed."""
+        """Called on the event loop after each commit, with the ids of the jobs that the transaction changed."""
         self._folder = Folder(folder)
         self._database = StoreDatabase(self._folder, self._report_change)
         self._file_threads = ThreadPoolExecutor(4, thread_name_prefix="aiofinetune-files")
@@ -49,11 +49,11 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Store]:
-        """Open the folder, and close it in the end.
+        """Return a context manager in which the folder is open.
 
         Raises:
-            ConfigurationError: It cannot be used: another server has it, another version made it, a part of it is
-                missing or damaged, or the system refuses it.
+            ConfigurationError: The folder cannot be used: another server uses it, another version created it, a part
+                of it is missing or damaged, or the system denies access to it.
         """
         self._loop = asyncio.get_running_loop()
         with self._file_threads:
@@ -61,14 +61,14 @@ class Store:
                 yield self
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """Run a blocking `call` on one of the threads for files."""
+        """Run a blocking `call` on one of the threads for files, and return its result."""
         return await in_thread(self._file_threads, call)
 
     # On the database's thread
 
     @contextlib.contextmanager
     def _resources(self) -> Iterator[None]:
-        """Have the folder for this process, with its database open and its jobs ready to run."""
+        """Lock the folder, open its database and make its jobs ready to run."""
         with self._folder.locked(), contextlib.ExitStack() as stack:
             is_new = self._folder.check()
             try:
@@ -85,7 +85,7 @@ class Store:
             yield
 
     def _sort_out(self) -> None:
-        """Set aside the files that no row names, and report those that a row names and that are missing."""
+        """Move files aside that no row names, and log the files that a row names but that are missing."""
         rows = self._database.execute("SELECT id FROM files UNION SELECT weights FROM models")
         known = {name for (name,) in rows}
         self._folder.set_aside(known)

@@ -1,4 +1,4 @@
-"""The store's database: its tables, and what belongs to each of its transactions."""
+"""The store's database: its tables, and the work that is part of each of its transactions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCHEMA: Final = (
     """CREATE TABLE files (
         number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
         bytes INTEGER NOT NULL, created_at INTEGER NOT NULL)""",
-    # `record` is the job as the API shows it, but for its events. `queue` is the queue number that was last announced.
+    # `record` is the job's JSON as lists show it, without its events. `queue` is the last queue number announced.
     """CREATE TABLE jobs (
         number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, status TEXT NOT NULL, model TEXT NOT NULL,
         training_file TEXT NOT NULL, validation_file TEXT, suffix TEXT, queue INTEGER, record BLOB NOT NULL)""",
@@ -46,7 +46,7 @@ _COUNT_OF_ACTIVE: Final = (
 
 
 def new_id(prefix: str) -> str:
-    """Return a fresh id: `prefix` and 24 random letters and digits."""
+    """Return a new id: `prefix` and 24 random letters and digits."""
     return prefix + "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(24))
 
 
@@ -56,12 +56,12 @@ def now() -> int:
 
 
 class StoreDatabase(Database):
-    """The database, which counts its commits in the folder and tells which jobs they changed.
+    """The database, which also counts its commits in the folder and reports which jobs they changed.
 
     Args:
         folder: The store's folder.
-        on_change: Called on the database's thread with the ids of the jobs that a transaction changed, once it is
-            committed.
+        on_change: Called on the database's thread after each commit, with the ids of the jobs that the transaction
+            changed.
     """
 
     def __init__(self, folder: Folder, on_change: Callable[[Collection[str]], None]) -> None:
@@ -69,16 +69,16 @@ class StoreDatabase(Database):
         self._folder = folder
         self._on_change = on_change
         self.changed_jobs: set[str] = set()
-        """The ids of the jobs that the transaction under way has changed so far."""
+        """The ids of the jobs that the current transaction has changed so far."""
 
     def set_up(self, *, is_new: bool) -> None:
-        """Make the tables that are missing."""
+        """Create the tables that are missing."""
         self.execute("PRAGMA journal_mode = WAL")
         self.execute("PRAGMA synchronous = FULL")
         with self.committing():
             for statement in _SCHEMA if is_new else ():
                 self.execute(statement)
-            # Folders of before have none; they are of the same version, because all else is as it was.
+            # Earlier servers had no such table. Nothing else is different, so the schema version is the same.
             self.execute("CREATE TABLE IF NOT EXISTS commits (count INTEGER NOT NULL)")
             self.execute("INSERT INTO commits SELECT 0 WHERE NOT EXISTS (SELECT * FROM commits)")
         for statement in _COUNT_OF_ACTIVE:

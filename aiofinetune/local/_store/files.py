@@ -1,4 +1,4 @@
-"""The store's files, which clients upload and trainings result in."""
+"""The store's files: those that clients upload, and the results of jobs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PURPOSE: Final = "fine-tune"
 
 
 class FileStore:
-    """The files. A file is known by its id only once all its bytes are on the disk, and as long as a job needs it.
+    """The files. A file gets its row when all its bytes are on the disk, and keeps it as long as a job needs the file.
 
     Args:
-        database: The store's.
-        folder: Where the bytes are.
-        threads: For what blocks.
+        database: The store's database.
+        folder: The folder of the files' bytes.
+        threads: The threads for blocking work.
     """
 
     def __init__(self, database: StoreDatabase, folder: Path, threads: Executor) -> None:
@@ -37,11 +37,11 @@ class FileStore:
         self._folder = folder
         self._threads = threads
         self._examples: dict[str, int] = {}
-        """How many examples a file holds, for those that jobs were created with."""
+        """The number of examples in each file that a job was created with, by id."""
 
     @contextlib.asynccontextmanager
     async def receive(self) -> AsyncIterator[Incoming]:
-        """Take in a file piece by piece; unless `keep` was called, nothing is left of it."""
+        """Return a context manager that receives a file piece by piece, and removes it unless `keep` is called."""
         incoming = Incoming(new_id("file-"), self._folder)
         try:
             await self._in_thread(incoming.open)
@@ -50,13 +50,13 @@ class FileStore:
             await self._in_thread(incoming.discard)
 
     async def keep(self, incoming: Incoming, filename: str, purpose: str) -> File:
-        """Make a file that was received whole known by its id."""
+        """Add a file that was received completely."""
         await self._in_thread(incoming.seal)
         file = _file(incoming.id, filename, purpose, incoming.size, now())
         try:
             await self._adopt(incoming, file)
         except Exception:
-            # A full disk may have no room for the row, but keep the file.
+            # On a full disk the row may have failed although the file was renamed.
             await self._in_thread(incoming.unsettle)
             raise
         return file
@@ -68,7 +68,7 @@ class FileStore:
 
     @transaction
     def list(self, purpose: str | None = None) -> tuple[File, ...]:
-        """Return the files, oldest first; of one `purpose` only if it is given."""
+        """Return the files, oldest first; if `purpose` is given, only those with that purpose."""
         rows = self.database.execute(
             "SELECT id, filename, purpose, bytes, created_at FROM files WHERE purpose = coalesce(?, purpose)"
             " ORDER BY number",
@@ -82,12 +82,12 @@ class FileStore:
         return self.find(file_id)
 
     def path(self, file_id: str) -> Path:
-        """Where the bytes of a file are."""
+        """Return the path of a file's bytes."""
         return self._folder / file_id
 
     @contextlib.asynccontextmanager
     async def reading(self, file_id: str) -> AsyncIterator[BinaryIO]:
-        """Open a file that is known; refuse with 404 if it has been deleted since."""
+        """Return a context manager of an open file; refuse with 404 if the file was deleted in the meantime."""
         try:
             handle = await self._in_thread(lambda: self.path(file_id).open("rb"))
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class FileStore:
             await self._in_thread(handle.close)
 
     async def count_examples(self, file_id: str) -> int:
-        """Return how many examples a file holds; 0 if it has been deleted since."""
+        """Return the number of examples in a file; 0 if the file was deleted in the meantime."""
         count = self._examples.get(file_id)
         if count is None:
             try:
@@ -109,7 +109,7 @@ class FileStore:
         return count
 
     async def delete(self, file_id: str) -> None:
-        """Delete a file; refuse while a job that is not over needs it."""
+        """Delete a file; refuse if a job that is not over needs it."""
         await self._forget(file_id)
         self._examples.pop(file_id, None)
         await self._in_thread(lambda: self.path(file_id).unlink(missing_ok=True))
@@ -135,7 +135,7 @@ class FileStore:
         return _file(*row)
 
     def add(self, path: Path, filename: str, purpose: str) -> File:
-        """Make a file known whose bytes are at their place; its name there is its id."""
+        """Add a file whose bytes are already in their place; the name of `path` is its id."""
         sync_folder(self._folder)
         file = _file(path.name, filename, purpose, path.stat().st_size, now())
         self._insert(file)
@@ -149,7 +149,7 @@ class FileStore:
 
 
 class Incoming:
-    """A file on its way in. All but `size` and `id` is for the store, and blocks."""
+    """A file that is being received. Only the store calls the methods, and they block."""
 
     def __init__(self, file_id: str, folder: Path) -> None:
         self.id = file_id
@@ -159,7 +159,7 @@ class Incoming:
         self._handle: BinaryIO | None = None
 
     def open(self) -> None:
-        """Make the temporary file."""
+        """Create the temporary file."""
         self._handle = self._partial.open("xb")
 
     def write(self, piece: bytes) -> None:
@@ -169,26 +169,26 @@ class Incoming:
         self.size += len(piece)
 
     def seal(self) -> None:
-        """Bring what was written to the disk."""
+        """Flush the file to the disk."""
         assert self._handle is not None  # noqa: S101  # `open` comes first.
         self._handle.flush()
         os.fsync(self._handle.fileno())
 
     def settle(self) -> None:
-        """Give the file its final name, for good. Once more does no harm: a transaction may run twice."""
+        """Give the file its final name. This may be called twice, because a transaction may run twice."""
         if not self._path.exists():
             self._partial.replace(self._path)
         sync_folder(self._path.parent)
 
     def unsettle(self) -> None:
-        """Remove the file though it has its final name."""
+        """Remove the file under its final name."""
         self._path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Close the temporary file, and remove it if it still has its temporary name."""
         if self._handle is not None:
             try:
-                with contextlib.suppress(OSError):  # What is removed need not be written.
+                with contextlib.suppress(OSError):  # The file is removed, so its last bytes need not be written.
                     self._handle.close()
             finally:
                 self._partial.unlink(missing_ok=True)
@@ -203,7 +203,7 @@ def _no_file(file_id: str) -> Refused:
 
 
 def _count_lines(path: Path) -> int:
-    """Count the lines of a file that are not blank: each is an example, or fails the job."""
+    """Count the lines that are not blank. Each of them is an example, or else its job fails."""
     with path.open("rb") as file:
-        # A line too long for an example counts for several, and is not held in memory.
+        # A line that is too long for an example is counted more than once, so that it is never in memory as a whole.
         return sum(1 for line in iter(functools.partial(file.readline, MAX_LINE_BYTES), b"") if not line.isspace())

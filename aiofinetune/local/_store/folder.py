@@ -1,10 +1,10 @@
-"""The server's folder: who has it, whether all of it is there, and what in it is nobody's.
+"""The server's folder: its lock, the checks that it is complete, and the files in it that no record names.
 
-A folder that lost its database, or a part of it, holds files that nobody could name again: it is refused, and nothing
-in it is changed. SQLite itself notices little of that. It takes a missing file for a new database; of a log whose end
-is missing or damaged it silently drops what it cannot read, and a log that is gone was never there. So each transaction
-that changes something is counted in the database, and the count is kept beside it as well: a database whose count is
-lower has lost what a client was told of.
+If a folder has lost its database, or a part of it, it contains files that no record names any more. Such a folder is
+refused, and nothing in it is changed. SQLite itself does not notice most of this: it treats a missing file as a new
+database, silently drops the part of a log that it cannot read, and does not miss a log that was deleted. So the
+database counts each transaction that changes something, and a file beside it keeps the count too. If the count in the
+database is lower than in that file, changes are lost that a client already knows of.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ _DATABASE: Final = "server.sqlite3"
 _COUNT: Final = "commits"
 _UNKNOWN: Final = "unknown"
 _OWN_NAME: Final = re.compile(r"(?:file|model|run)-[A-Za-z0-9]{24}(?:\.\w+)*")
-"""Names that the store gives to files; the folder may hold others, which are none of its business."""
+"""The names of files that the store creates. It ignores all others in the folder."""
 
 _log = logging.getLogger(__name__)
 
 
 class Folder:
-    """A folder, and what is where in it.
+    """The folder, and the paths in it.
 
     Args:
-        path: The folder; made if need be.
+        path: The folder; it is created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.database = path / _DATABASE
         self.files = path / "files"
-        """Where the bytes of files are."""
+        """The folder of the files' bytes."""
         self.models = path / "models"
-        """Where the weights of models are."""
+        """The folder of the models' weights."""
         self.runs = path / "runs"
-        """Where the orders of trainers are."""
+        """The folder of the trainers' input."""
         self._log = path / f"{_DATABASE}-wal"
         self._count = path / _COUNT
         self._counter = -1
@@ -60,10 +60,12 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Have the folder for this process alone. The folder itself is locked: a file could be deleted meanwhile.
+        """Return a context manager that locks the folder for this process.
+
+        The folder itself is locked, because a lock file could be deleted in the meantime.
 
         Raises:
-            ConfigurationError: Another server has it, or the system refuses it.
+            ConfigurationError: Another server uses the folder, or the system denies access to it.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -73,10 +75,10 @@ class Folder:
                 try:
                     fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError as error:
-                    # NFS locks no folder: there SQLite's own lock is all that there is.
+                    # NFS cannot lock folders. There, only SQLite's own lock protects the database.
                     if error.errno != errno.EBADF:
                         raise
-                # What servers of version 0 lock.
+                # Servers of version 0 lock this file.
                 with contextlib.suppress(FileNotFoundError):
                     fcntl.flock(stack.enter_context((self.path / "lock").open("rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
                 stack.callback(self._close_counter)
@@ -91,20 +93,20 @@ class Folder:
         return self.files, self.models, self.runs
 
     def make_parts(self) -> None:
-        """Make the folders in it that are not there."""
+        """Create the folders in it that do not exist."""
         for part in self._parts:
             part.mkdir(mode=0o700, exist_ok=True)
 
     def unusable(self, error: Exception) -> ConfigurationError:
-        """What to raise for a folder that the system, or SQLite, refuses."""
+        """Return the error to raise if the system or SQLite cannot use the folder."""
         return ConfigurationError(f"data: {str(self.path)!r} cannot be used: {error}")
 
     def check(self) -> bool:
-        """Check that the folder is whole, and change nothing in it; give whether it is new.
+        """Check that the folder is complete without changing anything in it, and return whether it is new.
 
         Raises:
-            ConfigurationError: Its database, or a part of it, is missing, damaged, another program's, or of another
-                version.
+            ConfigurationError: The database, or a part of it, is missing or damaged, or it belongs to another program
+                or another version.
         """
         kept = self._count_kept()
         try:
@@ -120,12 +122,12 @@ class Folder:
         except OSError as error:
             raise self.unusable(error) from error
         if is_new and (kept or self._own_files()):
-            raise self._damaged("the database, or its log, is missing, and the folder holds files that it named")
+            raise self._damaged("the database or its log is missing, but the folder contains files that it recorded")
         return is_new
 
     @contextlib.contextmanager
     def _copied(self) -> Iterator[Path]:
-        """A copy of the database and its log, for SQLite to read: of the originals it may drop what it cannot read."""
+        """Copy the database and its log for SQLite, which may drop parts of the originals that it cannot read."""
         with tempfile.TemporaryDirectory(prefix="aiofinetune-") as folder:
             copy = Path(folder) / _DATABASE
             for original, target in ((self.database, copy), (self._log, copy.with_name(self._log.name))):
@@ -140,7 +142,7 @@ class Folder:
             return True
         if version != SCHEMA_VERSION or not {"files", "jobs", "events", "models"} <= tables:
             raise ConfigurationError(
-                f"data: {str(self.path)!r} is of schema version {version}, and this server reads version"
+                f"data: {str(self.path)!r} has schema version {version}, but this server reads version"
                 f" {SCHEMA_VERSION}; use another folder"
             )
         for (problem,) in database.execute("PRAGMA integrity_check"):
@@ -152,49 +154,49 @@ class Folder:
         if "commits" in tables:
             ((count,),) = database.execute("SELECT coalesce(max(count), 0) FROM commits")
         if not isinstance(count, int) or count < kept:
-            raise self._damaged(f"the database has {count} of the {kept} changes that were made to it")
+            raise self._damaged(f"the database contains only {count} of {kept} changes")
         return False
 
     def _damaged(self, problem: str) -> ConfigurationError:
         return ConfigurationError(
-            f"data: {str(self.path)!r} is not whole: {problem}. Nothing in it was changed. Bring back {_DATABASE}, and"
-            f" {self._log.name} if there was one, as they were together; use another folder; or, to give up what is"
-            f" missing, move aside what is left, or delete {str(self._count)!r} where only the last changes are missing"
+            f"data: {str(self.path)!r} is incomplete: {problem}. Nothing in it was changed. Restore {_DATABASE}, and"
+            f" {self._log.name} if it existed, from the same moment, or use another folder. To continue without the"
+            f" missing data, move the rest aside; if only the last changes are missing, delete {str(self._count)!r}"
         )
 
     def _count_kept(self) -> int:
-        """How many changes the database must hold, at least."""
+        """Return the least number of changes that the database must contain."""
         try:
             text = self._count.read_bytes()
         except FileNotFoundError:
             return 0
         except OSError as error:
             raise self.unusable(error) from error
-        # A machine that lost its power may have lost this too: no count is no reason to refuse a whole database.
+        # A power failure may damage the count itself, which is no reason to refuse an intact database.
         return int(text) if re.fullmatch(rb"[0-9]{20}\n", text) else 0
 
     def keep_count(self, count: int) -> None:
-        """Keep how many changes the database holds. Nobody waits for the disk: the changes are there already."""
-        # In place, and of one length: there is a count at any moment.
+        """Write the number of changes in the database. This is not flushed to the disk, as the changes already are."""
+        # It is overwritten in place with the same length, so that the file always contains a count.
         with contextlib.suppress(OSError):
             if self._counter < 0:
                 self._counter = os.open(self._count, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.pwrite(self._counter, b"%020d\n" % count, 0)
 
     def note_place(self) -> None:
-        """Remember which database this is, once it is open."""
+        """Remember which file the open database is."""
         self._place = _place(self.database)
 
     def check_place(self) -> None:
-        """Check that what is written will be there at the next start.
+        """Check that the database is still in its place, so that the next start finds what is written to it.
 
         Raises:
             LocalFileError: The database was deleted, moved or replaced.
         """
         if self._place is not None and self._place != _place(self.database):
             raise LocalFileError(
-                f"{self.database} was deleted, moved or replaced while the server had it open; stop the server, and put"
-                " back the folder as it was"
+                f"{self.database} was deleted, moved or replaced while the server was using it; stop the server and"
+                " restore the folder"
             )
 
     def _close_counter(self) -> None:
@@ -210,25 +212,25 @@ class Folder:
         return found
 
     def set_aside(self, known: Collection[str]) -> None:
-        """Move files of ours that the database does not know to a folder of their own, and name them in the log.
+        """Move the store's files that the database does not know to a separate folder, and log their names.
 
-        A process that is killed leaves some: uploads and models that were not finished, and what was being deleted.
+        A killed process leaves such files: unfinished uploads and models, and files that were being deleted.
         """
         for path in self._own_files():
             if path.name not in known:
                 target = _free(self.path / _UNKNOWN / path.name)
                 path.rename(target)
-                _log.warning("%s is in no record of this server: it was moved to %s", path, target)
+                _log.warning("no record of this server names %s; moved it to %s", path, target)
 
     def report_missing(self, known: Collection[str]) -> None:
-        """Name in the log the files that the database knows and that are not there."""
+        """Log the names of files that the database knows but that do not exist."""
         there = {path.name for path in self._own_files()}
         for name in sorted(set(known) - there):
-            _log.warning("%s: the file %s is missing; bring it back, or delete what it belongs to", self.path, name)
+            _log.warning("%s: the file %s is missing; restore it, or delete that file or model", self.path, name)
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, as POSIX has it: the file's own fsync does not."""
+    """Flush the names in a folder to the disk. POSIX does not require that fsync of a file does this."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -237,7 +239,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _place(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another of the same name; None where there is none."""
+    """Return what distinguishes a file from others with the same name; None if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -246,7 +248,7 @@ def _place(path: Path) -> tuple[int, int] | None:
 
 
 def _free(path: Path) -> Path:
-    """A path at which there is nothing."""
+    """Return a path that does not exist, `path` itself if possible; create its folder."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
     number = 0
     target = path

@@ -1,4 +1,4 @@
-"""The store's jobs, with their events and their places in the queue."""
+"""The store's jobs, with their events and places in the queue."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _DEFAULT_N_EPOCHS: Final = 4
 _DEFAULT_PROMPT_LOSS_WEIGHT: Final = 0.01
 
 _NEAR: Final = 10
-"""Up to this queue number a job is told of each step; if all were, a thousand jobs would make half a million events."""
+"""The largest queue number that a job announces when it moves up. Otherwise 1,000 jobs would have 500,000 events."""
 
 
 class JobStore:
-    """The jobs. A job that is over never changes again; whatever changes before is told in its events.
+    """The jobs. The events of a job report each change, and a job that is over never changes again.
 
     Args:
-        database: The store's.
-        files: The files that jobs are made of.
+        database: The store's database.
+        files: The files that jobs train on.
         models: The models that jobs start from.
     """
 
@@ -38,7 +38,7 @@ class JobStore:
         self._models = models
 
     async def create(self, request: FineTuneRequest) -> FineTune:
-        """Put a job at the end of the queue; refuse if its model or one of its files is not there."""
+        """Add a job to the end of the queue; refuse if its model or one of its files does not exist."""
         await self._check(request)
         return await self._add(request, await self._files.count_examples(request.training_file))
 
@@ -74,7 +74,7 @@ class JobStore:
         return self._with_events(job)
 
     def _needs(self, request: FineTuneRequest) -> tuple[str, File, File | None]:
-        """Return what a job is made of: its model, training file and validation file."""
+        """Return the model, the training file and the validation file of a job; refuse if one does not exist."""
         model = request.model or DEFAULT_MODEL
         if model not in BASE_MODELS:
             try:
@@ -107,12 +107,12 @@ class JobStore:
 
     @transaction
     def events(self, job_id: str, start: int = 0, count: int | None = None) -> tuple[tuple[FineTuneEvent, ...], str]:
-        """Return a job's events from the position `start` on, and its status at that moment; refuse with 404."""
+        """Return a job's events from position `start` on, and its status at that moment; refuse with 404."""
         return self._events(job_id, start, count), self.find(job_id).status
 
     @transaction
     def cancel(self, job_id: str) -> FineTune:
-        """Cancel a job and return it; refuse if it has succeeded or failed. Once more does no harm."""
+        """Cancel a job and return it; refuse if it has succeeded or failed. Cancelling it again changes nothing."""
         job = self.find(job_id)
         if not job.is_terminal:
             job = self.update(attrs.evolve(job, status=Status.CANCELLED))
@@ -134,7 +134,7 @@ class JobStore:
         return _job(*row)
 
     def update(self, job: FineTune) -> FineTune:
-        """Store a job as it is now, with the time of this update, and return it."""
+        """Store a changed job with the time of this update, and return it."""
         job = attrs.evolve(job, updated_at=now())
         self.database.execute("UPDATE jobs SET status = ?, record = ? WHERE id = ?", (job.status, _record(job), job.id))
         self.database.changed_jobs.add(job.id)
@@ -174,8 +174,8 @@ class JobStore:
         changed = []
         for job_id, record in self.database.execute("SELECT id, record FROM jobs"):
             job = structuring.loads(record)
-            hyperparams = job.get("hyperparams") or {}
-            if None in hyperparams.values():
+            hyperparams = job.get("hyperparams")
+            if isinstance(hyperparams, dict) and None in hyperparams.values():
                 job["hyperparams"] = {name: value for name, value in hyperparams.items() if value is not None}
                 changed.append((structuring.dumps(job), job_id))
         for parameters in changed:
@@ -201,7 +201,7 @@ def _job(record: bytes) -> FineTune:
 
 
 def _hyperparams(request: FineTuneRequest, examples: int) -> Hyperparams:
-    """Return what a job is trained with (reference: create fine-tune); what has no default stays unset."""
+    """Return a job's hyperparameters (reference: create fine-tune); those without a default stay unset."""
     weight, multiplier = request.prompt_loss_weight, request.learning_rate_multiplier
     batch_size = request.batch_size or batch_size_of(examples)
     return Hyperparams(

@@ -1,4 +1,4 @@
-"""The store's models: the base models, and those that trainings result in."""
+"""The store's models: the base models, and the models that jobs make."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ORGANIZATION: Final = "org-local"
 
 
 class ModelStore:
-    """The models. Each has a name of its own, and weights that are on the disk, as long as a job needs it.
+    """The models. Each has a unique name, and its weights stay on the disk as long as a job needs them.
 
     Args:
-        database: The store's.
-        folder: Where the weights of fine-tuned models are.
-        threads: For what blocks.
+        database: The store's database.
+        folder: The folder of the fine-tuned models' weights.
+        threads: The threads for blocking work.
     """
 
     def __init__(self, database: StoreDatabase, folder: Path, threads: Executor) -> None:
@@ -51,11 +51,11 @@ class ModelStore:
 
     @transaction
     def weights_path(self, name: str) -> Path | None:
-        """Return where the weights of a model are, None for a base model's; refuse with 404."""
+        """Return the path of a model's weights, or None for a base model; refuse with 404."""
         return None if name in BASE_MODELS else self.find(name)[1]
 
     async def delete(self, name: str) -> None:
-        """Delete a fine-tuned model; refuse while a job that is not over trains it further."""
+        """Delete a fine-tuned model; refuse if a job that is not over trains it further."""
         weights = await self._forget(name)
         await in_thread(self._threads, lambda: weights.unlink(missing_ok=True))
 
@@ -71,14 +71,14 @@ class ModelStore:
     # In a transaction
 
     def find(self, name: str) -> tuple[str, Path]:
-        """Return the base of a fine-tuned model and where its weights are; refuse with 404."""
+        """Return the base of a fine-tuned model and the path of its weights; refuse with 404."""
         row = self.database.execute("SELECT base, weights FROM models WHERE id = ?", (name,)).fetchone()
         if row is None:
             raise _no_model(name)
         return row[0], self._folder / row[1]
 
     def add(self, path: Path, base: str, suffix: str | None) -> str:
-        """Make a model known whose weights are at their place; return its name."""
+        """Add a model whose weights are already in their place, and return its name."""
         sync_folder(self._folder)
         name = self._new_name(base, suffix)
         self.database.execute(

@@ -1,4 +1,4 @@
-"""How the store says no."""
+"""Requests that the store refuses."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from aiofinetune.models import Status
 
 
 class Refused(Exception):
-    """A request that is not granted.
+    """The server refuses a request.
 
     Args:
         status: The HTTP status of the answer.
-        message: Why not, for the client.
-        param: The parameter that is wrong, if it is one.
-        code: The API's word for the failure, if it has one.
-        headers: Headers that the status asks for.
+        message: The reason, for the client.
+        param: The invalid parameter, if there is one.
+        code: The API's code for the error, if there is one.
+        headers: Headers that the status requires.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Refused(Exception):
 
 
 def refuse_if_needed(database: Database, kind: str, name: str) -> None:
-    """Refuse with 409 if a job that is not over needs a file or a model. To be called in a transaction."""
+    """Refuse with 409 if a job that is not over needs a file or a model. Call this in a transaction."""
     row = database.execute(
         "SELECT id FROM jobs WHERE status IN (?, ?) AND ? IN (training_file, validation_file, model)",
         (Status.PENDING, Status.RUNNING, name),
     ).fetchone()
     if row is not None:
-        raise Refused(409, f"{kind} {name} is needed by fine-tune {row[0]}, which is not over; cancel that first")
+        raise Refused(409, f"{kind} {name} is needed by fine-tune {row[0]}, which is not over; cancel it first")

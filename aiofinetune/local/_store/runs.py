@@ -1,4 +1,4 @@
-"""The store's runs: each is one attempt to train a job."""
+"""The store's runs. Each run is one attempt to train a job."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ RESULTS_PURPOSE: Final = "fine-tune-results"
 
 @attrs.frozen
 class Run:
-    """One attempt to train a job, and where its trainer finds and leaves things.
+    """One attempt to train a job, and the paths that its trainer reads and writes.
 
-    Every attempt has paths of its own: a trainer that outlives a killed server by a moment disturbs nobody.
+    Every attempt has paths of its own, because the trainer of a killed server may run for a moment longer.
     """
 
     job: FineTune
     base: str
-    """The base model under the job's, such as ``"ada"``."""
+    """The base of the job's model, such as ``"ada"``."""
     start: str
-    """What the training starts from: the name of a base model, or the path of a fine-tuned model's weights."""
+    """The model to start from: the name of a base model, or the path of a fine-tuned model's weights."""
     training_path: Path
     validation_path: Path | None
     job_path: Path
-    """For the trainer's orders."""
+    """The file with the trainer's input."""
     model_path: Path
     results_path: Path
 
 
 class RunStore:
-    """The runs. A model and its results are known if the job has succeeded, and gone otherwise.
+    """The runs. The model and the results of a run are stored if the job succeeds, and removed otherwise.
 
-    Nothing is written of a run whose job is over, by a cancellation that its trainer has not noticed yet.
+    Nothing is stored for a run whose job is over: the job was cancelled, and its trainer has not ended yet.
 
     Args:
-        database: The store's.
-        folder: The store's.
-        files: Where the results become known.
-        models: Where the models become known.
+        database: The store's database.
+        folder: The store's folder.
+        files: The files, to which the results are added.
+        models: The models, to which the tuned models are added.
         jobs: The jobs to train.
     """
 
@@ -62,7 +62,7 @@ class RunStore:
 
     @transaction
     def take_next(self) -> Run | None:
-        """Set the oldest pending job running; None if there is none."""
+        """Start a run of the oldest pending job and return it; None if there is no pending job."""
         row = self.database.execute(
             "SELECT id FROM jobs WHERE status = ? ORDER BY number LIMIT 1", (Status.PENDING,)
         ).fetchone()
@@ -91,7 +91,7 @@ class RunStore:
 
     @transaction
     def note_success(self, run: Run) -> None:
-        """Make the model and the results of a running job known, and the job succeeded."""
+        """Store the model and the results of a running job, and mark the job as succeeded."""
         if (job := self._running_job(run.job.id)) is None:
             return
         (suffix,) = self.database.execute("SELECT suffix FROM jobs WHERE id = ?", (job.id,)).fetchone()
@@ -105,7 +105,7 @@ class RunStore:
 
     @transaction
     def note_failure(self, job_id: str, reason: str) -> None:
-        """Make a running job failed."""
+        """Mark a running job as failed."""
         if job := self._running_job(job_id):
             self._jobs.update(attrs.evolve(job, status=Status.FAILED))
             self._jobs.say(job_id, reason, level="error")
@@ -114,12 +114,12 @@ class RunStore:
 
     @transaction
     def put_back(self, reason: str) -> None:
-        """Put jobs whose training broke off back into the queue, and say why."""
+        """Put jobs whose training was interrupted back into the queue, with an event that says why."""
         self.put_all_back(reason)
 
     @transaction
     def clear(self, run: Run) -> None:
-        """Remove what an attempt left, but for the model and the results of one that succeeded."""
+        """Remove the files of an attempt, except for the model and the results if it succeeded."""
         has_succeeded = self._jobs.find(run.job.id).status == Status.SUCCEEDED
         made = () if has_succeeded else (run.model_path, run.results_path)
         for path in (run.job_path, *made):
@@ -129,7 +129,7 @@ class RunStore:
     # In a transaction
 
     def put_all_back(self, reason: str) -> None:
-        """Put the running jobs back into the queue, and say why."""
+        """Put the running jobs back into the queue, with an event that says why."""
         rows = self.database.execute("SELECT id FROM jobs WHERE status = ? ORDER BY number", (Status.RUNNING,))
         # They are older than all pending jobs, so they go back to the front, and the others keep their places.
         for place, (job_id,) in enumerate(rows.fetchall()):
@@ -138,6 +138,6 @@ class RunStore:
             self._jobs.announce_place(job_id, place)
 
     def _running_job(self, job_id: str) -> FineTune | None:
-        """Return the job unless it is over."""
+        """Return the job if it is running; otherwise None."""
         job = self._jobs.find(job_id)
         return job if job.status == Status.RUNNING else None

@@ -1,7 +1,8 @@
-"""What runs trainers: the seam between the queue and the machine that a job is trained on.
+"""The interface between the queue and whatever runs the trainers.
 
-A trainer is a program that trains one job. It reports on standard output, one JSON object a line, as
-`aiofinetune.local._engines.trainer` says. The queue reads those lines; what runs the trainer only passes them on.
+A trainer is a program that trains one job. It reports on standard output, with one JSON object per line, as described
+in `aiofinetune.local._engines.trainer`. The queue interprets those lines; a class that runs trainers only passes them
+on.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ class Ended:
     """How a trainer ended."""
 
     is_well: bool
-    """Whether nothing went wrong, such as with exit status 0."""
+    """Whether the trainer ended without an error, for example with exit status 0."""
     how: str
-    """What follows "The trainer ended" in a message for the job's owner, such as "by SIGKILL"."""
+    """The end of the sentence "The trainer ended ..." for the job's owner, such as "by SIGKILL"."""
 
 
 class Trainers(Protocol):
     """Runs the trainers of jobs."""
 
     async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
-        """Run a trainer to its end, and return how it ended.
+        """Run a trainer until it ends, and return how it ended.
 
-        A trainer that says that it has succeeded has left the model and the results, whole, at the paths in `run`.
+        When a trainer reports success, the complete model and results are at the paths in `run`.
 
-        If this is cancelled, or `on_line` raises an exception, the trainer is ended first. Any other exception says
-        that the trainer could not be run: a shortage of this machine (`aiofinetune.local._shortage`) puts the job back
-        into the queue, and all else fails it.
+        If this call is cancelled, or `on_line` raises an exception, end the trainer before the exception propagates.
+        Any other exception means that the trainer could not be run: if it is a shortage of this machine
+        (`aiofinetune.local._shortage`), the job goes back into the queue; otherwise the job fails.
 
         Args:
-            run: The attempt: the job, and where the trainer finds and leaves things.
-            on_line: Called with each line that the trainer writes, and awaited before the next.
+            run: The job, and the paths that the trainer reads and writes.
+            on_line: Called and awaited for each line that the trainer writes.
         """
-        ...  # Pyright takes a body of a docstring alone for one that returns None.
+        ...  # Without this, Pyright takes the method for one that returns None.

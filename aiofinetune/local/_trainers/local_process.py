@@ -1,6 +1,6 @@
 """Trainers that are processes on this machine.
 
-A thread cannot be killed and a process pool cannot cancel what it runs, so each trainer is a process of its own.
+A thread cannot be killed, and a process pool cannot cancel its work, so each trainer is a process of its own.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from aiofinetune.local._store.runs import Run
 from aiofinetune.local._trainers import Ended
 
 _GRACE: Final = 2.0
-"""Seconds that a trainer has to end by itself once it was asked to."""
+"""Seconds that a trainer has to end after SIGTERM."""
 
 _STDERR_BYTES: Final = 4096
-"""How much of the end of a trainer's stderr is kept."""
+"""The number of bytes that are kept from the end of a trainer's stderr."""
 
 _LINE_BYTES: Final = 1 << 20
-"""The longest line that a trainer may write."""
+"""The length of the longest line that a trainer may write."""
 
 _TRAINER: Final = Path(__file__).parents[1] / "_engines" / "trainer.py"
 
 _SEED: Final = 0
-"""The same data and parameters give the same model; the API has no parameter for it."""
+"""The seed of all trainings, as the API has no parameter for it. The same data and parameters give the same model."""
 
 
 class LocalProcess:
     """Runs each trainer as a process of its own on this machine."""
 
     async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
-        """Run a trainer to its end (see `aiofinetune.local._trainers.Trainers`)."""
-        await in_thread(None, lambda: run.job_path.write_bytes(structuring.dumps(_orders(run))))
+        """Run a trainer until it ends (see `aiofinetune.local._trainers.Trainers`)."""
+        await in_thread(None, lambda: run.job_path.write_bytes(structuring.dumps(_input(run))))
         async with _started(run) as process, asyncio.TaskGroup() as group:
             assert process.stdout is not None  # noqa: S101  # It is a pipe.
             stderr = group.create_task(_read_stderr(process))
@@ -50,8 +50,8 @@ class LocalProcess:
         return Ended(code == 0, _how(code, stderr.result()))
 
 
-def _orders(run: Run) -> dict[str, object]:
-    """Return what the trainer reads."""
+def _input(run: Run) -> dict[str, object]:
+    """Return the trainer's input."""
     return {
         "training_path": str(run.training_path),
         "validation_path": run.validation_path and str(run.validation_path),
@@ -65,21 +65,21 @@ def _orders(run: Run) -> dict[str, object]:
 
 @contextlib.asynccontextmanager
 async def _started(run: Run) -> AsyncIterator[Process]:
-    """Start a trainer, and end it with the block."""
-    # Not to be cancelled halfway: the process would be there, and nobody would know it.
+    """Return a context manager that starts a trainer, and ends it when the block ends."""
+    # If this were cancelled halfway, the process would run and nothing would end it.
     starting = asyncio.ensure_future(_start(run))
     try:
         yield await until_over(starting)
     finally:
         if not starting.cancelled() and starting.exception() is None:
-            # Nor here: a job may be cancelled, and then the server.
+            # This must not be cancelled either: the server may close while a cancelled job's trainer ends.
             await until_over(asyncio.ensure_future(_end(starting.result())))
 
 
 async def _start(run: Run) -> Process:
-    # One BLAS thread: with more, a run of 7 s took 45 s beside other work. The trainer imports what the server would,
-    # wherever it is started. A session of its own keeps a Ctrl-C at the terminal for the server to act on (uvloop knows
-    # no `process_group`); the trainer sees the end of its stdin if the server is gone.
+    # With more than one BLAS thread, a run of 7 s took 45 s on a busy machine. With this path, the trainer imports the
+    # same modules as the server. In a session of its own, the trainer does not receive a Ctrl-C at the terminal, which
+    # is for the server (uvloop does not support `process_group`). If the server dies, the trainer's stdin ends.
     one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     python_path = os.pathsep.join(path or os.curdir for path in sys.path)
     return await asyncio.create_subprocess_exec(
@@ -94,7 +94,7 @@ async def _start(run: Run) -> Process:
 
 
 async def _read_stderr(process: Process) -> bytes:
-    """Read all of a trainer's stderr, and return the end of it."""
+    """Read all of a trainer's stderr, and return its end."""
     assert process.stderr is not None  # noqa: S101  # It is a pipe.
     end = b""
     while piece := await process.stderr.read(_STDERR_BYTES):
@@ -103,7 +103,7 @@ async def _read_stderr(process: Process) -> bytes:
 
 
 async def _end(process: Process) -> None:
-    """End a trainer that nobody listens to any more, if it has not ended: ask it to, and kill it if it does not."""
+    """End a trainer that is still running: send SIGTERM, and SIGKILL if it does not end in time."""
     assert process.stdin is not None  # noqa: S101  # It is a pipe.
     assert process.stdout is not None  # noqa: S101  # It is a pipe.
     process.stdin.close()
@@ -118,13 +118,13 @@ async def _end(process: Process) -> None:
 
 
 def _signal(process: Process, number: signal.Signals) -> None:
-    """Signal a trainer and whatever it may have started."""
+    """Send a signal to a trainer and all processes that it has started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 def _how(code: int, stderr: bytes) -> str:
-    """Say how a trainer ended, with the last that it said of it."""
+    """Return how a trainer ended, with the last line of its stderr."""
     how = f"with exit status {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
     lines = stderr.decode(errors="replace").strip().splitlines()
     return how + (f": {lines[-1]}" if lines else "")
