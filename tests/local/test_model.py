@@ -147,7 +147,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_an_unknown_base_model_is_named() -> None:
     """The message says which there are."""
-    with pytest.raises(ValueError, match="no base model 'gpt'; expected one of ada, babbage, curie, davinci"):
+    with pytest.raises(ValueError, match="unknown base model 'gpt'; expected one of ada, babbage, curie, davinci"):
         engine.load_base("gpt")
 
 

@@ -1,1 +1,1 @@
-"""What trains: the built-in model, and the program that trains one job with it."""
+"""The built-in model, and the program that trains it for one job."""

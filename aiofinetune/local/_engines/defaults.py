@@ -9,5 +9,5 @@ def batch_size_of(examples: int) -> int:
 
 
 def learning_rate_multiplier_of(batch_size: int) -> float:
-    """Return 0.05, 0.1 or 0.2, as the final batch size is under 8, under 64, or more."""
+    """Return 0.05 for a final batch size under 8, 0.1 for one under 64, and 0.2 otherwise."""
     return 0.05 if batch_size < 8 else 0.1 if batch_size < 64 else 0.2

@@ -1,4 +1,4 @@
-"""Measures of a classifier, by their textbook definitions, and at the edges by scikit-learn's conventions."""
+"""Metrics of a classifier by their textbook definitions, with scikit-learn's conventions for edge cases."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,30 +8,31 @@ Flags = NDArray[np.bool_]
 
 
 def accuracy(truth: Labels | Flags, predicted: Labels | Flags) -> float:
-    """Return the share of (n,) predictions that are right."""
+    """Return the share of the (n,) predictions that are correct."""
     return float(np.mean(truth == predicted))
 
 
 def weighted_f1(truth: Labels, predicted: Labels) -> float:
-    """Return the mean of the classes' F1, each weighted by how often the class is the truth."""
+    """Return the mean F1 of the classes, weighted by the number of true instances of each."""
     classes, counts = np.unique(truth, return_counts=True)
     scores = [f_beta(truth == label, predicted == label, 1.0) for label in classes]
     return float(np.average(scores, weights=counts))
 
 
 def precision(truth: Flags, predicted: Flags) -> float:
-    """Return the share of predicted positives that are positive, 0 if nothing was predicted positive."""
+    """Return the share of predicted positives that are positive; 0 if nothing is predicted positive."""
     return _ratio(np.count_nonzero(truth & predicted), np.count_nonzero(predicted))
 
 
 def recall(truth: Flags, predicted: Flags) -> float:
-    """Return the share of positives that were predicted positive, 0 if there is no positive."""
+    """Return the share of positives that are predicted positive; 0 if there are no positives."""
     return _ratio(np.count_nonzero(truth & predicted), np.count_nonzero(truth))
 
 
 def f_beta(truth: Flags, predicted: Flags, beta: float) -> float:
-    """Return the harmonic mean of precision and recall, recall counting `beta` times as much (van Rijsbergen 1979)."""
-    share = 1 / (1 + beta * beta)  # Of precision. Unlike a power, a product too large is infinite, and this then 0.
+    """Return the harmonic mean of precision and recall, with recall weighted `beta` times (van Rijsbergen 1979)."""
+    # The weight of precision. If `beta * beta` overflows it is infinity, where `beta**2` raises OverflowError.
+    share = 1 / (1 + beta * beta)
     return _ratio(
         np.count_nonzero(truth & predicted),
         (1 - share) * np.count_nonzero(truth) + share * np.count_nonzero(predicted),
@@ -39,9 +40,9 @@ def f_beta(truth: Flags, predicted: Flags, beta: float) -> float:
 
 
 def auroc(truth: Flags, scores: NDArray[np.float64]) -> float | None:
-    """Return the chance that a positive scores over a negative, a tie counting half (Mann and Whitney 1947).
+    """Return the probability that a positive scores higher than a negative (Mann and Whitney 1947).
 
-    None if the truth has one class only, where it is undefined.
+    A tie counts as half. None if the truth has only one class, for which the value is undefined.
     """
     positives, negatives = np.count_nonzero(truth), np.count_nonzero(~truth)
     if not positives or not negatives:
@@ -52,7 +53,10 @@ def auroc(truth: Flags, scores: NDArray[np.float64]) -> float | None:
 
 
 def auprc(truth: Flags, scores: NDArray[np.float64]) -> float | None:
-    """Return the average precision: over all thresholds, precision times the recall added; None if none is positive."""
+    """Return the average precision: the sum over all thresholds of precision times the increase in recall.
+
+    None if there are no positives.
+    """
     if not truth.any():
         return None
     order = np.argsort(-scores, kind="stable")

@@ -1,15 +1,15 @@
 """An autoregressive language model over bytes, small enough to train in seconds on one core.
 
-A window over the last bytes (Bengio et al. 2003, "A neural probabilistic language model") beside a running context, the
-sum of hashed byte 2- and 4-gram embeddings of everything to the left (Bojanowski et al. 2017, fastText) over the root
-of its length:
+It combines a window over the last bytes (Bengio et al. 2003, "A neural probabilistic language model") with a running
+context: the sum of hashed byte 2- and 4-gram embeddings of everything to the left (Bojanowski et al. 2017, fastText),
+divided by the square root of its length:
 
     hidden = relu([window, context] @ hidden_weight + hidden_bias)
     logits = [hidden, context] @ output_weight + output_bias
 
 The context is a cumulative sum, so its gradient is a reversed cumulative sum and nothing is recurrent. There are 257
-symbols: the bytes, and end of text, which also stands for what is left of the start. Sequences are laid end to end,
-never padded to one length.
+symbols: the bytes, and end of text, which also fills the window before the start. Sequences are concatenated, never
+padded to the same length.
 """
 
 import zlib
@@ -32,13 +32,13 @@ Indices = NDArray[np.intp]
 END_OF_TEXT: Final = 256
 SYMBOLS: Final = 257
 
-# A longer prompt loses its start. A longer completion is refused: a completion cut short, or a prompt and completion
-# cut as one, would tell the model the label by its position.
+# A longer prompt is cut at its start. A longer completion is refused: if a completion, or a prompt and completion
+# together, were cut, their position would reveal the label to the model.
 PROMPT_BYTES: Final = 4096
 COMPLETION_BYTES: Final = 4095
 
-# Gradients are summed over slices of so many positions: 80 MB where a whole batch of long texts took 2.5 GB, and twice
-# as fast. The longest prompt and completion with its end of text are one slice.
+# Gradients are summed over slices of this many positions. This takes 80 MB where a whole batch of long texts took
+# 2.5 GB, and is twice as fast. The longest prompt and completion with its end of text fit in one slice.
 SLICE_POSITIONS: Final = PROMPT_BYTES + COMPLETION_BYTES + 1
 
 
@@ -75,9 +75,9 @@ class Weights:
 
 @attrs.frozen(eq=False)
 class Model:
-    """A language model: its base's name, the learning rate that base was pretrained at, and its weights.
+    """A language model: the name of its base, the learning rate of the base's pretraining, and its weights.
 
-    Any number of threads may read a model; nothing here changes one but an optimizer.
+    Any number of threads may read a model, because only an optimizer changes it.
     """
 
     base: str
@@ -92,17 +92,17 @@ class Model:
 
 @attrs.frozen
 class TextPair:
-    """A prompt and its completion as UTF-8, within the model's bounds."""
+    """A prompt and its completion as UTF-8, within the model's limits."""
 
     prompt: bytes
     completion: bytes
 
     @classmethod
     def of(cls, prompt: str, completion: str) -> "TextPair":
-        """Encode both, keeping the last `PROMPT_BYTES` of the prompt.
+        """Encode both, and keep the last `PROMPT_BYTES` of the prompt.
 
         Raises:
-            ValueError: The completion is over `COMPLETION_BYTES`.
+            ValueError: The completion is longer than `COMPLETION_BYTES`.
         """
         encoded = completion.encode()
         if len(encoded) > COMPLETION_BYTES:
@@ -111,17 +111,17 @@ class TextPair:
 
     @property
     def positions(self) -> int:
-        """How many symbols the model is asked for: every byte, and the end of text."""
+        """The number of symbols that the model predicts: every byte, and the end of text."""
         return len(self.prompt) + len(self.completion) + 1
 
 
 @attrs.frozen(eq=False)
 class Evaluation:
-    """How a model did on some texts.
+    """The loss and the hits of a model on some texts.
 
-    `loss` is the mean negative log probability in nats per symbol, each position by its weight. `hits` tells, for each
-    byte of each completion and its end of text, in order, whether the model's likeliest symbol was the right one (given
-    the right ones before it).
+    `loss` is the weighted mean negative log probability in nats per symbol. `hits` contains, for each byte of each
+    completion and its end of text, in order, whether the model's most likely symbol was the correct one (given the
+    correct ones before it).
     """
 
     loss: float
@@ -130,7 +130,7 @@ class Evaluation:
 
 @attrs.frozen(eq=False)
 class Gradients:
-    """Gradients of the loss: whole for `dense` weights, by name; of the n-gram table only the rows used, ascending."""
+    """Gradients of the loss: of the `dense` weights by name, and of the used rows of the n-gram table, ascending."""
 
     dense: dict[str, Floats]
     ngram_rows: Symbols
@@ -145,10 +145,10 @@ class Gradients:
 
 @attrs.frozen(eq=False)
 class _Layout:
-    """Texts laid end to end as n positions, each asking for one symbol."""
+    """Concatenated texts as n positions, each with one symbol to predict."""
 
-    symbols: Symbols  # (n,): the symbol asked for
-    windows: Symbols  # (n, window): the symbols before it, its own text's, oldest first
+    symbols: Symbols  # (n,): the symbol to predict
+    windows: Symbols  # (n, window): the symbols before it in its text, oldest first
     ngrams: Symbols  # (2, n): buckets of the 2- and 4-gram that end in the symbol, for the contexts of later positions
     starts: Indices  # (n,): where the position's text starts
     ends: Indices  # (n,): where it ends (the position after its last)
@@ -157,7 +157,7 @@ class _Layout:
 
 @attrs.frozen(eq=False)
 class _Activations:
-    """What the model computed at m of the positions."""
+    """The values that the model computed at m of the positions."""
 
     inputs: Floats  # (m, window * byte_width + context)
     features: Floats  # (m, hidden + context)
@@ -165,7 +165,7 @@ class _Activations:
 
 
 def random_model(base: str, pretraining_rate: float, seed: int) -> Model:
-    """Return an untrained model of the size of `base`; `pretraining_rate` is the rate it is about to be trained at."""
+    """Return an untrained model of the size of `base`; `pretraining_rate` is the learning rate to train it with."""
     size, rng = SIZES[base], np.random.default_rng(seed)
     inputs, features = size.window * size.byte_width + size.context, size.hidden + size.context
 
@@ -186,8 +186,8 @@ def random_model(base: str, pretraining_rate: float, seed: int) -> Model:
 def ngram_buckets(symbols: Symbols, bits: int) -> Symbols:
     """Hash the 2- and 4-gram ending in each symbol from the fourth on: (n,) to (2, n - 3) buckets below 2**bits.
 
-    Multiplicative hashing (Knuth, The Art of Computer Programming, 6.4), in arithmetic modulo 2**32. 16-bit buckets let
-    NumPy radix-sort them.
+    This is multiplicative hashing (Knuth, The Art of Computer Programming, 6.4) modulo 2**32. NumPy can radix-sort the
+    buckets because they have 16 bits.
     """
     wide = symbols.astype(np.uint32)
     pairs = wide[:-1] * np.uint32(SYMBOLS) + wide[1:]
@@ -202,7 +202,7 @@ def next_log_probabilities(weights: Weights, windows: Symbols, contexts: Floats)
 
 
 def evaluate(model: Model, texts: Sequence[TextPair], prompt_weight: float) -> Evaluation:
-    """Measure loss and hits on `texts`; a position of a prompt counts `prompt_weight`, one of a completion 1."""
+    """Return the loss and hits on `texts`. Positions of prompts have the weight `prompt_weight`, all others 1."""
     loss, hits = 0.0, []
     for group in slices(texts):
         layout = _lay_out(group, model.size)
@@ -215,9 +215,9 @@ def evaluate(model: Model, texts: Sequence[TextPair], prompt_weight: float) -> E
 
 
 def loss_and_gradients(model: Model, texts: Sequence[TextPair], prompt_weight: float) -> tuple[Evaluation, Gradients]:
-    """Measure the loss and hits on `texts`, as `evaluate` does, and the gradients of the loss.
+    """Return the loss and hits on `texts`, as `evaluate` does, and the gradients of the loss.
 
-    At a `prompt_weight` of 0 nothing is computed for the positions of prompts but the context they give.
+    If `prompt_weight` is 0, only the contexts are computed for the positions of prompts.
     """
     loss, hits, shares = 0.0, list[NDArray[np.bool_]](), list[Gradients]()
     total_weight = _total_weight(texts, prompt_weight)
@@ -247,7 +247,7 @@ def score(model: Model, texts: Sequence[TextPair]) -> NDArray[np.float64]:
 
 
 def slices(texts: Sequence[TextPair]) -> Iterator[Sequence[TextPair]]:
-    """Cut `texts` into runs of at most `SLICE_POSITIONS` positions."""
+    """Split `texts` into runs of at most `SLICE_POSITIONS` positions."""
     start, positions = 0, 0
     for index, text in enumerate(texts):
         if positions + text.positions > SLICE_POSITIONS and index > start:
@@ -258,7 +258,7 @@ def slices(texts: Sequence[TextPair]) -> Iterator[Sequence[TextPair]]:
 
 
 def largest_weight(model: Model) -> float:
-    """Return the largest size of a weight; no number if one is none."""
+    """Return the largest absolute value of a weight; NaN if a weight is NaN."""
     return float(np.max([np.abs(weight).max() for weight in attrs.asdict(model.weights, recurse=False).values()]))
 
 
@@ -270,15 +270,15 @@ def save(model: Model, path: Path) -> None:
 
 
 def save_quantized(model: Model, path: Path) -> None:
-    """Write `model` to `path` as 8-bit integers and their scales, Huffman-coded, atomically.
+    """Write `model` to `path` as Huffman-coded 8-bit integers and their scales, atomically.
 
-    Bits per byte on held-out text change by under a thousandth.
+    This changes the bits per byte on held-out text by less than a thousandth.
     """
-    arrays: dict[str, Any] = {}  # Any, as NumPy's stub takes every array's name for that of its own flag.
+    arrays: dict[str, Any] = {}  # Any: NumPy's stub takes the array names for its own flags.
     for name, weight in attrs.asdict(model.weights, recurse=False).items():
         if name == "ngram_embedding":
-            # Nine tenths of all weights, of which each tells little. One step for all, for an error counts for as much
-            # in a row of small ones; and as coarse a step as the promise above bears.
+            # These are nine tenths of all weights, and each matters little. They share one scale, because an error
+            # matters as much in a row of small weights. The scale is as coarse as the limit above allows.
             scale = weight.std(keepdims=True) / np.float32(3)
         else:
             scale = np.abs(weight).max(axis=-1, keepdims=True) / np.float32(127)
@@ -290,7 +290,7 @@ def save_quantized(model: Model, path: Path) -> None:
 
 
 def _packed(values: NDArray[np.int8]) -> NDArray[np.uint8]:
-    # Without a search for repetitions, of which noise has few: naming them would cost a tenth more than they save.
+    # Noise has few repetitions, and encoding them would take a tenth more space than it saves.
     packer = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
     return np.frombuffer(packer.compress(values.tobytes()) + packer.flush(), np.uint8)
 
@@ -300,11 +300,11 @@ def _unpacked(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
 
 
 def load(path: Path) -> Model:
-    """Read a model written by `save` or `save_quantized`; its weights are its caller's own.
+    """Return a model that `save` or `save_quantized` wrote; the caller may change its weights.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no such model.
+        ValueError: The file is not such a model.
     """
     with np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
@@ -319,13 +319,13 @@ def load(path: Path) -> Model:
 
 
 def load_base(name: str) -> Model:
-    """Read the base model `name`: ada, babbage, curie or davinci.
+    """Return the base model `name`: ada, babbage, curie or davinci.
 
     Raises:
-        ValueError: There is no base model of that name.
+        ValueError: There is no base model with that name.
     """
     if name not in SIZES:
-        raise ValueError(f"there is no base model {name!r}; expected one of {', '.join(SIZES)}")
+        raise ValueError(f"unknown base model {name!r}; expected one of {', '.join(SIZES)}")
     with resources.as_file(resources.files("aiofinetune.local._engines") / "weights" / f"{name}.npz") as path:
         return load(path)
 
@@ -356,7 +356,7 @@ def _lay_out(texts: Sequence[TextPair], size: Size) -> _Layout:
 
 
 def _weigh(layout: _Layout, prompt_weight: float) -> tuple[Indices, Floats]:
-    """Return the positions that count, and how much each does."""
+    """Return the positions whose weight is not 0, and their weights."""
     weights = np.where(layout.in_completion, np.float32(1.0), np.float32(prompt_weight))
     chosen = np.flatnonzero(weights)
     return chosen, weights[chosen]
@@ -395,7 +395,7 @@ def _activate(weights: Weights, windows: Symbols, contexts: Floats) -> _Activati
 
 
 def _at(table: Floats, symbols: Symbols) -> Floats:
-    """Return the entry of each row of `table` that `symbols` names."""
+    """Return the entry of each row of `table` at the index in `symbols`."""
     entries: Floats = table[np.arange(len(symbols)), symbols]
     return entries
 
@@ -437,7 +437,7 @@ def _backpropagate(
 
 
 def _by_ngrams(layout: _Layout, chosen: Indices, by_contexts: Floats) -> Floats:
-    """Return the gradient at each position's n-grams: the sum of those at the later contexts of its text."""
+    """Return the gradient for each position's n-grams: the sum of the gradients for the later contexts of its text."""
     sums = np.zeros((len(layout.symbols) + 1, by_contexts.shape[1]), by_contexts.dtype)
     sums[chosen + 1] = by_contexts * _scales(layout)[chosen]
     np.cumsum(sums, axis=0, out=sums)
@@ -445,9 +445,9 @@ def _by_ngrams(layout: _Layout, chosen: Indices, by_contexts: Floats) -> Floats:
 
 
 def _sum_by_row(rows: Symbols, values: Floats) -> tuple[Symbols, Floats]:
-    """Sum the values that fall on the same row: the distinct rows, ascending, and their sums.
+    """Sum the values of the same row, and return the distinct rows, ascending, and their sums.
 
-    Fewer values than rows serve again from their first.
+    If there are fewer values than rows, the values repeat.
     """
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]

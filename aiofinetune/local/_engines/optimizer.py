@@ -1,4 +1,4 @@
-"""Adagrad (Duchi, Hazan and Singer 2011), touching only the rows of the n-gram table that a batch used."""
+"""Adagrad (Duchi, Hazan and Singer 2011), which updates only the rows of the n-gram table that a batch uses."""
 
 from typing import Final
 
@@ -7,25 +7,25 @@ import numpy as np
 
 from aiofinetune.local._engines.model import Floats, Gradients, Model
 
-# Keeps a first step of nearly no gradient from dividing by nearly nothing.
+# Prevents a division by nearly 0 if the first gradient is very small.
 EPSILON: Final = 1e-5
 
-# A matrix's steps are scaled by 2/sqrt(fan-in), without which the largest model learns worse than the smallest. Those
-# of biases and of the byte embedding, which every position moves, have to be smaller still.
+# The steps of a matrix are scaled by 2/sqrt(fan-in); otherwise the largest model learns worse than the smallest. The
+# steps of the biases and the byte embedding must be even smaller, because every position changes them.
 VECTOR_SCALE: Final = 0.1
 
 
 class Adagrad:
-    """Moves a model's weights down their gradients, in place."""
+    """Changes a model's weights in place, against their gradients."""
 
     def __init__(self, model: Model, ngram_scale: float) -> None:
-        """Start with no memory of earlier gradients; the steps of the n-gram table are scaled by `ngram_scale`."""
+        """Start without earlier gradients; the steps of the n-gram table are scaled by `ngram_scale`."""
         self._weights = attrs.asdict(model.weights, recurse=False)
         self._squares = {name: np.zeros_like(weight) for name, weight in self._weights.items()}
         self._ngram_scale = ngram_scale
 
     def step(self, gradients: Gradients, rate: float) -> None:
-        """Take one step at the learning `rate`."""
+        """Take one step with the learning rate `rate`."""
         for name, gradient in gradients.dense.items():
             weight, squares = self._weights[name], self._squares[name]
             squares += gradient * gradient

@@ -1,14 +1,15 @@
-"""Rebuilds the base weights from text that ships with CPython.
+"""Rebuild the base weights from text that is part of CPython.
 
     python -m aiofinetune.local._engines.pretrain [OUT]
 
-writes `ada.npz`, `babbage.npz`, `curie.npz` and `davinci.npz`, and their digests, into the folder OUT (by default the
-package's own). The text is the docstrings of the standard library and `pydoc_data.topics`, the language reference's
-help texts: copyright 2001 Python Software Foundation, all rights reserved, used under the PSF License Agreement
-(https://docs.python.org/3/license.html). The weights in the package were made from CPython 3.11.7's. They know how such
-text is spelt and little else: free text from them is babble. They help where training data is scarce.
+writes `ada.npz`, `babbage.npz`, `curie.npz` and `davinci.npz`, and their digests, to the folder OUT (by default, the
+package's own). The text consists of the docstrings of the standard library and `pydoc_data.topics`, the help texts of
+the language reference: copyright 2001 Python Software Foundation, all rights reserved, used under the PSF License
+Agreement (https://docs.python.org/3/license.html). The weights in the package were made from CPython 3.11.7. They have
+learned the spelling of such text and little else: what they write freely makes no sense. They help if there is little
+training data.
 
-The same interpreter, NumPy and processor give the same bytes; another may give others of the same worth.
+The same interpreter, NumPy and processor produce the same bytes; others may produce different weights that are as good.
 """
 
 import ast
@@ -26,12 +27,12 @@ import numpy as np
 from aiofinetune.local._engines.model import SIZES, Model, TextPair, loss_and_gradients, random_model, save_quantized
 from aiofinetune.local._engines.optimizer import Adagrad
 
-# The learning rate of pretraining at its height, and what a job's learning_rate_multiplier multiplies (each weight file
-# carries it).
+# The highest learning rate of pretraining. A job's learning_rate_multiplier multiplies it, so each weight file contains
+# it.
 RATE: Final = 2.0
 
-# The n-gram table learns slowly here, where most n-grams are rare and hash onto others, and fast in a job, whose few
-# texts it is to tell apart.
+# The n-gram table learns slowly here, because most n-grams are rare and share a bucket with others. It learns fast in a
+# job, where it must distinguish few texts.
 _NGRAM_SCALE = 0.05
 
 WEIGHTS_FOLDER: Final = Path(__file__).parent / "weights"
@@ -40,7 +41,7 @@ DIGESTS_NAME: Final = "SHA256SUMS"  # In the format of sha256sum.
 _PASSAGE_BYTES = 512
 _BATCH_PASSAGES = 4
 _EPOCHS = 2
-_WARM_UP = 0.2  # The share of all steps in which the rate rises; begun at its height, it spoils the model.
+_WARM_UP = 0.2  # The share of all steps in which the rate rises. Starting with the highest rate ruins the model.
 _SEED = 2022
 
 
@@ -57,13 +58,13 @@ def corpus() -> Iterator[str]:
 
 
 def passages(texts: Iterable[str], limit: int = _PASSAGE_BYTES) -> list[TextPair]:
-    """Cut `texts` into passages of at most `limit` bytes, each a completion of an empty prompt."""
+    """Split `texts` into passages of at most `limit` bytes, each a completion of an empty prompt."""
     encoded = (text.encode() for text in texts)
     return [TextPair(b"", text[start : start + limit]) for text in encoded for start in range(0, len(text), limit)]
 
 
 def pretrain(base: str, texts: Sequence[TextPair], epochs: int = _EPOCHS) -> Model:
-    """Train a model of the size of `base` on `texts` from nothing, at a rate that rises to `RATE` and falls to 0."""
+    """Train a new model of the size of `base` on `texts`, with a rate that rises to `RATE` and falls to 0."""
     model = random_model(base, RATE, _SEED)
     optimizer, rng = Adagrad(model, _NGRAM_SCALE), np.random.default_rng(_SEED)
     order = np.concatenate([rng.permutation(len(texts)) for _ in range(epochs)])
@@ -76,7 +77,7 @@ def pretrain(base: str, texts: Sequence[TextPair], epochs: int = _EPOCHS) -> Mod
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Rebuild all base weights into the folder named by the first of `arguments`, or into the package."""
+    """Rebuild all base weights in the folder that the first of `arguments` names, or in the package."""
     folder = Path(arguments[0]) if arguments else WEIGHTS_FOLDER
     texts = passages(corpus())
     digests = []
@@ -91,7 +92,7 @@ def _docstrings(path: Path) -> Iterator[str]:
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # lib2to3 keeps a few broken files to test itself with.
+    except SyntaxError:  # lib2to3 contains a few broken files for its tests.
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

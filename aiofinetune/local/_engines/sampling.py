@@ -1,4 +1,4 @@
-"""Completing a prompt: a byte at a time underneath, counted in tokens."""
+"""Complete a prompt: the model writes one byte at a time, and the limits count tokens."""
 
 import codecs
 import heapq
@@ -26,20 +26,21 @@ T = TypeVar("T")
 FinishReason = Literal["stop", "length"]
 
 Steps = Generator[None, None, T]
-"""Work that pauses after each of its steps, and gives a value at its end."""
+"""Work that yields after each of its steps, and returns a value at its end."""
 
-# How many beginnings of tokens the search for the likeliest tokens looks into before it settles for those it has found.
+# The number of token prefixes that the search for the most likely tokens examines before it returns what it has found.
 _SEARCH_STEPS: Final = 100
 
 
 @attrs.frozen
 class Written:
-    """Some of what a model wrote, in whole tokens, or all of it.
+    """A piece of the text that a model wrote, in whole tokens, or all of it.
 
-    `finish_reason` is None if more follows, "length" if the next token would have been one too many, else "stop".
-    `tokens` are the text's. `token_logprobs` are their log probabilities, in nats, each after those before it;
-    `top_logprobs` are the likeliest tokens in each one's place, likeliest first, with theirs. Both are None if they
-    were not asked for, and hold None for a token of an echoed prompt that nothing known is before.
+    `finish_reason` is None if more text follows, "length" if the next token would exceed the limit, and otherwise
+    "stop". `tokens` are the tokens of the text. `token_logprobs` are their log probabilities in nats, each given the
+    tokens before it. `top_logprobs` are the most likely tokens at each position with their log probabilities, the most
+    likely one first. Both are None if they were not requested, and contain None for the tokens of an echoed prompt that
+    are not scored.
     """
 
     text: str
@@ -61,21 +62,21 @@ def write(
     logprobs: int | None = None,
     echo: bool = False,
 ) -> Iterator[Written | None]:
-    """Write on after `prompt` until the end of text, a stop or the bound, and yield each piece once it is settled.
+    """Continue `prompt` until the end of text, a stop or the limit, and yield each piece once it is final.
 
-    None is yielded after work that settled nothing, so that a caller can do something else, or give up, every
-    millisecond or so. Several threads may share a model.
+    None is yielded after work without a final piece, so that a caller can do something else, or stop, about every
+    millisecond. Several threads may share a model.
 
     Args:
         model: The model that writes.
-        prompt: What comes before; of a long one, the end is used.
-        rng: What draws the bytes.
-        max_tokens: The most tokens to write.
-        temperature: What log probabilities are divided by before a byte is drawn; at 0 the likeliest is taken.
-        top_p: How much of the probability to draw from: the likeliest bytes that have this share of it.
-        stop: Texts that end the completion, which keeps what is before them.
-        logprobs: How many of the likeliest tokens to list in each place, 0 for the tokens' own log probabilities
-            alone; None for none at all.
+        prompt: The text to continue; only the end of a long prompt is used.
+        rng: The random generator that draws the bytes.
+        max_tokens: The largest number of tokens to write.
+        temperature: The log probabilities are divided by it before a byte is drawn; 0 takes the most likely byte.
+        top_p: Bytes are drawn only from the most likely ones, which together have this share of the probability.
+        stop: Texts that end the completion; it contains only the text before them.
+        logprobs: The number of the most likely tokens to list at each position; 0 for only the log probabilities of
+            the tokens themselves; None for no log probabilities.
         echo: Whether to yield the prompt first.
     """
     text = prompt.encode(errors="replace")
@@ -95,25 +96,25 @@ def write(
 
 
 def new_rng(seed: int | None) -> np.random.Generator:
-    """Return what draws for a `seed`; None draws otherwise each time."""
+    """Return a random generator for a `seed`; None gives different draws each time."""
     return np.random.default_rng(seed)
 
 
-# Any: the parameters of `write`, which knows their types.
+# Any: the parameters of `write`, which has their types.
 def complete(model: Model, prompt: str, *, seed: int | None = None, **parameters: Any) -> Written:
-    """Write as `write` does, and return the whole.
+    """Write like `write`, and return the whole text.
 
     Args:
         model: The model that writes.
-        prompt: What comes before.
-        seed: What decides the draws; None for others each time.
-        parameters: Those of `write`.
+        prompt: The text to continue.
+        seed: The seed of the draws; None gives different draws each time.
+        parameters: The parameters of `write`.
     """
     return join(piece for piece in write(model, prompt, new_rng(seed), **parameters) if piece)
 
 
 def join(pieces: Iterable[Written]) -> Written:
-    """Put the pieces of one text together."""
+    """Join the pieces of one text."""
     parts = list(pieces)
     chances = [part.token_logprobs for part in parts if part.token_logprobs is not None]
     likeliest = [part.top_logprobs for part in parts if part.top_logprobs is not None]
@@ -128,7 +129,7 @@ def join(pieces: Iterable[Written]) -> Written:
 
 @attrs.frozen(eq=False)
 class _Reader:
-    """A model part-way through a text; reading on gives another reader."""
+    """The state of a model within a text; reading more text returns a new reader."""
 
     model: Model
     window: Symbols  # (window,): the last symbols read
@@ -147,7 +148,7 @@ class _Reader:
         return _Reader(self.model, symbols[-len(self.window) :], self.ngram_sum + ngrams, self.length + len(text))
 
     def predict(self) -> Floats:
-        """Return the log probability of each symbol to come next: (SYMBOLS,)."""
+        """Return the log probability that each symbol comes next: (SYMBOLS,)."""
         context = self.ngram_sum / np.float32(math.sqrt(max(self.length, 1)))
         log_probabilities: Floats = next_log_probabilities(self.model.weights, self.window[None], context[None])[0]
         return log_probabilities
@@ -156,9 +157,9 @@ class _Reader:
 def _write(
     reader: _Reader, max_tokens: int, draw: Callable[[Floats], int], stop: Sequence[str]
 ) -> Iterator[tuple[list[bytes], FinishReason | None]]:
-    """Draw byte after byte; after each, yield the tokens that are settled by then, and at the end why it is the end."""
+    """Draw one byte after another; after each, yield the tokens that have become final, and at the end the reason."""
     stops = [text.encode() for text in stop if text]
-    unsettled = max(map(len, stops), default=1) - 1  # So many bytes at the end may be the beginning of a stop.
+    unsettled = max(map(len, stops), default=1) - 1  # The last bytes may be the start of a stop.
     pending, token, n_tokens = b"", b"", 0
     while (symbol := draw(reader.predict())) != END_OF_TEXT:
         if n_tokens and symbol in extensions(token):
@@ -173,7 +174,7 @@ def _write(
             yield split_tokens(pending[: -max(map(len, ended))]), "stop"
             return
         reader = reader.read(token[-1:])
-        # Another byte can change the last token alone.
+        # Another byte can change only the last token.
         is_new = len(token) == 1
         settled = _first_tokens(pending, len(pending) - max(unsettled, 1)) if is_new else []
         pending = pending[sum(map(len, settled)) :]
@@ -193,7 +194,7 @@ def _first_tokens(text: bytes, size: int) -> list[bytes]:
 def _draw(log_probabilities: Floats, temperature: float, top_p: float, rng: np.random.Generator) -> int:
     if temperature == 0:
         return int(log_probabilities.argmax())
-    with np.errstate(over="ignore"):  # Near 0, the quotients of the less likely are minus infinity, as they should be.
+    with np.errstate(over="ignore"):  # Near 0, less likely bytes correctly become minus infinity.
         scaled = (log_probabilities - log_probabilities.max()).astype(np.float64) / temperature
     chances = np.exp(scaled)
     if top_p < 1:
@@ -206,13 +207,13 @@ def _draw(log_probabilities: Floats, temperature: float, top_p: float, rng: np.r
 
 
 def _echo(model: Model, text: bytes, logprobs: int | None) -> Steps[Written]:
-    """Return a prompt as if the model had written it."""
+    """Return the prompt as if the model had written it."""
     shown, tokens = text.decode(errors="replace"), split_tokens(text)
     if logprobs is None or not tokens:
         return Written(
             shown, tuple(map(show_token, tokens)), None if logprobs is None else (), () if logprobs else None
         )
-    # Of a long prompt the start is not scored, as it is not read either; the first token never is.
+    # The start of a long prompt is not scored, because the model does not read it. The first token is never scored.
     count = max(1, len(_first_tokens(text, len(text) - PROMPT_BYTES)))
     unscored = b"".join(tokens[:count])
     scorer = _Scorer(_Reader.at_start(model).read(unscored), tokens[count - 1], logprobs)
@@ -228,14 +229,14 @@ def _echo(model: Model, text: bytes, logprobs: int | None) -> Steps[Written]:
 
 @attrs.define(eq=False)
 class _Scorer:
-    """Says how likely each token of a text is, one after the other."""
+    """Scores the tokens of a text, one after the other."""
 
     reader: _Reader
     before: bytes
     count: int
 
     def score(self, token: bytes) -> Steps[tuple[float, dict[str, float]]]:
-        """Return the log probability of the next token, and the likeliest tokens in its place."""
+        """Return the log probability of the next token, and the most likely tokens at its position."""
         chance = _token_log_probability(self.reader, self.before, token)
         yield
         likeliest = yield from _likeliest_tokens(self.reader, self.before, self.count)
@@ -258,7 +259,7 @@ def _scored(
 
 
 def _token_log_probability(reader: _Reader, before: bytes, token: bytes) -> float:
-    """Return how likely `token`, and not a longer one, comes next, given that the token `before` it has ended."""
+    """Return the log probability that exactly `token` comes next, given that the token `before` it has ended."""
     total = -_log_end(reader.predict(), before)
     for index in range(len(token)):
         total += float(reader.predict()[token[index]])
@@ -267,9 +268,9 @@ def _token_log_probability(reader: _Reader, before: bytes, token: bytes) -> floa
 
 
 def _likeliest_tokens(reader: _Reader, before: bytes, count: int) -> Steps[list[tuple[str, float]]]:
-    """Return the `count` likeliest next tokens and their log probabilities, by a best-first search over beginnings."""
+    """Return the `count` most likely next tokens with their log probabilities, by a best-first search over prefixes."""
     found: list[tuple[str, float]] = []
-    # Unlikelihood, beginning of a token, whether it is the whole, and a reader short of its last byte.
+    # Negative log probability, prefix of a token, whether it is the whole token, reader before the prefix's last byte.
     queue = [(_log_end(reader.predict(), before), b"", False, reader)]
     steps = 0
     while queue and len(found) < count and steps < _SEARCH_STEPS:
@@ -290,7 +291,7 @@ def _likeliest_tokens(reader: _Reader, before: bytes, count: int) -> Steps[list[
 
 
 def _log_end(log_probabilities: Floats, token: bytes) -> float:
-    """Return the log probability that `token` is not made longer by what comes next."""
+    """Return the log probability that the next symbol does not extend `token`."""
     if not token:
         return 0.0
     longer = np.zeros(len(log_probabilities), np.bool_)

@@ -1,9 +1,9 @@
 """Tokens as the API counts them: word-like chunks of UTF-8.
 
-The model underneath reads and writes bytes; a token is what `max_tokens`, `elapsed_tokens` and the accuracies count in.
-The rule follows the byte-level splitting of GPT-2 (Radford et al. 2019, `encoder.py`): a word, or a run of punctuation,
-each with the one space before it, or a run of other white space. So a class label such as " Cyrillic" is one token.
-Splitting is stable: text added at the end can lengthen the last token or add tokens, and changes no token before them.
+The model reads and writes bytes; tokens are the unit of `max_tokens`, `elapsed_tokens` and the accuracies. The rule
+follows the byte-level splitting of GPT-2 (Radford et al. 2019, `encoder.py`): a token is a word or a run of
+punctuation, each with the one space before it, or a run of other white space. So a class label such as " Cyrillic" is
+one token. Text that is added at the end can extend the last token or add tokens, but never changes the tokens before.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
-# A run longer than this is several tokens, so that no number of tokens allows endless text.
+# A longer run is split into several tokens, so that a limit on the number of tokens also limits the length.
 TOKEN_BYTES: Final = 32
 
 _TOKEN = re.compile(
@@ -20,12 +20,12 @@ _TOKEN = re.compile(
 
 
 def split_tokens(text: bytes) -> list[bytes]:
-    """Split UTF-8 `text` into tokens, each at most `TOKEN_BYTES` bytes; joined, they are `text`."""
+    """Split UTF-8 `text` into tokens of at most `TOKEN_BYTES` bytes; joined, they are equal to `text`."""
     return _TOKEN.findall(text)
 
 
 def token_starts(text: bytes) -> Iterator[int]:
-    """Yield the offset in `text`, in bytes, at which each of its tokens starts."""
+    """Yield the byte offset in `text` at which each of its tokens starts."""
     return (match.start() for match in _TOKEN.finditer(text))
 
 
@@ -36,12 +36,12 @@ def count_tokens(text: bytes) -> int:
 
 @lru_cache(maxsize=4096)
 def extensions(token: bytes) -> frozenset[int]:
-    """Return the bytes that, added to `token`, make one longer token; of no token, all bytes."""
+    """Return the bytes that extend `token` to one longer token; for an empty `token`, all bytes."""
     return frozenset(byte for byte in range(256) if _TOKEN.fullmatch(token + bytes((byte,))))
 
 
 def show_token(token: bytes) -> str:
-    r"""Return `token` as text, or as the API writes bytes that are no UTF-8 of their own: `bytes:\xe2\x82`."""
+    r"""Return `token` as text; if it is not valid UTF-8, as the API shows such bytes: `bytes:\xe2\x82`."""
     try:
         return token.decode()
     except UnicodeDecodeError:

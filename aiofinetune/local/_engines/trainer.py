@@ -2,35 +2,36 @@
 
     python -P aiofinetune/local/_engines/trainer.py job.json
 
-The job file names the training and validation files, the model (a base model's name, or the path of a fine-tuned one),
-where to write the tuned model and the results, the hyperparameters and the seed. On stdout goes one JSON object a line:
-"started" once the files are read and checked, "epoch" after each epoch, and last "succeeded", when both files are whole
-on disk, or "failed", with exit status 1 and a message for the job's owner, or "short", likewise, where the machine has
-run out of something, such as room on the disk, and the job can be tried again.
+The job file contains the paths of the training and validation files, the model (a base model's name, or the path of a
+fine-tuned one), the paths for the tuned model and the results, the hyperparameters and the seed. The process writes one
+JSON object per line to stdout: "started" when the files are read and checked, "epoch" after each epoch, and at the end
+one of three. "succeeded" means that the model and the results are complete on the disk. "failed", with exit status 1,
+has a message for the job's owner. "short", also with exit status 1, means that the machine has run out of something,
+such as disk space, and that the job can be retried.
 
-Standard input is to be held open by whoever started the process: at its end the process is gone at once, so a server
-killed outright leaves no trainer behind. SIGTERM ends it at once too.
+The parent must keep standard input open. The process ends as soon as standard input does, so that a killed server does
+not leave trainers behind. SIGTERM also ends it at once.
 
-It is run as a file, not as a module of its package, which would be imported first: that and NumPy take seconds on a
-busy machine, during which nothing would watch standard input.
+It is run as a file. As a module, its package would be imported first; on a busy machine this and NumPy take seconds, in
+which nothing would watch standard input.
 """
 
-# ruff: noqa: E402  # What takes long to import comes after the watch over standard input.
+# ruff: noqa: E402  # Slow imports follow the start of the thread that watches standard input.
 
 import os
 import threading
 from typing import Any, Final
 
-# The exit status when standard input has ended.
+# The exit status if standard input has ended.
 EXIT_ABANDONED: Final = 3
 
-# The longest message for a job's owner; it may quote what the job's owner sent.
+# The length of the longest message for a job's owner, which may quote what the owner sent.
 MAX_MESSAGE: Final = 2000
 
 
 def end_with_stdin() -> None:
-    """Wait for standard input to end, then end the process at once."""
-    # Not sys.stdin: a thread blocked in its lock would abort the interpreter at exit.
+    """Wait until standard input ends, and then end the process at once."""
+    # sys.stdin is not used, because a thread that holds its lock would abort the interpreter at exit.
     while os.read(0, 1):
         pass
     os._exit(EXIT_ABANDONED)
@@ -39,7 +40,7 @@ def end_with_stdin() -> None:
 if __name__ == "__main__":
     threading.Thread(target=end_with_stdin, daemon=True).start()
 
-# Before NumPy is first imported, which reads them: with two threads under load, a run of 7 s took 45 s.
+# NumPy reads these when it is imported. With two threads on a busy machine, a run of 7 s took 45 s.
 os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import json
@@ -54,10 +55,10 @@ from aiofinetune.local._shortage import shortage_of
 
 
 def run(job: dict[str, Any]) -> None:  # Any: JSON that the server wrote.
-    """Train `job` and write its model and results, reporting on the way.
+    """Train `job`, report the progress, and write the model and the results.
 
     Raises:
-        TrainingError: The job cannot be trained as it was asked for.
+        TrainingError: The job cannot be trained as requested.
     """
     train_texts = training.read_texts(job["training_path"], "training")
     validation_texts = training.read_texts(job["validation_path"], "validation") if job["validation_path"] else []
@@ -81,7 +82,7 @@ def run(job: dict[str, Any]) -> None:  # Any: JSON that the server wrote.
 
 
 def report(kind: str, **details: object) -> None:
-    """Tell the server what happened, as one line."""
+    """Report to the server, as one line."""
     sys.stdout.write(json.dumps({"type": kind, **details}) + "\n")
     sys.stdout.flush()
 
@@ -93,7 +94,7 @@ def main(job_path: str) -> int:
     except training.TrainingError as error:
         report("failed", message=str(error)[:MAX_MESSAGE])
         return 1
-    except Exception as error:  # noqa: BLE001 - whatever it was, the job's owner is told, without an OSError's paths
+    except Exception as error:  # noqa: BLE001  # Any error is reported to the job's owner, without the paths of an OSError.
         if shortage := shortage_of(error):
             report("short", message=str(shortage))
         else:

@@ -1,4 +1,4 @@
-"""Fine-tuning as a pure computation: from texts and hyperparameters to a trained model and its results file's rows.
+"""Fine-tuning as a pure computation: from texts and hyperparameters to a trained model and the rows of its results.
 
 Hyperparameters and columns follow the reference's "Create fine-tune" and "Analyzing your fine-tuned model".
 """
@@ -20,30 +20,30 @@ from aiofinetune.local._engines.optimizer import Adagrad
 from aiofinetune.local._engines.tokens import count_tokens, token_starts
 from aiofinetune.local._shortage import shortage_of
 
-# How often in an epoch, the last time at its end, the model is measured on the whole validation file.
+# The number of times in an epoch that the model is evaluated on the whole validation file, the last time at its end.
 VALIDATIONS_PER_EPOCH: Final = 2
 
-# Each class is scored for each validation example, so there may not be too many if `classification_n_classes` is null.
+# The limit of classes if `classification_n_classes` is null, because each one is scored for each validation example.
 MAX_CLASSES: Final = 100
 
-# Pretraining's is far smaller; `pretrain` says why.
+# `pretrain` explains why the scale in pretraining is much smaller.
 NGRAM_SCALE: Final = 1.0
 
-# With weights up to this size no text, however long, leads to a number that single precision cannot hold: a logit is a
-# sum of some 200 * 200 products of three weights, one of which may stand for the 500-fold of an n-gram's.
+# If no weight is larger than this, no text, however long, overflows single precision: a logit is a sum of about
+# 200 * 200 products of three weights, one of which may be an n-gram's times 500.
 LARGEST_NUMBER: Final = 1e9
 
-# What one step adds to the results file, by column; a column that is absent is an empty cell.
+# One step's row of the results file, by column. An absent column is an empty cell.
 Row = dict[str, float | None]
 
 
 class TrainingError(Exception):
-    """A job cannot be trained as it was asked for; the message is for its owner."""
+    """A job cannot be trained as requested; the message is for its owner."""
 
 
 @attrs.frozen
 class Hyperparams:
-    """What a job is trained with, every default resolved; names and meanings are the API reference's."""
+    """A job's hyperparameters with all defaults resolved; the API reference describes them."""
 
     n_epochs: int
     batch_size: int
@@ -57,16 +57,16 @@ class Hyperparams:
 
 @attrs.frozen
 class Classification:
-    """The completions to choose among, and for binary metrics the positive one, without the space around it."""
+    """The completions to choose from and, for binary metrics, the positive one without surrounding white space."""
 
     classes: tuple[bytes, ...]
     positive_class: bytes | None
     betas: tuple[float, ...]
 
 
-# Any: values of JSON, which the server has checked.
+# Any: JSON values, which the server has checked.
 def resolve_hyperparams(requested: Mapping[str, Any], examples: int) -> Hyperparams:
-    """Fill in the defaults of what was not given, some of which depend on the number of `examples`."""
+    """Fill in the defaults, some of which depend on the number of `examples`."""
     batch_size = requested.get("batch_size") or batch_size_of(examples)
     multiplier = requested.get("learning_rate_multiplier")
     if multiplier is None:
@@ -84,11 +84,11 @@ def resolve_hyperparams(requested: Mapping[str, Any], examples: int) -> Hyperpar
 
 
 def read_texts(path: str, role: str) -> list[TextPair]:
-    """Read a whole training file for the model; `role` is what messages call it.
+    """Read all examples of a training file; messages call it the `role` file.
 
     Raises:
-        OSError: The machine is short of what it takes to read it.
-        TrainingError: The file is not one, or holds a completion too long for the model.
+        OSError: The machine has run out of something, so the file cannot be read.
+        TrainingError: The file is not a training file, or contains a completion that is too long for the model.
     """
     texts = []
     try:
@@ -110,10 +110,11 @@ def read_texts(path: str, role: str) -> list[TextPair]:
 def find_classes(
     hyperparams: Hyperparams, training: Sequence[TextPair], validation: Sequence[TextPair]
 ) -> Classification | None:
-    """Return the classes, the distinct completions of both files; None if no metrics are asked for.
+    """Return the classes, which are the distinct completions of both files; None if no metrics are requested.
 
     Raises:
-        TrainingError: The metrics were asked for without what they need, or the files hold other classes than was said.
+        TrainingError: A parameter or a file that the metrics need is missing, or the files do not contain the classes
+            that the hyperparameters promise.
     """
     if not hyperparams.compute_classification_metrics:
         return None
@@ -152,7 +153,7 @@ def result_columns(*, has_validation: bool, classification: Classification | Non
 
 
 def format_row(row: Row, columns: Sequence[str]) -> str:
-    """Return `row` as a line of CSV: whole numbers as they are, others to 6 significant digits, an absent one empty."""
+    """Return `row` as a line of CSV: floats with 6 significant digits, absent columns as empty cells."""
     return ",".join(_format(row.get(column)) for column in columns) + "\n"
 
 
@@ -162,7 +163,7 @@ def count_text_tokens(text: TextPair) -> int:
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Return how many batches hold all examples once; the last may be smaller."""
+    """Return the number of batches that contain all examples once; the last batch may be smaller."""
     return -(-examples // batch_size)
 
 
@@ -174,13 +175,13 @@ def train(
     classification: Classification | None,
     seed: int,
 ) -> Iterator[Row]:
-    """Train `model` in place, yielding a row for the results file after each step.
+    """Train `model` in place, and yield a row for the results file after each step.
 
-    Each epoch takes the training texts in a new order, which `seed` decides. The learning rate starts at the multiplier
-    times the model's pretraining rate and falls to 0 along a line.
+    Each epoch uses the training texts in a new order, which depends on `seed`. The learning rate starts at the
+    multiplier times the model's pretraining rate, and decreases linearly to 0.
 
     Raises:
-        TrainingError: The training diverged: a loss is no number, or the model would write none.
+        TrainingError: The training diverged: a loss or a weight is NaN or too large.
     """
     done = 0
     optimizer, rng = Adagrad(model, NGRAM_SCALE), np.random.default_rng(seed)
@@ -213,7 +214,7 @@ def train(
 
 
 def _check_number(value: float, name: str, step: int, hyperparams: Hyperparams) -> None:
-    """Refuse to go on, or to end, with a model that has diverged."""
+    """Raise an error if the model has diverged."""
     if value <= LARGEST_NUMBER:
         return
     found = f"too large ({value:g})" if math.isfinite(value) else f"no number ({value:g})"
@@ -225,7 +226,7 @@ def _check_number(value: float, name: str, step: int, hyperparams: Hyperparams) 
 
 
 def classification_metrics(model: Model, validation: Sequence[TextPair], classification: Classification) -> Row:
-    """Classify the validation prompts, by the completion that is likeliest as a whole, and measure the outcome."""
+    """Classify each validation prompt by its most likely completion, and return the metrics."""
     classes = classification.classes
     truth = np.array([classes.index(text.completion) for text in validation], np.intp)
     groups = (validation[start : start + 64] for start in range(0, len(validation), 64))
@@ -260,13 +261,13 @@ def _binary_metrics(truth: metrics.Flags, positive_chances: NDArray[np.float64],
 
 
 def _measures(kind: str, loss: float, texts: Sequence[TextPair], hits: NDArray[np.bool_]) -> Row:
-    """Return the loss and accuracies: a token is right if all its bytes are, a completion if all its tokens are."""
+    """Return the loss and accuracies. A token is correct if all its bytes are, a completion if all its tokens are."""
     starts, ends, position = list[int](), list[int](), 0
     for text in texts:
         starts += (position + start for start in token_starts(text.completion))
         position += len(text.completion)
         ends.append(len(starts))
-        starts.append(position)  # The end of text, a group of its own, counts as no token.
+        starts.append(position)  # The end of text is a group of its own, and does not count as a token.
         position += 1
     right = np.logical_and.reduceat(hits, starts)
     right[ends] = True
