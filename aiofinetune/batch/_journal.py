@@ -1,10 +1,10 @@
-"""The journal of a batch: what was asked for, before it is sent, and what came of it. One file a batch.
+"""The journal of a batch: one file that records each request before it is sent, and its outcome.
 
-An entry's intent is on the disk before its request leaves, and its job's id after: whatever moment a process dies at,
-the next one knows which requests may have made a job that nobody knows of.
+An entry's intent is on the disk before its request is sent, and the id of its job is written after the reply. So at
+whatever moment a process dies, the next one knows which requests may have made an unknown job.
 
-The file holds notes, one a line (see `aiofinetune.batch._journal_file`). They are read into a temporary database as the
-journal is opened, and each that is added does there what it does when it is read.
+The file contains notes, one per line (see `aiofinetune.batch._journal_file`). When the journal is opened, they are
+applied to a temporary database. A new note is applied to the database in the same way, and added to the file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 _SCHEMA: Final = """
     PRAGMA synchronous = OFF;
     PRAGMA journal_mode = MEMORY;
-    -- `request` is what the caller asked for, `sent` what left: the same with ids in place of local paths.
+    -- `request` is the caller's request. `sent` is the same with ids in place of local paths, once it was sent.
     CREATE TABLE entries (
         number INTEGER PRIMARY KEY, label TEXT UNIQUE NOT NULL, request BLOB NOT NULL, sent BLOB, sent_at REAL,
         is_accepted INTEGER NOT NULL DEFAULT FALSE, hint TEXT, job_id TEXT, job BLOB, ended_at REAL,
@@ -58,43 +58,43 @@ _NOTES: Final = {
     "create": "UPDATE entries SET job_id = :job_id WHERE label = :label",
     "end": "UPDATE entries SET job = :job, ended_at = :at WHERE label = :label",
 }
-"""What each note does. It does no harm twice: one that could not be kept may have reached the disk all the same."""
+"""The statement of each note. A note may be applied twice, because one whose writing failed may be on the disk."""
 
 
 @attrs.frozen
 class Record:
-    """What the journal knows of one entry. Times are Unix times by this machine's clock."""
+    """The journal's record of one entry. Times are Unix times by this machine's clock."""
 
     label: str
     request: FineTuneRequest
-    """What the caller asked for."""
+    """The caller's request."""
     sent: FineTuneRequest | None = None
-    """The same with ids in place of local paths, if it was sent."""
+    """The request with ids in place of local paths; None if it was not sent."""
     sent_at: float | None = None
     job_id: str | None = None
     job: FineTune | None = None
-    """The job as it ended."""
+    """The final state of the job."""
     ended_at: float | None = None
 
 
 @attrs.frozen
 class Lost:
-    """An entry that was sent, and of which no job is known."""
+    """An entry that was sent, but whose job is not known."""
 
     label: str
     sent: FineTuneRequest
     sent_at: float
     accepted: bool = False
-    """Whether the service accepted it, by a reply that does not surely name the job."""
+    """Whether the service accepted the create, in a reply that does not name the job with certainty."""
     fine_tune_id: str | None = None
     """The id in that reply, which may be the job's."""
 
 
 class _Database(Database):
-    """The database of a journal, which adds to the file, as part of each transaction, the lines that it notes.
+    """The database of a journal, which adds the lines of each transaction to the file as part of that transaction.
 
     Args:
-        name: The journal's, for messages.
+        name: The name of the journal, for messages.
         file: The file, if there is one.
     """
 
@@ -103,7 +103,7 @@ class _Database(Database):
         self._name = name
         self._file = file
         self.lines: list[bytes] = []
-        """What the transaction that is under way adds to the file."""
+        """The lines that the current transaction adds to the file."""
 
     @contextmanager
     def committing(self) -> Iterator[None]:
@@ -121,12 +121,12 @@ class _Database(Database):
 
 
 class Journal:
-    """The journal of one batch, open in this process alone.
+    """The journal of one batch. Only one process at a time can open it.
 
     Args:
-        path: The file; made if need be. None keeps a journal that ends with this process.
-        base_url: The service; a journal is of one.
-        accept_changes: Whether it may be of another service. One of which nothing was sent may be in any case.
+        path: The file; it is created if it does not exist. None keeps a temporary journal.
+        base_url: The service; a journal belongs to one service.
+        accept_changes: Whether the journal may belong to another service. If nothing was sent, it may in any case.
     """
 
     def __init__(self, path: Path | None, base_url: str, *, accept_changes: bool = False) -> None:
@@ -138,19 +138,20 @@ class Journal:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Journal]:
-        """Open the file, and close it in the end.
+        """Return a context manager in which the journal is open.
 
         Raises:
-            JournalUnusable: Another process has it open, it is no journal, a damaged one, or one of another service.
+            JournalUnusable: Another process has the file open, or the file is not a journal, is damaged, or belongs to
+                another service.
         """
         async with self.database.opened(self._resources()):
             yield self
 
     @transaction
     def records(self, entries: Sequence[Entry]) -> list[Record | JournalUnusable]:
-        """Give what is known of entries, each of which is new to the journal or was in an earlier run.
+        """Return the records of entries, each of which is new to the journal or was in an earlier run.
 
-        Of one that was in this run already, for two have one label, the error that says so stands in its place.
+        If the label of an entry was already used in this run, an error takes the place of its record.
         """
         return [self._record(entry.label, entry.request) for entry in entries]
 
@@ -160,7 +161,7 @@ class Journal:
             (label,),
         ).fetchone()
         if row is None:
-            # Of what was not sent the file need not know.
+            # The file need not record what was not sent.
             self.database.execute(
                 "INSERT INTO entries (label, request, is_asked_for) VALUES (?, ?, TRUE)",
                 (label, structuring.write_request(request.given())),
@@ -168,16 +169,16 @@ class Journal:
             return Record(label, request)
         *columns, is_asked_for = row
         if is_asked_for:
-            return JournalUnusable(f"{label!r} is there twice; each entry of a batch needs a label of its own")
+            return JournalUnusable(f"{label!r} is used twice; each entry of a batch needs a label of its own")
         self.database.execute("UPDATE entries SET is_asked_for = TRUE WHERE label = ?", (label,))
         try:
             return _record(*columns)
         except (FineTuneError, ValueError) as error:
-            return JournalUnusable(f"{self._name}: what it holds of {label!r} cannot be read: {error}")
+            return JournalUnusable(f"{self._name}: the record of {label!r} cannot be read: {error}")
 
     @transaction
     def replace(self, label: str, request: FineTuneRequest) -> Record:
-        """Ask for something else under a label, and forget what came of it."""
+        """Replace the request under a label, and forget the outcome of the previous one."""
         self._note("replace", label=label, request=request.given())
         return Record(label, request)
 
@@ -191,12 +192,17 @@ class Journal:
 
     @transaction
     def withdraw(self, label: str) -> None:
-        """Note that what was sent surely made no job."""
+        """Note that the create certainly made no job."""
         self._note("withdraw", label=label)
 
     @transaction
     def accept(self, label: str, fine_tune_id: str | None) -> None:
-        """Note that the service accepted a create by a reply that does not surely name the job, and what id it has."""
+        """Note that the service accepted a create in a reply that does not name the job with certainty.
+
+        Args:
+            label: The label of the entry.
+            fine_tune_id: The id in the reply, if there is one.
+        """
         self._note("accept", label=label, hint=fine_tune_id)
 
     @transaction
@@ -211,7 +217,7 @@ class Journal:
 
     @transaction
     def lost(self) -> list[Lost]:
-        """Give the entries that were sent, and of which no job is known."""
+        """Return the entries that were sent, but whose jobs are not known."""
         rows = self.database.execute(
             "SELECT label, sent, sent_at, is_accepted, hint FROM entries WHERE sent IS NOT NULL AND job_id IS NULL"
         )
@@ -222,24 +228,24 @@ class Journal:
 
     @transaction
     def job_ids(self, since: float = 0.0) -> set[str]:
-        """Give the ids of the jobs made, or of those whose requests were sent since a Unix time."""
+        """Return the ids of the jobs whose requests were sent at a Unix time or later."""
         rows = self.database.execute("SELECT job_id FROM entries WHERE job_id IS NOT NULL AND sent_at >= ?", (since,))
         return {job_id for (job_id,) in rows}
 
     @transaction
     def request(self, label: str) -> FineTuneRequest | None:
-        """Give what was asked for under a label, in whatever run."""
+        """Return the request under a label, in whichever run it was made."""
         row = self.database.execute("SELECT request FROM entries WHERE label = ?", (label,)).fetchone()
         return None if row is None else _request(row[0])
 
     @transaction
     def sent_labels(self) -> list[str]:
-        """Give the labels under which something was sent."""
+        """Return the labels of all entries that were sent."""
         return [label for (label,) in self.database.execute("SELECT label FROM entries WHERE sent IS NOT NULL")]
 
     @transaction
     def unfinished_elsewhere(self) -> list[str]:
-        """Give the labels of entries that earlier runs began and this one did not ask for."""
+        """Return the labels of entries that earlier runs sent and did not finish, and that are not in this run."""
         rows = self.database.execute(
             "SELECT label FROM entries WHERE NOT is_asked_for AND sent IS NOT NULL AND job IS NULL ORDER BY number"
         )
@@ -247,19 +253,19 @@ class Journal:
 
     @transaction
     def file_id(self, digest: str) -> str | None:
-        """Give the id of the file last uploaded by the SHA-256 of its content."""
+        """Return the id of the last file that was uploaded with a SHA-256 of its content."""
         row = self.database.execute("SELECT id FROM files WHERE digest = ? ORDER BY number DESC", (digest,)).fetchone()
         return None if row is None else str(row[0])
 
     @transaction
     def digest(self, file_id: str) -> str | None:
-        """Give the SHA-256 of an uploaded file's content."""
+        """Return the SHA-256 of an uploaded file's content."""
         row = self.database.execute("SELECT digest FROM files WHERE id = ?", (file_id,)).fetchone()
         return None if row is None else str(row[0])
 
     @transaction
     def keep_file(self, digest: str, file_id: str) -> None:
-        """Note that a content was uploaded."""
+        """Note that a file was uploaded."""
         self._note("upload", id=file_id, digest=digest)
 
     def _note(self, note: str, **values: object) -> None:
@@ -268,7 +274,7 @@ class Journal:
             self.database.lines.append(structuring.dumps({"note": note, **values}))
 
     def _apply(self, note: str, values: Mapping[str, object]) -> None:
-        """Do what a note does."""
+        """Apply a note to the database."""
         parameters = {
             name: structuring.dumps(value) if isinstance(value, dict) else value for name, value in values.items()
         }
@@ -276,10 +282,10 @@ class Journal:
 
     @contextmanager
     def _resources(self) -> Iterator[None]:
-        """Have the database and the file open, with all that the file holds in the database."""
+        """Open the database and the file, and read the file into the database."""
         with ExitStack() as stack:
             try:
-                # An empty name is a temporary file.
+                # SQLite takes an empty path for a temporary database.
                 stack.enter_context(self.database.connected(""))
                 self.database.connection.executescript(_SCHEMA)
                 if self._file is not None:
@@ -308,11 +314,11 @@ class Journal:
                     values = structuring.loads(text)
                     self._apply(values["note"], values)
                 except (KeyError, TypeError, ValueError, sqlite3.Error) as error:
-                    # Its digest is right, so it is as it was written.
-                    raise JournalUnusable(f"{self._name}: is no journal of this version: {error!r}") from error
+                    # The digest is correct, so the line is not damaged.
+                    raise JournalUnusable(f"{self._name}: is not a journal of this version: {error!r}") from error
 
     def _note_opening(self) -> None:
-        """Note of which service it is, and where its file is, if that is new."""
+        """Note the service and the path of the file, if they have changed."""
         path = "" if self._file is None else os.fsencode(self._file.target).decode(errors="replace")
         with self.database.committing():
             rows = self.database.execute("SELECT base_url, path FROM openings ORDER BY number DESC LIMIT 1")
@@ -320,21 +326,21 @@ class Journal:
             if (known_url, known_path) == (self._base_url, path):
                 return
             if self._file is not None and known_path != path and self._file.has_running_twin(Path(known_path)):
-                raise JournalUnusable(f"{self._name}: is a copy of {known_path}, and a batch is running with that")
+                raise JournalUnusable(f"{self._name}: is a copy of {known_path}, which a running batch uses")
             if known_url != self._base_url:
                 self._move(known_url)
             self._note("open", base_url=self._base_url, path=path, at=time.time())
 
     def _move(self, known_url: str | None) -> None:
-        """Go on at another service than before, which needs no leave if nothing was sent to that."""
+        """Check that the journal may continue at another service than `known_url`."""
         ((was_sent,),) = self.database.execute("SELECT EXISTS (SELECT * FROM entries WHERE sent IS NOT NULL)")
         if was_sent and not self._accept_changes:
             raise JournalUnusable(
-                f"{self._name}: is of a batch at {known_url}, not at {self._base_url}; if both are one service,"
-                " accept_changes=True (--accept-changes) goes on there"
+                f"{self._name}: belongs to a batch at {known_url}, not at {self._base_url}; if both URLs are the same"
+                " service, continue with accept_changes=True (--accept-changes)"
             )
         if not was_sent and known_url is not None:
-            # Here other files may have their ids.
+            # At this service, other files may have the same ids.
             self._note("forget uploads")
 
 

@@ -1,4 +1,4 @@
-"""The file of a journal: a header, and lines that are only ever added.
+"""The file of a journal: a header, and lines that are only added, never changed.
 
 ::
 
@@ -6,13 +6,13 @@
     1b7af4ae8c6d3c0b9a3d1f7d5a5b8b0e {"note":"open","base_url":"https://api.example.org/v1",…}
     9c33cd1b49a8a2b6acc3f8f0b29e6a55 {"note":"intend","label":"1","sent":{"training_file":"file-1"},…}
 
-Each line begins with a digest of its text and of the digest before, so no line can be changed, dropped or moved. The
-header says where the last line ends, and its digest, so a file that was cut is not taken for a shorter one.
+Each line begins with a digest of its text and of the previous digest, so that a line that is changed, removed or moved
+is noticed. The header contains the end of the last line and its digest, so that a truncated file is noticed too.
 
-`JournalFile.add` returns when its lines are on the disk and the header counts them. A process that is killed leaves
-the file as it was before an `add` or after it, or between the two with lines that the header does not count: they are
-good if their digests are, and the last may be incomplete, for nothing was done yet that depends on it. The header
-itself reaches the disk with the next `add`. So after a power failure it may count one `add` too few, never too many.
+`JournalFile.add` returns when its lines are on the disk and the header counts them. If the process is killed during an
+`add`, the file may contain lines that the header does not count. They are valid if their digests are correct. The last
+of them may be incomplete; nothing depends on it yet. The header itself is flushed to the disk by the next `add`, so
+after a power failure it may count one `add` too few, but never too many.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ _OTHER_VERSION: Final = re.compile(rb"aiofinetune journal (?!2 )\d+ ")
 _HEADER_BYTES: Final = len("aiofinetune journal 2 \n") + 20 + 1 + 32
 _FIRST_DIGEST: Final = b"0" * 32
 _VERSION_1: Final = b"SQLite format 3\0"
-"""What a journal of version 1 begins with."""
+"""The first bytes of a journal of version 1."""
 
-# Not on macOS.
+# macOS has no fdatasync.
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
 class JournalFile:
     """The file of a journal, locked by this process while it is open. All methods block.
 
-    There are two locks, for the path and for the file: one holds when the file is deleted, the other when it is moved.
+    There are two locks, one for the path and one for the file. The first is still held if the file is deleted, the
+    second if it is moved.
 
     Args:
-        path: Where it is; made if need be.
+        path: The path of the file, which is created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,12 +58,12 @@ class JournalFile:
         self._digest = _FIRST_DIGEST
 
     def open(self) -> None:
-        """Open and lock it. `lines` is due next, or `replace` if it is of version 1.
+        """Open and lock the file. Call `lines` next, or `replace` if the journal is of version 1.
 
         Raises:
-            JournalUnusable: It is no journal.
-            BlockingIOError: Another process has it.
-            OSError: It cannot be opened or made.
+            JournalUnusable: The file is not a journal.
+            BlockingIOError: Another process uses the file.
+            OSError: The file cannot be opened or created.
         """
         self._path = self._path.absolute()
         self._target = Path(os.path.realpath(self._path))
@@ -72,48 +73,48 @@ class JournalFile:
         except FileNotFoundError:
             if self.log.exists():
                 raise JournalUnusable(
-                    f"{self.name}: is missing, and its log is there ({self.log}); bring it back beside the log"
+                    f"{self.name}: is missing, but its log exists ({self.log}); restore the journal beside the log"
                 ) from None
             self.replace(())
 
     def _open(self) -> None:
-        # Not blocking: it may be a pipe.
+        # It is opened without blocking, because it may be a pipe.
         self._file = os.open(self._target, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self._file)
         if not stat.S_ISREG(status.st_mode):
-            raise JournalUnusable(f"{self.name}: is no journal, for it is no regular file")
+            raise JournalUnusable(f"{self.name}: is not a regular file")
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if status.st_size == 0:
             # A copy onto a full disk looks like this.
             raise JournalUnusable(
-                f"{self.name}: is empty, which no journal is; bring back the one that was here, or delete this file to"
-                " begin a new batch"
+                f"{self.name}: is empty, so it is not a journal; restore the previous file, or delete this one to start"
+                " a new batch"
             )
 
     @property
     def is_version_1(self) -> bool:
-        """Whether it is a journal of version 1, or another SQLite database."""
+        """Whether the file is a journal of version 1, or another SQLite database."""
         return os.pread(self._file, len(_VERSION_1), 0) == _VERSION_1
 
     @property
     def target(self) -> Path:
-        """Its path, all symbolic links resolved."""
+        """The path of the file with all symbolic links resolved."""
         return self._target
 
     @property
     def log(self) -> Path:
-        """Where a journal of version 1 has its log."""
+        """The path of the log of a journal of version 1."""
         return self._target.with_name(f"{self._target.name}-wal")
 
     def fileno(self) -> int:
-        """Return its descriptor."""
+        """Return the file descriptor."""
         return self._file
 
     def lines(self) -> Iterator[bytes]:
-        """Give the text of each line, and find the end, after which `add` adds. To be read to the end.
+        """Yield the text of each line. After the last one, `add` can be called.
 
         Raises:
-            JournalUnusable: It is no journal, or it is damaged. Lines that were given before are worth nothing then.
+            JournalUnusable: The file is not a journal, or it is damaged. The lines that were yielded are then invalid.
         """
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
@@ -126,19 +127,19 @@ class JournalFile:
                 text = line[33:-1]
                 digest = _digest(digest, text)
                 if line[:33] != digest + b" ":
-                    raise JournalUnusable(f"{self.name}: is damaged in line {number}; bring back a copy that is not")
+                    raise JournalUnusable(f"{self.name}: is damaged in line {number}; restore an intact copy")
                 end += len(line)
                 is_whole = is_whole or counted == (end, digest)
                 yield text
         if not is_whole:
             raise JournalUnusable(
-                f"{self.name}: is damaged: not all of the {counted[0]} bytes that were written are there; bring back"
-                " the whole file"
+                f"{self.name}: is damaged: some of the {counted[0]} bytes that were written are missing; restore the"
+                " complete file"
             )
         if counted[0] < end:
             _sync(self._file)
             _write(self._file, _header(end, digest), 0)
-        # What is behind the last line was being added when its process ended.
+        # The rest is part of a line that was being written when the process ended.
         os.ftruncate(self._file, end)
         self._end, self._digest = end, digest
 
@@ -147,29 +148,29 @@ class JournalFile:
         if found is not None:
             return int(found[1]), found[2]
         if _OTHER_VERSION.match(header):
-            raise JournalUnusable(f"{self.name}: is no journal of this version")
-        raise JournalUnusable(f"{self.name}: is no journal, or a damaged one")
+            raise JournalUnusable(f"{self.name}: is not a journal of this version")
+        raise JournalUnusable(f"{self.name}: is not a journal, or it is damaged")
 
     def check_place(self) -> None:
-        """Check that the file is still where this process found it.
+        """Check that the file is still at the path where this process opened it.
 
         Raises:
-            JournalUnusable: It was deleted, moved or replaced.
+            JournalUnusable: The file was deleted, moved or replaced.
         """
         if not _is_at(self._file, self._path):
             raise JournalUnusable(
-                f"{self.name}: is no longer the file that this batch began with, which was deleted, moved or replaced;"
-                " bring it back before you run the batch again"
+                f"{self.name}: is no longer the file that this batch started with, which was deleted, moved or"
+                " replaced; restore it before you run the batch again"
             )
 
     def has_running_twin(self, path: Path) -> bool:
-        """Whether the file at a path is the same journal as this one, which was copied, and a batch runs with it."""
+        """Return whether a running batch uses the file at a path, and this file is a copy of it."""
         try:
             if not path.is_file():
                 return False
             with path.open("rb") as file:
                 starts = [os.pread(number, _HEADER_BYTES + 4096, 0) for number in (file.fileno(), self._file)]
-                # What the header counts differs. The first line says when the journal was made, and where.
+                # The headers may differ. The first line contains the time and the path of the journal's creation.
                 first, own = (start[_HEADER_BYTES:].partition(b"\n")[0] for start in starts)
                 if first == own:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -180,11 +181,11 @@ class JournalFile:
         return False
 
     def add(self, texts: Iterable[bytes]) -> None:
-        """Add lines, and return when they are on the disk; all of them, or none.
+        """Add all of the lines or none, and return when they are on the disk.
 
         Raises:
             JournalUnusable: Another process has changed or deleted the file.
-            OSError: They cannot be written.
+            OSError: The lines cannot be written.
         """
         status = os.fstat(self._file)
         if status.st_nlink == 0:
@@ -204,7 +205,7 @@ class JournalFile:
         self._end, self._digest = end, digest
 
     def replace(self, texts: Iterable[bytes]) -> None:
-        """Put a new file in place of this one, or of none, in one step: it is there whole or not at all."""
+        """Create the file or replace it in one step, so that it is never incomplete."""
         data, digest = _lines(_FIRST_DIGEST, texts)
         before, mode = self._file, 0o666
         if before >= 0:
@@ -228,10 +229,10 @@ class JournalFile:
         _sync_folder(self._target.parent)
 
     def close(self) -> None:
-        """Close it; it can be opened again, here or elsewhere."""
+        """Close and unlock the file."""
         if self._file >= 0:
             with contextlib.suppress(OSError):
-                # The header.
+                # Flush the header.
                 os.fsync(self._file)
             os.close(self._file)
         if self._lock >= 0:
@@ -242,12 +243,12 @@ class JournalFile:
         self._file = self._lock = -1
 
     def _beside(self, what: str) -> Path:
-        """A hidden file beside it, which ``rm sweep.journal*`` leaves alone."""
+        """Return the path of a hidden file beside this one, which ``rm sweep.journal*`` does not delete."""
         return self._target.with_name(f".{self._target.name}.{what}")
 
 
 def _lock_file(path: Path) -> int:
-    """Make a file if need be, and lock it."""
+    """Open a file, or create it, and lock it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
@@ -257,12 +258,12 @@ def _lock_file(path: Path) -> int:
         except OSError:
             os.close(file)
             raise
-        # Who had it before has deleted it meanwhile.
+        # The process that held the lock has deleted the file, so this lock is worthless.
         os.close(file)
 
 
 def _is_at(file: int, path: Path) -> bool:
-    """Whether a path leads to an open file."""
+    """Return whether the file at a path is an open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file))
     except OSError:
@@ -278,7 +279,7 @@ def _header(end: int, digest: bytes) -> bytes:
 
 
 def _lines(digest: bytes, texts: Iterable[bytes]) -> tuple[bytes, bytes]:
-    """Give lines of these texts that follow a line of a digest, and the digest of the last."""
+    """Return the lines of some texts, which follow a line with `digest`, and the digest of the last line."""
     lines = bytearray()
     for text in texts:
         digest = _digest(digest, text)
@@ -294,7 +295,7 @@ def _write(file: int, data: bytes, at: int) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Let the names of the files in a folder reach the disk."""
+    """Flush the names of the files in a folder to the disk."""
     folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

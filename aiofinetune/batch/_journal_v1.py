@@ -1,7 +1,7 @@
-"""Journals of version 1, SQLite databases in WAL mode, read as the notes that a journal of this version would hold.
+"""Read journals of version 1, which are SQLite databases in WAL mode, as the notes of a journal of this version.
 
-They have no digests of their own. What SQLite, the checksums of its log, and the rows themselves show of a damage is
-noticed: nothing that cannot be read is passed over, for it may be a job that was paid for.
+They have no digests of their own. Damage is detected by SQLite's integrity check, the checksums of its log, and checks
+of the rows. Nothing that cannot be read is skipped, because it may be a paid job.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from aiofinetune.models import FineTune, FineTuneRequest
 
 _VERSION: Final = 1
 _APPLICATION: Final = 0x61696674
-"""Marks the file as ours ("aift")."""
+"""The application id of our journals ("aift")."""
 _SQLITE_LOCK: Final = (512, 0x40000000)
-"""The bytes that SQLite locks, which are behind the end of the file."""
+"""The range of bytes that SQLite locks; it is beyond the end of the file."""
 _WAL_MODE: Final = b"\2\2"
 _WAL_MAGIC: Final = {0x377F0682: "<", 0x377F0683: ">"}
-"""What a log begins with, and the order of the bytes in what its checksums add up."""
+"""The first bytes of a log, and the byte order of the words that its checksums add up."""
 
 _COLUMNS: Final[dict[str, tuple[type, ...]]] = {
     "label": (str,),
@@ -46,20 +46,20 @@ _COLUMNS: Final[dict[str, tuple[type, ...]]] = {
 
 
 class _Damaged(Exception):
-    """What is wrong with a journal."""
+    """A journal is damaged; the message describes the damage."""
 
 
 def read_notes(file: JournalFile) -> list[dict[str, Any]]:  # Any: JSON
-    """Read a journal of version 1, as notes. It is left as it is.
+    """Return the notes of a journal of version 1, without changing the file.
 
     Raises:
-        JournalUnusable: It is another database, or damaged.
-        BlockingIOError: Another process has it.
-        OSError: It cannot be read.
+        JournalUnusable: The file is another database, or it is damaged.
+        BlockingIOError: Another process uses the file.
+        OSError: The file cannot be read.
     """
     fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, *_SQLITE_LOCK)
     with tempfile.TemporaryDirectory(prefix="aiofinetune-") as folder:
-        # SQLite would write to the original: it takes what is in the log over to it.
+        # This reads a copy, because SQLite would move the contents of the log into the original.
         path = Path(folder) / "journal"
         with open(file.fileno(), "rb", closefd=False) as source, path.open("wb") as copy:
             source.seek(0)
@@ -76,8 +76,8 @@ def read_notes(file: JournalFile) -> list[dict[str, Any]]:  # Any: JSON
             if isinstance(error, JournalUnusable):
                 raise
             raise JournalUnusable(
-                f"{file.name}: is damaged, or no journal: {error}; bring back a copy that is not, with its log"
-                f" ({file.log}) if that has one"
+                f"{file.name}: is damaged, or not a journal: {error}; restore an intact copy, with its log"
+                f" ({file.log}) if it has one"
             ) from error
 
 
@@ -88,11 +88,11 @@ def _notes(db: sqlite3.Connection, file: JournalFile) -> Iterator[dict[str, Any]
     )
     if not tables:
         raise JournalUnusable(
-            f"{file.name}: holds nothing: its process was killed, and its log is missing or cut; bring back the log"
+            f"{file.name}: is empty: its process was killed, and its log is missing or truncated; restore the log"
             f" ({file.log})"
         )
     if (application, version) != (_APPLICATION, _VERSION):
-        raise JournalUnusable(f"{file.name}: is no journal of this version")
+        raise JournalUnusable(f"{file.name}: is not a journal of this version")
     for (problem,) in db.execute("PRAGMA integrity_check"):
         if problem != "ok":
             raise _Damaged(problem)
@@ -119,11 +119,11 @@ def _entry_notes(
     values = (label, request, sent, sent_at, job_id, job, ended_at)
     for (column, kinds), value in zip(_COLUMNS.items(), values, strict=True):
         if type(value) not in kinds:
-            raise _Damaged(f"{column} of {label!r} is {value!r}")
+            raise _Damaged(f"{column} of {label!r} is {value!r}, which is not of the expected type")
     if (sent is None) != (sent_at is None) or (sent is None and job_id is not None):
-        raise _Damaged(f"what was sent for {label!r} is not there whole")
+        raise _Damaged(f"the sent request of {label!r} is incomplete")
     if (job is None) != (ended_at is None) or (job_id is None and job is not None):
-        raise _Damaged(f"how {label!r} ended is not there whole")
+        raise _Damaged(f"the outcome of {label!r} is incomplete")
     asked = _request(request)
     if sent is None or sent_at is None:
         return
@@ -134,26 +134,26 @@ def _entry_notes(
         yield {"note": "create", "label": label, "job_id": job_id}
     if job is not None:
         if structuring.read_reply(job, FineTune).id != job_id:
-            raise _Damaged(f"{label!r} made {job_id}, and ended as another job")
+            raise _Damaged(f"{label!r} made the job {job_id}, but its outcome is another job's")
         yield {"note": "end", "label": label, "job": structuring.loads(job), "at": ended_at}
 
 
 def _check_sent(label: str, asked: FineTuneRequest, sent: FineTuneRequest, uploads: set[str]) -> None:
-    """Check that what was sent is what was asked for, with ids of uploads in place of local paths."""
+    """Check that the sent request is the caller's, with ids of uploads in place of local paths."""
     for path, file_id in (
         (asked.training_file, sent.training_file),
         (asked.validation_file, sent.validation_file),
     ):
         is_upload = path is not None and is_local(path) and file_id in uploads
         if file_id != path and not is_upload:
-            raise _Damaged(f"what was sent for {label!r} has a file that was not asked for")
+            raise _Damaged(f"the sent request of {label!r} has another file than the caller's")
     if attrs.evolve(sent, training_file=asked.training_file, validation_file=asked.validation_file) != asked:
-        raise _Damaged(f"what was sent for {label!r} is not what was asked for")
+        raise _Damaged(f"the sent request of {label!r} differs from the caller's")
 
 
 def _checked(text: object) -> str:
     if not isinstance(text, str):
-        raise _Damaged(f"{text!r} is no text")
+        raise _Damaged(f"{text!r} is not a text")
     return text
 
 
@@ -162,42 +162,42 @@ def _request(blob: bytes) -> FineTuneRequest:
 
 
 def _check_log(log: bytes, database: Path) -> None:
-    """Check the log of a database, of which SQLite takes what is before the first frame that it cannot read.
+    """Check the log of a database completely, because SQLite ignores everything from the first damaged frame on.
 
     See "The Write-Ahead Log" in https://www.sqlite.org/fileformat2.html.
     """
     with database.open("rb") as file:
         file.seek(18)
         if file.read(2) != _WAL_MODE:
-            raise _Damaged("the file does not say that it has a log")
+            raise _Damaged("the file is not marked as having a log")
     order = _WAL_MAGIC.get(int.from_bytes(log[:4], "big"))
     if len(log) < 32 or order is None:
-        raise _Damaged("its log has no beginning")
+        raise _Damaged("the header of its log is missing")
     _, _, page_size, resets, *salts = struct.unpack(">6I", log[:24])
     checksum = _sum(order, (0, 0), log[:24])
     if checksum != struct.unpack(">2I", log[24:32]) or not page_size:
-        raise _Damaged("the beginning of its log cannot be read")
+        raise _Damaged("the header of its log is damaged")
     rest = (len(log) - 32) % (24 + page_size)
-    # A process that is killed leaves the head of a frame alone, or what fills a block of the disk.
+    # A killed process may leave the header of a frame without its page, or a log that fills a block of the disk.
     if rest not in {0, 24} and len(log) % 512:
-        raise _Damaged("its log was cut")
+        raise _Damaged("its log is truncated")
     is_old = False
     for start in range(32, len(log) - 24 - page_size + 1, 24 + page_size):
         head, page = log[start : start + 24], log[start + 24 : start + 24 + page_size]
         *frame_salts, first, second = struct.unpack(">8x4I", head)
         if is_old or frame_salts != salts:
-            # The log is written from its beginning again when all of it is in the database. What is behind is older.
+            # When the whole log is in the database, it is written from its start again. The frames behind are older.
             is_old = True
             if not 1 <= (salts[0] - frame_salts[0]) % (1 << 32) <= resets or frame_salts[1] == salts[1]:
-                raise _Damaged(f"its log cannot be read at byte {start}")
+                raise _Damaged(f"its log is damaged at byte {start}")
             continue
         checksum = _sum(order, _sum(order, checksum, head[:8]), page)
         if checksum != (first, second):
-            raise _Damaged(f"its log cannot be read at byte {start}")
+            raise _Damaged(f"its log is damaged at byte {start}")
 
 
 def _sum(order: str, sums: tuple[int, int], data: bytes) -> tuple[int, int]:
-    """Add up the words of some bytes as SQLite does."""
+    """Return the checksum of some bytes as SQLite computes it, starting from `sums`."""
     first, second = sums
     words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
     for word, next_word in zip(words, words, strict=True):

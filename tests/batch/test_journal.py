@@ -111,7 +111,7 @@ async def test_a_label_is_there_once_in_a_run(path: Path) -> None:
     async with opened(path) as journal:
         await record(journal, "a", ASKED)
         with pytest.raises(
-            JournalUnusable, match=r"^'a' is there twice; each entry of a batch needs a label of its own$"
+            JournalUnusable, match=r"^'a' is used twice; each entry of a batch needs a label of its own$"
         ):
             await record(journal, "a", ASKED)
     async with opened(path) as journal:
@@ -178,7 +178,7 @@ async def test_another_file_is_no_journal(path: Path) -> None:
     """A file that is something else is refused, and left as it is."""
     text = b"label,model\n" * 1000
     path.write_bytes(text)
-    with pytest.raises(JournalUnusable, match=r"sweep\.journal: is no journal, or a damaged one$"):
+    with pytest.raises(JournalUnusable, match=r"sweep\.journal: is not a journal, or it is damaged$"):
         async with opened(path):
             pass
     assert path.read_bytes() == text
@@ -197,7 +197,7 @@ async def test_another_database_is_refused(path: Path, statements: str) -> None:
     db.executescript(statements)
     db.close()
     before = path.read_bytes()
-    with pytest.raises(JournalUnusable, match=r"sweep\.journal: is no journal of this version$"):
+    with pytest.raises(JournalUnusable, match=r"sweep\.journal: is not a journal of this version$"):
         async with opened(path):
             pass
     assert path.read_bytes() == before
@@ -236,7 +236,7 @@ async def test_a_journal_is_of_one_service(path: Path) -> None:
         await record(journal, "a", ASKED)
         await journal.intend("a", SENT, 100.0)
     other = "https://api.example.org/v1"
-    with pytest.raises(JournalUnusable, match=f"is of a batch at {URL}, not at {other}; .*--accept-changes"):
+    with pytest.raises(JournalUnusable, match=f"belongs to a batch at {URL}, not at {other}; .*--accept-changes"):
         async with opened(path, other):
             pass
     async with opened(path, other, accept_changes=True):

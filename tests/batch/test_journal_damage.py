@@ -172,7 +172,7 @@ async def test_a_journal_that_is_moved_while_a_batch_runs(tmp_path: Path) -> Non
         moved = case.journal.rename(tmp_path / "moved.journal")
         for path in (moved, case.journal):
             await is_refused(case, path, f"{path.name}: another process is running this batch$")
-        await stops(case, batch, "is no longer the file that this batch began with")
+        await stops(case, batch, "is no longer the file that this batch started with")
         case.journal = moved
 
 
@@ -181,7 +181,7 @@ async def test_a_journal_that_is_replaced_while_a_batch_runs(tmp_path: Path) -> 
     async with half(tmp_path) as (case, batch):
         moved = case.journal.rename(tmp_path / "moved.journal")
         shutil.copyfile(moved, case.journal)
-        await stops(case, batch, "is no longer the file that this batch began with")
+        await stops(case, batch, "is no longer the file that this batch started with")
 
 
 @pytest.mark.parametrize("damage", [b"", b"another program's"], ids=["truncated", "added to"])
@@ -199,7 +199,7 @@ async def test_a_copy_of_the_journal_of_a_running_batch(tmp_path: Path) -> None:
     """With a copy no second batch begins while the first one runs: both would send the rest."""
     async with half(tmp_path) as (case, _):
         copy = shutil.copyfile(case.journal, tmp_path / "copy.journal")
-        await is_refused(case, copy, r"copy\.journal: is a copy of .*sweep\.journal, and a batch is running with that$")
+        await is_refused(case, copy, r"copy\.journal: is a copy of .*sweep\.journal, which a running batch uses$")
 
 
 async def test_names_of_one_journal(tmp_path: Path) -> None:
@@ -314,17 +314,17 @@ async def test_a_journal_of_version_1_without_its_log(tmp_path: Path) -> None:
         log = tmp_path / "old.journal-wal"
         data, lines = path.read_bytes(), log.read_bytes()
         log.unlink()
-        await is_refused(case, path, r"old\.journal: holds nothing: .* bring back the log \(.*old\.journal-wal\)$")
+        await is_refused(case, path, r"old\.journal: is empty: .* restore the log \(.*old\.journal-wal\)$")
         for length in (0, 31, 32, 1000):
             log.write_bytes(lines[:length])
             await is_refused(case, path, r"old\.journal")
         assert path.read_bytes() == data
         path.unlink()
-        await is_refused(case, path, r"old\.journal: is missing, and its log is there \(.*old\.journal-wal\)")
+        await is_refused(case, path, r"old\.journal: is missing, but its log exists \(.*old\.journal-wal\)")
         path.write_bytes(data)
         for length in (1, 23, 25, 4119):
             log.write_bytes(lines[:-length])
-            await is_refused(case, path, r"old\.journal: .* its log was cut;")
+            await is_refused(case, path, r"old\.journal: .* its log is truncated;")
         # The process ended as it wrote: nothing depends on what was not written whole.
         log.write_bytes(lines + lines[-4120:][:24])
         assert await case.run(path) == "whole"

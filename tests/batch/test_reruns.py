@@ -163,7 +163,7 @@ async def test_a_label_that_is_there_twice() -> None:
     (entry,) = entries(server, 1)
     async with talking_to(server) as session:
         with pytest.raises(
-            JournalUnusable, match=r"^'job-1' is there twice; each entry of a batch needs a label of its own$"
+            JournalUnusable, match=r"^'job-1' is used twice; each entry of a batch needs a label of its own$"
         ):
             await outcomes_of(Batch(session, [entry, entry]))
 
