@@ -1,6 +1,7 @@
 """The queue: trains one job after the other, each with a trainer of its own, and reports events as they happen.
 
-The database alone decides what to do next. Every change of a job there wakes the queue and all who follow the job.
+The database decides what comes next (`RunStore.take_next`: the oldest pending job). Every change of a job there wakes
+the queue and all who follow the job.
 """
 
 from __future__ import annotations
