@@ -25,7 +25,7 @@ from aiofinetune._urls import check_base_url
 from aiofinetune._version import __version__
 from aiofinetune.dialects import _fine_tunes as dialect
 from aiofinetune.dialects._requests import build
-from aiofinetune.errors import BadRequest, ConfigurationError, Conflict, NotFound, ProtocolViolation
+from aiofinetune.errors import BadRequest, ConfigurationError, Conflict, NotFound, ProtocolViolation, RequestInvalid
 from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Model, Status
 from aiofinetune.retry import Retry
 
@@ -78,13 +78,15 @@ class FineTuneSession:
         allow_plain_http: bool = False,
     ) -> None:
         # The parameter itself is rebound: a traceback that shows local variables must not show the key.
-        api_key = Secret(api_key or os.environ.get("OPENAI_API_KEY", ""))
+        api_key = Secret(os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key)
         if not api_key:
             raise ConfigurationError("api_key: missing; pass api_key or set OPENAI_API_KEY")
         _check_header("api_key", api_key)
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or dialect.DEFAULT_BASE_URL
+        if base_url is None:
+            base_url = os.environ.get("OPENAI_BASE_URL") or dialect.DEFAULT_BASE_URL
         self.base_url: str = check_base_url(base_url, allow_plain_http=allow_plain_http)
-        organization = organization or os.environ.get("OPENAI_ORG_ID")
+        if organization is None:
+            organization = os.environ.get("OPENAI_ORG_ID")
         headers = {**dialect.HEADERS, "Authorization": Secret(f"Bearer {api_key}"), "User-Agent": _USER_AGENT}
         if organization:
             _check_header("organization", organization)
@@ -219,6 +221,8 @@ class FineTuneSession:
         Raises:
             NotFound: The job has no results file.
         """
+        if not isinstance(fine_tune, FineTune):
+            raise RequestInvalid("fine_tune", f"expected a FineTune, got {type(fine_tune).__name__}")
         if not fine_tune.result_files:
             fine_tune = await self.retrieve_fine_tune(fine_tune.id)
         if not fine_tune.result_files:

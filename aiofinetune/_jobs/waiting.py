@@ -140,7 +140,8 @@ class Waiting:
     def _state(self) -> str:
         """Return what the last look showed of a job that did not end in time."""
         if self._last is None:
-            return "its status is not known"
+            # The first look at the job comes after a minute of its events.
+            return f"its last event was {self._events[-1].message!r}" if self._events else "its status is not known"
         status = self._last.status
         if status not in Status.KNOWN:
             return f"its status is {status!r}, which the API does not define; check the job at the service"

@@ -23,10 +23,10 @@ import attrs
 
 from aiofinetune import retry
 from aiofinetune._jobs.recovery import NotSent
-from aiofinetune.batch._data_files import DataFiles
+from aiofinetune.batch._data_files import DataFiles, difference
 from aiofinetune.batch._journal import Journal, Record
 from aiofinetune.batch._limiter import RateLimiter
-from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._manifest import Entry, is_local
 from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
 from aiofinetune.batch._results_folder import ResultsFolder
 from aiofinetune.errors import (
@@ -351,8 +351,10 @@ class Batch:
         if isinstance(record, JournalUnusable):
             raise record
         self.progress.seen += 1
-        change = difference(record.request, entry.request) or await self._data_files.change_of(record)
-        if change:
+        if not (change := await self._data_files.change_of(record, entry.request)):
+            # Its files may have other paths than in an earlier run.
+            record = attrs.evolve(record, request=entry.request)
+        else:
             if record.sent is not None and not self._accept_changes:
                 raise JournalUnusable(
                     f"{entry.label!r} has changed since it was sent: {change}; pass accept_changes=True"
@@ -821,17 +823,18 @@ async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -
             if entry.label in gone:
                 del gone[entry.label]
                 before = await known.request(entry.label)
-                if before is not None and before != entry.request:
-                    changes.append(f"{entry.label}: {difference(before, entry.request)}")
+                if before is not None and (change := difference(_at_paths_of(entry.request, before), entry.request)):
+                    changes.append(f"{entry.label}: {change}")
     return [*changes, *(f"{label}: was sent, but is no longer in the manifest" for label in gone)]
 
 
-def difference(before: FineTuneRequest, now: FineTuneRequest) -> str:
-    """Return the differences between two requests as text for people; "" if they are equal."""
-    if before == now:
-        return ""
-    pairs = zip(attrs.asdict(before).items(), attrs.asdict(now).values(), strict=True)
-    return ", ".join(f"{name} was {old!r} and is now {new!r}" for (name, old), new in pairs if old != new)
+def _at_paths_of(request: FineTuneRequest, before: FineTuneRequest) -> FineTuneRequest:
+    """Return `before` with the local paths of `request`: the batch compares their contents, not their names."""
+    for field in ("training_file", "validation_file"):
+        old, new = getattr(before, field), getattr(request, field)
+        if None not in (old, new) and is_local(old) and is_local(new):
+            before = attrs.evolve(before, **{field: new})
+    return before
 
 
 async def _numbered(requests: Requests) -> AsyncGenerator[Entry, None]:

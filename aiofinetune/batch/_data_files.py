@@ -55,15 +55,21 @@ class DataFiles:
             request = attrs.evolve(request, validation_file=await self._id_of(request.validation_file))
         return request
 
-    async def change_of(self, record: Record) -> str:
-        """Return which local file of an entry has changed since it was sent, as text for people; "" if none has."""
+    async def change_of(self, record: Record, request: FineTuneRequest) -> str:
+        """Return what has changed in an entry since an earlier run, as text for people; "" if nothing has.
+
+        A local file is compared by its content: its path is another when the batch runs in another folder.
+
+        Args:
+            record: What the journal knows of the entry.
+            request: What is asked for now.
+        """
+        before = record.request
         if record.sent is None:
-            return ""
-        for path, file_id in (
-            (record.request.training_file, record.sent.training_file),
-            (record.request.validation_file, record.sent.validation_file),
-        ):
-            if path is None or file_id is None or not await self._is_local(path):
+            return difference(before, request)
+        for field in ("training_file", "validation_file"):
+            path, old_path, file_id = getattr(request, field), getattr(before, field), getattr(record.sent, field)
+            if None in (path, old_path, file_id) or not (await self._is_local(path) and await self._is_local(old_path)):
                 continue
             # A file that was deleted, or cannot be read, does not count as changed.
             if await asyncio.to_thread(os.path.isfile, path):
@@ -74,7 +80,8 @@ class DataFiles:
                     continue
                 if digest != await self._journal.digest(file_id):
                     return f"the content of {path}"
-        return ""
+                before = attrs.evolve(before, **{field: path})
+        return difference(before, request)
 
     async def _is_local(self, file: str) -> bool:
         """Return whether a file is a path and not an id. The disk is checked once in a run."""
@@ -175,3 +182,11 @@ def _digest(path: str) -> str:
         raise LocalFileError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise LocalFileError(f"{path!r}: {error}") from error
+
+
+def difference(before: FineTuneRequest, now: FineTuneRequest) -> str:
+    """Return the differences between two requests as text for people; "" if they are equal."""
+    if before == now:
+        return ""
+    pairs = zip(attrs.asdict(before).items(), attrs.asdict(now).values(), strict=True)
+    return ", ".join(f"{name} was {old!r} and is now {new!r}" for (name, old), new in pairs if old != new)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import shlex
 import signal
 import sys
 from collections.abc import Coroutine
@@ -59,7 +60,7 @@ async def _serve(host: str, port: int, data: Path | None, api_key: str | None) -
         loop.add_signal_handler(number, stopped.set)
     async with LocalServer(data, host=host, port=port, api_key=api_key) as server:
         click.echo(f"export OPENAI_BASE_URL={server.base_url}")
-        click.echo(f"export OPENAI_API_KEY={server.api_key}")
+        click.echo(f"export OPENAI_API_KEY={shlex.quote(server.api_key)}")
         click.echo("Serving. Press Ctrl-C to stop. Paste the lines above into the client's shell.", err=True)
         await stopped.wait()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aiofinetune import FineTuneRequest, LocalFileError
-from aiofinetune.batch._batch import Batch
+from aiofinetune import FineTuneRequest, JournalUnusable, LocalFileError
+from aiofinetune.batch._batch import Batch, find_changes
 from aiofinetune.batch._manifest import Entry
 from tests.batch.runs import entries, outcomes_of, write
 from tests.servers.batchserver import BatchServer, error, talking_to
@@ -186,3 +186,30 @@ async def test_a_path_that_no_file_can_have() -> None:
         outcomes = {outcome.label: outcome for outcome in await outcomes_of(Batch(session, wanted))}
     assert isinstance(outcomes["bad"].error, LocalFileError)
     assert outcomes["job-1"].error is None
+
+
+@pytest.mark.parametrize("again", ["in/train.jsonl", "./in/../in/train.jsonl", "{folder}/in/train.jsonl", "copy.jsonl"])
+async def test_a_rerun_in_another_folder_makes_no_job_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    """A file is the same by its content, under whatever path a rerun names it."""
+    (tmp_path / "in").mkdir()
+    for path in (tmp_path / "in" / "train.jsonl", tmp_path / "copy.jsonl"):
+        path.write_text("train")
+    server = BatchServer()
+    journal = tmp_path / "journal"
+    async with talking_to(server) as session:
+        monkeypatch.chdir(tmp_path / "in")
+        before = await outcomes_of(
+            Batch(session, [Entry("a", FineTuneRequest(training_file="train.jsonl"))], journal=journal)
+        )
+        monkeypatch.chdir(tmp_path)
+        wanted = [Entry("a", FineTuneRequest(training_file=again.format(folder=tmp_path)))]
+        assert await find_changes(journal, session.base_url, wanted) == []
+        after = await outcomes_of(Batch(session, wanted, journal=journal))
+        assert [outcome.job_id for outcome in after] == [outcome.job_id for outcome in before]
+        Path("in/train.jsonl").write_text("other")
+        Path("copy.jsonl").write_text("other")
+        with pytest.raises(JournalUnusable, match="the content of"):
+            await outcomes_of(Batch(session, wanted, journal=journal))
+    assert (server.asked["create"], server.asked["upload"]) == (1, 1)

@@ -15,7 +15,8 @@ import attrs
 import pytest
 
 from aiofinetune import FineTuneRequest
-from aiofinetune.batch._batch import MAX_STREAMS, Batch, difference, find_changes
+from aiofinetune.batch._batch import MAX_STREAMS, Batch, find_changes
+from aiofinetune.batch._data_files import difference
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.batch._outcomes import Outcome

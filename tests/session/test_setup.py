@@ -288,3 +288,13 @@ async def test_no_cookies() -> None:
         await session.list_models()
         await session.list_models()
     assert all("cookie" not in request.headers for request in seen)
+
+
+@pytest.mark.parametrize("name", ["api_key", "base_url"])
+def test_an_empty_setting_is_not_replaced_by_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty key or URL, as of a variable that is not set, is refused: only None stands for the environment."""
+    monkeypatch.setenv("OPENAI_API_KEY", "the-key-of-another-service")
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://another.example/v1")
+    settings: dict[str, Any] = {"api_key": "a-key", "base_url": "https://this.example/v1", name: ""}
+    with pytest.raises(ConfigurationError, match=f"^{name}: "):
+        FineTuneSession(**settings)
