@@ -41,34 +41,6 @@ beside those classes, in `aiofinetune.models` and `aiofinetune.batch`. The cause
 
 from __future__ import annotations
 
-__all__ = [
-    "APIError",
-    "AuthenticationFailed",
-    "BadRequest",
-    "ConfigurationError",
-    "Conflict",
-    "ConnectFailed",
-    "ConnectionLost",
-    "DatasetError",
-    "FineTuneError",
-    "FineTuneUnreadable",
-    "JournalUnusable",
-    "LocalFileError",
-    "NotFound",
-    "PermissionDenied",
-    "ProtocolViolation",
-    "QuotaExceeded",
-    "RateLimited",
-    "ReplyTimeout",
-    "RequestInvalid",
-    "ServerError",
-    "StreamHistoryChanged",
-    "StreamInterrupted",
-    "TooManyJobs",
-    "TransportError",
-    "WaitTimeout",
-]
-
 
 class FineTuneError(Exception):
     """The base class of every error that this package raises."""

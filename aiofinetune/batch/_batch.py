@@ -448,7 +448,7 @@ class Batch:
         return record
 
     def _put_off(self, refused: RateLimited) -> None:
-        """Let no create be sent for a while after the session gave up on one that was throttled."""
+        """Hold all creates for a while after the session gave up on a throttled one."""
         seconds = refused.retry_after or _MAX_HOLD
         _log.warning("no create is sent for %.0f s: %s", seconds, refused)
         self._limiter.hold(seconds)
@@ -823,8 +823,11 @@ async def find_changes(journal: Path, base_url: str, entries: Iterable[Entry]) -
             if entry.label in gone:
                 del gone[entry.label]
                 before = await known.request(entry.label)
-                if before is not None and (change := difference(_at_paths_of(entry.request, before), entry.request)):
-                    changes.append(f"{entry.label}: {change}")
+                if before is not None and before != entry.request:
+                    # In a thread, because the disk may decide whether a file is a path.
+                    at_paths = await asyncio.to_thread(_at_paths_of, entry.request, before)
+                    if change := difference(at_paths, entry.request):
+                        changes.append(f"{entry.label}: {change}")
     return [*changes, *(f"{label}: was sent, but is no longer in the manifest" for label in gone)]
 
 

@@ -200,7 +200,7 @@ async def test_an_outcome_in_short() -> None:
 
 
 async def test_a_job_that_the_service_forgets_is_an_outcome() -> None:
-    """A job that is deleted at the service while it is followed is told as not found, and nothing waits for it."""
+    """A job that is deleted at the service while it is followed ends as not found, and nothing waits for it."""
     server = BatchServer(lasts=None)
     async with (
         talking_to(server) as session,
@@ -260,7 +260,7 @@ async def test_many_jobs_are_followed_by_the_list() -> None:
 
 
 async def test_a_listed_job_that_is_gone_is_an_outcome() -> None:
-    """A job that is followed by the list, and is not in it any more, is told as not found."""
+    """A job that is followed by the list, and is no longer in it, ends as not found."""
     server = BatchServer(lasts=None)
     count = MAX_STREAMS + 1
     async with (

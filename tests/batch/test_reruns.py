@@ -77,7 +77,7 @@ async def test_old_outcomes_do_not_wait_for_room(tmp_path: Path) -> None:
 
 
 async def test_active_jobs_of_an_earlier_run_are_followed_though_the_service_is_full(tmp_path: Path) -> None:
-    """A resumed batch takes up all its active jobs at once, and does not take them for those of others."""
+    """A resumed batch follows all its active jobs at once, and does not count them as those of other programs."""
     server = BatchServer(lasts=None)
     wanted = entries(server, 4)
     async with talking_to(server) as session, asyncio.timeout(60):
@@ -320,7 +320,7 @@ def test_what_differs_between_requests() -> None:
 
 
 async def test_a_job_that_could_not_be_noted_is_found_by_the_next_run(tmp_path: Path) -> None:
-    """Where the disk is full as a job's id is to be noted, the error names the job, and the next run finds it."""
+    """If the disk is full when a job's id is recorded, the error names the job, and the next run finds it."""
     server = BatchServer(lasts=None)
     wanted = entries(server, 1)
     server.held["create"] = asyncio.Event()

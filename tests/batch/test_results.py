@@ -104,7 +104,7 @@ async def test_a_results_folder_that_cannot_be_is_told_first(tmp_path: Path) -> 
 
 
 async def test_a_results_folder_that_goes_is_told(tmp_path: Path) -> None:
-    """Where the folder is gone when results come, each job is told with its model and an error of ours."""
+    """If the folder is deleted before the results arrive, each outcome has its job and a `LocalFileError`."""
     server = BatchServer(lasts=None)
     folder = tmp_path / "results"
     async with (

@@ -97,7 +97,7 @@ async def test_stop_does_not_wait_for_the_results_of_an_earlier_run(tmp_path: Pa
 
 
 async def test_a_callback_may_stop_the_batch() -> None:
-    """What is told how far the batch is may stop it, as often as it likes."""
+    """The progress callback may stop the batch, any number of times."""
     server = BatchServer(fate=lambda _asked: "failed")
     async with talking_to(server) as session:
 

@@ -245,7 +245,7 @@ async def test_what_is_no_request(wrong: object) -> None:
     server = BatchServer()
     async with talking_to(server) as session:
         with pytest.raises(RequestInvalid, match="1: expected"):
-            await outcomes_of(Batch(session, [wrong]))  # type: ignore[list-item]  # what is to be refused
+            await outcomes_of(Batch(session, [wrong]))  # type: ignore[list-item]  # wrong on purpose
     assert not server.jobs
 
 

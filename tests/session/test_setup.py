@@ -211,7 +211,7 @@ async def test_borrowed_session_stays_open() -> None:
 
 @pytest.mark.parametrize("is_borrowed", [False, True])
 async def test_headers_on_the_wire(is_borrowed: bool) -> None:
-    """Calls ask for JSON, and streams for events as they come, with our name and key, whoever made the connections."""
+    """Calls accept JSON and streams accept events, with our name and key, also on a borrowed session."""
     seen: list[Received] = []
     models = reply(body=MODELS, content_type="application/json")
     async with serve(answering(models, seen=seen)) as url, contextlib.AsyncExitStack() as resources:

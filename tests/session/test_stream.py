@@ -409,7 +409,7 @@ async def test_endless_event() -> None:
 
 
 async def test_event_by_event() -> None:
-    """Each event is told when it comes, not when the next does."""
+    """Each event is returned when it arrives, not when the next one does."""
     told = asyncio.Event()
 
     async def handler(_request: Received, writer: StreamWriter) -> None:

@@ -200,7 +200,7 @@ async def test_error_that_drips(is_stream: bool) -> None:
 
 
 async def test_cancelled_while_it_connects_again() -> None:
-    """Whoever is cancelled while a stream is taken up again may go on with it, as with any other read."""
+    """A reader that is cancelled while a stream reconnects may continue reading, as after any other read."""
     asked, goes_on = asyncio.Event(), asyncio.Event()
     seen: list[Received] = []
 
@@ -226,7 +226,7 @@ async def test_cancelled_while_it_connects_again() -> None:
 
 
 async def test_polling_uses_up_no_tries() -> None:
-    """Polling a stream that waits to be taken up again is no failure of the stream."""
+    """Polling a stream that waits to reconnect does not count as a failure of the stream."""
     seen: list[Received] = []
     slow = Retry(attempts=2, base=1e6, cap=1e6, deadline=1e7)
 
