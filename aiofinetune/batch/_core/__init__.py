@@ -1,0 +1,27 @@
+"""The pure core of a batch: it decides everything, and touches no clock, socket, file, task or journal.
+
+`BatchCore.handle` takes what happened and returns what to do. Read `states` first: its tables say what may follow what.
+"""
+
+from aiofinetune.batch._core.core import BatchCore, Counts
+from aiofinetune.batch._core.run import Settings
+from aiofinetune.batch._core.states import (
+    ANSWERS,
+    ATTEMPT_TABLE,
+    BATCH_TABLE,
+    AttemptState,
+    BatchState,
+    UnexpectedEvent,
+)
+
+__all__ = [
+    "ANSWERS",
+    "ATTEMPT_TABLE",
+    "BATCH_TABLE",
+    "AttemptState",
+    "BatchCore",
+    "BatchState",
+    "Counts",
+    "Settings",
+    "UnexpectedEvent",
+]

@@ -1,0 +1,205 @@
+"""What the core of a batch asks its shell to do. Each action is one call, one write, or one thing to tell the caller.
+
+An action about an attempt is answered by one event about the same attempt; `aiofinetune.batch._core.states.ANSWERS` says
+by which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import attrs
+
+from aiofinetune.errors import FineTuneError
+from aiofinetune.models import FineTune, FineTuneRequest
+
+OutcomeStatus: TypeAlias = Literal["succeeded", "failed", "cancelled", "rejected", "uncertain", "vanished"]
+"""How an entry ended; see `aiofinetune.Outcome.status`."""
+
+
+@attrs.frozen
+class AttemptId:
+    """One attempt at an entry."""
+
+    label: str
+    number: int = 1
+    """The first attempt of a label is 1; a retry, or a changed request, makes the next."""
+
+
+@attrs.frozen
+class Action:
+    """The base class of all actions."""
+
+
+@attrs.frozen
+class AttemptAction(Action):
+    """The base class of the actions about one attempt."""
+
+    attempt: AttemptId
+
+
+# The input and earlier runs
+
+
+@attrs.frozen
+class ReadEarlierRuns(Action):
+    """Read from the journal what earlier runs left."""
+
+
+@attrs.frozen
+class ReadEntries(Action):
+    """Read entries from the input, at least one and at most `most`, and the journal's record of each."""
+
+    most: int
+
+
+@attrs.frozen
+class SearchForCreate(AttemptAction):
+    """Search the service for the job of a create that an earlier run sent."""
+
+    sent: FineTuneRequest
+    sent_at: float
+    is_accepted: bool
+    hint: str | None
+    among: tuple[FineTuneRequest, ...]
+    """The requests of all creates whose job is not known, `sent` among them: their jobs may look alike."""
+
+
+# Sending
+
+
+@attrs.frozen
+class UploadFiles(AttemptAction):
+    """Upload the local files that a request names, where need be."""
+
+    request: FineTuneRequest
+
+
+@attrs.frozen
+class WriteIntent(AttemptAction):
+    """Write to the journal that a create is about to be sent."""
+
+    request: FineTuneRequest
+    """What the caller asked for."""
+    sent: FineTuneRequest
+    """The same with ids in place of local paths."""
+
+
+@attrs.frozen
+class SendCreate(AttemptAction):
+    """Send the create, whose intent is on the disk."""
+
+    sent: FineTuneRequest
+
+
+@attrs.frozen
+class WithdrawIntent(AttemptAction):
+    """Write to the journal that what was sent surely made no job."""
+
+
+@attrs.frozen
+class WriteAccepted(AttemptAction):
+    """Write to the journal that the service accepted a create, by a reply that does not surely name the job."""
+
+    hint: str | None
+    """The id that the reply names, which may be the job's."""
+
+
+@attrs.frozen
+class WriteJobId(AttemptAction):
+    """Write to the journal which job an attempt made."""
+
+    job_id: str
+
+
+@attrs.frozen
+class ResumeCreate(AttemptAction):
+    """Let the call of a create go on, which waited for its note to be on the disk, and now searches for its job."""
+
+
+# Following
+
+
+@attrs.frozen
+class FollowStream(AttemptAction):
+    """Follow a job by its events until it ends."""
+
+    job_id: str
+
+
+@attrs.frozen
+class LookAtList(Action):
+    """Read the service's list of jobs."""
+
+
+@attrs.frozen
+class RetrieveJob(AttemptAction):
+    """Retrieve a job."""
+
+    job_id: str
+
+
+@attrs.frozen
+class CancelJob(Action):
+    """Cancel a job, and log a failure to do so. Nothing waits for the answer."""
+
+    job_id: str
+
+
+# Ends
+
+
+@attrs.frozen
+class WriteEnd(AttemptAction):
+    """Write to the journal how a job ended."""
+
+    job: FineTune
+
+
+@attrs.frozen
+class FetchResults(AttemptAction):
+    """Download a job's results file and read its figures."""
+
+    job: FineTune
+    is_replayed: bool
+    """Whether the job ended in an earlier run, which may have downloaded the file."""
+
+
+@attrs.frozen
+class ReportOutcome(Action):
+    """Put an outcome where the iterator takes it."""
+
+    attempt: AttemptId
+    status: OutcomeStatus
+    request: FineTuneRequest
+    job_id: str | None
+    job: FineTune | None
+    error: FineTuneError | None
+    sent_at: float | None
+    ended_at: float | None
+    """The Unix time at which the end was written; None if none was, which is now."""
+    figures: Mapping[str, float]
+    is_replayed: bool
+    """Whether an earlier run knew the outcome."""
+
+
+# The run
+
+
+@attrs.frozen
+class WakeAt(Action):
+    """Send `TimersDue` at a time. It replaces the time of the action before."""
+
+    at: float
+
+
+@attrs.frozen
+class Finish(Action):
+    """End the iteration after the outcomes that were reported, and end all tasks."""
+
+    failure: Exception | None
+    """What to raise, if the batch failed."""
+    why: str | None
+    """Why not all entries were sent; None if they were."""
+    cause: FineTuneError | None

@@ -1,0 +1,197 @@
+"""The attempts that are under way, and the jobs that belong to them. What has ended and was taken is forgotten."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final
+
+import attrs
+
+from aiofinetune.batch._core import actions as act
+from aiofinetune.batch._core import events as on
+from aiofinetune.batch._core.actions import AttemptId, OutcomeStatus
+from aiofinetune.batch._core.states import ANSWERS, ATTEMPT_TABLE, AttemptState, UnexpectedEvent
+from aiofinetune.errors import FineTuneError
+from aiofinetune.models import FineTune, FineTuneRequest
+
+_MAX_OWNED: Final = 10_000
+"""The number of jobs that are over whose owners are kept, in a few megabytes. The journal knows them all."""
+
+
+@attrs.define(eq=False)
+class Attempt:
+    """One attempt that is under way. `Attempts` alone sets its state and what it awaits."""
+
+    id: AttemptId
+    request: FineTuneRequest
+    """What the caller asked for."""
+    order: int = 0
+    """Its place in the input."""
+    state: AttemptState = AttemptState.READY
+    awaits: type[act.AttemptAction] | None = None
+    """The action that is under way for it."""
+    is_begun: bool = False
+    """Whether it has one of the places of those that are being sent, which it keeps until it is ACTIVE or ended."""
+    is_replayed: bool = False
+    """Whether an earlier run knew its outcome."""
+    sent: FineTuneRequest | None = None
+    sent_at: float | None = None
+    hint: str | None = None
+    job_id: str | None = None
+    job: FineTune | None = None
+    """The job as it ended."""
+    listed: FineTune | None = None
+    """The job as a list has it, without the events that say why it failed."""
+    error: FineTuneError | None = None
+    ended_at: float | None = None
+    unread_since: float | None = None
+    """Since when its job cannot be read, by the core's clock."""
+    call_waits: bool = False
+    """Whether the call of its create waits for a note to be on the disk."""
+    status: OutcomeStatus | None = None
+    """How it ended, once that was reported."""
+
+
+class Attempts:
+    """The attempts that are under way, by label, by state and by what they await.
+
+    It owns these rules: a label has one attempt under way at most, an attempt has one action under way at most, an
+    event changes a state as the table says, and an outcome is reported once.
+    """
+
+    def __init__(self) -> None:
+        self._by_label: dict[str, Attempt] = {}
+        self._by_state: dict[AttemptState, dict[str, Attempt]] = {state: {} for state in AttemptState}
+        self._by_action: dict[type[act.AttemptAction], dict[str, Attempt]] = {}
+        self._replayed: dict[str, Attempt] = {}
+        self._forgotten: Counter[OutcomeStatus] = Counter()
+
+    def __contains__(self, label: str) -> bool:
+        return label in self._by_label
+
+    def __len__(self) -> int:
+        return len(self._by_label)
+
+    def add(self, attempt: Attempt) -> None:
+        """Take an attempt that begins."""
+        label = attempt.id.label
+        if label in self._by_label:
+            raise UnexpectedEvent(f"{attempt.id} begins while {self._by_label[label].id} is under way")
+        self._by_label[label] = self._by_state[attempt.state][label] = attempt
+        if attempt.is_replayed:
+            self._replayed[label] = attempt
+
+    def get(self, name: AttemptId) -> Attempt | None:
+        """Return an attempt; None if it is not under way."""
+        attempt = self._by_label.get(name.label)
+        return attempt if attempt is not None and attempt.id == name else None
+
+    def in_state(self, *states: AttemptState) -> Iterator[Attempt]:
+        """Yield the attempts in the given states. None may change its state meanwhile."""
+        for state in states:
+            yield from self._by_state[state].values()
+
+    def count(self, *states: AttemptState) -> int:
+        """Return the number of attempts in the given states."""
+        return sum(len(self._by_state[state]) for state in states)
+
+    @property
+    def replaying(self) -> int:
+        """The number of attempts that ended in an earlier run and whose results are being fetched."""
+        return sum(attempt.state is AttemptState.SETTLING for attempt in self._replayed.values())
+
+    def awaiting(self, action: type[act.AttemptAction]) -> Collection[Attempt]:
+        """Return the attempts for which an action is under way."""
+        return self._by_action.get(action, {}).values()
+
+    def begin_action(self, attempt: Attempt, action: act.AttemptAction) -> act.AttemptAction:
+        """Note that an action is under way for an attempt, and return it."""
+        if attempt.awaits is not None:
+            raise UnexpectedEvent(f"{attempt.id}: {action} while {attempt.awaits.__name__} is under way")
+        self._await(attempt, type(action))
+        return action
+
+    def apply(self, attempt: Attempt, event: on.AttemptEvent) -> None:
+        """Change an attempt's state as the table says; what it awaited is answered."""
+        state = ATTEMPT_TABLE.get((attempt.state, type(event)))
+        if state is None or attempt.awaits not in ANSWERS[type(event)]:
+            awaited = "nothing" if attempt.awaits is None else attempt.awaits.__name__
+            raise UnexpectedEvent(f"{attempt.id} is {attempt.state.value} and awaits {awaited}: {event}")
+        self._await(attempt, None)
+        if state is not attempt.state:
+            label = attempt.id.label
+            del self._by_state[attempt.state][label]
+            self._by_state[state][label] = attempt
+            attempt.state = state
+
+    def give_up_actions(self) -> None:
+        """Note that nothing that is under way will be answered."""
+        for attempt in self._by_label.values():
+            self._await(attempt, None)
+
+    def note_outcome(self, attempt: Attempt, status: OutcomeStatus) -> None:
+        """Note that an outcome is reported."""
+        if attempt.status is not None or attempt.state not in {AttemptState.ENDED, AttemptState.UNKNOWN}:
+            raise UnexpectedEvent(f"{attempt.id} is {attempt.state.value}, and {attempt.status}: ended as {status}")
+        attempt.status = status
+
+    def forget(self, attempt: Attempt) -> None:
+        """Forget an attempt, but for how it ended."""
+        del self._by_label[attempt.id.label]
+        del self._by_state[attempt.state][attempt.id.label]
+        self._replayed.pop(attempt.id.label, None)
+        if attempt.status is not None:
+            self._forgotten[attempt.status] += 1
+
+    def outcomes(self) -> Counter[OutcomeStatus]:
+        """Return the number of attempts that ended, by how they did."""
+        waiting = self.in_state(AttemptState.ENDED, AttemptState.UNKNOWN)
+        return self._forgotten + Counter(attempt.status for attempt in waiting if attempt.status is not None)
+
+    def _await(self, attempt: Attempt, action: type[act.AttemptAction] | None) -> None:
+        if attempt.awaits is not None:
+            del self._by_action[attempt.awaits][attempt.id.label]
+        if action is not None:
+            self._by_action.setdefault(action, {})[attempt.id.label] = attempt
+        attempt.awaits = action
+
+
+class Owners:
+    """Which attempt each job belongs to: a job has one owner, which keeps it.
+
+    The jobs of attempts that are under way are all known, and of the others those that were made or ended last. The
+    journal knows the rest, and answers `JobIdTaken`.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: dict[str, AttemptId] = {}
+        self._earlier: dict[str, AttemptId] = {}
+
+    def learn(self, owners: Mapping[str, AttemptId]) -> None:
+        """Take over the owners that the journal knows."""
+        self._earlier.update(owners)
+
+    def owner(self, job_id: str) -> AttemptId | None:
+        """Return the attempt that a job belongs to; None if none is known."""
+        return self._under_way.get(job_id) or self._earlier.get(job_id)
+
+    def take(self, job_id: str, attempt: AttemptId) -> bool:
+        """Give a job to an attempt; return False if it belongs to another."""
+        if self.owner(job_id) not in {None, attempt}:
+            return False
+        self._under_way[job_id] = attempt
+        return True
+
+    def withdraw(self, job_id: str) -> None:
+        """Forget whose a job is: the service does not know it."""
+        self._under_way.pop(job_id, None)
+        self._earlier.pop(job_id, None)
+
+    def retire(self, job_id: str) -> None:
+        """Note that a job is no longer followed. It stays its attempt's."""
+        owner = self._under_way.pop(job_id, None)
+        if owner is not None:
+            self._earlier[job_id] = owner
+            while len(self._earlier) > _MAX_OWNED:
+                del self._earlier[next(iter(self._earlier))]

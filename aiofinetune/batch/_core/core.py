@@ -1,0 +1,321 @@
+"""The core of a batch: events in, actions out. It decides everything and does nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import attrs
+
+from aiofinetune.batch._core import actions as act
+from aiofinetune.batch._core import events as on
+from aiofinetune.batch._core.actions import OutcomeStatus
+from aiofinetune.batch._core.attempts import Attempt
+from aiofinetune.batch._core.earlier import EarlierCreates, attempt_of
+from aiofinetune.batch._core.looks import Looks
+from aiofinetune.batch._core.run import MAX_OUTCOMES_WAITING, Run, Settings
+from aiofinetune.batch._core.sending import Sender, taken
+from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedEvent
+from aiofinetune.batch._core.watching import Watcher
+from aiofinetune.errors import JournalUnusable
+from aiofinetune.models import Status
+
+_ASKED_TO: Final = "it was asked to"
+
+
+@attrs.frozen
+class Counts:
+    """How far a batch is."""
+
+    seen: int
+    """The number of entries that were begun, and will have an outcome unless the batch is stopped."""
+    sending: int
+    """The number of entries that are being sent."""
+    active: int
+    """The number of this batch's jobs that have not ended."""
+    others: int
+    """The number of other programs' jobs that had not ended at the last look."""
+    waiting: int
+    """The number of outcomes that the caller has not taken."""
+    ended: Mapping[OutcomeStatus, int]
+    """The number of entries that ended, by how they did."""
+
+
+class BatchCore:
+    """Decides what a batch does. Time is an argument, by any clock that cannot be set, in seconds.
+
+    The shell calls `handle` with each event as it comes, performs the actions in their order, and sends the events that
+    answer them. It sends nothing but `OutcomeTaken` and `LeaveAsked` after `Finish`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._run = run = Run(settings)
+        self._looks = Looks(run)
+        self._earlier = EarlierCreates(run)
+        self._sender = Sender(run, self._looks)
+        self._watcher = Watcher(run, self._looks)
+        self._order = itertools.count()
+        self._is_reading = self._has_input_ended = False
+        self._wakes_at: float | None = None
+        self._cancels = False
+        self._handlers = self._batch_handlers()
+        self._attempt_handlers = self._handlers_of_attempts()
+
+    @property
+    def state(self) -> BatchState:
+        """The state of the batch."""
+        return self._run.state
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a create may be sent; the shell asks this again before each of the session's own retries."""
+        return self._run.is_running
+
+    def counts(self) -> Counts:
+        """Count how far the batch is, from the states of its attempts."""
+        attempts = self._run.attempts
+        ended = attempts.outcomes()
+        going = len(attempts) - attempts.count(AttemptState.ENDED, AttemptState.UNKNOWN)
+        sending = attempts.count(AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
+        waiting = self._run.outcomes_waiting
+        return Counts(going + ended.total(), sending, self._run.active, len(self._looks.others), waiting, ended)
+
+    def handle(self, event: on.Event, now: float) -> list[act.Action]:
+        """Take one event; return what is to be done, in order.
+
+        Raises:
+            UnexpectedEvent: The event cannot follow, which is a bug of the shell or of the core.
+        """
+        if self._run.state is BatchState.DONE and not isinstance(event, on.OutcomeTaken | on.LeaveAsked):
+            raise UnexpectedEvent(f"the batch is done: {event}")
+        if isinstance(event, on.AttemptEvent):
+            self._handle_attempt(event, now)
+        elif (handler := self._handlers.get(type(event))) is not None:
+            handler(event, now)
+        else:
+            raise UnexpectedEvent(f"{event} is the core's own")
+        self._go_on(now)
+        actions, self._run.actions = self._run.actions, []
+        return actions
+
+    # Events of the batch
+
+    def _batch_handlers(self) -> Mapping[type[on.Event], Callable[[Any, float], object]]:  # Any: each takes its own
+        run = self._run
+        return {
+            on.Started: lambda _event, now: self._start(now),
+            on.EarlierRunsRead: lambda event, _now: self._earlier.read(event),
+            on.EntriesRead: lambda event, _now: self._read(event),
+            on.InputEnded: lambda _event, _now: self._end_input(),
+            on.InputFailed: lambda event, _now: (self._end_input(), run.give_up(event.error)),
+            on.ShellFailed: lambda event, _now: run.give_up(event.error),
+            on.ListRead: self._watcher.list_read,
+            on.ListFailed: self._looks.failed,
+            on.StopAsked: lambda _event, _now: run.detach(_ASKED_TO),
+            on.LeaveAsked: lambda event, _now: self._leave(event),
+            on.TimersDue: lambda _event, _now: self._forget_timer(),
+        }
+
+    def _start(self, now: float) -> None:
+        self._run.actions.append(act.ReadEarlierRuns())
+        self._looks.start(now)
+
+    def _end_input(self) -> None:
+        self._is_reading = False
+        self._has_input_ended = True
+
+    def _forget_timer(self) -> None:
+        self._wakes_at = None
+
+    def _leave(self, event: on.LeaveAsked) -> None:
+        self._cancels = event.cancels
+        if event.is_at_once:
+            self._run.attempts.give_up_actions()
+        self._run.detach(_ASKED_TO)
+        if self._run.state is BatchState.DONE:
+            self._cancel_jobs()
+
+    def _cancel_jobs(self) -> None:
+        if self._cancels:
+            self._run.actions += map(act.CancelJob, self._watcher.jobs_left)
+            self._cancels = False
+
+    # Entries
+
+    def _read(self, event: on.EntriesRead) -> None:
+        self._is_reading = False
+        for entry in event.entries:
+            # After one that is refused, none is begun.
+            if self._run.is_running:
+                self._begin(entry)
+
+    def _begin(self, entry: on.KnownEntry) -> None:
+        """Begin an entry where earlier runs left it."""
+        refusal = self._refusal(entry)
+        if refusal is not None:
+            self._run.give_up(refusal)
+            return
+        uncertain = None if entry.last is None else self._earlier.take_uncertain(entry.last.attempt)
+        attempt = self._attempt(entry)
+        attempt.order = next(self._order)
+        attempt.is_replayed = attempt.state in {AttemptState.SETTLING, AttemptState.UNKNOWN, AttemptState.ACCEPTED}
+        if attempt.state in {AttemptState.UNKNOWN, AttemptState.ACCEPTED}:
+            if uncertain is None:
+                raise UnexpectedEvent(f"{attempt.id} may have made a job, and was not searched for")
+            attempt.state, attempt.error = AttemptState.UNKNOWN, uncertain
+        elif attempt.job_id is not None and not self._run.owners.take(attempt.job_id, attempt.id):
+            # One job must never count for two entries, though a journal of an old version may say so.
+            attempt.state, attempt.error = AttemptState.UNKNOWN, taken(attempt, attempt.job_id)
+            attempt.job_id = attempt.job = None
+        self._run.attempts.add(attempt)
+        match attempt.state:
+            case AttemptState.UNKNOWN:
+                self._run.report(attempt, "uncertain")
+            case AttemptState.SETTLING:
+                self._watcher.settle(attempt)
+            case AttemptState.ACTIVE:
+                self._watcher.follow(attempt)
+
+    def _refusal(self, entry: on.KnownEntry) -> JournalUnusable | None:
+        """Return why an entry cannot be begun."""
+        if entry.problem is not None:
+            return entry.problem
+        if entry.label in self._run.attempts:
+            return JournalUnusable(f"{entry.label!r} is there twice; each entry of a batch needs a label of its own")
+        was_sent = entry.last is not None and entry.last.sent is not None
+        if entry.change and was_sent and not self._run.settings.accepts_changes:
+            return JournalUnusable(
+                f"{entry.label!r} has changed since it was sent: {entry.change}; accept_changes=True"
+                " (--accept-changes) makes new jobs for what has changed"
+            )
+        return None
+
+    def _attempt(self, entry: on.KnownEntry) -> Attempt:
+        """Return the attempt that an entry goes on with: its last one, or a new one."""
+        last = entry.last
+        if last is None:
+            return Attempt(act.AttemptId(entry.label), entry.request)
+        number = last.attempt.number
+        if last.sent is None:
+            # It made no job, so it may differ.
+            return Attempt(last.attempt, entry.request)
+        is_retried = self._run.settings.retries_failed and last.job is not None and last.job.status != Status.SUCCEEDED
+        if entry.change or is_retried:
+            return Attempt(act.AttemptId(entry.label, number + 1), entry.request)
+        return attempt_of(last)
+
+    # Events of attempts
+
+    def _handle_attempt(self, event: on.AttemptEvent, now: float) -> None:
+        attempt = self._run.attempts.get(event.attempt)
+        if attempt is not None:
+            handler = self._attempt_handlers.get(type(event))
+            if handler is None:
+                raise UnexpectedEvent(f"{event} is the core's own")
+            handler(attempt, event, now)
+        elif (earlier := self._earlier.get(event.attempt)) is not None:
+            self._earlier.handle(earlier, event)
+        else:
+            raise UnexpectedEvent(f"{event.attempt} is not under way: {event}")
+
+    def _handlers_of_attempts(
+        self,
+    ) -> Mapping[type[on.AttemptEvent], Callable[[Attempt, Any, float], object]]:  # likewise
+        send, watch = self._sender, self._watcher
+        return {
+            on.FilesUploaded: lambda attempt, event, _now: send.uploaded(attempt, event),
+            on.IntentOnDisk: lambda attempt, event, _now: send.intent_on_disk(attempt, event),
+            on.IntentWithdrawn: lambda attempt, event, _now: send.withdrawn(attempt, event),
+            on.CreateNotSent: send.not_made,
+            on.CreateRefused: send.not_made,
+            on.CreateThrottled: send.not_made,
+            on.CreateBarred: send.not_made,
+            on.TooManyActive: send.not_made,
+            on.NotReached: send.not_made,
+            on.JobCreated: lambda attempt, event, _now: send.made(attempt, event) and watch.follow(attempt),
+            on.JobNamed: lambda attempt, event, _now: send.made(attempt, event),
+            on.CreateAccepted: lambda attempt, event, _now: send.accepted(attempt, event),
+            on.AcceptedOnDisk: lambda attempt, event, _now: send.accepted_on_disk(attempt, event),
+            on.JobIdOnDisk: lambda attempt, event, _now: send.job_id_on_disk(attempt, event) and watch.follow(attempt),
+            on.JobIdTaken: lambda attempt, event, _now: self._take_back(attempt, event),
+            on.CreateUnclear: lambda attempt, event, _now: send.unclear(attempt, event),
+            on.JobUnreadable: self._unreadable,
+            on.StreamFailed: lambda attempt, event, _now: watch.stream_failed(attempt, event),
+            on.JobEnded: lambda attempt, event, _now: watch.ended(attempt, event),
+            on.JobRetrieved: lambda attempt, event, _now: watch.retrieved(attempt, event),
+            on.JobVanished: lambda attempt, event, _now: watch.vanished(attempt, event),
+            on.EndOnDisk: lambda attempt, event, _now: watch.end_on_disk(attempt, event),
+            on.ResultsFetched: lambda attempt, event, _now: watch.results_fetched(attempt, event),
+            on.JournalFailed: lambda attempt, event, _now: self._journal_failed(attempt, event),
+            on.OutcomeTaken: lambda attempt, _event, _now: self._forget(attempt),
+        }
+
+    def _take_back(self, attempt: Attempt, event: on.JobIdTaken) -> None:
+        """Handle an id that the journal gives to another attempt, which this core has forgotten."""
+        job_id = attempt.job_id
+        if job_id is not None:
+            self._run.owners.withdraw(job_id)
+        self._sender.job_id_taken(attempt, event, job_id)
+
+    def _unreadable(self, attempt: Attempt, event: on.JobUnreadable, now: float) -> None:
+        if attempt.awaits is act.ResumeCreate:
+            # The call of its create could not read it; it may become readable later.
+            self._run.attempts.apply(attempt, event)
+            self._sender.succeeded()
+            self._watcher.follow(attempt)
+        else:
+            self._watcher.unreadable(attempt, event, now)
+
+    def _journal_failed(self, attempt: Attempt, event: on.JournalFailed) -> None:
+        # Not undone: the write may be on the disk. The attempt stays as it is, and the next run looks.
+        self._run.attempts.apply(attempt, event)
+        self._run.give_up(event.error)
+
+    def _forget(self, attempt: Attempt) -> None:
+        if attempt.status is None:
+            raise UnexpectedEvent(f"{attempt.id} has no outcome")
+        self._run.attempts.forget(attempt)
+
+    # What follows from any event
+
+    def _go_on(self, now: float) -> None:
+        if self._run.state is BatchState.DONE:
+            return
+        self._sender.send(now)
+        self._read_on()
+        self._looks.look_if_due(now)
+        if self._is_over():
+            self._run.change(on.AllAnswered())
+            self._cancel_jobs()
+            self._run.actions.append(act.Finish(self._run.failure, self._run.why, self._run.cause))
+        else:
+            self._set_timer(now)
+
+    def _read_on(self) -> None:
+        is_wanted = self._run.is_running and self._earlier.is_over and not (self._is_reading or self._has_input_ended)
+        # What ended in an earlier run is handed on a few at a time, like what is sent.
+        replaying = self._run.attempts.replaying
+        has_place = self._sender.has_place and replaying < self._run.settings.concurrency
+        if is_wanted and has_place and not self._sender.has_waiting:
+            self._is_reading = True
+            room = MAX_OUTCOMES_WAITING - self._run.outcomes_waiting
+            self._run.actions.append(act.ReadEntries(min(self._run.settings.concurrency, room)))
+
+    def _is_over(self) -> bool:
+        match self._run.state:
+            case BatchState.RUNNING:
+                ended = (AttemptState.ENDED, AttemptState.UNKNOWN)
+                attempts = self._run.attempts
+                return self._has_input_ended and self._earlier.is_over and len(attempts) == attempts.count(*ended)
+            case BatchState.DRAINING:
+                return not self._sender.is_sending and not self._watcher.is_following
+            case _:
+                return not self._sender.is_sending
+
+    def _set_timer(self, now: float) -> None:
+        looks_at = None if self._looks.is_looking else self._looks.due
+        times = [at for at in (self._sender.wakes_at(now), looks_at) if at is not None]
+        if times and min(times) != self._wakes_at:
+            self._wakes_at = min(times)
+            self._run.actions.append(act.WakeAt(self._wakes_at))

@@ -1,0 +1,418 @@
+"""What the shell of a batch tells its core. Each event is one thing that the shell saw: a reply, a write, a request.
+
+The last events of this module are the core's own, and the shell never sends them: the core puts one in the place of an
+event whose meaning depends on what it knows, so that the table of states has one row for each meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from aiofinetune._jobs.recovery import NotSent
+from aiofinetune.batch._core.actions import AttemptId
+from aiofinetune.errors import (
+    AuthenticationFailed,
+    FineTuneError,
+    FineTuneUnreadable,
+    JournalUnusable,
+    PermissionDenied,
+    QuotaExceeded,
+    RateLimited,
+    ServerError,
+    TooManyJobs,
+    TransportError,
+)
+from aiofinetune.models import CreateUncertain, FineTune, FineTuneRequest
+
+
+@attrs.frozen
+class AttemptRecord:
+    """What the journal holds of one attempt."""
+
+    attempt: AttemptId
+    request: FineTuneRequest
+    sent: FineTuneRequest | None = None
+    """What was sent, if it was; None again once it is known that it made no job."""
+    sent_at: float | None = None
+    is_accepted: bool = False
+    hint: str | None = None
+    job_id: str | None = None
+    job: FineTune | None = None
+    """The job as it ended."""
+    ended_at: float | None = None
+
+
+@attrs.frozen
+class KnownEntry:
+    """An entry of the input, and what the journal knows of it."""
+
+    label: str
+    request: FineTuneRequest
+    last: AttemptRecord | None = None
+    """Its last attempt."""
+    change: str = ""
+    """How the request, or a file that it names, differs from the last attempt's, as text for people."""
+    problem: JournalUnusable | None = None
+    """Why the journal cannot tell what it knows, or that the label is there twice."""
+
+
+@attrs.frozen
+class Event:
+    """The base class of all events."""
+
+
+@attrs.frozen
+class AttemptEvent(Event):
+    """The base class of the events about one attempt."""
+
+    attempt: AttemptId
+
+
+# The input and earlier runs
+
+
+@attrs.frozen
+class Started(Event):
+    """The batch was entered."""
+
+
+@attrs.frozen
+class EarlierRunsRead(Event):
+    """The journal was read: the last attempts that were sent and whose job is not known, and the owners of job ids."""
+
+    lost: tuple[AttemptRecord, ...] = ()
+    owners: Mapping[str, AttemptId] = attrs.field(factory=dict)
+    """The attempts of the jobs that earlier runs made recently, by the job's id."""
+
+
+@attrs.frozen
+class EntriesRead(Event):
+    """Entries were read from the input."""
+
+    entries: tuple[KnownEntry, ...]
+
+
+@attrs.frozen
+class InputEnded(Event):
+    """The input has no more entries."""
+
+
+@attrs.frozen
+class InputFailed(Event):
+    """Reading the input raised an error, which the batch raises."""
+
+    error: Exception
+
+
+@attrs.frozen
+class JobFound(AttemptEvent):
+    """The search for an earlier run's create found its job."""
+
+    job_id: str
+
+
+@attrs.frozen
+class NothingMade(AttemptEvent):
+    """The search for an earlier run's create proved that it made no job."""
+
+
+# Sending
+
+
+@attrs.frozen
+class FilesUploaded(AttemptEvent):
+    """All files of a request are at the service."""
+
+    sent: FineTuneRequest
+    """The request with their ids."""
+
+
+@attrs.frozen
+class IntentOnDisk(AttemptEvent):
+    """The intent was written."""
+
+    sent_at: float
+    """The Unix time that was written with it."""
+
+
+@attrs.frozen
+class IntentWithdrawn(AttemptEvent):
+    """The journal holds that the intent made no job."""
+
+
+@attrs.frozen
+class CreateEvent(AttemptEvent):
+    """The base class of the events that say what came of a create, or of an upload."""
+
+    was_throttled: bool = attrs.field(default=False, kw_only=True)
+    """Whether the service throttled the session in the meantime."""
+
+
+@attrs.frozen
+class CreateNotSent(CreateEvent):
+    """The create was no longer wanted when its turn came, so it made no job."""
+
+
+@attrs.frozen
+class JobCreated(CreateEvent):
+    """The call of a create returned its job."""
+
+    job_id: str
+
+
+@attrs.frozen
+class JobNamed(CreateEvent):
+    """A complete 2xx reply names the job, and does not describe it. The call waits with its look at the job."""
+
+    job_id: str
+
+
+@attrs.frozen
+class CreateAccepted(CreateEvent):
+    """A 2xx came that does not surely name the job. The call waits with its search of the list."""
+
+    hint: str | None = None
+
+
+@attrs.frozen
+class CreateRefused(CreateEvent):
+    """No job was made: the service refused the request, or a file of it cannot be used."""
+
+    error: FineTuneError
+
+
+@attrs.frozen
+class CreateThrottled(CreateEvent):
+    """No job was made: the service asks to slow down, for longer than the session waits."""
+
+    error: FineTuneError
+    retry_after: float | None = None
+
+
+@attrs.frozen
+class TooManyActive(CreateEvent):
+    """No job was made: the service takes no more jobs until one ends."""
+
+
+@attrs.frozen
+class CreateBarred(CreateEvent):
+    """No job was made, for a reason that holds for every create: the quota is used up, or the key does not suffice."""
+
+    error: FineTuneError
+
+
+@attrs.frozen
+class NotReached(CreateEvent):
+    """No job was made: there was no connection, or the service failed and its list is proof."""
+
+    error: FineTuneError
+
+
+@attrs.frozen
+class CreateUnclear(CreateEvent):
+    """It is not known whether a create made a job, or which: the search could not tell."""
+
+    error: CreateUncertain
+
+
+@attrs.frozen
+class AcceptedOnDisk(AttemptEvent):
+    """The journal holds that the service accepted the create."""
+
+
+@attrs.frozen
+class JobIdOnDisk(AttemptEvent):
+    """The journal holds the job's id."""
+
+
+@attrs.frozen
+class JobIdTaken(AttemptEvent):
+    """The id belongs to another attempt, as the core or the journal knows. Nothing was written."""
+
+
+# Following
+
+
+@attrs.frozen
+class StreamFailed(AttemptEvent):
+    """The job cannot be followed by its events."""
+
+    error: FineTuneError
+
+
+@attrs.frozen
+class JobEnded(AttemptEvent):
+    """The job ended, by its events or by the list."""
+
+    job: FineTune
+    error: FineTuneError | None = None
+    """How it failed, if its events say so."""
+
+
+@attrs.frozen
+class JobRetrieved(AttemptEvent):
+    """The job was retrieved; it may have ended or not."""
+
+    job: FineTune
+
+
+@attrs.frozen
+class JobVanished(AttemptEvent):
+    """The service no longer knows the job."""
+
+    error: FineTuneError
+
+
+@attrs.frozen
+class JobUnreadable(AttemptEvent):
+    """The job's id is known, and it cannot be retrieved or read now."""
+
+    error: FineTuneError
+
+
+@attrs.frozen
+class ListRead(Event):
+    """The service's list was read."""
+
+    active: frozenset[str]
+    """The ids of jobs that have not ended."""
+    ended: Mapping[str, FineTune]
+    """The jobs that have ended, by id."""
+    unreadable: frozenset[str] = frozenset()
+    """The ids of jobs that cannot be read; they count as active."""
+
+
+@attrs.frozen
+class ListFailed(Event):
+    """The list could not be read."""
+
+    error: FineTuneError
+    may_pass: bool
+    """Whether the failure is a temporary one."""
+
+
+# Ends
+
+
+@attrs.frozen
+class EndOnDisk(AttemptEvent):
+    """The journal holds how the job ended."""
+
+    ended_at: float
+    """The Unix time that was written with it."""
+
+
+@attrs.frozen
+class ResultsFetched(AttemptEvent):
+    """The results file is there and was read, or could not be."""
+
+    figures: Mapping[str, float] = attrs.field(factory=dict)
+    error: FineTuneError | None = None
+
+
+@attrs.frozen
+class OutcomeTaken(AttemptEvent):
+    """The iterator gave the outcome to the caller."""
+
+
+# The run
+
+
+@attrs.frozen
+class JournalFailed(AttemptEvent):
+    """A write for an attempt failed; it may be on the disk all the same."""
+
+    error: JournalUnusable
+
+
+@attrs.frozen
+class ShellFailed(Event):
+    """The progress callback, or something else that belongs to no attempt, raised an error."""
+
+    error: Exception
+
+
+@attrs.frozen
+class StopAsked(Event):
+    """The caller asked to send no more, and to leave active jobs running."""
+
+
+@attrs.frozen
+class LeaveAsked(Event):
+    """The caller leaves the context."""
+
+    cancels: bool = False
+    """Whether to cancel the jobs that are active."""
+    is_at_once: bool = False
+    """Whether the caller was cancelled: the shell has ended all tasks, and nothing under way will be answered."""
+
+
+@attrs.frozen
+class TimersDue(Event):
+    """The time of the last `WakeAt` has come."""
+
+
+# The core's own
+
+
+@attrs.frozen
+class Rejected(AttemptEvent):
+    """A refused attempt has no intent on the disk any more."""
+
+
+@attrs.frozen
+class JobGoesOn(AttemptEvent):
+    """The job was retrieved, and has not ended."""
+
+
+@attrs.frozen
+class GivenUp(AttemptEvent):
+    """The job could not be read for too long."""
+
+    error: FineTuneError
+
+
+@attrs.frozen
+class Settled(AttemptEvent):
+    """The end is on the disk, and no results are wanted."""
+
+
+@attrs.frozen
+class SendingStopped(Event):
+    """The core sends no more, and follows its jobs to their ends."""
+
+
+@attrs.frozen
+class Detached(Event):
+    """The core sends no more, and leaves its jobs."""
+
+
+@attrs.frozen
+class AllAnswered(Event):
+    """Nothing is left to wait for."""
+
+
+def create_failed(  # noqa: PLR0911  # a table of cases
+    attempt: AttemptId, error: FineTuneError | NotSent, *, was_throttled: bool = False
+) -> AttemptEvent:
+    """Return the event for an error that the call of a create, or of an upload, raised."""
+    match error:
+        case NotSent():
+            return CreateNotSent(attempt, was_throttled=was_throttled)
+        case JournalUnusable():
+            return JournalFailed(attempt, error)
+        case CreateUncertain():
+            return CreateUnclear(attempt, error, was_throttled=was_throttled)
+        case FineTuneUnreadable():
+            return JobUnreadable(attempt, error)
+        case QuotaExceeded() | AuthenticationFailed() | PermissionDenied():
+            return CreateBarred(attempt, error, was_throttled=was_throttled)
+        case TooManyJobs():
+            return TooManyActive(attempt, was_throttled=was_throttled)
+        case RateLimited():
+            return CreateThrottled(attempt, error, error.retry_after, was_throttled=was_throttled)
+        case TransportError() | ServerError():
+            return NotReached(attempt, error, was_throttled=was_throttled)
+    return CreateRefused(attempt, error, was_throttled=was_throttled)

@@ -1,0 +1,142 @@
+"""What the service's list of jobs says, when to look at it, and whether the service has room."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+from aiofinetune.batch._core import actions as act
+from aiofinetune.batch._core import events as on
+from aiofinetune.batch._core.attempts import Attempt
+from aiofinetune.batch._core.run import Run
+from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedEvent
+from aiofinetune.errors import AuthenticationFailed
+
+LONGEST_BLIND: Final = 300.0
+"""The number of seconds for which a job, or the list once it was read, may be unreachable or unreadable."""
+_MAX_UNREAD: Final = 3
+"""The number of consecutive looks that may fail where no look may, after which the batch stops."""
+
+
+@attrs.define
+class _Look:
+    """A look at the list that is under way."""
+
+    mine: tuple[Attempt, ...]
+    """The attempts that were active as it began. A job that is created meanwhile may be missing from the list."""
+    ended: set[str] = attrs.field(factory=set)
+    """The ids of jobs that ended meanwhile, which the list may have as active."""
+
+
+class Looks:
+    """The looks at the service's list.
+
+    It owns these rules: one look is under way at most, the jobs of others are those that the last look found active and
+    that this batch does not follow, and a batch does not stay blind.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._look: _Look | None = None
+        self.due: float | None = None
+        """When to look again; None if nothing depends on it."""
+        self.others: set[str] = set()
+        """The ids of other programs' jobs that were active at the last look."""
+        self._has_looked = False
+        self.is_full = False
+        """Whether the service said that it takes no more jobs until one ends."""
+        self._blind = 0
+        self._looked_at = 0.0
+
+    @property
+    def knows_others(self) -> bool:
+        """Whether it is known how many jobs of others are active, where that matters."""
+        return self._has_looked or not self._is_limited
+
+    @property
+    def _is_limited(self) -> bool:
+        return self._run.settings.max_active != float("inf")
+
+    @property
+    def unstreamed(self) -> int:
+        """The number of active jobs that are not followed by their events."""
+        attempts = self._run.attempts
+        return attempts.count(AttemptState.ACTIVE) - len(attempts.awaiting(act.FollowStream))
+
+    def start(self, now: float) -> None:
+        """Look at once if there is a limit: nothing is sent before it is known how many jobs of others are active."""
+        if self._is_limited:
+            self.due = now
+
+    def look_if_due(self, now: float) -> None:
+        """Look at the list if it is time, and set the time of the next look."""
+        if not self._is_needed:
+            self.due = None
+        elif self.due is None:
+            # Not at once: a job that was made just now may be missing from the list.
+            self.due = now + self._run.settings.poll
+        if self.due is not None and self.due <= now and self._look is None:
+            self._look = _Look(tuple(self._run.attempts.in_state(AttemptState.ACTIVE)))
+            self._run.actions.append(act.LookAtList())
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether a look is under way."""
+        return self._look is not None
+
+    @property
+    def _is_needed(self) -> bool:
+        if self._run.state is BatchState.RUNNING:
+            return self.is_full or self._is_limited or self.unstreamed > 0
+        return self._run.state is BatchState.DRAINING and self.unstreamed > 0
+
+    def read(self, event: on.ListRead, now: float) -> list[Attempt]:
+        """Take what a look found; return the attempts that it was about, which were active as it began."""
+        look = self._end_look(now)
+        active = event.active | event.unreadable
+        self.others = {job_id for job_id in active - look.ended if not self._is_mine(job_id)}
+        self._has_looked, self._blind, self._looked_at = True, 0, now
+        self.is_full = False
+        return [attempt for attempt in look.mine if attempt.state is AttemptState.ACTIVE and attempt.awaits is None]
+
+    def failed(self, event: on.ListFailed, now: float) -> None:
+        """Count a look that failed, and stop the batch if there are too many or they go on for too long.
+
+        Without the list, nothing can be sent under a limit, and the jobs without a stream cannot be followed.
+        """
+        self._end_look(now)
+        self._blind += 1
+        if self._has_looked and event.may_pass and now - self._looked_at < LONGEST_BLIND:
+            return
+        if self._blind < _MAX_UNREAD and not isinstance(event.error, AuthenticationFailed):
+            return
+        why = f"the list of jobs cannot be read: {event.error}"
+        if self.unstreamed:
+            # The jobs without a stream would never be seen to end.
+            self._run.detach(why, event.error)
+        else:
+            self._run.send_no_more(why, event.error)
+
+    def note_mine(self, job_id: str) -> None:
+        """Note that a job that the last look may have taken for another program's is this batch's."""
+        self.others.discard(job_id)
+
+    def note_end(self, job_id: str) -> None:
+        """Note that a job of this batch is over, which makes room."""
+        self.is_full = False
+        self.note_mine(job_id)
+        if self._look is not None:
+            self._look.ended.add(job_id)
+
+    def _is_mine(self, job_id: str) -> bool:
+        owner = self._run.owners.owner(job_id)
+        attempt = None if owner is None else self._run.attempts.get(owner)
+        return attempt is not None and attempt.state in {AttemptState.ACTIVE, AttemptState.SETTLING}
+
+    def _end_look(self, now: float) -> _Look:
+        look = self._look
+        if look is None:
+            raise UnexpectedEvent("a list was read that was not asked for")
+        self._look, self.due = None, now + self._run.settings.poll
+        return look

@@ -1,0 +1,254 @@
+"""Send the creates of a batch: when there is room, each with its intent on the disk, and none that was accepted again."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiofinetune.batch._core import actions as act
+from aiofinetune.batch._core import events as on
+from aiofinetune.batch._core.attempts import Attempt
+from aiofinetune.batch._core.limiter import CreateLimiter
+from aiofinetune.batch._core.looks import Looks
+from aiofinetune.batch._core.run import MAX_OUTCOMES_WAITING, Run
+from aiofinetune.batch._core.states import AttemptState, UnexpectedEvent
+from aiofinetune.models import CreateUncertain
+
+_MAX_UNREACHED: Final = 3
+"""The number of consecutive creates that could not be sent, despite retries, after which the batch stops."""
+_MAX_NAMELESS: Final = 3
+"""The number of consecutive creates that were accepted by replies without an id, after which the batch stops."""
+
+
+class Sender:
+    """Takes attempts from READY to ACTIVE.
+
+    It owns these rules: nothing is sent unless the batch is RUNNING and there is room, what was sent and made no job is
+    withdrawn before anything else happens to it, and a batch stops where every create would fail.
+    """
+
+    def __init__(self, run: Run, looks: Looks) -> None:
+        self._run = run
+        self._attempts = run.attempts
+        self._looks = looks
+        self._limiter = CreateLimiter(run.settings.per_minute, run.settings.concurrency)
+        self._unreached = self._nameless = 0
+
+    # Room
+
+    @property
+    def has_place(self) -> bool:
+        """Whether another entry may be begun, whatever becomes of it."""
+        return self._in_hand < self._run.settings.concurrency and self._run.outcomes_waiting < MAX_OUTCOMES_WAITING
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether an attempt waits for room."""
+        return any(not attempt.is_begun for attempt in self._attempts.in_state(AttemptState.READY))
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether an answer is awaited for something that is being sent, withdrawn or noted."""
+        sending = (AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
+        return any(attempt.awaits is not None for attempt in self._attempts.in_state(*sending))
+
+    @property
+    def _in_hand(self) -> int:
+        begun = sum(attempt.is_begun for attempt in self._attempts.in_state(AttemptState.READY))
+        return begun + self._attempts.count(AttemptState.SENDING, AttemptState.ACCEPTED)
+
+    @property
+    def _under_way(self) -> int:
+        """The number of attempts of which an intent is on the disk, or about to be, and no job."""
+        noted = len(self._attempts.awaiting(act.WriteIntent)) + len(self._attempts.awaiting(act.WithdrawIntent))
+        return noted + self._attempts.count(AttemptState.SENDING, AttemptState.ACCEPTED)
+
+    def _has_room(self, mine: int) -> bool:
+        """Whether the service takes a job besides `mine`, those of others, and those that are active."""
+        jobs = mine + self._run.active + len(self._looks.others)
+        return self._looks.knows_others and not self._looks.is_full and jobs < self._run.settings.max_active
+
+    # Sending
+
+    def send(self, now: float) -> None:
+        """Begin and send what may be sent."""
+        if not self._run.is_running:
+            return
+        for attempt in self._idle():
+            if not attempt.is_begun:
+                if not (self.has_place and self._has_room(self._in_hand)):
+                    break
+                attempt.is_begun = True
+                self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
+        for attempt in self._idle():
+            if not attempt.is_begun or now < self._limiter.opens_at:
+                break
+            self._send_next(attempt, now)
+
+    def _send_next(self, attempt: Attempt, now: float) -> None:
+        if attempt.sent is None:
+            # The service throttled its upload.
+            self._limiter.take(now)
+            self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
+        elif self._under_way < self._limiter.window and self._has_room(self._under_way):
+            self._limiter.take(now)
+            self._run.ask(attempt, act.WriteIntent(attempt.id, attempt.request, attempt.sent))
+
+    def wakes_at(self, now: float) -> float | None:
+        """Return when the rate limiter lets the next create through; None if that is not what is waited for."""
+        opens_at = self._limiter.opens_at
+        is_held = self._run.is_running and opens_at > now and any(attempt.is_begun for attempt in self._idle())
+        return opens_at if is_held else None
+
+    def _idle(self) -> list[Attempt]:
+        """Return the READY attempts for which nothing is under way, in the order of the input."""
+        ready = self._attempts.in_state(AttemptState.READY)
+        return sorted((attempt for attempt in ready if attempt.awaits is None), key=lambda attempt: attempt.order)
+
+    def uploaded(self, attempt: Attempt, event: on.FilesUploaded) -> None:
+        """Keep the request with the ids of its files."""
+        self._attempts.apply(attempt, event)
+        attempt.sent = event.sent
+
+    def intent_on_disk(self, attempt: Attempt, event: on.IntentOnDisk) -> None:
+        """Send the create, unless the batch was stopped in the meantime."""
+        self._attempts.apply(attempt, event)
+        attempt.sent_at = event.sent_at
+        if self._run.is_running and attempt.sent is not None:
+            self._run.ask(attempt, act.SendCreate(attempt.id, attempt.sent))
+        else:
+            self._attempts.apply(attempt, on.CreateNotSent(attempt.id))
+            self._run.ask(attempt, act.WithdrawIntent(attempt.id))
+
+    # No job was made
+
+    def not_made(self, attempt: Attempt, event: on.CreateEvent, now: float) -> None:
+        """Take back what made no job, and draw the conclusion for the batch."""
+        was_sent = attempt.state is AttemptState.SENDING
+        self._attempts.apply(attempt, event)
+        if was_sent:
+            self._limiter.end(was_throttled=event.was_throttled)
+        match event:
+            case on.CreateThrottled():
+                self._limiter.hold(now, event.retry_after)
+            case on.TooManyActive():
+                self._looks.is_full = True
+            case on.CreateBarred():
+                self._run.send_no_more(str(event.error), event.error)
+            case on.CreateRefused():
+                attempt.error = event.error
+            case on.NotReached():
+                self._unreached += 1
+                if self._unreached < _MAX_UNREACHED:
+                    attempt.error = event.error
+                else:
+                    self._run.send_no_more(f"the service cannot be reached: {event.error}", event.error)
+        if was_sent:
+            self._run.ask(attempt, act.WithdrawIntent(attempt.id))
+        else:
+            self._reject(attempt)
+
+    def withdrawn(self, attempt: Attempt, event: on.IntentWithdrawn) -> None:
+        """Report the refusal; if there is none, the attempt is sent again, or by the next run."""
+        self._attempts.apply(attempt, event)
+        attempt.sent_at = None
+        self._reject(attempt)
+
+    def _reject(self, attempt: Attempt) -> None:
+        if attempt.error is not None:
+            self._attempts.apply(attempt, on.Rejected(attempt.id))
+            self._run.report(attempt, "rejected")
+
+    # A job was made
+
+    def made(self, attempt: Attempt, event: on.JobCreated | on.JobNamed) -> bool:
+        """Write the id of the job that a create made; return whether it is there already, so that it can be followed."""
+        was_sent = attempt.state is AttemptState.SENDING
+        if was_sent:
+            self._limiter.end(was_throttled=event.was_throttled)
+        if isinstance(event, on.JobCreated):
+            self.succeeded()
+        if attempt.job_id is not None and attempt.job_id != event.job_id:
+            raise UnexpectedEvent(f"{attempt.id} has the job {attempt.job_id}: {event}")
+        if not self._run.owners.take(event.job_id, attempt.id):
+            self.job_id_taken(attempt, on.JobIdTaken(attempt.id), event.job_id)
+            return False
+        self._attempts.apply(attempt, event)
+        if attempt.state is AttemptState.ACTIVE:
+            return True
+        attempt.job_id = event.job_id
+        attempt.call_waits = isinstance(event, on.JobNamed)
+        self._run.ask(attempt, act.WriteJobId(attempt.id, event.job_id))
+        return False
+
+    def job_id_on_disk(self, attempt: Attempt, event: on.JobIdOnDisk) -> bool:
+        """Return whether the job can be followed: the call of its create may still look at it."""
+        self._attempts.apply(attempt, event)
+        if not attempt.call_waits:
+            return True
+        self._resume_call(attempt)
+        return False
+
+    def succeeded(self) -> None:
+        """Note that the service can be reached, and names its jobs."""
+        self._unreached = self._nameless = 0
+
+    # A job was made, or may have been, and is not known
+
+    def accepted(self, attempt: Attempt, event: on.CreateAccepted) -> None:
+        """Write that the create was accepted, before its job is searched for."""
+        if attempt.state is AttemptState.SENDING:
+            self._limiter.end(was_throttled=event.was_throttled)
+        self._attempts.apply(attempt, event)
+        if attempt.job_id is not None:
+            # The service does not know the id that its reply named, so it is only a hint.
+            self._run.owners.withdraw(attempt.job_id)
+            attempt.job_id = None
+        attempt.call_waits = True
+        self._run.ask(attempt, act.WriteAccepted(attempt.id, event.hint))
+
+    def accepted_on_disk(self, attempt: Attempt, event: on.AcceptedOnDisk) -> None:
+        """Let the call search; where it has ended, for the job is another's, the attempt is uncertain."""
+        self._attempts.apply(attempt, event)
+        if isinstance(attempt.error, CreateUncertain):
+            self.unclear(attempt, on.CreateUnclear(attempt.id, attempt.error))
+        else:
+            self._resume_call(attempt)
+
+    def _resume_call(self, attempt: Attempt) -> None:
+        attempt.call_waits = False
+        self._run.ask(attempt, act.ResumeCreate(attempt.id))
+
+    def job_id_taken(self, attempt: Attempt, event: on.JobIdTaken, job_id: str | None) -> None:
+        """Write that a create was accepted whose reply names the job of another attempt."""
+        self._attempts.apply(attempt, event)
+        attempt.error = taken(attempt, job_id)
+        attempt.job_id = None
+        self._run.ask(attempt, act.WriteAccepted(attempt.id, None))
+
+    def unclear(self, attempt: Attempt, event: on.CreateUnclear) -> None:
+        """Report that it is not known which job a create made, or whether it made one."""
+        error = event.error
+        if attempt.state is AttemptState.SENDING:
+            self._limiter.end(was_throttled=event.was_throttled)
+        self._attempts.apply(attempt, event)
+        attempt.error, attempt.sent_at = error, error.since
+        # The list could not be read either.
+        is_blind = not (error.accepted or error.candidate_ids)
+        self._unreached += is_blind
+        self._nameless += error.accepted and error.fine_tune_id is None
+        if is_blind and self._unreached >= _MAX_UNREACHED:
+            self._run.send_no_more(f"the service cannot be reached: {error}", error)
+        else:
+            self._run.report(attempt, "uncertain")
+        if self._nameless >= _MAX_NAMELESS:
+            self._run.send_no_more(
+                f"{_MAX_NAMELESS} creates in a row were accepted by replies that name no job, so something between"
+                f" here and the service may have answered: {error}",
+                error,
+            )
+
+
+def taken(attempt: Attempt, job_id: str | None) -> CreateUncertain:
+    """Return the error of an attempt whose create was accepted, and whose job belongs to another."""
+    # Every attempt that has a job has the time of its intent, but a damaged journal may lack it.
+    return CreateUncertain(attempt.sent or attempt.request, attempt.sent_at or 0.0, (), True, (), job_id)
