@@ -1,7 +1,7 @@
 """What the core of a batch asks its shell to do. Each action is one call, one write, or one thing to tell the caller.
 
-An action about an attempt is answered by one event about the same attempt; `aiofinetune.batch._core.states.ANSWERS` says
-by which.
+An action about an attempt is answered by one event about the same attempt, which `ANSWERS` in
+`aiofinetune.batch._core.states` says.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from aiofinetune.batch._core.actions import OutcomeStatus
 from aiofinetune.batch._core.attempts import Attempt
 from aiofinetune.batch._core.earlier import EarlierCreates, attempt_of
 from aiofinetune.batch._core.looks import Looks
-from aiofinetune.batch._core.run import MAX_OUTCOMES_WAITING, Run, Settings
+from aiofinetune.batch._core.run import Run, Settings
 from aiofinetune.batch._core.sending import Sender, taken
 from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedEvent
 from aiofinetune.batch._core.watching import Watcher
@@ -108,7 +108,7 @@ class BatchCore:
             on.EarlierRunsRead: lambda event, _now: self._earlier.read(event),
             on.EntriesRead: lambda event, _now: self._read(event),
             on.InputEnded: lambda _event, _now: self._end_input(),
-            on.InputFailed: lambda event, _now: (self._end_input(), run.give_up(event.error)),
+            on.InputFailed: lambda event, _now: self._end_input(event.error),
             on.ShellFailed: lambda event, _now: run.give_up(event.error),
             on.ListRead: self._watcher.list_read,
             on.ListFailed: self._looks.failed,
@@ -121,9 +121,11 @@ class BatchCore:
         self._run.actions.append(act.ReadEarlierRuns())
         self._looks.start(now)
 
-    def _end_input(self) -> None:
+    def _end_input(self, failure: Exception | None = None) -> None:
         self._is_reading = False
         self._has_input_ended = True
+        if failure is not None:
+            self._run.give_up(failure)
 
     def _forget_timer(self) -> None:
         self._wakes_at = None
@@ -233,11 +235,11 @@ class BatchCore:
             on.CreateBarred: send.not_made,
             on.TooManyActive: send.not_made,
             on.NotReached: send.not_made,
-            on.JobCreated: lambda attempt, event, _now: send.made(attempt, event) and watch.follow(attempt),
+            on.JobCreated: lambda attempt, event, _now: self._follow_if(attempt, send.made(attempt, event)),
             on.JobNamed: lambda attempt, event, _now: send.made(attempt, event),
             on.CreateAccepted: lambda attempt, event, _now: send.accepted(attempt, event),
             on.AcceptedOnDisk: lambda attempt, event, _now: send.accepted_on_disk(attempt, event),
-            on.JobIdOnDisk: lambda attempt, event, _now: send.job_id_on_disk(attempt, event) and watch.follow(attempt),
+            on.JobIdOnDisk: lambda attempt, event, _now: self._follow_if(attempt, send.job_id_on_disk(attempt, event)),
             on.JobIdTaken: lambda attempt, event, _now: self._take_back(attempt, event),
             on.CreateUnclear: lambda attempt, event, _now: send.unclear(attempt, event),
             on.JobUnreadable: self._unreadable,
@@ -250,6 +252,10 @@ class BatchCore:
             on.JournalFailed: lambda attempt, event, _now: self._journal_failed(attempt, event),
             on.OutcomeTaken: lambda attempt, _event, _now: self._forget(attempt),
         }
+
+    def _follow_if(self, attempt: Attempt, is_on_disk: bool) -> None:  # noqa: FBT001  # what the sender returns
+        if is_on_disk:
+            self._watcher.follow(attempt)
 
     def _take_back(self, attempt: Attempt, event: on.JobIdTaken) -> None:
         """Handle an id that the journal gives to another attempt, which this core has forgotten."""
@@ -299,7 +305,7 @@ class BatchCore:
         has_place = self._sender.has_place and replaying < self._run.settings.concurrency
         if is_wanted and has_place and not self._sender.has_waiting:
             self._is_reading = True
-            room = MAX_OUTCOMES_WAITING - self._run.outcomes_waiting
+            room = self._run.settings.max_waiting - self._run.outcomes_waiting
             self._run.actions.append(act.ReadEntries(min(self._run.settings.concurrency, room)))
 
     def _is_over(self) -> bool:

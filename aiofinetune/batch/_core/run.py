@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final
 
 import attrs
 
@@ -14,9 +13,6 @@ from aiofinetune.batch._core.actions import OutcomeStatus
 from aiofinetune.batch._core.attempts import Attempt, Attempts, Owners
 from aiofinetune.batch._core.states import BATCH_TABLE, AttemptState, BatchState, UnexpectedEvent
 from aiofinetune.errors import FineTuneError
-
-MAX_OUTCOMES_WAITING: Final = 100
-"""The number of outcomes that may wait for the caller before no further entry is read, which bounds the memory."""
 
 
 @attrs.frozen
@@ -29,6 +25,8 @@ class Settings:
     per_minute: float | None = None
     poll: float = 10.0
     max_streams: int = 32
+    max_waiting: int = 100
+    """The number of outcomes that may wait for the caller before no further entry is read, which bounds the memory."""
     wants_results: bool = False
     fail_fast: bool = False
     accepts_changes: bool = False

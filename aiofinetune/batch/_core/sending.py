@@ -1,4 +1,4 @@
-"""Send the creates of a batch: when there is room, each with its intent on the disk, and none that was accepted again."""
+"""Send the creates of a batch: when there is room, with the intent on the disk, and never again once accepted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.attempts import Attempt
 from aiofinetune.batch._core.limiter import CreateLimiter
 from aiofinetune.batch._core.looks import Looks
-from aiofinetune.batch._core.run import MAX_OUTCOMES_WAITING, Run
+from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.states import AttemptState, UnexpectedEvent
 from aiofinetune.models import CreateUncertain
 
@@ -38,7 +38,10 @@ class Sender:
     @property
     def has_place(self) -> bool:
         """Whether another entry may be begun, whatever becomes of it."""
-        return self._in_hand < self._run.settings.concurrency and self._run.outcomes_waiting < MAX_OUTCOMES_WAITING
+        return (
+            self._in_hand < self._run.settings.concurrency
+            and self._run.outcomes_waiting < self._run.settings.max_waiting
+        )
 
     @property
     def has_waiting(self) -> bool:
@@ -161,7 +164,7 @@ class Sender:
     # A job was made
 
     def made(self, attempt: Attempt, event: on.JobCreated | on.JobNamed) -> bool:
-        """Write the id of the job that a create made; return whether it is there already, so that it can be followed."""
+        """Write the id of the job that a create made; return whether it is on the disk already."""
         was_sent = attempt.state is AttemptState.SENDING
         if was_sent:
             self._limiter.end(was_throttled=event.was_throttled)
