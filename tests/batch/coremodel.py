@@ -93,10 +93,12 @@ class Model:
         }
         self.now = 0.0
         self.faults = True
+        self.fault_in = chance.choice((3, 8, 20))
         self.steps = 0
         # The service.
         self.jobs: dict[str, FineTune] = {}
         self.others: set[str] = set()
+        self.unreadable: set[str] = set()
         self.truths: defaultdict[act.AttemptId, _Truth] = defaultdict(_Truth)
         # The disk.
         self.disk: dict[str, dict[int, on.AttemptRecord]] = {}
@@ -112,6 +114,7 @@ class Model:
         self.pending: list[act.Action] = []
         self.outcomes: deque[act.ReportOutcome] = deque()
         self.live: dict[str, act.AttemptId] = {}
+        self.named: set[act.AttemptId] = set()
         self.begun: set[act.AttemptId] = set()
         self.reported: set[act.AttemptId] = set()
         self.known_jobs: dict[str, act.AttemptId] = {}
@@ -302,11 +305,11 @@ class Model:
 
     def _pass_time(self) -> None:
         if self.wakes_at is not None:
-            self.now = max(self.now, self.wakes_at)
+            self.now = max(self.now, self.wakes_at) + (400 if self._fails() else 0)
             self.wakes_at = None
             self.send(on.TimersDue())
         else:
-            self.now += self.chance.choice((0.1, 1.0, 100.0))
+            self.now += self.chance.choice((0.1, 1.0, 400.0))
 
     def _disturb(self) -> None:
         match self.chance.choice(range(8)):
@@ -424,7 +427,7 @@ class Model:
         raise LookupError(action)
 
     def _fails(self) -> bool:
-        return self.faults and self.chance.choice(range(8)) == 0
+        return self.faults and self.chance.choice(range(self.fault_in)) == 0
 
     def _earlier_runs(self) -> on.Event:
         last = [records[max(records)] for records in self.disk.values()]
@@ -432,7 +435,8 @@ class Model:
             record.job_id: record.attempt
             for records in self.disk.values()
             for record in records.values()
-            if record.job_id is not None
+            # An old one may be left out.
+            if record.job_id is not None and not (self.faults and self.chance.choice((False, True)))
         }
         return on.EarlierRunsRead(tuple(it for it in last if it.sent is not None and it.job_id is None), owners)
 
@@ -443,7 +447,15 @@ class Model:
         if not self.input:
             return on.InputEnded()
         number = self.chance.choice(range(1, action.most + 1))
-        return on.EntriesRead(tuple(self._entry(self.input.popleft()) for _ in range(min(number, len(self.input)))))
+        entries = [self._entry(self.input.popleft()) for _ in range(min(number, len(self.input)))]
+        if self._fails() and self._fails() and self._fails():
+            # A label that is there twice. The journal says so, but for one that is under way the core knows it too.
+            twice = self.chance.choice((entries[0].label, *self.live))
+            is_live = twice == entries[0].label or self.live[twice] not in self.reported
+            problem = None if is_live else JournalUnusable("twice")
+            entries.append(attrs.evolve(self._entry(twice), problem=problem))
+            self.wants_stop = True
+        return on.EntriesRead(tuple(entries))
 
     def _entry(self, label: str) -> on.KnownEntry:
         records = self.disk.get(label, {})
@@ -458,12 +470,18 @@ class Model:
             return on.ListFailed(error, may_pass=self.chance.choice((False, True)))
         hidden = {job_id for job_id in self.jobs if self._fails()}
         seen = {job_id: job for job_id, job in self.jobs.items() if job_id not in hidden}
-        unreadable = frozenset(job_id for job_id in seen if self._fails())
+        unreadable = frozenset(job_id for job_id in seen if self._is_unreadable(job_id))
         active = frozenset(job_id for job_id, job in seen.items() if not job.is_terminal and job_id not in unreadable)
         ended = {job_id: job for job_id, job in seen.items() if job.is_terminal and job_id not in unreadable}
         self.listed_others = set((active | unreadable) & self.others)
         self.is_full = False
         return on.ListRead(active, ended, unreadable)
+
+    def _is_unreadable(self, job_id: str) -> bool:
+        if self._fails() and self._fails():
+            # It stays so.
+            self.unreadable.add(job_id)
+        return self.faults and job_id in self.unreadable
 
     def _search(self, action: act.SearchForCreate) -> on.Event:
         name, truth = action.attempt, self.truths[action.attempt]
@@ -498,19 +516,20 @@ class Model:
 
     def _create(self, action: act.SendCreate) -> on.Event:
         name = action.attempt
-        if not self._fails():
+        if not self.core.is_running and self.chance.choice((False, True)):
+            return on.CreateNotSent(name)
+        if not (self._fails() or self._fails()):
             return on.JobCreated(name, self._make(name))
         match self.chance.choice(range(7)):
             case 0:
                 return self._refusal(name)
             case 1:
                 return on.TooManyActive(name)
-            case 2 if not self.core.is_running:
-                return on.CreateNotSent(name)
-            case 3:
+            case 2 | 3:
                 self._make(name)
                 return on.CreateAccepted(name, self.chance.choice((None, "ft-hint")))
             case 4:
+                self.named.add(name)
                 return on.JobNamed(name, self._make(name))
             case 5 if len(self.jobs) > 1:
                 # A service that gives out a job twice.
@@ -524,7 +543,8 @@ class Model:
 
     def _resume(self, action: act.ResumeCreate) -> on.Event:
         name, record = action.attempt, self._record(action.attempt)
-        if record is not None and record.job_id is not None:
+        if name in self.named and record is not None and record.job_id is not None:
+            self.named.discard(name)
             if self._fails():
                 return on.CreateAccepted(name, record.job_id)
             if self._fails():
@@ -532,12 +552,15 @@ class Model:
             return on.JobCreated(name, record.job_id)
         made = self.truths[name].made
         if made and not self._fails():
-            return on.JobCreated(name, made[0])
+            return on.JobCreated(name, self.chance.choice(sorted(self.jobs)) if self._fails() else made[0])
         request = FineTuneRequest(training_file="file-1")
         return on.CreateUnclear(name, CreateUncertain(request, self.now, (), accepted=True))
 
     def _follow(self, action: act.FollowStream | act.RetrieveJob) -> on.Event:
         name, job = action.attempt, self.jobs[action.job_id]
+        if self._is_unreadable(action.job_id):
+            error = ProtocolViolation("no status")
+            return on.StreamFailed(name, error) if isinstance(action, act.FollowStream) else on.JobUnreadable(name, error)
         if self._fails():
             match self.chance.choice(range(4)):
                 case 0:
@@ -658,7 +681,7 @@ def settings_of(chance: Chance) -> Settings:
 
 def drive(chance: Chance, steps: int, entries: int = 12) -> int:
     """Drive a batch for a number of steps, and then to its end; return the number of steps."""
-    model = Model(chance, entries, settings_of(chance))
+    model = Model(chance, chance.choice((1, entries, 3 * entries)), settings_of(chance))
     while model.steps < steps:
         model.step()
     model.run_to_the_end()
