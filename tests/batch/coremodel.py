@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 import attrs
 
-from aiofinetune.batch._core import AttemptState, BatchCore, BatchState, Settings
+from aiofinetune.batch._core import BatchCore, BatchState, Settings
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.errors import (
@@ -166,6 +166,10 @@ class Model:
         match action:
             case act.WakeAt():
                 self.wakes_at = action.at
+            case act.ReadEntries():
+                room = self.settings.max_waiting - len(self.outcomes)
+                check("limits are kept", 0 < action.most <= min(room, self.settings.concurrency), action)
+                self.pending.append(action)
             case act.ReportOutcome():
                 self._report(action)
             case act.Finish():
@@ -287,7 +291,9 @@ class Model:
             return
         happenings: list[Callable[[], None]] = [self._answer] * 12 + [self._take] * 3 + [self._pass_time] * 2
         if self.faults:
-            happenings += [self._end_some_job] * 2 + [self._other_job] + [self._disturb] * (self.chance.choice(range(8)) == 0)
+            happenings += (
+                [self._end_some_job] * 2 + [self._other_job] + [self._disturb] * (self.chance.choice(range(8)) == 0)
+            )
         self.chance.choice(happenings)()
 
     def _after_finish(self) -> None:
@@ -309,7 +315,7 @@ class Model:
             self.wakes_at = None
             self.send(on.TimersDue())
         else:
-            self.now += self.chance.choice((0.1, 1.0, 400.0))
+            self.now += self.chance.choice((0.1, 1.0, 400.0 if self.faults else 1.0))
 
     def _disturb(self) -> None:
         match self.chance.choice(range(8)):
@@ -355,11 +361,13 @@ class Model:
     def run_to_the_end(self) -> None:
         """Let the service answer everything, until the batch is done."""
         self.faults = False
+        begin = self.now
         for _ in range(400 + 60 * len(self.requests)):
             if self.finish is not None:
                 while self.outcomes:
                     self._take()
                 return
+            check("every stop is reached", self.now - begin < 10_000, "in that time")
             self.steps += 1
             self._end_some_job()
             while self.others:
@@ -370,7 +378,7 @@ class Model:
             self._take()
             if self.finish is None and (not answerable or self.chance.choice((False, True))):
                 self._pass_time()
-        check("every stop is reached", False, (self.core.state, self.core.counts(), self.pending))  # noqa: FBT003
+        check("every stop is reached", False, (self.core.state, self.core.counts(), self.pending))
 
     # The answers
 
@@ -409,6 +417,12 @@ class Model:
                 return self._entries(action)
             case act.LookAtList():
                 return self._list()
+            case act.AttemptAction():
+                return self._event_of_attempt(action)
+        raise LookupError(action)
+
+    def _event_of_attempt(self, action: act.AttemptAction) -> on.Event:
+        match action:
             case act.SearchForCreate():
                 return self._search(action)
             case act.UploadFiles():
@@ -422,9 +436,7 @@ class Model:
             case act.FetchResults():
                 error = LocalFault("no file") if self._fails() else None
                 return on.ResultsFetched(action.attempt, {"training_loss": 0.1}, error)
-            case act.AttemptAction():
-                return self._written(action)
-        raise LookupError(action)
+        return self._written(action)
 
     def _fails(self) -> bool:
         return self.faults and self.chance.choice(range(self.fault_in)) == 0
@@ -530,7 +542,9 @@ class Model:
                 return on.CreateAccepted(name, self.chance.choice((None, "ft-hint")))
             case 4:
                 self.named.add(name)
-                return on.JobNamed(name, self._make(name))
+                made = self._make(name)
+                # The service may not know what it names.
+                return on.JobNamed(name, self.chance.choice((made, f"{made}-unknown")))
             case 5 if len(self.jobs) > 1:
                 # A service that gives out a job twice.
                 self._make(name)
@@ -545,7 +559,7 @@ class Model:
         name, record = action.attempt, self._record(action.attempt)
         if name in self.named and record is not None and record.job_id is not None:
             self.named.discard(name)
-            if self._fails():
+            if self._fails() or record.job_id not in self.jobs:
                 return on.CreateAccepted(name, record.job_id)
             if self._fails():
                 return on.JobUnreadable(name, ProtocolViolation("no status"))
@@ -557,10 +571,14 @@ class Model:
         return on.CreateUnclear(name, CreateUncertain(request, self.now, (), accepted=True))
 
     def _follow(self, action: act.FollowStream | act.RetrieveJob) -> on.Event:
-        name, job = action.attempt, self.jobs[action.job_id]
+        name, job = action.attempt, self.jobs.get(action.job_id)
+        if job is None:
+            return on.JobVanished(name, NotFound(404, "no such job"))
         if self._is_unreadable(action.job_id):
             error = ProtocolViolation("no status")
-            return on.StreamFailed(name, error) if isinstance(action, act.FollowStream) else on.JobUnreadable(name, error)
+            return (
+                on.StreamFailed(name, error) if isinstance(action, act.FollowStream) else on.JobUnreadable(name, error)
+            )
         if self._fails():
             match self.chance.choice(range(4)):
                 case 0:

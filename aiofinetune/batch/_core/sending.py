@@ -202,16 +202,17 @@ class Sender:
         if attempt.state is AttemptState.SENDING:
             self._limiter.end(was_throttled=event.was_throttled)
         self._attempts.apply(attempt, event)
-        if attempt.job_id is not None:
-            # The service does not know the id that its reply named, so it is only a hint.
-            self._run.owners.withdraw(attempt.job_id)
-            attempt.job_id = None
         attempt.call_waits = True
         self._run.ask(attempt, act.WriteAccepted(attempt.id, event.hint))
 
     def accepted_on_disk(self, attempt: Attempt, event: on.AcceptedOnDisk) -> None:
         """Let the call search; where it has ended, for the job is another's, the attempt is uncertain."""
         self._attempts.apply(attempt, event)
+        if attempt.job_id is not None:
+            # The service does not know the id that its reply named, so it is only a hint. Not before this is on the
+            # disk, which gave the attempt that id.
+            self._run.owners.withdraw(attempt.job_id)
+            attempt.job_id = None
         if isinstance(attempt.error, CreateUncertain):
             self.unclear(attempt, on.CreateUnclear(attempt.id, attempt.error))
         else:

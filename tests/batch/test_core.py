@@ -1,0 +1,211 @@
+"""The core of a batch keeps its promises, whatever the service, the disk and the caller do, and in whatever order."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aiofinetune import FineTuneRequest
+from aiofinetune._jobs.recovery import NotSent
+from aiofinetune.batch._core import (
+    ANSWERS,
+    ATTEMPT_TABLE,
+    BATCH_TABLE,
+    AttemptState,
+    BatchCore,
+    BatchState,
+    Settings,
+    UnexpectedEvent,
+)
+from aiofinetune.batch._core import actions as act
+from aiofinetune.batch._core import events as on
+from aiofinetune.batch._core.attempts import Attempt, Attempts
+from aiofinetune.errors import (
+    AuthenticationFailed,
+    ConnectFailed,
+    FineTuneError,
+    FineTuneUnreadable,
+    JournalUnusable,
+    PermissionDenied,
+    QuotaExceeded,
+    RateLimited,
+    RequestInvalid,
+    TooManyJobs,
+)
+from aiofinetune.models import CreateUncertain, FineTune, Status
+from tests.batch.coremodel import drive
+
+T = TypeVar("T")
+
+REQUEST = FineTuneRequest(training_file="file-1")
+
+
+class Drawn:
+    """Chance that hypothesis can make simpler."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self._data = data
+
+    def choice(self, seq: Sequence[T]) -> T:
+        """Draw the place of one of them."""
+        return seq[self._data.draw(st.integers(0, len(seq) - 1))]
+
+
+# Random events
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_what_a_batch_promises(data: st.DataObject) -> None:
+    """No order of events and crashes breaks a rule; what does is made as short as can be."""
+    drive(Drawn(data), 60, entries=3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_batch_promises_at_length(seed: int) -> None:
+    """The same with many entries, by random numbers."""
+    assert drive(random.Random(f"core {seed}"), 1000) >= 1000  # noqa: S311  # by chance
+
+
+def test_every_row_of_the_table_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model reaches each row, and each action that an event answers: none is there for nothing."""
+    rows: Counter[object] = Counter()
+    apply = Attempts.apply
+
+    def noted(self: Attempts, attempt: Attempt, event: on.AttemptEvent) -> None:
+        rows[attempt.state, type(event)] += 1
+        rows[type(event), attempt.awaits] += 1
+        apply(self, attempt, event)
+
+    monkeypatch.setattr(Attempts, "apply", noted)
+    wanted = {*ATTEMPT_TABLE, *((event, action) for event, actions in ANSWERS.items() for action in actions)}
+    for seed in range(400):
+        drive(random.Random(seed), 200)  # noqa: S311  # by chance
+        if wanted <= rows.keys():
+            return
+    pytest.fail(f"not taken: {wanted - rows.keys()}")
+
+
+# The tables
+
+
+def test_the_tables_say_what_the_states_promise() -> None:
+    """What the head of the module says of the tables is so."""
+    before: dict[AttemptState, set[tuple[AttemptState, type[on.AttemptEvent]]]] = {
+        state: set() for state in AttemptState
+    }
+    for (state, event), after in ATTEMPT_TABLE.items():
+        if state is not after:
+            before[after].add((state, event))
+    assert before[AttemptState.SENDING] == {(AttemptState.READY, on.IntentOnDisk)}
+    assert before[AttemptState.ACTIVE] == {(AttemptState.ACCEPTED, on.JobIdOnDisk)}
+    assert before[AttemptState.READY] == {
+        (AttemptState.SENDING, on.CreateNotSent),
+        (AttemptState.SENDING, on.CreateThrottled),
+        (AttemptState.SENDING, on.TooManyActive),
+        (AttemptState.SENDING, on.CreateRefused),
+        (AttemptState.SENDING, on.CreateBarred),
+        (AttemptState.SENDING, on.NotReached),
+        (AttemptState.UNKNOWN, on.NothingMade),
+    }
+    assert not [event for state, event in ATTEMPT_TABLE if state is AttemptState.ENDED]
+    assert {event for _state, event in ATTEMPT_TABLE} == set(ANSWERS)
+    assert not [event for state, event in BATCH_TABLE if BATCH_TABLE[state, event] is BatchState.RUNNING]
+
+
+@pytest.mark.parametrize("state", AttemptState)
+def test_an_event_without_a_row_is_a_bug(state: AttemptState) -> None:
+    """What cannot follow is raised, and changes nothing."""
+    for event in (on.JobIdOnDisk, on.IntentWithdrawn, on.AcceptedOnDisk, on.NothingMade):
+        if (state, event) not in ATTEMPT_TABLE:
+            attempts, attempt = Attempts(), Attempt(act.AttemptId("one"), REQUEST, state=state)
+            attempts.add(attempt)
+            with pytest.raises(UnexpectedEvent, match=f"is {state.value} and awaits nothing"):
+                attempts.apply(attempt, event(attempt.id))
+            assert attempt.state is state
+
+
+# Single cases
+
+
+def started(given: Settings) -> BatchCore:
+    core = BatchCore(given)
+    core.handle(on.Started(), 0.0)
+    return core
+
+
+def test_events_that_cannot_be() -> None:
+    """An event of an attempt that is not there, one of the core's own, and one after the end are raised."""
+    core = started(Settings())
+    with pytest.raises(UnexpectedEvent, match="not under way"):
+        core.handle(on.IntentOnDisk(act.AttemptId("one"), 1.0), 0.0)
+    with pytest.raises(UnexpectedEvent, match="the core's own"):
+        core.handle(on.SendingStopped(), 0.0)
+    with pytest.raises(UnexpectedEvent, match="not asked for"):
+        core.handle(on.ListRead(frozenset(), {}), 0.0)
+    assert core.handle(on.StopAsked(), 0.0) == [act.Finish(None, "it was asked to", None)]
+    with pytest.raises(UnexpectedEvent, match="is done"):
+        core.handle(on.TimersDue(), 0.0)
+
+
+def test_an_attempt_that_may_have_made_a_job_is_not_sent() -> None:
+    """An entry whose intent is on the disk, and that nothing was found out about, is a bug, and no create."""
+    core = started(Settings())
+    core.handle(on.EarlierRunsRead(), 0.0)
+    record = on.AttemptRecord(act.AttemptId("one"), REQUEST, REQUEST, 1.0)
+    with pytest.raises(UnexpectedEvent, match="was not searched for"):
+        core.handle(on.EntriesRead((on.KnownEntry("one", REQUEST, record),)), 0.0)
+
+
+def test_what_is_over_is_forgotten() -> None:
+    """However many entries there are, no more attempts are in memory than are under way."""
+    core = started(Settings())
+    actions = core.handle(on.EarlierRunsRead(), 0.0)
+    most = 0
+    for number in range(500):
+        assert [type(action) for action in actions] == [act.ReadEntries]
+        name = act.AttemptId(str(number))
+        job = FineTune(f"ft-{number}", Status.SUCCEEDED)
+        for event in (
+            on.EntriesRead((on.KnownEntry(name.label, REQUEST),)),
+            on.FilesUploaded(name, REQUEST),
+            on.IntentOnDisk(name, 1.0),
+            on.JobCreated(name, job.id),
+            on.JobIdOnDisk(name),
+            on.JobEnded(name, job),
+            on.EndOnDisk(name, 2.0),
+            on.OutcomeTaken(name),
+        ):
+            actions = [it for it in core.handle(event, 0.0) if isinstance(it, act.ReadEntries)] or actions
+        if number % 100 == 0:
+            most = max(most, sum(isinstance(thing, Attempt) for thing in gc.get_objects()))
+    assert most < 20
+    assert core.counts().seen == core.counts().ended["succeeded"] == 500
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (NotSent(), on.CreateNotSent),
+        (JournalUnusable("full"), on.JournalFailed),
+        (CreateUncertain(REQUEST, 1.0), on.CreateUnclear),
+        (FineTuneUnreadable("no status", "ft-1"), on.JobUnreadable),
+        (QuotaExceeded(429, "used up"), on.CreateBarred),
+        (AuthenticationFailed(401, "no"), on.CreateBarred),
+        (PermissionDenied(403, "no"), on.CreateBarred),
+        (TooManyJobs(429, "full"), on.TooManyActive),
+        (RateLimited(429, "slow down"), on.CreateThrottled),
+        (ConnectFailed("away"), on.NotReached),
+        (RequestInvalid("model", "no"), on.CreateRefused),
+    ],
+)
+def test_what_an_error_of_a_create_means(error: FineTuneError | NotSent, event: type[on.Event]) -> None:
+    """Each error of a create's call is one event."""
+    assert type(on.create_failed(act.AttemptId("one"), error)) is event
