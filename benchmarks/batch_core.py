@@ -2,7 +2,8 @@
 """Drive the core of a batch at random, to see its promises broken: ``python -m benchmarks.batch_core STEPS``.
 
 The model of `tests.batch.coremodel` is the service, the disk and the shell. Each batch has a seed of its own, so that
-what is found can be found again: ``python -m benchmarks.batch_core STEPS SEED`` begins there.
+what is found can be found again: ``python -m benchmarks.batch_core STEPS SEED`` begins there. ``tables`` prints the
+tables of states.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections import Counter
 
+from aiofinetune.batch._core import ATTEMPT_TABLE, BATCH_TABLE
 from tests.batch.coremodel import RULES, Broken, drive
 
 BATCH = 200
@@ -38,6 +40,19 @@ def main(steps: int, seed: int) -> int:
     return found.total()
 
 
+def show_tables() -> None:
+    """Print the tables of states."""
+    print("| an attempt that is | and | is then |\n|---|---|---|")
+    for (state, event), after in ATTEMPT_TABLE.items():
+        print(f"| {state.name} | {event.__name__} | {after.name} |")
+    print("\n| a batch that is | and | is then |\n|---|---|---|")
+    for (batch_state, happened), then in BATCH_TABLE.items():
+        print(f"| {batch_state.name} | {happened.__name__} | {then.name} |")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["tables"]:
+        show_tables()
+        sys.exit()
     arguments = [int(argument) for argument in sys.argv[1:]]
     sys.exit(main(*(arguments + [1_000_000, 0][len(arguments) :])) > 0)

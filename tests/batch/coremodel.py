@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 import attrs
 
-from aiofinetune.batch._core import BatchCore, BatchState, Settings
+from aiofinetune.batch._core import BatchCore, BatchState, Settings, create_failed
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.errors import (
@@ -47,11 +47,16 @@ RULES: Final = (
 )
 
 
+PASSING: Final = (ConnectFailed("away"), BadRequest(400, "no"))
+"""A failure that may pass, and one that may not."""
+
+
 class Chance(Protocol):
     """What decides: hypothesis, or a generator of random numbers."""
 
     def choice(self, seq: Sequence[T]) -> T:
         """Return one of them."""
+        ...
 
 
 class Broken(AssertionError):
@@ -136,8 +141,8 @@ class Model:
         for action in actions:
             self.note(action)
         counts = self.core.counts()
-        check("counts are those of the states", counts.waiting >= len(self.outcomes), counts)
-        check("counts are those of the states", counts.ended.total() == len(self.reported), counts)
+        check("counts are those of the states", counts.waiting == len(self.outcomes), counts)
+        check("counts are those of the states", sum(counts.ended.values()) == len(self.reported), counts)
         is_settled = self.core.state is not BatchState.DONE
         check("every stop is reached", is_settled == (self.finish is None))
 
@@ -351,7 +356,7 @@ class Model:
             self._end(self.chance.choice(active), self._status())
 
     def _other_job(self) -> None:
-        if self.others and self.chance.choice((False, True)):
+        if bool(self.others) and self.chance.choice((False, True)):
             job_id = self.chance.choice(sorted(self.others))
             self.others.discard(job_id)
             self._end(job_id, Status.SUCCEEDED)
@@ -478,8 +483,8 @@ class Model:
 
     def _list(self) -> on.Event:
         if self._fails():
-            error: FineTuneError = AuthenticationFailed(401, "no") if self._fails() else ConnectFailed("away")
-            return on.ListFailed(error, may_pass=self.chance.choice((False, True)))
+            error: FineTuneError = AuthenticationFailed(401, "no") if self._fails() else self.chance.choice(PASSING)
+            return on.ListFailed(error)
         hidden = {job_id for job_id in self.jobs if self._fails()}
         seen = {job_id: job for job_id, job in self.jobs.items() if job_id not in hidden}
         unreadable = frozenset(job_id for job_id in seen if self._is_unreadable(job_id))
@@ -521,7 +526,7 @@ class Model:
             RateLimited(429, "slow down"),
             RateLimited(429, "slow down"),
         ))  # fmt: skip
-        event = on.create_failed(name, error, was_throttled=self.chance.choice((False, True)))
+        event = create_failed(name, error, was_throttled=self.chance.choice((False, True)))
         if not isinstance(event, on.CreateEvent):
             raise TypeError(event)
         return event

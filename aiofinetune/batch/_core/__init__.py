@@ -4,6 +4,7 @@
 """
 
 from aiofinetune.batch._core.core import BatchCore, Counts
+from aiofinetune.batch._core.failures import create_failed
 from aiofinetune.batch._core.run import Settings
 from aiofinetune.batch._core.states import (
     ANSWERS,
@@ -24,4 +25,5 @@ __all__ = [
     "Counts",
     "Settings",
     "UnexpectedEvent",
+    "create_failed",
 ]

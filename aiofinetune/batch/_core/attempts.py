@@ -21,7 +21,7 @@ _MAX_OWNED: Final = 10_000
 
 @attrs.define(eq=False)
 class Attempt:
-    """One attempt that is under way. `Attempts` alone sets its state and what it awaits."""
+    """One attempt. Once it is under way, `Attempts` alone sets its state and what it awaits."""
 
     id: AttemptId
     request: FineTuneRequest
@@ -146,8 +146,11 @@ class Attempts:
 
     def outcomes(self) -> Counter[OutcomeStatus]:
         """Return the number of attempts that ended, by how they did."""
-        waiting = self.in_state(AttemptState.ENDED, AttemptState.UNKNOWN)
-        return self._forgotten + Counter(attempt.status for attempt in waiting if attempt.status is not None)
+        ended = self._forgotten.copy()
+        for attempt in self.in_state(AttemptState.ENDED, AttemptState.UNKNOWN):
+            if attempt.status is not None:
+                ended[attempt.status] += 1
+        return ended
 
     def _await(self, attempt: Attempt, action: type[act.AttemptAction] | None) -> None:
         if attempt.awaits is not None:

@@ -76,10 +76,11 @@ class BatchCore:
         """Count how far the batch is, from the states of its attempts."""
         attempts = self._run.attempts
         ended = attempts.outcomes()
-        going = len(attempts) - attempts.count(AttemptState.ENDED, AttemptState.UNKNOWN)
+        told = attempts.in_state(AttemptState.ENDED, AttemptState.UNKNOWN)
+        waiting = sum(attempt.status is not None for attempt in told)
         sending = attempts.count(AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
-        waiting = self._run.outcomes_waiting
-        return Counts(going + ended.total(), sending, self._run.active, len(self._looks.others), waiting, ended)
+        seen = len(attempts) - waiting + ended.total()
+        return Counts(seen, sending, self._run.active, len(self._looks.others), waiting, ended)
 
     def handle(self, event: on.Event, now: float) -> list[act.Action]:
         """Take one event; return what is to be done, in order.

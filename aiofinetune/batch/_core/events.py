@@ -10,20 +10,8 @@ from collections.abc import Mapping
 
 import attrs
 
-from aiofinetune._jobs.recovery import NotSent
 from aiofinetune.batch._core.actions import AttemptId
-from aiofinetune.errors import (
-    AuthenticationFailed,
-    FineTuneError,
-    FineTuneUnreadable,
-    JournalUnusable,
-    PermissionDenied,
-    QuotaExceeded,
-    RateLimited,
-    ServerError,
-    TooManyJobs,
-    TransportError,
-)
+from aiofinetune.errors import FineTuneError, JournalUnusable
 from aiofinetune.models import CreateUncertain, FineTune, FineTuneRequest
 
 
@@ -289,8 +277,6 @@ class ListFailed(Event):
     """The list could not be read."""
 
     error: FineTuneError
-    may_pass: bool
-    """Whether the failure is a temporary one."""
 
 
 # Ends
@@ -392,27 +378,3 @@ class Detached(Event):
 @attrs.frozen
 class AllAnswered(Event):
     """Nothing is left to wait for."""
-
-
-def create_failed(  # noqa: PLR0911  # a table of cases
-    attempt: AttemptId, error: FineTuneError | NotSent, *, was_throttled: bool = False
-) -> AttemptEvent:
-    """Return the event for an error that the call of a create, or of an upload, raised."""
-    match error:
-        case NotSent():
-            return CreateNotSent(attempt, was_throttled=was_throttled)
-        case JournalUnusable():
-            return JournalFailed(attempt, error)
-        case CreateUncertain():
-            return CreateUnclear(attempt, error, was_throttled=was_throttled)
-        case FineTuneUnreadable():
-            return JobUnreadable(attempt, error)
-        case QuotaExceeded() | AuthenticationFailed() | PermissionDenied():
-            return CreateBarred(attempt, error, was_throttled=was_throttled)
-        case TooManyJobs():
-            return TooManyActive(attempt, was_throttled=was_throttled)
-        case RateLimited():
-            return CreateThrottled(attempt, error, error.retry_after, was_throttled=was_throttled)
-        case TransportError() | ServerError():
-            return NotReached(attempt, error, was_throttled=was_throttled)
-    return CreateRefused(attempt, error, was_throttled=was_throttled)

@@ -6,6 +6,7 @@ from typing import Final
 
 import attrs
 
+from aiofinetune import retry
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.attempts import Attempt
@@ -107,7 +108,7 @@ class Looks:
         """
         self._end_look(now)
         self._blind += 1
-        if self._has_looked and event.may_pass and now - self._looked_at < LONGEST_BLIND:
+        if self._has_looked and retry.may_pass(event.error) and now - self._looked_at < LONGEST_BLIND:
             return
         if self._blind < _MAX_UNREAD and not isinstance(event.error, AuthenticationFailed):
             return

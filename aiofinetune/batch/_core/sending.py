@@ -168,13 +168,13 @@ class Sender:
         was_sent = attempt.state is AttemptState.SENDING
         if was_sent:
             self._limiter.end(was_throttled=event.was_throttled)
-        if isinstance(event, on.JobCreated):
-            self.succeeded()
         if attempt.job_id is not None and attempt.job_id != event.job_id:
             raise UnexpectedEvent(f"{attempt.id} has the job {attempt.job_id}: {event}")
         if not self._run.owners.take(event.job_id, attempt.id):
             self.job_id_taken(attempt, on.JobIdTaken(attempt.id), event.job_id)
             return False
+        if isinstance(event, on.JobCreated):
+            self.succeeded()
         self._attempts.apply(attempt, event)
         if attempt.state is AttemptState.ACTIVE:
             return True

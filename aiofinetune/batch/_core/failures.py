@@ -1,0 +1,44 @@
+"""Which event an error of a create's call is."""
+
+from __future__ import annotations
+
+from aiofinetune._jobs.recovery import NotSent
+from aiofinetune.batch._core import events as on
+from aiofinetune.batch._core.actions import AttemptId
+from aiofinetune.errors import (
+    AuthenticationFailed,
+    FineTuneError,
+    FineTuneUnreadable,
+    JournalUnusable,
+    PermissionDenied,
+    QuotaExceeded,
+    RateLimited,
+    ServerError,
+    TooManyJobs,
+    TransportError,
+)
+from aiofinetune.models import CreateUncertain
+
+
+def create_failed(  # noqa: PLR0911  # a table of cases
+    attempt: AttemptId, error: FineTuneError | NotSent, *, was_throttled: bool = False
+) -> on.AttemptEvent:
+    """Return the event for an error that the call of a create, or of an upload, raised."""
+    match error:
+        case NotSent():
+            return on.CreateNotSent(attempt, was_throttled=was_throttled)
+        case JournalUnusable():
+            return on.JournalFailed(attempt, error)
+        case CreateUncertain():
+            return on.CreateUnclear(attempt, error, was_throttled=was_throttled)
+        case FineTuneUnreadable():
+            return on.JobUnreadable(attempt, error)
+        case QuotaExceeded() | AuthenticationFailed() | PermissionDenied():
+            return on.CreateBarred(attempt, error, was_throttled=was_throttled)
+        case TooManyJobs():
+            return on.TooManyActive(attempt, was_throttled=was_throttled)
+        case RateLimited():
+            return on.CreateThrottled(attempt, error, error.retry_after, was_throttled=was_throttled)
+        case TransportError() | ServerError():
+            return on.NotReached(attempt, error, was_throttled=was_throttled)
+    return on.CreateRefused(attempt, error, was_throttled=was_throttled)
