@@ -14,7 +14,8 @@ import attrs
 
 from aiofinetune._local_files import check_regular
 from aiofinetune._threads import in_thread
-from aiofinetune.batch._journal import Journal, Record
+from aiofinetune.batch._core import AttemptRecord
+from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import is_local
 from aiofinetune.errors import FineTuneError, LocalFileError
 from aiofinetune.models import File, FineTuneRequest
@@ -55,7 +56,7 @@ class DataFiles:
             request = attrs.evolve(request, validation_file=await self._id_of(request.validation_file))
         return request
 
-    async def change_of(self, record: Record, request: FineTuneRequest) -> str:
+    async def change_of(self, record: AttemptRecord, request: FineTuneRequest) -> str:
         """Return what has changed in an entry since an earlier run, as text for people; "" if nothing has.
 
         A local file is compared by its content: its path is another when the batch runs in another folder.

@@ -1,7 +1,8 @@
 """The journal of a batch: one file that records each request before it is sent, and its outcome.
 
-An entry's intent is on the disk before its request is sent, and the id of its job is written after the reply. So at
-whatever moment a process dies, the next one knows which requests may have made an unknown job.
+An attempt's intent is on the disk before its create is sent, and the id of its job is written after the reply. So at
+whatever moment a process dies, the next one knows which creates may have made an unknown job. A label has one attempt
+or several, of which the last one counts.
 
 The file contains notes, one per line (see `aiofinetune.batch._journal_file`). When the journal is opened, they are
 applied to a temporary database. A new note is applied to the database in the same way, and added to the file.
@@ -17,11 +18,10 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-import attrs
-
 from aiofinetune import structuring
 from aiofinetune._sqlite import Database, transaction
 from aiofinetune.batch import _journal_v1 as journal_v1
+from aiofinetune.batch._core import AttemptId, AttemptRecord
 from aiofinetune.batch._journal_file import JournalFile
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.errors import FineTuneError, JournalUnusable
@@ -33,61 +33,42 @@ _SCHEMA: Final = """
     PRAGMA synchronous = OFF;
     PRAGMA journal_mode = MEMORY;
     -- `request` is the caller's request. `sent` is the same with ids in place of local paths, once it was sent.
-    CREATE TABLE entries (
-        number INTEGER PRIMARY KEY, label TEXT UNIQUE NOT NULL, request BLOB NOT NULL, sent BLOB, sent_at REAL,
-        is_accepted INTEGER NOT NULL DEFAULT FALSE, hint TEXT, job_id TEXT, job BLOB, ended_at REAL,
-        is_asked_for INTEGER NOT NULL DEFAULT FALSE);
-    CREATE INDEX lost_entries ON entries (number) WHERE sent IS NOT NULL AND job_id IS NULL;
+    CREATE TABLE attempts (
+        number INTEGER PRIMARY KEY, label TEXT NOT NULL, attempt INTEGER NOT NULL, request BLOB NOT NULL, sent BLOB,
+        sent_at REAL, is_accepted INTEGER NOT NULL DEFAULT FALSE, hint TEXT, job_id TEXT, job BLOB, ended_at REAL,
+        UNIQUE (label, attempt));
+    CREATE INDEX lost_attempts ON attempts (number) WHERE sent IS NOT NULL AND job_id IS NULL;
+    CREATE INDEX attempts_by_job ON attempts (job_id) WHERE job_id IS NOT NULL;
+    CREATE TABLE asked_for (label TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE files (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, digest TEXT NOT NULL);
     CREATE INDEX files_by_digest ON files (digest, number);
     CREATE TABLE openings (number INTEGER PRIMARY KEY, base_url TEXT NOT NULL, path TEXT NOT NULL);
 """
 
+_RECORD: Final = "label, attempt, request, sent, sent_at, is_accepted, hint, job_id, job, ended_at"
+"""The columns of an `AttemptRecord`, in the order of its fields."""
+
+_IS_LAST: Final = "attempt = (SELECT max(attempt) FROM attempts AS later WHERE later.label = attempts.label)"
+"""Whether an attempt is the last one of its label. Those before it are kept, and nothing follows them."""
+
 _NOTES: Final = {
     "open": "INSERT INTO openings (base_url, path) VALUES (:base_url, :path)",
     "upload": "INSERT OR REPLACE INTO files (id, digest) VALUES (:id, :digest)",
     "forget uploads": "DELETE FROM files",
-    "replace": """UPDATE entries SET request = :request, sent = NULL, sent_at = NULL, is_accepted = FALSE, hint = NULL,
-        job_id = NULL, job = NULL, ended_at = NULL WHERE label = :label""",
-    "intend": """INSERT INTO entries (label, request, sent, sent_at) VALUES (:label, :request, :sent, :at)
-        ON CONFLICT (label) DO UPDATE SET request = :request, sent = :sent, sent_at = :at, is_accepted = FALSE,
+    # Only in journals of version 2. Later ones have the next attempt's intent alone.
+    "replace": "INSERT INTO attempts (label, attempt, request) VALUES (:label, :attempt, :request)",
+    "intend": """INSERT INTO attempts (label, attempt, request, sent, sent_at)
+        VALUES (:label, :attempt, :request, :sent, :at)
+        ON CONFLICT (label, attempt) DO UPDATE SET request = :request, sent = :sent, sent_at = :at, is_accepted = FALSE,
         hint = NULL""",
-    "withdraw": """UPDATE entries SET sent = NULL, sent_at = NULL, is_accepted = FALSE, hint = NULL
-        WHERE label = :label""",
-    "accept": "UPDATE entries SET is_accepted = TRUE, hint = :hint, job_id = NULL WHERE label = :label",
-    "create": "UPDATE entries SET job_id = :job_id WHERE label = :label",
-    "end": "UPDATE entries SET job = :job, ended_at = :at WHERE label = :label",
+    "withdraw": """UPDATE attempts SET sent = NULL, sent_at = NULL, is_accepted = FALSE, hint = NULL
+        WHERE label = :label AND attempt = :attempt""",
+    "accept": """UPDATE attempts SET is_accepted = TRUE, hint = :hint, job_id = NULL
+        WHERE label = :label AND attempt = :attempt""",
+    "create": "UPDATE attempts SET job_id = :job_id WHERE label = :label AND attempt = :attempt",
+    "end": "UPDATE attempts SET job = :job, ended_at = :at WHERE label = :label AND attempt = :attempt",
 }
 """The statement of each note. A note may be applied twice, because one whose writing failed may be on the disk."""
-
-
-@attrs.frozen
-class Record:
-    """The journal's record of one entry. Times are Unix times by this machine's clock."""
-
-    label: str
-    request: FineTuneRequest
-    """The caller's request."""
-    sent: FineTuneRequest | None = None
-    """The request with ids in place of local paths; None if it was not sent."""
-    sent_at: float | None = None
-    job_id: str | None = None
-    job: FineTune | None = None
-    """The final state of the job."""
-    ended_at: float | None = None
-
-
-@attrs.frozen
-class Lost:
-    """An entry that was sent, but whose job is not known."""
-
-    label: str
-    sent: FineTuneRequest
-    sent_at: float
-    accepted: bool = False
-    """Whether the service accepted the create, in a reply that does not name the job with certainty."""
-    fine_tune_id: str | None = None
-    """The id in that reply, which may be the job's."""
 
 
 class _Database(Database):
@@ -148,106 +129,90 @@ class Journal:
             yield self
 
     @transaction
-    def records(self, entries: Sequence[Entry]) -> list[Record | JournalUnusable]:
-        """Return the records of entries, each of which is new to the journal or was in an earlier run.
+    def records(self, entries: Sequence[Entry]) -> list[AttemptRecord | JournalUnusable | None]:
+        """Return the record of the last attempt of each entry; None for an entry that is new to the journal.
 
-        If the label of an entry was already used in this run, an error takes the place of its record.
+        If the label of an entry was already used in this run, or its record cannot be read, an error takes its place.
         """
-        return [self._record(entry.label, entry.request) for entry in entries]
+        return [self._last_record(entry.label) for entry in entries]
 
-    def _record(self, label: str, request: FineTuneRequest) -> Record | JournalUnusable:
-        row = self.database.execute(
-            "SELECT label, request, sent, sent_at, job_id, job, ended_at, is_asked_for FROM entries WHERE label = ?",
-            (label,),
-        ).fetchone()
-        if row is None:
-            # The file need not record what was not sent.
-            self.database.execute(
-                "INSERT INTO entries (label, request, is_asked_for) VALUES (?, ?, TRUE)",
-                (label, structuring.write_request(request.given())),
-            )
-            return Record(label, request)
-        *columns, is_asked_for = row
-        if is_asked_for:
+    def _last_record(self, label: str) -> AttemptRecord | JournalUnusable | None:
+        if not self.database.execute("INSERT OR IGNORE INTO asked_for (label) VALUES (?)", (label,)).rowcount:
             return JournalUnusable(f"{label!r} is used twice; each entry of a batch needs a label of its own")
-        self.database.execute("UPDATE entries SET is_asked_for = TRUE WHERE label = ?", (label,))
+        statement = f"SELECT {_RECORD} FROM attempts WHERE label = ? ORDER BY attempt DESC"  # noqa: S608  # names of ours
+        row = self.database.execute(statement, (label,)).fetchone()
         try:
-            return _record(*columns)
+            return None if row is None else _record(*row)
         except (FineTuneError, ValueError) as error:
             return JournalUnusable(f"{self._name}: the record of {label!r} cannot be read: {error}")
 
     @transaction
-    def replace(self, label: str, request: FineTuneRequest) -> Record:
-        """Replace the request under a label, and forget the outcome of the previous one."""
-        self._note("replace", label=label, request=request.given())
-        return Record(label, request)
-
-    @transaction
-    def intend(self, label: str, sent: FineTuneRequest, at: float) -> None:
+    def intend(self, attempt: AttemptId, request: FineTuneRequest, sent: FineTuneRequest, at: float) -> None:
         """Note that a create is about to be sent."""
         if self._file is not None:
             self._file.check_place()
-        (request,) = self.database.execute("SELECT request FROM entries WHERE label = ?", (label,)).fetchone()
-        self._note("intend", label=label, request=structuring.loads(request), sent=sent.given(), at=at)
+        self._note("intend", attempt, request=request.given(), sent=sent.given(), at=at)
 
     @transaction
-    def withdraw(self, label: str) -> None:
+    def withdraw(self, attempt: AttemptId) -> None:
         """Note that the create certainly made no job."""
-        self._note("withdraw", label=label)
+        self._note("withdraw", attempt)
 
     @transaction
-    def accept(self, label: str, fine_tune_id: str | None) -> None:
+    def accept(self, attempt: AttemptId, hint: str | None) -> None:
         """Note that the service accepted a create in a reply that does not name the job with certainty.
 
         Args:
-            label: The label of the entry.
-            fine_tune_id: The id in the reply, if there is one.
+            attempt: The attempt.
+            hint: The id in the reply, if there is one.
         """
-        self._note("accept", label=label, hint=fine_tune_id)
+        self._note("accept", attempt, hint=hint)
 
     @transaction
-    def create(self, label: str, job_id: str) -> None:
-        """Note which job was made."""
-        self._note("create", label=label, job_id=job_id)
+    def create(self, attempt: AttemptId, job_id: str) -> bool:
+        """Note which job was made. Return False, and note nothing, if the job is another attempt's."""
+        owners = self.database.execute("SELECT label, attempt FROM attempts WHERE job_id = ?", (job_id,))
+        if any(AttemptId(*owner) != attempt for owner in owners):
+            return False
+        self._note("create", attempt, job_id=job_id)
+        return True
 
     @transaction
-    def end(self, label: str, job: FineTune, at: float) -> None:
+    def end(self, attempt: AttemptId, job: FineTune, at: float) -> None:
         """Note how the job ended."""
-        self._note("end", label=label, job=structuring.write_reply(job), at=at)
+        self._note("end", attempt, job=structuring.write_reply(job), at=at)
 
     @transaction
-    def lost(self) -> list[Lost]:
-        """Return the entries that were sent, but whose jobs are not known."""
-        rows = self.database.execute(
-            "SELECT label, sent, sent_at, is_accepted, hint FROM entries WHERE sent IS NOT NULL AND job_id IS NULL"
-        )
-        return [
-            Lost(label, _request(sent), sent_at, bool(is_accepted), hint)
-            for label, sent, sent_at, is_accepted, hint in rows
-        ]
+    def lost(self) -> list[AttemptRecord]:
+        """Return the last attempts that were sent, but whose jobs are not known."""
+        statement = f"SELECT {_RECORD} FROM attempts WHERE sent IS NOT NULL AND job_id IS NULL AND {_IS_LAST}"  # noqa: S608  # names of ours
+        return [_record(*row) for row in self.database.execute(statement)]
 
     @transaction
-    def job_ids(self, since: float = 0.0) -> set[str]:
-        """Return the ids of the jobs whose requests were sent at a Unix time or later."""
-        rows = self.database.execute("SELECT job_id FROM entries WHERE job_id IS NOT NULL AND sent_at >= ?", (since,))
-        return {job_id for (job_id,) in rows}
+    def owners(self, since: float = 0.0) -> dict[str, AttemptId]:
+        """Return the attempts whose creates were sent at a Unix time or later, by the ids of their jobs."""
+        statement = "SELECT job_id, label, attempt FROM attempts WHERE job_id IS NOT NULL AND sent_at >= ?"
+        return {job_id: AttemptId(*attempt) for job_id, *attempt in self.database.execute(statement, (since,))}
 
     @transaction
     def request(self, label: str) -> FineTuneRequest | None:
-        """Return the request under a label, in whichever run it was made."""
-        row = self.database.execute("SELECT request FROM entries WHERE label = ?", (label,)).fetchone()
+        """Return the last request under a label, in whichever run it was made."""
+        statement = "SELECT request FROM attempts WHERE label = ? ORDER BY attempt DESC"
+        row = self.database.execute(statement, (label,)).fetchone()
         return None if row is None else _request(row[0])
 
     @transaction
     def sent_labels(self) -> list[str]:
-        """Return the labels of all entries that were sent."""
-        return [label for (label,) in self.database.execute("SELECT label FROM entries WHERE sent IS NOT NULL")]
+        """Return the labels of all entries whose last attempt was sent."""
+        rows = self.database.execute(f"SELECT label FROM attempts WHERE sent IS NOT NULL AND {_IS_LAST}")  # noqa: S608  # as above
+        return [label for (label,) in rows]
 
     @transaction
     def unfinished_elsewhere(self) -> list[str]:
         """Return the labels of entries that earlier runs sent and did not finish, and that are not in this run."""
         rows = self.database.execute(
-            "SELECT label FROM entries WHERE NOT is_asked_for AND sent IS NOT NULL AND job IS NULL ORDER BY number"
+            f"SELECT label FROM attempts WHERE sent IS NOT NULL AND job IS NULL AND {_IS_LAST}"  # noqa: S608  # as above
+            " AND label NOT IN asked_for ORDER BY number"
         )
         return [label for (label,) in rows]
 
@@ -268,17 +233,26 @@ class Journal:
         """Note that a file was uploaded."""
         self._note("upload", id=file_id, digest=digest)
 
-    def _note(self, note: str, **values: object) -> None:
+    def _note(self, note: str, attempt: AttemptId | None = None, **values: object) -> None:
+        if attempt is not None:
+            values = {"label": attempt.label, "attempt": attempt.number, **values}
         self._apply(note, values)
         if self._file is not None:
             self.database.lines.append(structuring.dumps({"note": note, **values}))
 
     def _apply(self, note: str, values: Mapping[str, object]) -> None:
         """Apply a note to the database."""
+        if "label" in values and "attempt" not in values:
+            values = {**values, "attempt": self._attempt_of(note, str(values["label"]))}
         parameters = {
             name: structuring.dumps(value) if isinstance(value, dict) else value for name, value in values.items()
         }
         self.database.execute(_NOTES[note], parameters)
+
+    def _attempt_of(self, note: str, label: str) -> int:
+        """Return the attempt that a note of version 2 is about, which knows only the last one."""
+        ((last,),) = self.database.execute("SELECT max(attempt) FROM attempts WHERE label = ?", (label,))
+        return (last or 0) + (last is None or note == "replace")
 
     @contextmanager
     def _resources(self) -> Iterator[None]:
@@ -333,7 +307,7 @@ class Journal:
 
     def _move(self, known_url: str | None) -> None:
         """Check that the journal may continue at another service than `known_url`."""
-        ((was_sent,),) = self.database.execute("SELECT EXISTS (SELECT * FROM entries WHERE sent IS NOT NULL)")
+        ((was_sent,),) = self.database.execute("SELECT EXISTS (SELECT * FROM attempts WHERE sent IS NOT NULL)")
         if was_sent and not self._accept_changes:
             raise JournalUnusable(
                 f"{self._name}: belongs to a batch at {known_url}, not at {self._base_url}; if both URLs are the same"
@@ -346,18 +320,23 @@ class Journal:
 
 def _record(
     label: str,
+    attempt: int,
     request: bytes,
     sent: bytes | None,
     sent_at: float | None,
+    is_accepted: int,
+    hint: str | None,
     job_id: str | None,
     job: bytes | None,
     ended_at: float | None,
-) -> Record:
-    return Record(
-        label,
+) -> AttemptRecord:
+    return AttemptRecord(
+        AttemptId(label, attempt),
         _request(request),
         None if sent is None else _request(sent),
         sent_at,
+        bool(is_accepted),
+        hint,
         job_id,
         None if job is None else structuring.read_reply(job, FineTune),
         ended_at,

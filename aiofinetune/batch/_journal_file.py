@@ -2,9 +2,9 @@
 
 ::
 
-    aiofinetune journal 2 00000000000000000266 9c33cd1b49a8a2b6acc3f8f0b29e6a55
+    aiofinetune journal 3 00000000000000000266 9c33cd1b49a8a2b6acc3f8f0b29e6a55
     1b7af4ae8c6d3c0b9a3d1f7d5a5b8b0e {"note":"open","base_url":"https://api.example.org/v1",…}
-    9c33cd1b49a8a2b6acc3f8f0b29e6a55 {"note":"intend","label":"1","sent":{"training_file":"file-1"},…}
+    9c33cd1b49a8a2b6acc3f8f0b29e6a55 {"note":"intend","label":"1","attempt":1,"sent":{"training_file":"file-1"},…}
 
 Each line begins with a digest of its text and of the previous digest, so that a line that is changed, removed or moved
 is noticed. The header contains the end of the last line and its digest, so that a truncated file is noticed too.
@@ -13,6 +13,8 @@ is noticed. The header contains the end of the last line and its digest, so that
 `add`, the file may contain lines that the header does not count. They are valid if their digests are correct. The last
 of them may be incomplete; nothing depends on it yet. The header itself is flushed to the disk by the next `add`, so
 after a power failure it may count one `add` too few, but never too many.
+
+A file of version 2 differs in its notes alone, which know no attempts. The first `add` makes it one of version 3.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from typing import Final
 
 from aiofinetune.errors import JournalUnusable
 
-_HEADER: Final = re.compile(rb"aiofinetune journal 2 (\d{20}) ([0-9a-f]{32})\n")
-_OTHER_VERSION: Final = re.compile(rb"aiofinetune journal (?!2 )\d+ ")
-_HEADER_BYTES: Final = len("aiofinetune journal 2 \n") + 20 + 1 + 32
+_HEADER: Final = re.compile(rb"aiofinetune journal [23] (\d{20}) ([0-9a-f]{32})\n")
+_OTHER_VERSION: Final = re.compile(rb"aiofinetune journal (?![23] )\d+ ")
+_HEADER_BYTES: Final = len("aiofinetune journal 3 \n") + 20 + 1 + 32
 _FIRST_DIGEST: Final = b"0" * 32
 _VERSION_1: Final = b"SQLite format 3\0"
 """The first bytes of a journal of version 1."""
@@ -275,7 +277,7 @@ def _digest(before: bytes, text: bytes) -> bytes:
 
 
 def _header(end: int, digest: bytes) -> bytes:
-    return b"aiofinetune journal 2 %020d %b\n" % (end, digest)
+    return b"aiofinetune journal 3 %020d %b\n" % (end, digest)
 
 
 def _lines(digest: bytes, texts: Iterable[bytes]) -> tuple[bytes, bytes]:

@@ -8,19 +8,23 @@ from typing import Literal, TypeAlias, get_args
 
 import attrs
 
-from aiofinetune.errors import (
-    FineTuneError,
-    NotFound,
-)
-from aiofinetune.models import (
-    CreateUncertain,
-    FineTune,
-    FineTuneRequest,
-    Status,
-)
+from aiofinetune.errors import FineTuneError
+from aiofinetune.models import FineTune, FineTuneRequest
 
 OutcomeStatus: TypeAlias = Literal["succeeded", "failed", "cancelled", "rejected", "uncertain", "vanished"]
 """How an entry ended; see `Outcome.status`."""
+
+
+@attrs.frozen
+class ActiveJob:
+    """A job of a batch that has not ended."""
+
+    label: str
+    request: FineTuneRequest
+    """The request as passed by the caller; its files may be local paths."""
+    job_id: str
+    sent_at: float | None
+    """The Unix time at which the request was sent."""
 
 
 @attrs.frozen
@@ -28,6 +32,16 @@ class Outcome:
     """How one entry of a batch ended."""
 
     label: str
+    status: OutcomeStatus
+    """How the entry ended, in one word.
+
+    - ``"succeeded"``: the job made a model;
+    - ``"failed"``: the job failed;
+    - ``"cancelled"``: the job was cancelled;
+    - ``"rejected"``: no job was made, because the service refused the create or it could not be sent;
+    - ``"uncertain"``: it is not known whether a job was made, or the job cannot be read;
+    - ``"vanished"``: a job was made, but the service no longer knows it.
+    """
     request: FineTuneRequest
     """The request as passed by the caller; its files may be local paths."""
     job_id: str | None
@@ -42,30 +56,10 @@ class Outcome:
     """The Unix time at which its end was seen."""
     figures: Mapping[str, float] = attrs.field(factory=dict)
     """The last value of each column of the results file, if results are downloaded."""
-
-    @property
-    def status(self) -> OutcomeStatus:
-        """How the entry ended, in one word.
-
-        - ``"succeeded"``: the job made a model;
-        - ``"failed"``: the job failed;
-        - ``"cancelled"``: the job was cancelled;
-        - ``"rejected"``: no job was made, because the service refused the create or it could not be sent;
-        - ``"uncertain"``: it is not known whether a job was made, or the job cannot be read;
-        - ``"vanished"``: a job was made, but the service no longer knows it.
-        """
-        match self.job:
-            case FineTune(status=Status.SUCCEEDED):
-                return "succeeded"
-            case FineTune(status=Status.CANCELLED):
-                return "cancelled"
-            case FineTune():
-                # Only jobs that have ended are outcomes, so this is the remaining terminal status.
-                return "failed"
-            case None if self.job_id is None:
-                return "uncertain" if isinstance(self.error, CreateUncertain) else "rejected"
-            case None:
-                return "vanished" if isinstance(self.error, NotFound) else "uncertain"
+    attempt: int = 1
+    """The number of the attempt that ended: 1, and one more for each retry or changed request under the label."""
+    is_replayed: bool = False
+    """Whether an earlier run with the same journal knew the outcome already."""
 
     def summary(self) -> dict[str, object]:
         """Return a summary of the outcome as a JSON object."""
@@ -80,12 +74,12 @@ class Outcome:
         }
 
 
-@attrs.define
+@attrs.frozen
 class Progress:
     """The progress of a batch."""
 
     seen: int = 0
-    """The number of requests that were begun."""
+    """The number of entries that were read."""
     active: int = 0
     """The number of this batch's jobs that have not ended."""
     others: int = 0
@@ -97,6 +91,8 @@ class Progress:
     rejected: int = 0
     uncertain: int = 0
     vanished: int = 0
+    replayed: int = 0
+    """The number of ended entries whose outcome an earlier run knew already."""
     followed_by: str = "streams"
     """How jobs are followed: ``"streams"``, or ``"list"`` if there are many."""
     started_at: float = attrs.field(factory=time.monotonic)
@@ -107,14 +103,10 @@ class Progress:
         """The number of entries that have ended."""
         return sum(getattr(self, status) for status in get_args(OutcomeStatus))
 
-    def count(self, outcome: Outcome) -> None:
-        """Count an outcome under its status."""
-        setattr(self, outcome.status, getattr(self, outcome.status) + 1)
-
     @property
     def ended_per_minute(self) -> float:
-        """The average number of entries that have ended per minute."""
-        return 60 * self.ended / max(1e-9, time.monotonic() - self.started_at)
+        """The average number of entries that have ended per minute in this run."""
+        return 60 * (self.ended - self.replayed) / max(1e-9, time.monotonic() - self.started_at)
 
 
 class BatchStopped(FineTuneError):

@@ -16,9 +16,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from aiofinetune import structuring
-from aiofinetune.batch._batch import Batch, find_changes
+from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import check_manifest, read_manifest
 from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
+from aiofinetune.batch._rerun import Rerun, look_back
 from aiofinetune.errors import ConfigurationError, JournalUnusable, LocalFileError
 from aiofinetune.session import FineTuneSession
 
@@ -37,6 +38,8 @@ async def run_manifest(
     *,
     check: bool,
     accept_changes: bool,
+    retry_failed: bool,
+    show_ended: bool,
     **options: Any,  # as `Batch` takes them, which says their types
 ) -> int:
     """Check a whole manifest, run it, and show its progress and outcomes.
@@ -55,21 +58,44 @@ async def run_manifest(
         console.print(f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, no problems")
         return 0
     async with FineTuneSession() as session:
-        if not accept_changes and (changes := await find_changes(journal, session.base_url, read_manifest(manifest))):
-            lines = "\n".join(changes)
+        rerun = await look_back(journal, session.base_url, read_manifest(manifest), accept_changes=accept_changes)
+        if rerun.changes and not accept_changes:
+            lines = "\n".join(rerun.changes)
             raise JournalUnusable(
                 f"{manifest} has changed since {journal} was started:\n{lines}\nTo continue and create a new job for"
                 " each changed request, pass --accept-changes"
             )
-        batch = Batch(session, read_manifest(manifest), journal=journal, accept_changes=accept_changes, **options)
-        run = _Run(batch, count, journal, console, cancels=bool(options.get("cancel_on_exit")))
+        if ended := _before(rerun, count, retry_failed=retry_failed):
+            console.print(ended, soft_wrap=True, highlight=False)
+        batch = Batch(
+            session,
+            read_manifest(manifest),
+            journal=journal,
+            accept_changes=accept_changes,
+            retry="failed" if retry_failed else None,
+            **options,
+        )
+        run = _Run(batch, count, journal, console, cancels=bool(options.get("cancel_on_exit")), show_ended=show_ended)
         return await run.to_the_end(summary)
+
+
+def _before(rerun: Rerun, count: int, *, retry_failed: bool) -> str:
+    """Return what a rerun finds, as text for people; "" if nothing has ended."""
+    retried = rerun.failed if retry_failed else 0
+    ended = rerun.succeeded + rerun.failed - retried
+    if not ended and not retried:
+        return ""
+    to_go = count - ended
+    words = f"{count} {'entry' if count == 1 else 'entries'}: {ended} ended before, {to_go} to go"
+    return f"{words}, {retried} of them again" if retried else words
 
 
 class _Run:
     """One run of a batch, and its display."""
 
-    def __init__(self, batch: Batch, count: int, journal: Path, console: Console, *, cancels: bool) -> None:
+    def __init__(
+        self, batch: Batch, count: int, journal: Path, console: Console, *, cancels: bool, show_ended: bool
+    ) -> None:
         self._batch = batch
         self._count = count
         self._journal = journal
@@ -77,6 +103,7 @@ class _Run:
         self._interrupts = 0
         self._failures = 0
         self._cancels = cancels
+        self._show_ended = show_ended
 
     async def to_the_end(self, summary: Path | None) -> int:
         """Run the batch; return the exit status."""
@@ -132,8 +159,9 @@ class _Run:
 
     def _show(self, outcome: Outcome) -> None:
         self._failures += outcome.error is not None
-        # On a terminal this is printed above the table of active jobs, which disappears at the end.
-        self._say(_words(outcome))
+        if self._show_ended or _is_news(outcome):
+            # On a terminal this is printed above the table of active jobs, which disappears at the end.
+            self._say(_words(outcome))
 
     def _say(self, words: str) -> None:
         # A service's text is not markup, and each line must stay one line.
@@ -151,6 +179,12 @@ class _Run:
         if len(active) > _SHOWN_ACTIVE:
             table.add_row(f"{len(active) - _SHOWN_ACTIVE} more", "", "")
         return Group(table, _counts(self._batch.progress, self._count))
+
+
+def _is_news(outcome: Outcome) -> bool:
+    """Return whether an earlier run cannot have printed an outcome, or it still needs a person's attention."""
+    is_settled = outcome.status in {"failed", "cancelled"} or outcome.error is None
+    return not (outcome.is_replayed and is_settled)
 
 
 def _words(outcome: Outcome) -> str:

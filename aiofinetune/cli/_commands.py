@@ -107,6 +107,14 @@ def demo(model: str) -> None:
 @click.option("--fail-fast", is_flag=True, help="Stop sending after the first failure.")
 @click.option("--cancel-on-exit", is_flag=True, help="Cancel the jobs that are still active on exit.")
 @click.option("--accept-changes", is_flag=True, help="Create new jobs for requests that have changed.")
+@click.option("--retry-failed", is_flag=True, help="Create new jobs where the last one failed or was cancelled.")
+@click.option(
+    "--retry-uncertain",
+    multiple=True,
+    metavar="LABEL",
+    help="Create a new job for an uncertain or vanished entry; a job that was made after all costs money too.",
+)
+@click.option("--show-ended", is_flag=True, help="Print also the entries that ended in an earlier run.")
 @click.option("--check", is_flag=True, help="Check the manifest without sending anything.")
 def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: bool, **options: Any) -> None:
     """Run all jobs of a MANIFEST (JSON Lines or TOML).

@@ -35,6 +35,7 @@ RULES: Final = (
     "an intent is withdrawn only after a refusal or proof",
     "an accepted attempt is never sent again",
     "a label has one live attempt at most",
+    "a new attempt is one that the caller asked for",
     "an attempt has one job at most",
     "a job has one owner",
     "an attempt ends once",
@@ -122,6 +123,7 @@ class Model:
         self.named: set[act.AttemptId] = set()
         self.begun: set[act.AttemptId] = set()
         self.reported: set[act.AttemptId] = set()
+        self.replaced: set[act.AttemptId] = set()
         self.known_jobs: dict[str, act.AttemptId] = {}
         self.streamed: set[str] = set()
         self.listed_others: set[str] | None = None
@@ -177,6 +179,8 @@ class Model:
                 self.pending.append(action)
             case act.ReportOutcome():
                 self._report(action)
+            case act.HoldCreates():
+                check("limits are kept", self.now + action.seconds <= self.held_until, action)
             case act.Finish():
                 self._finish(action)
             case act.CancelJob():
@@ -196,8 +200,10 @@ class Model:
             return
         if isinstance(action, act.UploadFiles | act.FollowStream | act.FetchResults | act.RetrieveJob):
             check("a label has one live attempt at most", self.live.setdefault(name.label, name) == name, name)
+            check("a label has one live attempt at most", name not in self.replaced, name)
         match action:
             case act.UploadFiles():
+                self._check_asked_for(name)
                 check("nothing is sent unless RUNNING", self.core.state is BatchState.RUNNING, name)
                 has_place = name in self.begun or len(self.outcomes) < self.settings.max_waiting
                 check("limits are kept", has_place, "outcomes wait")
@@ -227,6 +233,17 @@ class Model:
                 check("a job has one owner", is_noted, (record, action))
             case act.WriteEnd():
                 check("an attempt ends once", name not in self.was_ended, name)
+
+    def _check_asked_for(self, name: act.AttemptId) -> None:
+        """Check that a further attempt has a reason, which the caller gave."""
+        before = self.disk.get(name.label, {}).get(name.number - 1)
+        if before is None or self._record(name) is not None:
+            # The first one, or one that an earlier run began.
+            return
+        is_changed = self.settings.accepts_changes and before.request != self.requests[name.label]
+        is_failed = before.job is not None and before.job.status != Status.SUCCEEDED and self.settings.retries_failed
+        is_unknown = before.job is None and name.label in self.settings.retries_uncertain
+        check("a new attempt is one that the caller asked for", is_changed or is_failed or is_unknown, (name, before))
 
     def _check_limits(self, name: act.AttemptId) -> None:
         """Check what limits a create. Its intent is about to be written, so from here on it is sent."""
@@ -396,6 +413,8 @@ class Model:
         event = self._event(action)
         if isinstance(event, on.CreateEvent) and isinstance(action, act.SendCreate):
             self._note_answer(action, event)
+        if isinstance(event, on.JobVanished):
+            self._note_replacement(event.attempt)
         self.send(event)
 
     def _must_wait(self, action: act.Action) -> bool:
@@ -413,6 +432,12 @@ class Model:
             self.held_until = max(self.held_until, self.now + (event.retry_after or 10.0))
         if isinstance(event, on.TooManyActive):
             self.is_full = True
+
+    def _note_replacement(self, name: act.AttemptId) -> None:
+        # Of those that an earlier run made.
+        if name.label in self.settings.retries_uncertain and name not in self.begun:
+            del self.live[name.label]
+            self.replaced.add(name)
 
     def _event(self, action: act.Action) -> on.Event:
         match action:
@@ -512,6 +537,9 @@ class Model:
 
     def _upload(self, action: act.UploadFiles) -> on.Event:
         if self._fails():
+            if self._fails():
+                self.wants_stop = True
+                return on.JournalFailed(action.attempt, JournalUnusable("the disk is full"))
             event = self._refusal(action.attempt)
             if isinstance(event, on.CreateThrottled):
                 self.held_until = max(self.held_until, self.now + (event.retry_after or 10.0))
@@ -699,6 +727,7 @@ def settings_of(chance: Chance) -> Settings:
         fail_fast=chance.choice((False, False, True)),
         accepts_changes=chance.choice((False, True)),
         retries_failed=chance.choice((False, True)),
+        retries_uncertain=chance.choice((frozenset(), frozenset({"job-1", "job-2", "job-3"}))),
     )
 
 

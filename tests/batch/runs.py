@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,15 @@ def write(folder: Path, name: str, content: str) -> str:
     path = folder / name
     path.write_text(content)
     return str(path)
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, *, for_what: bytes = b"") -> None:
+    """Let the disk be full for what is written to a place of a file and contains `for_what`."""
+    write_at = os.pwrite
+
+    def pwrite(file: int, data: memoryview, offset: int) -> int:
+        if for_what in bytes(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_at(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)

@@ -290,7 +290,7 @@ async def test_a_summary_that_cannot_be_written() -> None:
 
 def test_a_summary_on_a_full_disk() -> None:
     """A summary for which there is no room is an error that names it."""
-    outcome = Outcome("a", FineTuneRequest(training_file="file-1"), None, None, None, None, 0.0)
+    outcome = Outcome("a", "rejected", FineTuneRequest(training_file="file-1"), None, None, None, None, 0.0)
     with (
         Path("/dev/full").open("wb", buffering=0) as full,
         pytest.raises(LocalFileError, match=r"^/dev/full: No space left on device$"),
@@ -357,7 +357,7 @@ async def test_results_of_an_earlier_run_that_are_none_are_named() -> None:
         file.write_text("junk")
         status, lines, _ = await run(name, "--results", "results", url=url)
     assert status == 1
-    assert f"{file}: the results file has no column 'step'" in lines[0]
+    assert f"{file}: the results file has no column 'step'" in lines[1]
 
 
 async def test_a_job_that_the_service_no_longer_knows_is_counted_as_vanished() -> None:
@@ -530,3 +530,23 @@ async def test_brackets_in_the_live_table() -> None:
         for job_id in sorted(server.active):
             server.end(job_id)
         assert await process.wait() == 0
+
+
+async def test_a_rerun_is_told_and_prints_what_is_new() -> None:
+    """A rerun says how many entries ended before, prints the others, and all of them if it is asked to."""
+    fates = {1: "succeeded", 2: "failed", 3: "failed"}
+    server = BatchServer(fate=lambda asked: fates[int(str(asked["n_epochs"]))])
+    name = sweep(server, 3)
+    async with server.listening() as url:
+        assert (await run(name, url=url))[0] == 1
+        status, lines, _ = await run(name, "--summary", "summary.jsonl", url=url)
+        assert (status, lines[:-1]) == (1, ["3 entries: 3 ended before, 0 to go"])
+        assert len(Path("summary.jsonl").read_text().splitlines()) == 3
+        status, lines, _ = await run(name, "--show-ended", url=url)
+        assert (status, len(lines)) == (1, 5)
+        fates[3] = "succeeded"
+        status, lines, _ = await run(name, "--retry-failed", url=url)
+        assert (status, lines[0]) == (1, "3 entries: 1 ended before, 2 to go, 2 of them again")
+        assert sorted(line.split()[:2] for line in lines[1:-1]) == [["job-2", "failed"], ["job-3", "succeeded"]]
+        assert lines[-1] == "3 of 3 ended: 2 succeeded, 1 failed, 0 cancelled, 0 rejected"
+    assert len(server.jobs) == 5

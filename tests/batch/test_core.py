@@ -92,8 +92,8 @@ def test_every_row_of_the_table_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Attempts, "apply", noted)
     wanted = {*ATTEMPT_TABLE, *((event, action) for event, actions in ANSWERS.items() for action in actions)}
-    # It takes about 15,000 steps from here.
-    for seed in range(197, 600):
+    # It takes about 9,000 steps from here.
+    for seed in range(883, 1300):
         drive(random.Random(seed), 200)  # noqa: S311  # by chance
         if wanted <= rows.keys():
             return
@@ -157,7 +157,7 @@ def test_events_that_cannot_be() -> None:
         core.handle(on.SendingStopped(), 0.0)
     with pytest.raises(UnexpectedEvent, match="not asked for"):
         core.handle(on.ListRead(frozenset(), {}), 0.0)
-    assert core.handle(on.StopAsked(), 0.0) == [act.Finish(None, "it was asked to", None)]
+    assert core.handle(on.StopAsked(), 0.0) == [act.Finish(None, "it was asked to stop", None)]
     with pytest.raises(UnexpectedEvent, match="is done"):
         core.handle(on.TimersDue(), 0.0)
 

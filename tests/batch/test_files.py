@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from aiofinetune import FineTuneRequest, JournalUnusable, LocalFileError
-from aiofinetune.batch._batch import Batch, find_changes
+from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._rerun import look_back
 from tests.batch.runs import entries, outcomes_of, write
 from tests.servers.batchserver import BatchServer, error, talking_to
 
@@ -205,7 +206,7 @@ async def test_a_rerun_in_another_folder_makes_no_job_again(
         )
         monkeypatch.chdir(tmp_path)
         wanted = [Entry("a", FineTuneRequest(training_file=again.format(folder=tmp_path)))]
-        assert await find_changes(journal, session.base_url, wanted) == []
+        assert (await look_back(journal, session.base_url, wanted)).changes == ()
         after = await outcomes_of(Batch(session, wanted, journal=journal))
         assert [outcome.job_id for outcome in after] == [outcome.job_id for outcome in before]
         Path("in/train.jsonl").write_text("other")

@@ -16,13 +16,15 @@ import attrs
 import pytest
 
 from aiofinetune import FineTune, FineTuneRequest
-from aiofinetune.batch._journal import Journal, Lost, Record
+from aiofinetune.batch._core import AttemptId, AttemptRecord
+from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.errors import JournalUnusable
 
 URL = "http://127.0.0.1:1/v1"
 ASKED = FineTuneRequest(training_file="data/train.jsonl", model="ada", n_epochs=2)
 SENT = attrs.evolve(ASKED, training_file="file-1")
+A, B, C = (AttemptId(label) for label in "abc")
 JOB = FineTune(id="ft-1", status="succeeded", model="ada", created_at=1, training_files=(), fine_tuned_model="ada:ft-x")
 
 
@@ -37,7 +39,7 @@ async def opened(path: Path | None, base_url: str = URL, *, accept_changes: bool
         yield journal
 
 
-async def record(journal: Journal, label: str, request: FineTuneRequest) -> Record:
+async def record(journal: Journal, label: str, request: FineTuneRequest = ASKED) -> AttemptRecord | None:
     """Give what a journal knows of one entry."""
     (known,) = await journal.records([Entry(label, request)])
     if isinstance(known, JournalUnusable):
@@ -45,103 +47,113 @@ async def record(journal: Journal, label: str, request: FineTuneRequest) -> Reco
     return known
 
 
-async def test_a_new_entry_is_what_was_asked_for_and_nothing_more(path: Path) -> None:
-    """The record of an entry that the journal did not know holds its request alone."""
+async def test_a_new_entry_has_no_record(path: Path) -> None:
+    """Nothing is known of an entry that was not sent."""
     async with opened(path) as journal:
-        assert await record(journal, "a", ASKED) == Record("a", ASKED)
-        assert await journal.request("a") == ASKED
-        assert await journal.request("b") is None
+        assert await record(journal, "a") is None
+        assert await journal.request("a") is None
 
 
 async def test_what_came_of_an_entry_is_known_to_the_next_run(path: Path) -> None:
     """Intent, job and end of an entry outlive the process that wrote them."""
     async with opened(path) as journal:
-        await record(journal, "a", ASKED)
-        await journal.intend("a", SENT, 100.5)
-        await journal.create("a", "ft-1")
-        await journal.end("a", JOB, 200.25)
+        await journal.intend(A, ASKED, SENT, 100.5)
+        assert await journal.create(A, "ft-1")
+        await journal.end(A, JOB, 200.25)
     async with opened(path) as journal:
-        assert await record(journal, "a", ASKED) == Record("a", ASKED, SENT, 100.5, "ft-1", JOB, 200.25)
-        assert await journal.job_ids() == {"ft-1"}
+        ended = AttemptRecord(A, ASKED, SENT, 100.5, job_id="ft-1", job=JOB, ended_at=200.25)
+        assert await record(journal, "a") == ended
+        assert await journal.owners() == {"ft-1": A}
         assert await journal.sent_labels() == ["a"]
 
 
 async def test_the_request_of_the_first_run_is_given_whatever_is_asked_now(path: Path) -> None:
     """A changed request does not change the record: whoever asks has to compare."""
     async with opened(path) as journal:
-        await record(journal, "a", ASKED)
-        await journal.intend("a", SENT, 1.0)
+        await journal.intend(A, ASKED, SENT, 1.0)
     async with opened(path) as journal:
-        assert (await record(journal, "a", SENT)).request == ASKED
+        known = await record(journal, "a", SENT)
+        assert known is not None
+        assert known.request == ASKED
 
 
 async def test_an_entry_that_was_sent_and_has_no_job_is_lost(path: Path) -> None:
     """What was sent and got no answer is lost, until it is known to have made a job, or surely none."""
     async with opened(path) as journal:
-        for label in ("a", "b", "c"):
-            await record(journal, label, ASKED)
-        await journal.intend("a", SENT, 1.0)
-        await journal.intend("b", SENT, 2.0)
-        assert await journal.lost() == [Lost("a", SENT, 1.0), Lost("b", SENT, 2.0)]
-        await journal.withdraw("a")
-        await journal.create("b", "ft-1")
+        await journal.intend(A, ASKED, SENT, 1.0)
+        await journal.intend(B, ASKED, SENT, 2.0)
+        assert await journal.lost() == [AttemptRecord(A, ASKED, SENT, 1.0), AttemptRecord(B, ASKED, SENT, 2.0)]
+        await journal.withdraw(A)
+        await journal.create(B, "ft-1")
         assert await journal.lost() == []
 
 
 async def test_an_accepted_entry_is_lost_until_its_job_is_known(path: Path) -> None:
     """What was accepted by a reply that does not surely name the job is lost, with the id that the reply had."""
     async with opened(path) as journal:
-        for label in ("a", "b", "c"):
-            await record(journal, label, ASKED)
-            await journal.intend(label, SENT, 1.0)
-        await journal.accept("a", None)
-        await journal.accept("b", "ft-1")
-        await journal.accept("c", "ft-2")
-        await journal.create("c", "ft-2")
+        for attempt in (A, B, C):
+            await journal.intend(attempt, ASKED, SENT, 1.0)
+        await journal.accept(A, None)
+        await journal.accept(B, "ft-1")
+        await journal.accept(C, "ft-2")
+        await journal.create(C, "ft-2")
     async with opened(path) as journal:
-        assert await journal.lost() == [Lost("a", SENT, 1.0, accepted=True), Lost("b", SENT, 1.0, True, "ft-1")]
-        assert await journal.job_ids() == {"ft-2"}
-        await record(journal, "a", ASKED)
-        await journal.intend("a", SENT, 2.0)
-        assert (await journal.lost())[0] == Lost("a", SENT, 2.0)
+        assert await journal.lost() == [
+            AttemptRecord(A, ASKED, SENT, 1.0, is_accepted=True),
+            AttemptRecord(B, ASKED, SENT, 1.0, is_accepted=True, hint="ft-1"),
+        ]
+        assert await journal.owners() == {"ft-2": C}
+
+
+async def test_a_job_belongs_to_one_attempt(path: Path) -> None:
+    """The id of another attempt's job is refused, and nothing is noted; the own id may be noted twice."""
+    async with opened(path) as journal:
+        await journal.intend(A, ASKED, SENT, 1.0)
+        await journal.intend(B, ASKED, SENT, 2.0)
+        assert await journal.create(A, "ft-1")
+        assert await journal.create(A, "ft-1")
+        assert not await journal.create(B, "ft-1")
+    async with opened(path) as journal:
+        assert await journal.owners() == {"ft-1": A}
+        assert await journal.lost() == [AttemptRecord(B, ASKED, SENT, 2.0)]
 
 
 async def test_a_label_is_there_once_in_a_run(path: Path) -> None:
     """Two entries of one run cannot have one label; the entry of an earlier run can be asked for again."""
     async with opened(path) as journal:
-        await record(journal, "a", ASKED)
+        await record(journal, "a")
         with pytest.raises(
             JournalUnusable, match=r"^'a' is used twice; each entry of a batch needs a label of its own$"
         ):
-            await record(journal, "a", ASKED)
+            await record(journal, "a")
     async with opened(path) as journal:
-        await record(journal, "a", ASKED)
+        await record(journal, "a")
 
 
-async def test_replacing_an_entry_forgets_what_came_of_it(path: Path) -> None:
-    """A replaced entry has the new request and neither intent nor job nor end."""
+async def test_the_last_attempt_of_a_label_counts(path: Path) -> None:
+    """A further attempt has a record of its own; the one before it is kept, and is not lost any more."""
+    second = A.next
     async with opened(path) as journal:
-        await record(journal, "a", ASKED)
-        await journal.intend("a", SENT, 1.0)
-        await journal.create("a", "ft-1")
-        await journal.end("a", JOB, 2.0)
-        assert await journal.replace("a", SENT) == Record("a", SENT)
+        await journal.intend(A, ASKED, SENT, 1.0)
+        await journal.intend(second, SENT, SENT, 2.0)
+        assert await journal.lost() == [AttemptRecord(second, SENT, SENT, 2.0)]
+        await journal.create(A, "ft-1")
+        await journal.create(second, "ft-2")
     async with opened(path) as journal:
-        assert await record(journal, "a", SENT) == Record("a", SENT)
-        assert await journal.job_ids() == set()
+        assert await record(journal, "a", SENT) == AttemptRecord(second, SENT, SENT, 2.0, job_id="ft-2")
+        assert await journal.owners() == {"ft-1": A, "ft-2": second}
+        assert await journal.sent_labels() == ["a"]
 
 
 async def test_jobs_that_run_and_are_not_asked_for_any_more(path: Path) -> None:
     """Of earlier runs' entries, those that were sent, did not end and are not asked for now are told."""
     async with opened(path) as journal:
-        for label in ("over", "running", "asked again", "never sent"):
-            await record(journal, label, ASKED)
         for label in ("over", "running", "asked again"):
-            await journal.intend(label, SENT, 1.0)
-            await journal.create(label, f"ft-{label}")
-        await journal.end("over", JOB, 2.0)
+            await journal.intend(AttemptId(label), ASKED, SENT, 1.0)
+            await journal.create(AttemptId(label), f"ft-{label}")
+        await journal.end(AttemptId("over"), JOB, 2.0)
     async with opened(path) as journal:
-        await record(journal, "asked again", ASKED)
+        await record(journal, "asked again")
         assert await journal.unfinished_elsewhere() == ["running"]
 
 
@@ -169,8 +181,8 @@ async def test_a_journal_without_a_path_keeps_all_the_same() -> None:
     """Without a path the journal does what it does with one, and two of them do not meet."""
     async with opened(None) as one, opened(None) as other:
         await record(one, "a", ASKED)
-        await one.intend("a", SENT, 1.0)
-        assert [lost.label for lost in await one.lost()] == ["a"]
+        await one.intend(A, ASKED, SENT, 1.0)
+        assert [lost.attempt.label for lost in await one.lost()] == ["a"]
         assert await other.lost() == []
 
 
@@ -233,8 +245,7 @@ async def test_a_failure_that_nobody_waits_for(path: Path) -> None:
 async def test_a_journal_is_of_one_service(path: Path) -> None:
     """A journal of another service is refused, naming both, unless changes are accepted."""
     async with opened(path) as journal:
-        await record(journal, "a", ASKED)
-        await journal.intend("a", SENT, 100.0)
+        await journal.intend(A, ASKED, SENT, 100.0)
     other = "https://api.example.org/v1"
     with pytest.raises(JournalUnusable, match=f"belongs to a batch at {URL}, not at {other}; .*--accept-changes"):
         async with opened(path, other):
@@ -246,12 +257,11 @@ async def test_a_journal_is_of_one_service(path: Path) -> None:
 async def test_a_journal_of_which_nothing_was_sent_is_of_any_service(path: Path) -> None:
     """A batch that was run at a wrong address, where nothing was made of it, runs with its journal at the right one."""
     async with opened(path) as journal:
-        await record(journal, "a", ASKED)
         await journal.keep_file("digest", "file-1")
-        await journal.intend("a", SENT, 100.0)
-        await journal.withdraw("a")
+        await journal.intend(A, ASKED, SENT, 100.0)
+        await journal.withdraw(A)
     async with opened(path, "https://api.example.org/v1") as journal:
-        assert await record(journal, "a", ASKED) == Record("a", ASKED)
+        assert await record(journal, "a") == AttemptRecord(A, ASKED)
         # An id of the other service may be another file's here.
         assert await journal.file_id("digest") is None
 
@@ -280,11 +290,10 @@ async def test_what_is_noted_at_once_is_written_at_once(path: Path) -> None:
     commits = []
     labels = [str(number) for number in range(100)]
     async with opened(path) as journal:
-        await journal.records([Entry(label, ASKED) for label in labels])
         journal.database.connection.set_trace_callback(
             lambda statement: commits.append(statement) if statement == "COMMIT" else None
         )
-        await asyncio.gather(*(journal.intend(label, SENT, 1.0) for label in labels))
+        await asyncio.gather(*(journal.intend(AttemptId(label), ASKED, SENT, 1.0) for label in labels))
     assert len(commits) == 2
     async with opened(path) as journal:
         assert await journal.sent_labels() == labels
@@ -296,14 +305,13 @@ async def test_an_entry_that_is_refused_harms_no_other(path: Path) -> None:
         results = await asyncio.gather(
             *(record(journal, label, ASKED) for label in ("a", "b", "b", "c")), return_exceptions=True
         )
-        assert [type(result) for result in results] == [Record, Record, JournalUnusable, Record]
-        assert [await journal.request(label) for label in ("a", "b", "c")] == [ASKED] * 3
+        assert [type(result) for result in results] == [type(None), type(None), JournalUnusable, type(None)]
 
 
 async def test_a_note_outlives_the_one_who_takes_it(path: Path) -> None:
     """Whoever is cancelled while a note waits for its turn ends when it is written, and not before."""
     async with opened(path) as journal:
-        first, second = (asyncio.create_task(record(journal, label, ASKED)) for label in ("a", "b"))
+        first, second = (asyncio.create_task(journal.intend(attempt, ASKED, SENT, 1.0)) for attempt in (A, B))
         await asyncio.sleep(0)
         second.cancel()
         await asyncio.wait([second])
@@ -316,13 +324,12 @@ import asyncio, sys
 from pathlib import Path
 from aiofinetune import FineTuneRequest
 from aiofinetune.batch._journal import Journal
-from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._core import AttemptId
 
 async def main():
     async with Journal(Path(sys.argv[1]), sys.argv[2]).opened() as journal:
         request = FineTuneRequest(training_file="file-1")
-        await journal.records([Entry("a", request)])
-        await journal.intend("a", request, 1.5)
+        await journal.intend(AttemptId("a"), request, request, 1.5)
         print("intended", flush=True)
         await asyncio.Event().wait()
 
@@ -344,5 +351,6 @@ async def test_an_intent_outlives_kill_9(path: Path) -> None:
             pass
     process.send_signal(signal.SIGKILL)
     await process.communicate()
+    request = FineTuneRequest(training_file="file-1")
     async with opened(path) as journal:
-        assert await journal.lost() == [Lost("a", FineTuneRequest(training_file="file-1"), 1.5)]
+        assert await journal.lost() == [AttemptRecord(A, request, request, 1.5)]

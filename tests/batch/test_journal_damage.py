@@ -18,7 +18,7 @@ from typing import Final
 import pytest
 
 from aiofinetune import Batch, JournalUnusable
-from aiofinetune.batch._batch import find_changes
+from aiofinetune.batch._rerun import look_back
 from tests.servers.batchserver import BatchServer, talking_to
 from tests.support.damage import COUNT, Case, child, corrupted, entries, flipped, sent, write_version_1
 
@@ -273,7 +273,7 @@ async def test_a_name_that_is_too_long(tmp_path: Path) -> None:
     """A journal whose name the disk does not take is an error that names it, also where it is only compared."""
     path = tmp_path / ("long" * 70)
     async with talking_to(BatchServer()) as session:
-        assert await find_changes(path, session.base_url, []) == []
+        assert (await look_back(path, session.base_url, [])).changes == ()
         with pytest.raises(JournalUnusable, match=r"long: File name too long$"):
             async with Batch(session, [], journal=path):
                 pass
@@ -302,7 +302,7 @@ async def test_a_journal_of_version_1(tmp_path: Path, *, killed: bool) -> None:
         assert await case.run(path) == "whole"
         # No log is left.
         assert list(tmp_path.glob("*old.journal*")) == [path]
-        assert path.read_bytes().startswith(b"aiofinetune journal 2 ")
+        assert path.read_bytes().startswith(b"aiofinetune journal 3 ")
         assert await case.run(path) == "whole"
 
 

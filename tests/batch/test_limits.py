@@ -64,7 +64,8 @@ async def test_own_jobs_are_not_taken_for_those_of_others() -> None:
             # The next look sees a job of which the batch has no answer yet.
             seen = server.asked["list"]
             await server.until(lambda: server.asked["list"] > seen + 1)
-            batch._poll_interval = 3600
+            # From here on, no look ends.
+            server.held["list"] = asyncio.Event()
             server.held["create"].set()
             for _ in range(2):
                 await server.until(lambda: len(server.active) == 1)
@@ -160,7 +161,7 @@ async def test_requests_that_wait_for_room_are_left_when_it_stops(tmp_path: Path
             asyncio.timeout(60),
             Batch(session, wanted, max_active=2, poll_interval=POLL, journal=journal) as batch,
         ):
-            await server.until(lambda: len(server.jobs) == 2 and batch.progress.seen == 3)
+            await server.until(lambda: len(server.jobs) == 2 and batch.progress.seen == 6)
             batch.stop()
             with pytest.raises(BatchStopped):
                 await anext(batch)

@@ -15,14 +15,18 @@ import attrs
 import pytest
 
 from aiofinetune import FineTuneRequest
-from aiofinetune.batch._batch import MAX_STREAMS, Batch, find_changes
-from aiofinetune.batch._data_files import difference
+from aiofinetune.batch._batch import MAX_STREAMS, Batch
+from aiofinetune.batch._core import AttemptId
+from aiofinetune.batch._core import actions as act
+from aiofinetune.batch._creates import Creates
+from aiofinetune.batch._data_files import DataFiles, difference
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.batch._outcomes import Outcome
+from aiofinetune.batch._rerun import look_back
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.models import CreateUncertain
-from tests.batch.runs import POLL, entries, outcomes_of, write
+from tests.batch.runs import POLL, entries, fill_disk, outcomes_of, write
 from tests.servers.batchserver import QUICK, BatchServer, error, ok, talking_to
 
 # The journal
@@ -101,8 +105,7 @@ async def test_a_lost_create_is_found_before_anything_is_sent(tmp_path: Path) ->
     async with talking_to(server) as session:
         async with Journal(journal, session.base_url).opened() as crashed:
             for entry in wanted[:2]:
-                await crashed.records([entry])
-                await crashed.intend(entry.label, entry.request, time.time())
+                await crashed.intend(AttemptId(entry.label), entry.request, entry.request, time.time())
         made = server.add_job({"training_file": wanted[0].request.training_file, "model": "ada", "n_epochs": 1})
         server.end(made)
         outcomes = {outcome.label: outcome for outcome in await outcomes_of(Batch(session, wanted, journal=journal))}
@@ -119,8 +122,7 @@ async def test_a_lost_create_that_cannot_be_told_is_not_sent_again(tmp_path: Pat
     journal = tmp_path / "journal"
     async with talking_to(server) as session:
         async with Journal(journal, session.base_url).opened() as crashed:
-            await crashed.records([entry])
-            await crashed.intend(entry.label, entry.request, time.time())
+            await crashed.intend(AttemptId(entry.label), entry.request, entry.request, time.time())
         for _ in range(2):
             server.add_job({"training_file": entry.request.training_file, "model": "ada", "n_epochs": 1})
         for _ in range(2):
@@ -182,7 +184,7 @@ async def test_a_changed_request_is_refused(tmp_path: Path) -> None:
         with pytest.raises(JournalUnusable, match=f"^{words}"):
             await outcomes_of(Batch(session, wanted, journal=journal))
         assert len(server.jobs) == 2
-        assert await find_changes(journal, session.base_url, wanted) == [f"job-2: {change}"]
+        assert (await look_back(journal, session.base_url, wanted)).changes == (f"job-2: {change}",)
 
 
 async def test_nothing_is_sent_that_comes_after_a_change(tmp_path: Path) -> None:
@@ -228,7 +230,7 @@ async def test_a_request_that_made_no_job_may_be_corrected(tmp_path: Path) -> No
         first = await outcomes_of(Batch(session, wanted, journal=journal))
         assert [it.label for it in first if it.error is not None] == ["job-2"]
         wanted[1] = Entry("job-2", wanted[0].request)
-        assert await find_changes(journal, session.base_url, wanted) == []
+        assert (await look_back(journal, session.base_url, wanted)).changes == ()
         again = await outcomes_of(Batch(session, wanted, journal=journal))
     assert [it.error for it in again] == [None] * 2
     assert len(server.jobs) == 2
@@ -243,7 +245,7 @@ async def test_a_changed_request_makes_a_new_job_if_accepted(tmp_path: Path) -> 
         first = await outcomes_of(Batch(session, wanted, journal=journal))
         wanted[1] = Entry("job-2", attrs.evolve(wanted[1].request, n_epochs=9))
         again = await outcomes_of(Batch(session, wanted, journal=journal, accept_changes=True))
-        assert await find_changes(journal, session.base_url, wanted) == []
+        assert (await look_back(journal, session.base_url, wanted)).changes == ()
     before, after = ({it.label: it.job and it.job.id for it in outcomes} for outcomes in (first, again))
     assert [label for label in before if before[label] != after[label]] == ["job-2"]
     assert len(server.jobs) == 4
@@ -251,7 +253,7 @@ async def test_a_changed_request_makes_a_new_job_if_accepted(tmp_path: Path) -> 
 
 async def test_changes_of_a_batch_that_was_never_begun(tmp_path: Path) -> None:
     """Without a journal there is nothing to compare with, and looking makes none."""
-    assert await find_changes(tmp_path / "journal", "http://127.0.0.1:1/v1", []) == []
+    assert (await look_back(tmp_path / "journal", "http://127.0.0.1:1/v1", [])).changes == ()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,8 +262,7 @@ async def test_a_changed_request_is_sent_though_the_old_one_is_uncertain(tmp_pat
     server = BatchServer()
     (entry,) = entries(server, 1)
     async with Journal(tmp_path / "journal", "http://127.0.0.1:1/v1", accept_changes=True).opened() as crashed:
-        await crashed.records([entry])
-        await crashed.intend(entry.label, entry.request, time.time() - 1)
+        await crashed.intend(AttemptId(entry.label), entry.request, entry.request, time.time() - 1)
     server.refuse = lambda endpoint: error(404, "no list here") if endpoint == "list" else None
     wanted = [Entry(entry.label, attrs.evolve(entry.request, n_epochs=9))]
     async with talking_to(server) as session:
@@ -277,8 +278,8 @@ async def test_what_is_not_asked_for_any_more_is_told(tmp_path: Path, caplog: py
     async with talking_to(server) as session, asyncio.timeout(60):
         async with Batch(session, wanted, journal=journal):
             await server.until(lambda: server.asked["stream"] == 3)
-        changes = await find_changes(journal, session.base_url, wanted[1:])
-        assert changes == ["job-1: was sent, but is no longer in the manifest"]
+        changes = (await look_back(journal, session.base_url, wanted[1:])).changes
+        assert changes == ("job-1: was sent, but is no longer in the manifest",)
         with caplog.at_level(logging.WARNING, "aiofinetune"):
             async with Batch(session, wanted[1:], journal=journal) as batch:
                 await server.until(lambda: server.asked["stream"] == 5)
@@ -289,7 +290,7 @@ async def test_what_is_not_asked_for_any_more_is_told(tmp_path: Path, caplog: py
     assert told == ["the journal has jobs that are not in this batch and are not followed: ['job-1']"]
 
 
-async def test_a_journal_that_breaks_stops_the_batch(tmp_path: Path) -> None:
+async def test_a_journal_that_breaks_stops_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the journal cannot be written any more, nothing is sent: no job is made of which no trace is kept."""
     server = BatchServer(lasts=None)
     async with (
@@ -298,8 +299,7 @@ async def test_a_journal_that_breaks_stops_the_batch(tmp_path: Path) -> None:
         Batch(session, entries(server, 20), journal=tmp_path / "journal", concurrency=1, per_minute=6000) as batch,
     ):
         await server.until(lambda: len(server.active) == 1)
-        # As a full disk does.
-        batch._journal.database.connection.execute("PRAGMA query_only = ON")
+        fill_disk(monkeypatch)
         with pytest.raises(JournalUnusable):
             await batch.run()
     assert server.asked["create"] <= 2
@@ -319,7 +319,9 @@ def test_what_differs_between_requests() -> None:
 # What cannot be noted, and what cannot be
 
 
-async def test_a_job_that_could_not_be_noted_is_found_by_the_next_run(tmp_path: Path) -> None:
+async def test_a_job_that_could_not_be_noted_is_found_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the disk is full when a job's id is recorded, the error names the job, and the next run finds it."""
     server = BatchServer(lasts=None)
     wanted = entries(server, 1)
@@ -327,18 +329,21 @@ async def test_a_job_that_could_not_be_noted_is_found_by_the_next_run(tmp_path: 
     async with talking_to(server) as session, asyncio.timeout(60):
         async with Batch(session, wanted, journal=tmp_path / "journal") as batch:
             await server.until(lambda: bool(server.jobs))
-            batch._journal.database.connection.execute("PRAGMA query_only = ON")
+            fill_disk(monkeypatch)
             server.held["create"].set()
             (job_id,) = server.jobs
-            with pytest.raises(JournalUnusable, match=f"readonly database; the job of 'job-1' is {job_id}$"):
+            with pytest.raises(JournalUnusable, match=f"No space left on device; the job of 'job-1' is {job_id}$"):
                 await batch.run()
+        monkeypatch.undo()
         server.end(job_id)
         (outcome,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
     assert outcome.job_id == job_id
     assert list(server.jobs) == [job_id]
 
 
-async def test_an_end_that_cannot_be_noted_lets_what_is_being_sent_settle(tmp_path: Path) -> None:
+async def test_an_end_that_cannot_be_noted_lets_what_is_being_sent_settle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a job's end cannot be noted the batch ends with that, once the creates under way are noted."""
     server = BatchServer(lasts=None)
     wanted = entries(server, 2)
@@ -347,16 +352,14 @@ async def test_an_end_that_cannot_be_noted_lets_what_is_being_sent_settle(tmp_pa
             await server.until(lambda: server.asked["stream"] == 1)
             server.held["create"] = asyncio.Event()
             await server.until(lambda: len(server.jobs) == 2)
-            batch._journal.database.connection.execute(
-                "CREATE TRIGGER full BEFORE UPDATE OF job ON entries BEGIN SELECT RAISE(FAIL, 'full'); END"
-            )
+            fill_disk(monkeypatch, for_what=b'"note":"end"')
             server.end(min(server.jobs))
             await server.until(lambda: server.asked["retrieve"] == 1)
             server.held["create"].set()
-            with pytest.raises(JournalUnusable, match="full"):
+            with pytest.raises(JournalUnusable, match="No space left on device"):
                 await batch.run()
         async with Journal(tmp_path / "journal", session.base_url).opened() as known:
-            assert await known.job_ids() == set(server.jobs)
+            assert (await known.owners()).keys() == set(server.jobs)
 
 
 @pytest.mark.parametrize("most_streams", [0, MAX_STREAMS])
@@ -387,14 +390,17 @@ async def test_a_note_whose_taker_is_cancelled_leaves_the_job_to_be_found(tmp_pa
     """Cancelled as a job's id is noted, a batch leaves it to the next run to find the job, wherever it is known."""
     server = BatchServer()
     (entry,) = entries(server, 1)
-    async with talking_to(server) as session, Batch(session, [], journal=tmp_path / "journal") as batch:
+    attempt = AttemptId(entry.label)
+    async with talking_to(server) as session, Journal(tmp_path / "journal", session.base_url).opened() as journal:
+        recovery = session._recovery
+        creates = Creates(recovery, journal, DataFiles(session, journal), (), lambda: True, lambda _event: None)
         begun = time.time()
         job = await session.create_fine_tune(entry.request)
-        noting = asyncio.create_task(batch._keep(entry.label, job.id))
+        noting = asyncio.create_task(creates.write_job_id(act.WriteJobId(attempt, job.id)))
         await asyncio.sleep(0)
         noting.cancel()
         await asyncio.wait([noting])
         assert noting.cancelled()
-        found = await session._recovery.find(entry.request, begun)
+        found = await recovery.find(entry.request, begun)
         assert found is not None
         assert found.id == job.id

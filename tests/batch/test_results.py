@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from aiofinetune import FineTuneRequest, LocalFileError, NotFound
+from aiofinetune import FineTuneRequest, LocalFileError
 from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import Entry
-from aiofinetune.batch._outcomes import Outcome
 from aiofinetune.errors import FineTuneError, JournalUnusable
-from aiofinetune.models import CreateUncertain
 from tests.batch.runs import entries, outcomes_of, write
 from tests.servers.batchserver import RESULTS, BatchServer, talking_to
 
@@ -65,22 +63,6 @@ async def test_a_file_that_was_edited_is_a_change(tmp_path: Path) -> None:
         path.unlink()
         (gone,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
         assert gone.job_id == other.job_id
-
-
-@pytest.mark.parametrize(
-    ("job_id", "error", "status"),
-    [
-        ("ft-1", CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0), "uncertain"),
-        (None, NotFound(404, "no such file"), "rejected"),
-        (None, CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0), "uncertain"),
-        ("ft-1", NotFound(404, "no such job"), "vanished"),
-    ],
-)
-def test_what_is_not_known_is_not_denied(job_id: str | None, error: FineTuneError, status: str) -> None:
-    """A job that may have been made, or was, is never called "rejected"."""
-    outcome = Outcome("a", FineTuneRequest(training_file="file-1"), job_id, None, error, None, 0.0)
-    assert outcome.status == status
-    assert (outcome.summary()["status"], outcome.summary()["job"]) == (status, job_id)
 
 
 async def test_results_that_are_missing_are_told(tmp_path: Path) -> None:

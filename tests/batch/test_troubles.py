@@ -14,6 +14,7 @@ import pytest
 
 from aiofinetune import FineTuneRequest, FineTuneSession, RequestInvalid
 from aiofinetune.batch._batch import Batch
+from aiofinetune.batch._core import AttemptId
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
@@ -197,7 +198,7 @@ async def test_a_batch_stops_whatever_its_input_makes_of_that(tmp_path: Path, en
                 await batch.run()
         assert len(server.jobs) == 2
     async with Journal(tmp_path / "journal", session.base_url).opened() as journal:
-        assert await journal.job_ids() == set(server.jobs)
+        assert (await journal.owners()).keys() == set(server.jobs)
 
 
 async def test_stop_is_heard_while_lost_creates_are_looked_for(tmp_path: Path) -> None:
@@ -207,8 +208,7 @@ async def test_stop_is_heard_while_lost_creates_are_looked_for(tmp_path: Path) -
     (entry,) = entries(server, 1)
     async with talking_to(server) as session, asyncio.timeout(60):
         async with Journal(tmp_path / "journal", session.base_url).opened() as crashed:
-            await crashed.records([entry])
-            await crashed.intend(entry.label, entry.request, time.time() - 1)
+            await crashed.intend(AttemptId(entry.label), entry.request, entry.request, time.time() - 1)
         async with Batch(session, [entry], journal=tmp_path / "journal") as batch:
             await server.until(lambda: server.asked["list"] == 1)
             batch.stop()
@@ -216,7 +216,7 @@ async def test_stop_is_heard_while_lost_creates_are_looked_for(tmp_path: Path) -
                 await batch.run()
         server.held["list"].set()
         async with Journal(tmp_path / "journal", session.base_url).opened() as journal:
-            assert [lost.label for lost in await journal.lost()] == [entry.label]
+            assert [lost.attempt.label for lost in await journal.lost()] == [entry.label]
 
 
 async def test_whoever_reads_a_batch_that_was_cancelled_elsewhere_is_told() -> None:

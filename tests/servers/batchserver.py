@@ -99,6 +99,7 @@ class BatchServer:
         self.throttled_until: list[float] = []
         """When each pause that was asked for ends, on the event loop's clock."""
         self.active: set[str] = set()
+        self.streamed: set[str] = set()
         self.most_seen = 0
         """The most jobs that were active at once."""
         self.keeps_ended = True
@@ -260,8 +261,10 @@ class BatchServer:
         return self.add_file(name.decode(), content.removesuffix(b"\r\n"))
 
     async def _stream(self, job_id: str, writer: asyncio.StreamWriter) -> None:
+        self.streamed.add(job_id)
         writer.write(STREAM_HEAD + chunk(event(f"Created fine-tune: {job_id}")))
-        while self.jobs[job_id]["status"] not in OVER:
+        job = self.jobs[job_id]
+        while job["status"] not in OVER:
             await self._news.wait()
         writer.write(chunk(b"data: [DONE]\n\n") + chunk(b""))
 

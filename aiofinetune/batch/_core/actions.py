@@ -7,15 +7,12 @@ An action about an attempt is answered by one event about the same attempt, whic
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
 
 import attrs
 
+from aiofinetune.batch._outcomes import OutcomeStatus
 from aiofinetune.errors import FineTuneError
 from aiofinetune.models import FineTune, FineTuneRequest
-
-OutcomeStatus: TypeAlias = Literal["succeeded", "failed", "cancelled", "rejected", "uncertain", "vanished"]
-"""How an entry ended; see `aiofinetune.Outcome.status`."""
 
 
 @attrs.frozen
@@ -25,6 +22,11 @@ class AttemptId:
     label: str
     number: int = 1
     """The first attempt of a label is 1; a retry, or a changed request, makes the next."""
+
+    @property
+    def next(self) -> AttemptId:
+        """The attempt that takes the place of this one."""
+        return AttemptId(self.label, self.number + 1)
 
 
 @attrs.frozen
@@ -185,6 +187,14 @@ class ReportOutcome(Action):
 
 
 # The run
+
+
+@attrs.frozen
+class HoldCreates(Action):
+    """Say that no create is sent for a while, because the service throttled one."""
+
+    seconds: float
+    error: FineTuneError
 
 
 @attrs.frozen

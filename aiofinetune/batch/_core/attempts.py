@@ -10,8 +10,9 @@ import attrs
 
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
-from aiofinetune.batch._core.actions import AttemptId, OutcomeStatus
+from aiofinetune.batch._core.actions import AttemptId
 from aiofinetune.batch._core.states import ANSWERS, ATTEMPT_TABLE, AttemptState, UnexpectedEvent
+from aiofinetune.batch._outcomes import OutcomeStatus
 from aiofinetune.errors import FineTuneError
 from aiofinetune.models import FineTune, FineTuneRequest
 
@@ -47,6 +48,8 @@ class Attempt:
     ended_at: float | None = None
     unread_since: float | None = None
     """Since when its job cannot be read, by the core's clock."""
+    is_replaceable: bool = False
+    """Whether a new attempt takes its place if its job has vanished."""
     call_waits: bool = False
     """Whether the call of its create waits for a note to be on the disk."""
     status: OutcomeStatus | None = None
@@ -66,6 +69,7 @@ class Attempts:
         self._by_action: dict[type[act.AttemptAction], dict[str, Attempt]] = {}
         self._replayed: dict[str, Attempt] = {}
         self._forgotten: Counter[OutcomeStatus] = Counter()
+        self._forgotten_replays = 0
 
     def __contains__(self, label: str) -> bool:
         return label in self._by_label
@@ -143,6 +147,7 @@ class Attempts:
         self._replayed.pop(attempt.id.label, None)
         if attempt.status is not None:
             self._forgotten[attempt.status] += 1
+            self._forgotten_replays += attempt.is_replayed
 
     def outcomes(self) -> Counter[OutcomeStatus]:
         """Return the number of attempts that ended, by how they did."""
@@ -151,6 +156,11 @@ class Attempts:
             if attempt.status is not None:
                 ended[attempt.status] += 1
         return ended
+
+    def replays(self) -> int:
+        """Return the number of attempts that ended and whose outcomes an earlier run knew."""
+        told = sum(attempt.status is not None for attempt in self._replayed.values())
+        return self._forgotten_replays + told
 
     def _await(self, attempt: Attempt, action: type[act.AttemptAction] | None) -> None:
         if attempt.awaits is not None:

@@ -10,7 +10,6 @@ import attrs
 
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
-from aiofinetune.batch._core.actions import OutcomeStatus
 from aiofinetune.batch._core.attempts import Attempt
 from aiofinetune.batch._core.earlier import EarlierCreates, attempt_of
 from aiofinetune.batch._core.looks import Looks
@@ -18,10 +17,11 @@ from aiofinetune.batch._core.run import Run, Settings
 from aiofinetune.batch._core.sending import Sender, taken
 from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedEvent
 from aiofinetune.batch._core.watching import Watcher
+from aiofinetune.batch._outcomes import ActiveJob, OutcomeStatus
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.models import Status
 
-_ASKED_TO: Final = "it was asked to"
+_ASKED_TO: Final = "it was asked to stop"
 
 
 @attrs.frozen
@@ -40,6 +40,8 @@ class Counts:
     """The number of outcomes that the caller has not taken."""
     ended: Mapping[OutcomeStatus, int]
     """The number of entries that ended, by how they did."""
+    replayed: int
+    """The number of those whose outcome an earlier run knew."""
 
 
 class BatchCore:
@@ -80,7 +82,16 @@ class BatchCore:
         waiting = sum(attempt.status is not None for attempt in told)
         sending = attempts.count(AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
         seen = len(attempts) - waiting + ended.total()
-        return Counts(seen, sending, self._run.active, len(self._looks.others), waiting, ended)
+        return Counts(seen, sending, self._run.active, len(self._looks.others), waiting, ended, attempts.replays())
+
+    def active_jobs(self) -> list[ActiveJob]:
+        """Return the jobs that are active, or whose ends are being handled, but for those of earlier runs."""
+        attempts = self._run.attempts.in_state(AttemptState.ACTIVE, AttemptState.SETTLING)
+        return [
+            ActiveJob(attempt.id.label, attempt.request, attempt.job_id, attempt.sent_at)
+            for attempt in attempts
+            if attempt.job_id is not None and not attempt.is_replayed
+        ]
 
     def handle(self, event: on.Event, now: float) -> list[act.Action]:
         """Take one event; return what is to be done, in order.
@@ -185,12 +196,12 @@ class BatchCore:
         if entry.problem is not None:
             return entry.problem
         if entry.label in self._run.attempts:
-            return JournalUnusable(f"{entry.label!r} is there twice; each entry of a batch needs a label of its own")
+            return JournalUnusable(f"{entry.label!r} is used twice; each entry of a batch needs a label of its own")
         was_sent = entry.last is not None and entry.last.sent is not None
         if entry.change and was_sent and not self._run.settings.accepts_changes:
             return JournalUnusable(
-                f"{entry.label!r} has changed since it was sent: {entry.change}; accept_changes=True"
-                " (--accept-changes) makes new jobs for what has changed"
+                f"{entry.label!r} has changed since it was sent: {entry.change}; pass accept_changes=True"
+                " (--accept-changes) to create new jobs for changed requests"
             )
         return None
 
@@ -199,14 +210,22 @@ class BatchCore:
         last = entry.last
         if last is None:
             return Attempt(act.AttemptId(entry.label), entry.request)
-        number = last.attempt.number
         if last.sent is None:
             # It made no job, so it may differ.
             return Attempt(last.attempt, entry.request)
-        is_retried = self._run.settings.retries_failed and last.job is not None and last.job.status != Status.SUCCEEDED
-        if entry.change or is_retried:
-            return Attempt(act.AttemptId(entry.label, number + 1), entry.request)
-        return attempt_of(last)
+        if entry.change or self._is_retried(last):
+            return Attempt(last.attempt.next, entry.request)
+        # Its files may have other paths than in the earlier run.
+        attempt = attempt_of(attrs.evolve(last, request=entry.request))
+        attempt.is_replaceable = entry.label in self._run.settings.retries_uncertain
+        return attempt
+
+    def _is_retried(self, last: on.AttemptRecord) -> bool:
+        """Return whether the caller asked for a new attempt because of how the last one ended."""
+        settings = self._run.settings
+        if last.job is not None:
+            return settings.retries_failed and last.job.status != Status.SUCCEEDED
+        return last.job_id is None and last.attempt.label in settings.retries_uncertain
 
     # Events of attempts
 

@@ -20,10 +20,18 @@ from aiofinetune.errors import (
 from aiofinetune.models import CreateUncertain
 
 
+def upload_failed(attempt: AttemptId, error: FineTuneError) -> on.AttemptEvent:
+    """Return the event for an error that an upload of a request's files raised."""
+    if isinstance(error, TooManyJobs):
+        # Of a file, this can only mean that there are too many requests.
+        return on.CreateThrottled(attempt, error, error.retry_after)
+    return create_failed(attempt, error)
+
+
 def create_failed(  # noqa: PLR0911  # a table of cases
     attempt: AttemptId, error: FineTuneError | NotSent, *, was_throttled: bool = False
 ) -> on.AttemptEvent:
-    """Return the event for an error that the call of a create, or of an upload, raised."""
+    """Return the event for an error that the call of a create raised."""
     match error:
         case NotSent():
             return on.CreateNotSent(attempt, was_throttled=was_throttled)

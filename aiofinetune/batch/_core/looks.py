@@ -76,7 +76,7 @@ class Looks:
             self.due = None
         elif self.due is None:
             # Not at once: a job that was made just now may be missing from the list.
-            self.due = now + self._run.settings.poll
+            self.due = now + self._run.settings.poll_interval
         if self.due is not None and self.due <= now and self._look is None:
             self._look = _Look(tuple(self._run.attempts.in_state(AttemptState.ACTIVE)))
             self._run.actions.append(act.LookAtList())
@@ -139,5 +139,5 @@ class Looks:
         look = self._look
         if look is None:
             raise UnexpectedEvent("a list was read that was not asked for")
-        self._look, self.due = None, now + self._run.settings.poll
+        self._look, self.due = None, now + self._run.settings.poll_interval
         return look

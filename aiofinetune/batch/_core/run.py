@@ -9,9 +9,9 @@ import attrs
 
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
-from aiofinetune.batch._core.actions import OutcomeStatus
 from aiofinetune.batch._core.attempts import Attempt, Attempts, Owners
 from aiofinetune.batch._core.states import BATCH_TABLE, AttemptState, BatchState, UnexpectedEvent
+from aiofinetune.batch._outcomes import OutcomeStatus
 from aiofinetune.errors import FineTuneError
 
 
@@ -23,7 +23,7 @@ class Settings:
     """Less the reserve."""
     concurrency: int = 8
     per_minute: float | None = None
-    poll: float = 10.0
+    poll_interval: float = 10.0
     max_streams: int = 32
     max_waiting: int = 100
     """The number of outcomes that may wait for the caller before no further entry is read, which bounds the memory."""
@@ -32,6 +32,8 @@ class Settings:
     accepts_changes: bool = False
     retries_failed: bool = False
     """Whether an entry whose last attempt failed or was cancelled gets a new one."""
+    retries_uncertain: frozenset[str] = frozenset()
+    """The labels of entries that get a new attempt if the last one is uncertain or its job has vanished."""
 
 
 class Run:
@@ -81,7 +83,7 @@ class Run:
     def give_up(self, failure: Exception) -> None:
         """Detach, because of something that the batch raises as it is."""
         self.failure = self.failure or failure
-        self.detach("it was asked to")
+        self.detach("it was asked to stop")
 
     def report(self, attempt: Attempt, status: OutcomeStatus, figures: Mapping[str, float] | None = None) -> None:
         """Report how an attempt ended."""

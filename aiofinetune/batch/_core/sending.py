@@ -132,7 +132,8 @@ class Sender:
             self._limiter.end(was_throttled=event.was_throttled)
         match event:
             case on.CreateThrottled():
-                self._limiter.hold(now, event.retry_after)
+                held = self._limiter.hold(now, event.retry_after)
+                self._run.actions.append(act.HoldCreates(held, event.error))
             case on.TooManyActive():
                 self._looks.is_full = True
             case on.CreateBarred():
@@ -246,8 +247,8 @@ class Sender:
             self._run.report(attempt, "uncertain")
         if self._nameless >= _MAX_NAMELESS:
             self._run.send_no_more(
-                f"{_MAX_NAMELESS} creates in a row were accepted by replies that name no job, so something between"
-                f" here and the service may have answered: {error}",
+                f"{_MAX_NAMELESS} consecutive creates were accepted by replies without a job id, so a proxy may have"
+                f" answered: {error}",
                 error,
             )
 

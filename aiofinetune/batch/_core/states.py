@@ -142,6 +142,7 @@ BATCH_TABLE: Final[Mapping[tuple[BatchState, type[on.Event]], BatchState]] = Map
 """Which state of a batch follows which event."""
 
 _CREATE: Final = (act.UploadFiles, act.SendCreate)
+_WRITES: Final = (act.WriteIntent, act.WithdrawIntent, act.WriteAccepted, act.WriteJobId, act.WriteEnd)
 _SEARCH: Final = (act.SendCreate, act.ResumeCreate, act.SearchForCreate)
 
 ANSWERS: Final[Mapping[type[on.AttemptEvent], tuple[type[act.AttemptAction] | None, ...]]] = MappingProxyType({
@@ -174,7 +175,7 @@ ANSWERS: Final[Mapping[type[on.AttemptEvent], tuple[type[act.AttemptAction] | No
     on.GivenUp: (act.RetrieveJob,),
     on.EndOnDisk: (act.WriteEnd,),
     on.ResultsFetched: (act.FetchResults,),
-    on.JournalFailed: (act.WriteIntent, act.WithdrawIntent, act.WriteAccepted, act.WriteJobId, act.WriteEnd),
+    on.JournalFailed: (act.UploadFiles, *_WRITES),
     # The core's own, once nothing is under way for the attempt.
     on.Rejected: (None,),
     on.Settled: (None,),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
-from aiofinetune.batch._core.actions import OutcomeStatus
 from aiofinetune.batch._core.attempts import Attempt
 from aiofinetune.batch._core.looks import LONGEST_BLIND, Looks
 from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.states import AttemptState
+from aiofinetune.batch._outcomes import OutcomeStatus
 from aiofinetune.errors import AuthenticationFailed, FineTuneError
 from aiofinetune.models import FineTuneCancelled, FineTuneFailed, Status
 
@@ -74,9 +74,12 @@ class Watcher:
             self._attempts.apply(attempt, event)
 
     def vanished(self, attempt: Attempt, event: on.JobVanished) -> None:
-        """Report a job that the service no longer knows."""
+        """Report a job that the service no longer knows, or begin a new attempt if the caller asked for one."""
         self._attempts.apply(attempt, event)
-        self._lose(attempt, event.error, "vanished")
+        if attempt.is_replaceable:
+            self._replace(attempt)
+        else:
+            self._lose(attempt, event.error, "vanished")
 
     def ended(self, attempt: Attempt, event: on.JobEnded) -> None:
         """Write how a job ended."""
@@ -114,6 +117,13 @@ class Watcher:
             self._looks.note_end(attempt.job_id)
         figures = event.figures if isinstance(event, on.ResultsFetched) else {}
         self._run.report(attempt, _status(attempt), figures)
+
+    def _replace(self, attempt: Attempt) -> None:
+        if attempt.job_id is not None:
+            self._looks.note_end(attempt.job_id)
+            self._run.owners.retire(attempt.job_id)
+        self._attempts.forget(attempt)
+        self._attempts.add(Attempt(attempt.id.next, attempt.request, attempt.order))
 
     def _lose(self, attempt: Attempt, error: FineTuneError, status: OutcomeStatus) -> None:
         attempt.error = error

@@ -1,0 +1,107 @@
+"""Follow the jobs of a batch to their ends, and record the ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from aiofinetune.batch._core import actions as act
+from aiofinetune.batch._core import events as on
+from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._results_folder import ResultsFolder
+from aiofinetune.errors import FineTuneError, NotFound
+from aiofinetune.models import FineTuneEnded
+from aiofinetune.session import FineTuneSession
+
+_log = logging.getLogger("aiofinetune")
+
+
+class Follower:
+    """The jobs of a batch.
+
+    Args:
+        session: Asks the service.
+        journal: Records how jobs ended.
+        results: Downloads the results files, if they are wanted.
+        concurrency: The maximum number of jobs that are retrieved, or whose results are downloaded, at once.
+    """
+
+    def __init__(
+        self, session: FineTuneSession, journal: Journal, results: ResultsFolder | None, concurrency: int
+    ) -> None:
+        self._session = session
+        self._recovery = session._recovery  # noqa: SLF001  # the same package; only it tells of rows that cannot be read
+        self._journal = journal
+        self._results = results
+        # Many jobs may end at once.
+        self._ending = asyncio.Semaphore(concurrency)
+
+    async def follow(self, action: act.FollowStream) -> on.JobEnded | on.JobVanished | on.StreamFailed:
+        """Follow a job by its events."""
+        try:
+            job = await self._session.wait(action.job_id)
+        except FineTuneEnded as ended:
+            return on.JobEnded(action.attempt, ended.job, ended)
+        except NotFound as error:
+            return on.JobVanished(action.attempt, error)
+        except FineTuneError as error:
+            _log.warning("following %s failed: %s; using the list instead", action.job_id, error)
+            return on.StreamFailed(action.attempt, error)
+        return on.JobEnded(action.attempt, job)
+
+    async def look(self, _action: act.LookAtList) -> on.ListRead | on.ListFailed:
+        """Read the service's list."""
+        try:
+            rows = await self._recovery.list_rows()
+        except FineTuneError as error:
+            _log.warning("listing the jobs failed: %s", error)
+            return on.ListFailed(error)
+        return on.ListRead(
+            frozenset(job.id for job in rows.jobs if not job.is_terminal),
+            {job.id: job for job in rows.jobs if job.is_terminal},
+            frozenset(rows.unreadable),
+        )
+
+    async def retrieve(self, action: act.RetrieveJob) -> on.JobRetrieved | on.JobVanished | on.JobUnreadable:
+        """Retrieve a job with its events."""
+        try:
+            async with self._ending:
+                return on.JobRetrieved(action.attempt, await self._session.retrieve_fine_tune(action.job_id))
+        except NotFound as error:
+            return on.JobVanished(action.attempt, error)
+        except FineTuneError as error:
+            _log.info("retrieving %s failed: %s", action.job_id, error)
+            return on.JobUnreadable(action.attempt, error)
+
+    async def write_end(self, action: act.WriteEnd) -> on.EndOnDisk:
+        """Record how a job ended."""
+        now = time.time()
+        await self._journal.end(action.attempt, action.job, now)
+        return on.EndOnDisk(action.attempt, now)
+
+    async def fetch_results(self, action: act.FetchResults) -> on.ResultsFetched:
+        """Download a job's results file, and read its figures."""
+        if self._results is None:
+            return on.ResultsFetched(action.attempt)
+        try:
+            async with self._ending:
+                label, job = action.attempt.label, action.job
+                figures = await self._results.fetch(label, job, may_exist=action.is_replayed)
+        except FineTuneError as error:
+            return on.ResultsFetched(action.attempt, error=error)
+        return on.ResultsFetched(action.attempt, figures)
+
+    async def cancel(self, job_ids: Iterable[str]) -> None:
+        """Cancel jobs."""
+        async with asyncio.TaskGroup() as tasks:
+            for job_id in job_ids:
+                tasks.create_task(self._cancel(job_id))
+
+    async def _cancel(self, job_id: str) -> None:
+        try:
+            async with self._ending:
+                await self._session.cancel_fine_tune(job_id)
+        except FineTuneError as error:
+            _log.warning("cancelling %s failed: %s", job_id, error)

@@ -1,0 +1,121 @@
+"""Read the entries of a batch a few ahead, and what the journal knows of each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from contextlib import aclosing
+from typing import TypeAlias
+
+from aiofinetune.batch._core import AttemptRecord, KnownEntry
+from aiofinetune.batch._core import actions as act
+from aiofinetune.batch._core import events as on
+from aiofinetune.batch._data_files import DataFiles
+from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._manifest import Entry
+from aiofinetune.errors import FineTuneError, JournalUnusable, RequestInvalid
+from aiofinetune.models import FineTuneRequest
+
+_log = logging.getLogger("aiofinetune")
+
+Requests: TypeAlias = Iterable[Entry | FineTuneRequest] | AsyncIterable[Entry | FineTuneRequest]
+
+
+class Input:
+    """Reads the requests of a batch in one task, which stays a few entries ahead of those that are asked for.
+
+    Args:
+        requests: The requests.
+        ahead: The number of entries to read ahead.
+        journal: What earlier runs recorded.
+        data_files: Compares the requests' files with those of earlier runs.
+    """
+
+    def __init__(self, requests: Requests, ahead: int, journal: Journal, data_files: DataFiles) -> None:
+        self._requests = requests
+        self._journal = journal
+        self._data_files = data_files
+        self._read: asyncio.Queue[Entry | on.InputEnded | on.InputFailed] = asyncio.Queue(ahead)
+        self._end: on.InputEnded | on.InputFailed | None = None
+
+    async def read_all(self) -> None:
+        """Read all requests, as fast as their entries are taken."""
+        end: on.InputEnded | on.InputFailed = on.InputEnded()
+        try:
+            async with aclosing(_numbered(self._requests)) as entries:
+                async for entry in entries:
+                    if _is_cancelled():
+                        break
+                    await self._read.put(entry)
+        except (Exception, BaseExceptionGroup, asyncio.CancelledError) as failure:
+            if _is_cancelled():
+                # No more requests are needed, so an error that the input raises on being closed does not matter.
+                _log.info("the input of requests was closed: %r", failure)
+            elif isinstance(failure, Exception):
+                end = on.InputFailed(failure)
+            elif isinstance(failure, asyncio.CancelledError):
+                error = FineTuneError("the input of requests raised CancelledError")
+                error.__cause__ = failure
+                end = on.InputFailed(error)
+            else:
+                raise
+        if not _is_cancelled():
+            await self._read.put(end)
+
+    async def take(self, action: act.ReadEntries) -> on.EntriesRead | on.InputEnded | on.InputFailed:
+        """Return the next entries, at least one of them, or the end of the input."""
+        entries: list[Entry] = []
+        while self._end is None and (not entries or (len(entries) < action.most and not self._read.empty())):
+            item = await self._read.get()
+            if isinstance(item, Entry):
+                entries.append(item)
+            else:
+                self._end = item
+        if self._end is not None and not entries:
+            return self._end
+        try:
+            # They are looked up together, because each look-up waits for the journal's thread.
+            records = await self._journal.records(entries)
+            known = [await self._known(entry, record) for entry, record in zip(entries, records, strict=True)]
+        except Exception as failure:  # noqa: BLE001  # raised to the caller that iterates
+            return on.InputFailed(failure)
+        return on.EntriesRead(tuple(known))
+
+    async def _known(self, entry: Entry, record: AttemptRecord | JournalUnusable | None) -> KnownEntry:
+        if isinstance(record, JournalUnusable):
+            return KnownEntry(entry.label, entry.request, problem=record)
+        change = "" if record is None else await self._data_files.change_of(record, entry.request)
+        return KnownEntry(entry.label, entry.request, record, change)
+
+
+async def _numbered(requests: Requests) -> AsyncGenerator[Entry, None]:
+    """Yield the entries of a batch. The label of a request without one is its number, starting at 1."""
+    number = 0
+    if isinstance(requests, AsyncIterable):
+        try:
+            async for item in requests:
+                number += 1
+                yield _entry(item, number)
+        finally:
+            if isinstance(requests, AsyncGenerator):
+                await requests.aclose()
+    else:
+        for item in requests:
+            number += 1
+            yield _entry(item, number)
+
+
+def _entry(item: object, number: int) -> Entry:
+    entry = item if isinstance(item, Entry) else Entry(str(number), item)  # type: ignore[arg-type]  # checked below
+    if not isinstance(entry.request, FineTuneRequest):
+        raise RequestInvalid("request", f"{number}: expected a FineTuneRequest, got {type(entry.request).__name__}")
+    if not isinstance(entry.label, str) or not entry.label.isprintable():
+        raise RequestInvalid("label", f"{number}: expected a single line of text, got {entry.label!r}")
+    return entry
+
+
+def _is_cancelled() -> bool:
+    """Return whether the current task was cancelled, even if the cancellation was suppressed."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,90 @@
+"""See what a rerun of a batch finds in its journal, before it sends anything."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from aiofinetune.batch._core import AttemptRecord
+from aiofinetune.batch._data_files import difference
+from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._manifest import Entry, is_local
+from aiofinetune.errors import JournalUnusable
+from aiofinetune.models import FineTuneRequest, Status
+
+_AT_ONCE: Final = 256
+"""The number of entries that are looked up together, because each look-up waits for the journal's thread."""
+
+
+@attrs.frozen
+class Rerun:
+    """What a journal knows of the entries of a batch."""
+
+    changes: tuple[str, ...] = ()
+    """What has changed since an earlier run sent it, as text for people."""
+    succeeded: int = 0
+    """The number of entries whose last job succeeded."""
+    failed: int = 0
+    """The number of entries whose last job failed or was cancelled."""
+
+
+async def look_back(journal: Path, base_url: str, entries: Iterable[Entry], *, accept_changes: bool = False) -> Rerun:
+    """Return what earlier runs of a batch did with its entries; nothing if there is no journal yet.
+
+    Args:
+        journal: The path of the journal.
+        base_url: The service of the batch.
+        entries: All entries of the batch.
+        accept_changes: Whether entries may have changed. Those that have are then not counted as ended.
+
+    Raises:
+        JournalUnusable: The journal is in use, damaged, or belongs to another service.
+    """
+    if not await asyncio.to_thread(os.path.exists, journal):
+        return Rerun()
+    changes: list[str] = []
+    succeeded = failed = 0
+    async with Journal(journal, base_url, accept_changes=accept_changes).opened() as known:
+        gone = dict.fromkeys(await known.sent_labels())
+        for some in _slices(entries):
+            for entry, record in zip(some, await known.records(some), strict=True):
+                if isinstance(record, JournalUnusable):
+                    raise record
+                if record is None or record.sent is None:
+                    continue
+                del gone[entry.label]
+                if change := await _change_of(entry, record):
+                    changes.append(f"{entry.label}: {change}")
+                elif record.job is not None:
+                    is_success = record.job.status == Status.SUCCEEDED
+                    succeeded, failed = succeeded + is_success, failed + (not is_success)
+    changes += (f"{label}: was sent, but is no longer in the manifest" for label in gone)
+    return Rerun(tuple(changes), succeeded, failed)
+
+
+def _slices(entries: Iterable[Entry]) -> Iterable[Sequence[Entry]]:
+    rest = iter(entries)
+    while some := list(itertools.islice(rest, _AT_ONCE)):
+        yield some
+
+
+async def _change_of(entry: Entry, record: AttemptRecord) -> str:
+    if record.request == entry.request:
+        return ""
+    # In a thread, because the disk may decide whether a file is a path.
+    return difference(await asyncio.to_thread(_at_paths_of, entry.request, record.request), entry.request)
+
+
+def _at_paths_of(request: FineTuneRequest, before: FineTuneRequest) -> FineTuneRequest:
+    """Return `before` with the local paths of `request`: the batch compares their contents, not their names."""
+    for field in ("training_file", "validation_file"):
+        old, new = getattr(before, field), getattr(request, field)
+        if None not in (old, new) and is_local(old) and is_local(new):
+            before = attrs.evolve(before, **{field: new})
+    return before

@@ -1,0 +1,122 @@
+"""Run a batch: perform what its core decides, and tell the core what happens.
+
+The core decides everything (see `aiofinetune.batch._core`). Here is what it does not touch: the event loop's clock and
+the tasks. Each action is one call, whose result is the event that answers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+import attrs
+
+from aiofinetune.batch._core import BatchCore, BatchState
+from aiofinetune.batch._core import actions as act
+from aiofinetune.batch._core import events as on
+from aiofinetune.errors import JournalUnusable
+
+# Any: each takes its own action.
+Call = Callable[[Any], Awaitable[on.Event]]
+Note = Callable[[Any], object]
+
+
+class Runner:
+    """Performs the actions of a core.
+
+    Args:
+        core: Decides.
+        calls: What performs each kind of action that takes time, and returns the event that answers it.
+        notes: What performs each kind of action that nothing answers.
+        changed: Called whenever something may have changed.
+    """
+
+    def __init__(
+        self,
+        core: BatchCore,
+        calls: Mapping[type[act.Action], Call],
+        notes: Mapping[type[act.Action], Note],
+        changed: Callable[[], object],
+    ) -> None:
+        self._core = core
+        self._calls = calls
+        self._notes: dict[type[act.Action], Note] = {**notes, act.WakeAt: self._wake_at, act.Finish: self._finish}
+        self._changed = changed
+        self._tasks: asyncio.TaskGroup | None = None
+        """The tasks of what is under way; None before the run and after it, when nothing is begun."""
+        self._running: set[asyncio.Task[None]] = set()
+        self._alarm: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
+        self.finish: act.Finish | None = None
+        """How the batch ended; None while it runs."""
+
+    async def run(self, read_all: Callable[[], Coroutine[Any, Any, None]]) -> None:  # Any: as `async def` has it
+        """Run the batch to its end; `read_all` reads its input in the meantime."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                # It may have been stopped before it was entered.
+                if self.finish is None:
+                    self.tell(on.Started())
+                    self._start(self._tasks, read_all())
+                await self._over.wait()
+        except* Exception as failures:  # noqa: BLE001  # raised to the caller that iterates
+            self.finish = act.Finish(_first(failures), None, None)
+        finally:
+            self._tasks = None
+
+    def tell(self, event: on.Event) -> None:
+        """Tell the core what happened, and begin what it then asks for."""
+        for action in self._core.handle(event, asyncio.get_running_loop().time()):
+            if (note := self._notes.get(type(action))) is not None:
+                note(action)
+            elif self._tasks is not None:
+                self._start(self._tasks, self._perform(action))
+        self._changed()
+
+    def fail(self, error: Exception) -> None:
+        """End the batch by an error that belongs to no attempt."""
+        if self._core.state is not BatchState.DONE:
+            self.tell(on.ShellFailed(error))
+        elif self.finish is not None and self.finish.failure is None:
+            self.finish = attrs.evolve(self.finish, failure=error)
+
+    async def _perform(self, action: act.Action) -> None:
+        try:
+            event = await self._calls[type(action)](action)
+        except JournalUnusable as error:
+            if not isinstance(action, act.AttemptAction):
+                raise
+            event = on.JournalFailed(action.attempt, error)
+        self.tell(event)
+
+    def _start(self, tasks: asyncio.TaskGroup, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = tasks.create_task(call)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def _wake_at(self, action: act.WakeAt) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._tasks is not None:
+            self._alarm = self._start(self._tasks, self._wake(action.at))
+
+    async def _wake(self, at: float) -> None:
+        await asyncio.sleep(at - asyncio.get_running_loop().time())
+        self._alarm = None
+        self.tell(on.TimersDue())
+
+    def _finish(self, action: act.Finish) -> None:
+        # A failure of this runner comes before.
+        self.finish = self.finish or action
+        self._over.set()
+        # At once: nothing may be told to a core that is done.
+        for task in self._running:
+            task.cancel()
+
+
+def _first(failures: BaseExceptionGroup[Exception]) -> Exception:
+    # Groups may be nested: each task group wraps its tasks' errors in one.
+    failure = failures.exceptions[0]
+    return _first(failure) if isinstance(failure, BaseExceptionGroup) else failure
