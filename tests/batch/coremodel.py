@@ -6,6 +6,7 @@ goes on from what the modelled journal holds. Each check has the name of the rul
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
@@ -103,6 +104,7 @@ class Model:
         self.steps = 0
         # The service.
         self.jobs: dict[str, FineTune] = {}
+        self.job_numbers = itertools.count()
         self.others: set[str] = set()
         self.unreadable: set[str] = set()
         self.truths: defaultdict[act.AttemptId, _Truth] = defaultdict(_Truth)
@@ -355,6 +357,8 @@ class Model:
             case 2:
                 self.wants_stop = True
                 self.send(on.ShellFailed(ZeroDivisionError()))
+            case 3 | 4:
+                self._forget_some_job()
             case _:
                 self.die()
 
@@ -366,6 +370,12 @@ class Model:
                 elif isinstance(action, act.AttemptAction):
                     self._write(action)
         self.pending.clear()
+
+    def _forget_some_job(self) -> None:
+        """Let the service forget a job that it said that it made."""
+        known = sorted(self.known_jobs.keys() & self.jobs.keys())
+        if known:
+            del self.jobs[self.chance.choice(known)]
 
     def _end_some_job(self) -> None:
         active = [job_id for job_id, job in self.jobs.items() if not job.is_terminal]
@@ -692,7 +702,7 @@ class Model:
             del self.known_jobs[job_id]
 
     def _new_job(self) -> str:
-        job_id = f"ft-{len(self.jobs)}"
+        job_id = f"ft-{next(self.job_numbers)}"
         self.jobs[job_id] = FineTune(job_id, Status.PENDING)
         return job_id
 

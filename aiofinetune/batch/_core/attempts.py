@@ -56,6 +56,29 @@ class Attempt:
     """How it ended, once that was reported."""
 
 
+def attempt_of(record: on.AttemptRecord) -> Attempt:
+    """Return an attempt in the state in which the journal has it."""
+    attempt = Attempt(
+        record.attempt,
+        record.request,
+        sent=record.sent,
+        sent_at=record.sent_at,
+        hint=record.hint,
+        job_id=record.job_id,
+        job=record.job,
+        ended_at=record.ended_at,
+    )
+    if record.job is not None:
+        attempt.state = AttemptState.SETTLING
+    elif record.job_id is not None:
+        attempt.state = AttemptState.ACTIVE
+    elif record.is_accepted:
+        attempt.state = AttemptState.ACCEPTED
+    elif record.sent is not None:
+        attempt.state = AttemptState.UNKNOWN
+    return attempt
+
+
 class Attempts:
     """The attempts that are under way, by label, by state and by what they await.
 

@@ -10,8 +10,8 @@ import attrs
 
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
-from aiofinetune.batch._core.attempts import Attempt
-from aiofinetune.batch._core.earlier import EarlierCreates, attempt_of
+from aiofinetune.batch._core.attempts import Attempt, attempt_of
+from aiofinetune.batch._core.earlier import EarlierCreates
 from aiofinetune.batch._core.looks import Looks
 from aiofinetune.batch._core.run import Run, Settings
 from aiofinetune.batch._core.sending import Sender, taken
@@ -161,17 +161,18 @@ class BatchCore:
         self._is_reading = False
         for entry in event.entries:
             # After one that is refused, none is begun.
-            if self._run.is_running:
+            if not self._run.is_running:
+                return
+            refusal = self._refusal(entry)
+            if refusal is None:
                 self._begin(entry)
+            else:
+                self._run.give_up(refusal)
 
     def _begin(self, entry: on.KnownEntry) -> None:
         """Begin an entry where earlier runs left it."""
-        refusal = self._refusal(entry)
-        if refusal is not None:
-            self._run.give_up(refusal)
-            return
-        uncertain = None if entry.last is None else self._earlier.take_uncertain(entry.last.attempt)
         attempt = self._attempt(entry)
+        uncertain = None if entry.last is None else self._earlier.take_uncertain(entry.last.attempt)
         attempt.order = next(self._order)
         attempt.is_replayed = attempt.state in {AttemptState.SETTLING, AttemptState.UNKNOWN, AttemptState.ACCEPTED}
         if attempt.state in {AttemptState.UNKNOWN, AttemptState.ACCEPTED}:

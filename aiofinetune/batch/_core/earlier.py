@@ -6,7 +6,7 @@ from collections import deque
 
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
-from aiofinetune.batch._core.attempts import Attempt, Attempts
+from aiofinetune.batch._core.attempts import Attempt, Attempts, attempt_of
 from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.sending import taken
 from aiofinetune.batch._core.states import AttemptState
@@ -95,26 +95,3 @@ class EarlierCreates:
             return None
         self._attempts.forget(attempt)
         return attempt.error if isinstance(attempt.error, CreateUncertain) else None
-
-
-def attempt_of(record: on.AttemptRecord) -> Attempt:
-    """Return an attempt in the state in which the journal has it."""
-    attempt = Attempt(
-        record.attempt,
-        record.request,
-        sent=record.sent,
-        sent_at=record.sent_at,
-        hint=record.hint,
-        job_id=record.job_id,
-        job=record.job,
-        ended_at=record.ended_at,
-    )
-    if record.job is not None:
-        attempt.state = AttemptState.SETTLING
-    elif record.job_id is not None:
-        attempt.state = AttemptState.ACTIVE
-    elif record.is_accepted:
-        attempt.state = AttemptState.ACCEPTED
-    elif record.sent is not None:
-        attempt.state = AttemptState.UNKNOWN
-    return attempt
