@@ -258,7 +258,8 @@ class Model:
             self.next_at = self.now + 60 / self.settings.per_minute
         if self.settings.max_active < float("inf"):
             check("limits are kept", self.listed_others is not None, "others were not looked for")
-            others = (self.listed_others or set()) - self.known_jobs.keys()
+            # A service may give out another's job, which then counts as this batch's.
+            others = {job_id for job_id in self.listed_others or () if self._owner(job_id) is None}
             followed = self.core.counts().active
             check("limits are kept", sending + followed + len(others) < self.settings.max_active, (sending, followed))
 

@@ -34,6 +34,7 @@ from aiofinetune.errors import (
     FineTuneError,
     FineTuneUnreadable,
     JournalUnusable,
+    NotFound,
     PermissionDenied,
     QuotaExceeded,
     RateLimited,
@@ -169,6 +170,20 @@ def test_an_attempt_that_may_have_made_a_job_is_not_sent() -> None:
     record = on.AttemptRecord(act.AttemptId("one"), REQUEST, REQUEST, 1.0)
     with pytest.raises(UnexpectedEvent, match="was not searched for"):
         core.handle(on.EntriesRead((on.KnownEntry("one", REQUEST, record),)), 0.0)
+
+
+def test_an_attempt_that_takes_the_place_of_another_holds_up_nothing() -> None:
+    """It waits for a place, while what has one goes on, though its entry came before."""
+    one, two = act.AttemptId("one"), act.AttemptId("two")
+    core = started(Settings(concurrency=1, retries_uncertain=frozenset({"one"})))
+    core.handle(on.EarlierRunsRead(), 0.0)
+    record = on.AttemptRecord(one, REQUEST, REQUEST, 1.0, job_id="ft-1")
+    core.handle(on.EntriesRead((on.KnownEntry("one", REQUEST, record), on.KnownEntry("two", REQUEST))), 0.0)
+    core.handle(on.JobVanished(one, NotFound(404, "gone")), 0.0)
+    assert core.handle(on.FilesUploaded(two, REQUEST), 0.0) == [act.WriteIntent(two, REQUEST, REQUEST)]
+    core.handle(on.IntentOnDisk(two, 1.0), 0.0)
+    core.handle(on.JobCreated(two, "ft-2"), 0.0)
+    assert act.UploadFiles(one.next, REQUEST) in core.handle(on.JobIdOnDisk(two), 0.0)
 
 
 def attempts_in_memory() -> int:

@@ -83,9 +83,11 @@ class Sender:
                 attempt.is_begun = True
                 self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
         for attempt in self._idle():
-            if not attempt.is_begun or now < self._limiter.opens_at:
+            if now < self._limiter.opens_at:
                 break
-            self._send_next(attempt, now)
+            # One that replaces an earlier attempt may wait for a place before those that are begun.
+            if attempt.is_begun:
+                self._send_next(attempt, now)
 
     def _send_next(self, attempt: Attempt, now: float) -> None:
         if attempt.sent is None:
