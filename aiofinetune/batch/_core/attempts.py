@@ -89,6 +89,8 @@ class Attempts:
     def __init__(self) -> None:
         self._by_label: dict[str, Attempt] = {}
         self._by_state: dict[AttemptState, dict[str, Attempt]] = {state: {} for state in AttemptState}
+        self._idle: dict[AttemptState, dict[str, Attempt]] = {state: {} for state in AttemptState}
+        """Those for which nothing is under way."""
         self._by_action: dict[type[act.AttemptAction], dict[str, Attempt]] = {}
         self._replayed: dict[str, Attempt] = {}
         self._forgotten: Counter[OutcomeStatus] = Counter()
@@ -105,7 +107,7 @@ class Attempts:
         label = attempt.id.label
         if label in self._by_label:
             raise UnexpectedEvent(f"{attempt.id} begins while {self._by_label[label].id} is under way")
-        self._by_label[label] = self._by_state[attempt.state][label] = attempt
+        self._by_label[label] = self._by_state[attempt.state][label] = self._idle[attempt.state][label] = attempt
         if attempt.is_replayed:
             self._replayed[label] = attempt
 
@@ -122,6 +124,10 @@ class Attempts:
     def count(self, *states: AttemptState) -> int:
         """Return the number of attempts in the given states."""
         return sum(len(self._by_state[state]) for state in states)
+
+    def idle(self, state: AttemptState) -> Collection[Attempt]:
+        """Return the attempts in a state for which nothing is under way."""
+        return self._idle[state].values()
 
     @property
     def replaying(self) -> int:
@@ -148,8 +154,9 @@ class Attempts:
         self._await(attempt, None)
         if state is not attempt.state:
             label = attempt.id.label
-            del self._by_state[attempt.state][label]
-            self._by_state[state][label] = attempt
+            for place in (self._by_state, self._idle):
+                del place[attempt.state][label]
+                place[state][label] = attempt
             attempt.state = state
 
     def give_up_actions(self) -> None:
@@ -167,6 +174,7 @@ class Attempts:
         """Forget an attempt, but for how it ended."""
         del self._by_label[attempt.id.label]
         del self._by_state[attempt.state][attempt.id.label]
+        self._idle[attempt.state].pop(attempt.id.label, None)
         self._replayed.pop(attempt.id.label, None)
         if attempt.status is not None:
             self._forgotten[attempt.status] += 1
@@ -186,10 +194,14 @@ class Attempts:
         return self._forgotten_replays + told
 
     def _await(self, attempt: Attempt, action: type[act.AttemptAction] | None) -> None:
+        label = attempt.id.label
         if attempt.awaits is not None:
-            del self._by_action[attempt.awaits][attempt.id.label]
-        if action is not None:
-            self._by_action.setdefault(action, {})[attempt.id.label] = attempt
+            del self._by_action[attempt.awaits][label]
+        if action is None:
+            self._idle[attempt.state][label] = attempt
+        else:
+            self._idle[attempt.state].pop(label, None)
+            self._by_action.setdefault(action, {})[label] = attempt
         attempt.awaits = action
 
 

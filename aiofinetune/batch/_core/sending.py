@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Final
 
 from aiofinetune.batch._core import actions as act
@@ -13,6 +14,7 @@ from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.states import AttemptState, UnexpectedEvent
 from aiofinetune.models import CreateUncertain
 
+_ORDER: Final = attrgetter("order")
 _MAX_UNREACHED: Final = 3
 """The number of consecutive creates that could not be sent, despite retries, after which the batch stops."""
 _MAX_NAMELESS: Final = 3
@@ -46,18 +48,22 @@ class Sender:
     @property
     def has_waiting(self) -> bool:
         """Whether an attempt waits for room."""
-        return any(not attempt.is_begun for attempt in self._attempts.in_state(AttemptState.READY))
+        return self._waiting > 0
 
     @property
     def is_sending(self) -> bool:
         """Whether an answer is awaited for something that is being sent, withdrawn or noted."""
         sending = (AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
-        return any(attempt.awaits is not None for attempt in self._attempts.in_state(*sending))
+        return any(self._attempts.count(state) > len(self._attempts.idle(state)) for state in sending)
 
     @property
     def _in_hand(self) -> int:
-        begun = sum(attempt.is_begun for attempt in self._attempts.in_state(AttemptState.READY))
-        return begun + self._attempts.count(AttemptState.SENDING, AttemptState.ACCEPTED)
+        sending = (AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
+        return self._attempts.count(*sending) - self._waiting
+
+    @property
+    def _waiting(self) -> int:
+        return sum(not attempt.is_begun for attempt in self._attempts.idle(AttemptState.READY))
 
     @property
     def _under_way(self) -> int:
@@ -106,8 +112,7 @@ class Sender:
 
     def _idle(self) -> list[Attempt]:
         """Return the READY attempts for which nothing is under way, in the order of the input."""
-        ready = self._attempts.in_state(AttemptState.READY)
-        return sorted((attempt for attempt in ready if attempt.awaits is None), key=lambda attempt: attempt.order)
+        return sorted(self._attempts.idle(AttemptState.READY), key=_ORDER)
 
     def uploaded(self, attempt: Attempt, event: on.FilesUploaded) -> None:
         """Keep the request with the ids of its files."""
