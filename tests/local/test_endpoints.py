@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from aiofinetune.local import LocalServer
-from aiofinetune.local import _app as app
+from aiofinetune.local._routes import fine_tunes
 from tests.local.plainclient import Client, Connect
 from tests.local.wire import FILE_KEYS, address, raw, read_reply, request_bytes
 
@@ -281,7 +281,7 @@ async def test_a_silent_stream_says_that_it_is_still_there(
     client: Client, examples: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a job has nothing to tell, comments keep the connection open."""
-    monkeypatch.setattr(app, "_KEEP_ALIVE", 0.01)
+    monkeypatch.setattr(fine_tunes, "_KEEP_ALIVE", 0.01)
     running = await client.create(examples, n_epochs=100_000)
     pending = await client.create(examples)
     async with client.http.get(f"{client.base_url}/fine-tunes/{pending['id']}/events?stream=true") as response:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aiofinetune.local import LocalServer
-from aiofinetune.local import _app as app
+from aiofinetune.local._routes import files
 from tests.local.plainclient import Client
 from tests.local.wire import FILE_KEYS, FORM, FORM_TYPE, address, form, request_bytes
 
@@ -67,7 +67,7 @@ async def test_a_file_that_is_too_large_is_refused_while_it_comes(
     client: Client, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a length up front, the limit holds as well, and nothing is left on the disk."""
-    monkeypatch.setattr(app, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1000)
 
     async def body() -> AsyncIterator[bytes]:
         yield form(FORM["purpose"], FORM["file"] + bytes(2000))

@@ -1,0 +1,14 @@
+"""The routes of the embedded server, one module for each part of the API: what is read, answered and refused.
+
+The reference's fine-tunes and ``/fine_tuning/jobs`` are two faces of the same jobs; all other routes serve both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Paths = Mapping[str, Mapping[str, Handler]]
+"""The handlers of each path, by method."""

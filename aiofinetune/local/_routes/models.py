@@ -1,0 +1,89 @@
+"""The routes of models and what they write: ``/models`` and ``/completions``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from aiofinetune import _sse as sse
+from aiofinetune import structuring
+from aiofinetune.local._completions import Answer, Completer, read_completion_request
+from aiofinetune.local._routes import Paths
+from aiofinetune.local._routes.bodies import read_json_object
+from aiofinetune.local._routes.replies import event_stream, list_reply, member, object_reply, write, write_event
+from aiofinetune.local._store import Store
+from aiofinetune.models import Deleted
+
+if TYPE_CHECKING:
+    from aiofinetune.local._engines.sampling import Written
+
+
+class ModelRoutes:
+    """The routes under ``/models`` and ``/completions``.
+
+    Args:
+        store: The server's state.
+        endless: The tasks to cancel when the server closes; completions are added to it, because they may take long.
+    """
+
+    def __init__(self, store: Store, endless: set[asyncio.Task[object]]) -> None:
+        self._store = store
+        self._endless = endless
+        self._completer = Completer()
+
+    def paths(self) -> Paths:
+        """Return the handlers of each path."""
+        return {
+            "/models": {"GET": self._list},
+            "/models/{id}": {"GET": self._retrieve, "DELETE": self._delete},
+            "/completions": {"POST": self._complete},
+        }
+
+    def close(self) -> None:
+        """End the thread of the completions. Call this only when no request is left."""
+        self._completer.close()
+
+    async def _list(self, request: web.Request) -> web.StreamResponse:
+        models = await self._store.models.list()
+        return await list_reply(
+            request, self._store, lambda: [model.id for model in models], lambda index: write(models[index])
+        )
+
+    async def _retrieve(self, request: web.Request) -> web.StreamResponse:
+        return object_reply(await self._store.models.get(request.match_info["id"]))
+
+    async def _delete(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"]
+        await self._store.models.delete(name)
+        return object_reply(Deleted(name, True, "model"))
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, Answer(read_completion_request(await read_json_object(request))))
+
+    async def _answer(self, request: web.Request, answer: Answer) -> web.StreamResponse:
+        weights = await self._store.models.weights_path(answer.asked.model)
+        with member(self._endless):
+            async with contextlib.aclosing(self._completer.write(answer.asked, weights)) as written:
+                if answer.asked.stream:
+                    return await self._stream(request, answer, written)
+                pieces = [piece async for some in written for piece in some]
+        body = await self._store.in_thread(lambda: structuring.dumps(answer.whole(pieces)))
+        return web.Response(body=body, content_type="application/json")
+
+    async def _stream(
+        self, request: web.Request, answer: Answer, written: AsyncIterator[list[tuple[int, Written]]]
+    ) -> web.StreamResponse:
+        options, tokens = answer.asked.stream_options, 0
+        async with event_stream(request) as response:
+            async for pieces in written:
+                tokens += sum(len(piece.tokens) for _, piece in pieces)
+                await response.write(b"".join(write_event(answer.part(index, piece)) for index, piece in pieces))
+            if options and options.include_usage:
+                usage = await self._store.in_thread(lambda: answer.last_part(tokens))
+                await response.write(write_event(usage))
+            await response.write(sse.encode(b"[DONE]"))
+        return response
