@@ -12,9 +12,10 @@ import functools
 import logging
 import os
 import re
+import time
 import weakref
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
 
 import attrs
 
@@ -23,6 +24,8 @@ from aiofinetune import structuring
 from aiofinetune.errors import ProtocolViolation
 from aiofinetune.local._shortage import Shortage, shortage_of
 from aiofinetune.local._store import Store
+from aiofinetune.local._store.database import now
+from aiofinetune.local._store.models import Checkpoint
 from aiofinetune.local._store.runs import Run
 from aiofinetune.local._trainers import Ended, Trainers
 from aiofinetune.local._trainers.local_process import LocalProcess
@@ -45,7 +48,9 @@ class Feed:
         self._store = store
         self._job_id = job_id
         self._encoded: list[bytes] = []
-        self._status = Status.PENDING
+        self._status: str = Status.PENDING
+        self._is_complete = False
+        """Whether all events have been read."""
         self._reading = asyncio.Lock()
         self._changed = asyncio.Event()
         self._changed.set()
@@ -62,16 +67,17 @@ class Feed:
         """
         while True:
             await self._read()
-            is_over = self._status in Status.TERMINAL
+            is_over = self._is_complete and self._status in Status.TERMINAL
             if is_over or position < len(self._encoded):
                 events = self._encoded[position : position + MANY_EVENTS]
                 return events, is_over and position + len(events) == len(self._encoded)
             await self._changed.wait()
 
-    async def wait_until_over(self) -> str:
-        """Wait until the job is over, and return its status."""
+    async def wait_until(self, is_reached: Callable[[str], bool]) -> str:
+        """Wait until `is_reached` is true of the job's status, and return the status."""
         position = 0
-        while self._status not in Status.TERMINAL:
+        await self._read()
+        while not is_reached(self._status):
             position += len((await self.wait(position))[0])
         return self._status
 
@@ -83,20 +89,26 @@ class Feed:
             self._changed.clear()
             start = len(self._encoded)
             try:
-                events, status = await self._store.jobs.events(self._job_id, start, MANY_EVENTS)
+                events, self._status = await self._store.jobs.events(self._job_id, start, MANY_EVENTS)
             except BaseException:
                 self._changed.set()
                 raise
-            if len(events) == MANY_EVENTS:
+            self._is_complete = len(events) < MANY_EVENTS
+            if not self._is_complete:
                 self._changed.set()  # There may be more events to read.
-            else:
-                self._status = status
             self._encoded += [sse.encode(write_event(self._job_id, *event)) for event in enumerate(events, start)]
 
 
 def event_id(job_id: str, position: int) -> str:
     """Return the id of one of a job's events; clients need it to read the list of events in pages."""
-    return f"ftevent-{job_id.removeprefix('ft-')}-{position}"
+    return f"ftevent-{job_id.partition('-')[2]}-{position}"
+
+
+def position_of(job_id: str, event: str) -> int | None:
+    """Return the position of one of a job's events by its id; None if it is not the id of one."""
+    digits = event.removeprefix(f"ftevent-{job_id.partition('-')[2]}-")
+    position = int(digits) if re.fullmatch("[0-9]{1,15}", digits) else -1
+    return position if event_id(job_id, position) == event else None
 
 
 def write_event(job_id: str, position: int, event: FineTuneEvent) -> bytes:
@@ -110,6 +122,11 @@ class _Said:
 
     has_succeeded: bool = False
     failure: str | None = None
+    failed_param: str | None = None
+    started_at: float = attrs.field(factory=time.monotonic)
+    trained_tokens: int | None = None
+    checkpoints: list[Checkpoint] = attrs.field(factory=list)
+    """The models at the ends of the last epochs, oldest first."""
 
 
 class Jobs:
@@ -188,29 +205,37 @@ class Jobs:
             await self._store.runs.clear(run)
 
     async def _run_trainer(self, run: Run, said: _Said) -> Ended:
-        """Run a job's trainer until it ends or the job is cancelled."""
+        """Run a job's trainer until it ends, or the job is cancelled or paused."""
         async with asyncio.TaskGroup() as group:
             training = group.create_task(self._trainers.run(run, functools.partial(self._read, run, said)))
-            watcher = group.create_task(self._cancel_with_job(run, training))
+            watcher = group.create_task(self._stop_with_job(run, training))
             await asyncio.wait([training])
             watcher.cancel()
         return Ended(is_well=False, how="because it was cancelled") if training.cancelled() else training.result()
 
-    async def _cancel_with_job(self, run: Run, training: asyncio.Task[Ended]) -> None:
-        if await self.feed(run.job.id).wait_until_over() == Status.CANCELLED:
+    async def _stop_with_job(self, run: Run, training: asyncio.Task[Ended]) -> None:
+        # A paused job is pending. It may also be resumed by now, and then its training starts again.
+        status = await self.feed(run.job.id).wait_until(lambda status: status != Status.RUNNING)
+        if status in (Status.CANCELLED, Status.PENDING):
             training.cancel()
 
     async def _read(self, run: Run, said: _Said, line: bytes) -> None:
         """Read a line that a trainer wrote."""
         match structuring.loads(line):
             case {"type": "started"}:
-                pass
-            case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs)}:
-                await self._store.runs.note_event(run.job.id, f"Completed epoch {epoch}/{n_epochs}")
-            case {"type": "succeeded"}:
+                said.started_at = time.monotonic()
+                await self._store.runs.note_validated(run.job.id)
+            case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs), **more}:
+                if checkpoint := _checkpoint(run, epoch, n_epochs, more):
+                    said.checkpoints.append(checkpoint)
+                left = (time.monotonic() - said.started_at) / epoch * (n_epochs - epoch)
+                await self._store.runs.note_epoch(run.job.id, epoch, n_epochs, now() + round(left))
+            case {"type": "succeeded", **more}:
                 said.has_succeeded = True
-            case {"type": "failed", "message": str(message)}:
+                said.trained_tokens = tokens if isinstance(tokens := more.get("trained_tokens"), int) else None
+            case {"type": "failed", "message": str(message), **more}:
                 said.failure = message
+                said.failed_param = param if isinstance(param := more.get("param"), str) else None
             case {"type": "short", "message": str(message)}:
                 raise Shortage(message)
             case other:
@@ -219,10 +244,21 @@ class Jobs:
     async def _conclude(self, run: Run, said: _Said, ended: Ended) -> None:
         """Store how a trainer ended, unless the job was cancelled in the meantime."""
         if said.failure is None and said.has_succeeded and ended.is_well:
-            await self._store.runs.note_success(run)
+            await self._store.runs.note_success(run, said.trained_tokens, said.checkpoints)
         else:
             failure = said.failure or f"The trainer ended {ended.how}"
-            await self._store.runs.note_failure(run.job.id, _without_paths(failure, run))
+            await self._store.runs.note_failure(run.job.id, _without_paths(failure, run), said.failed_param)
+
+
+# Any: the keys of what a pattern leaves over are objects to mypy.
+def _checkpoint(run: Run, epoch: int, n_epochs: int, reported: Mapping[Any, object]) -> Checkpoint | None:
+    """Return the model at the end of an epoch; None if the trainer does not keep it, or reports no figures of it."""
+    match reported:
+        case {"step": int(step), "figures": dict(figures)} if epoch >= n_epochs - run.kept_epochs:
+            weights = run.model_path if epoch == n_epochs else run.checkpoint_path(epoch)
+            return Checkpoint(step, figures, now(), weights)
+        case _:
+            return None
 
 
 def _without_paths(text: str, run: Run) -> str:

@@ -313,11 +313,15 @@ def test_a_job_from_start_to_success(job: Job, scripts: list[tuple[str, str]], t
     assert (status, errors) == (0, "")
     assert [report["type"] for report in reports] == ["started", "epoch", "epoch", "succeeded"]
     assert reports[0]["examples"] == 40
-    assert reports[1] == {"type": "epoch", "epoch": 1, "n_epochs": 2}
+    figures = reports[1].pop("figures")
+    assert reports[1] == {"type": "epoch", "epoch": 1, "n_epochs": 2, "step": 40}
     assert reports[-1]["trained_tokens"] == 2 * reports[0]["tokens"]
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 80
+    assert {name: f"{value:.6g}" for name, value in figures.items()} == {
+        name: value for name, value in rows[39].items() if name in figures
+    }
     assert int(rows[-1]["elapsed_tokens"]) == reports[-1]["trained_tokens"]
     assert not list(tmp_path.glob("*.partial"))
 

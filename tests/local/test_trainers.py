@@ -18,7 +18,7 @@ from aiofinetune.local._store import Store
 from aiofinetune.local._store.runs import Run
 from aiofinetune.local._trainers import Ended, local_process
 from aiofinetune.local._trainers.local_process import LocalProcess
-from aiofinetune.models import FineTune, FineTuneRequest
+from aiofinetune.models import FineTune, FineTuneRequest, Status
 
 WELL = Ended(is_well=True, how="well")
 
@@ -57,7 +57,7 @@ async def finish(store: Store, job: FineTune, trainers: Scripted) -> tuple[str, 
     running = asyncio.create_task(jobs.run())
     try:
         async with asyncio.timeout(30):
-            status = await jobs.feed(job.id).wait_until_over()
+            status = await jobs.feed(job.id).wait_until(Status.TERMINAL.__contains__)
     finally:
         running.cancel()
         await asyncio.wait([running])

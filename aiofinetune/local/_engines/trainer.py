@@ -6,8 +6,11 @@ The job file contains the paths of the training and validation files, the model 
 fine-tuned one), the paths for the tuned model and the results, the hyperparameters and the seed. The process writes one
 JSON object per line to stdout: "started" when the files are read and checked, "epoch" after each epoch, and at the end
 one of three. "succeeded" means that the model and the results are complete on the disk. "failed", with exit status 1,
-has a message for the job's owner. "short", also with exit status 1, means that the machine has run out of something,
-such as disk space, and that the job can be retried.
+has a message for the job's owner, and "param" names the file to blame, if it is one. "short", also with exit status 1,
+means that the machine has run out of something, such as disk space, and that the job can be retried.
+
+"checkpoint_paths" in the job file names epochs before the last one, and the paths for the model at their ends; the
+model is complete on the disk before "epoch" is written.
 
 The parent must keep standard input open. The process ends as soon as standard input does, so that a killed server does
 not leave trainers behind. SIGTERM also ends it at once.
@@ -68,6 +71,7 @@ def run(job: dict[str, Any]) -> None:  # Any: JSON that the server wrote.
     tokens = sum(map(training.count_text_tokens, train_texts))
     report("started", examples=len(train_texts), tokens=tokens)
 
+    kept = job.get("checkpoint_paths", {})
     columns = training.result_columns(has_validation=bool(validation_texts), classification=classification)
     steps = training.steps_per_epoch(len(train_texts), hyperparams.batch_size)
     with replacing(Path(job["results_path"])) as results:
@@ -76,7 +80,11 @@ def run(job: dict[str, Any]) -> None:  # Any: JSON that the server wrote.
         for step, row in enumerate(rows, start=1):
             results.write(training.format_row(row, columns).encode())
             if step % steps == 0:
-                report("epoch", epoch=step // steps, n_epochs=hyperparams.n_epochs)
+                epoch = step // steps
+                if path := kept.get(str(epoch)):
+                    save(model, Path(path))
+                figures = {name: row[name] for name in training.CHECKPOINT_FIGURES if name in row}
+                report("epoch", epoch=epoch, n_epochs=hyperparams.n_epochs, step=step, figures=figures)
     save(model, Path(job["model_path"]))
     report("succeeded", trained_tokens=tokens * hyperparams.n_epochs)
 
@@ -92,7 +100,7 @@ def main(job_path: str) -> int:
     try:
         run(json.loads(Path(job_path).read_bytes()))
     except training.TrainingError as error:
-        report("failed", message=str(error)[:MAX_MESSAGE])
+        report("failed", message=str(error)[:MAX_MESSAGE], param=error.param)
         return 1
     except Exception as error:  # noqa: BLE001  # Any error is reported to the job's owner, without the paths of an OSError.
         if shortage := shortage_of(error):

@@ -37,8 +37,26 @@ LARGEST_NUMBER: Final = 1e9
 Row = dict[str, float | None]
 
 
+# The columns of a row that are reported with the end of an epoch.
+CHECKPOINT_FIGURES: Final = (
+    "training_loss",
+    "training_token_accuracy",
+    "validation_loss",
+    "validation_token_accuracy",
+)
+
+
 class TrainingError(Exception):
-    """A job cannot be trained as requested; the message is for its owner."""
+    """A job cannot be trained as requested; the message is for its owner.
+
+    Args:
+        message: The reason.
+        param: The parameter to blame, such as ``"training_file"``.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 @attrs.frozen
@@ -96,14 +114,14 @@ def read_texts(path: str, role: str) -> list[TextPair]:
             try:
                 texts.append(TextPair.of(example.prompt, example.completion))
             except ValueError as error:
-                raise TrainingError(f"The {role} file, example {number}: {error}.") from error
+                raise TrainingError(f"The {role} file, example {number}: {error}.", f"{role}_file") from error
     except DatasetError as error:
         line = "" if error.line is None else f", line {error.line}"
-        raise TrainingError(f"The {role} file{line}: {error.problem}.") from error
+        raise TrainingError(f"The {role} file{line}: {error.problem}.", f"{role}_file") from error
     except OSError as error:
         if shortage_of(error):
             raise
-        raise TrainingError(f"The {role} file could not be read: {error.strerror}.") from error
+        raise TrainingError(f"The {role} file could not be read: {error.strerror}.", f"{role}_file") from error
     return texts
 
 

@@ -30,6 +30,37 @@ _SCHEMA: Final = (
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 
+_LATER_TABLES: Final = (
+    # What stores of earlier servers lack. Those servers can still use a store that has it, because it takes nothing
+    # away, so the schema version is the same.
+    "CREATE TABLE IF NOT EXISTS commits (count INTEGER NOT NULL)",
+    # `weights` is null for the checkpoint of the last epoch: that is the job's model, which is in `models`.
+    """CREATE TABLE IF NOT EXISTS checkpoints (
+        number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, job TEXT NOT NULL, created_at INTEGER NOT NULL,
+        step INTEGER NOT NULL, metrics BLOB NOT NULL, model TEXT UNIQUE NOT NULL, base TEXT NOT NULL, weights TEXT)""",
+    "CREATE INDEX IF NOT EXISTS checkpoints_by_job ON checkpoints (job, number)",
+    """CREATE TABLE IF NOT EXISTS uploads (
+        number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL,
+        bytes INTEGER NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, status TEXT NOT NULL,
+        file TEXT)""",
+    # A part that is joined is in the file of its upload, and no longer needed.
+    """CREATE TABLE IF NOT EXISTS parts (
+        number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, upload TEXT NOT NULL, bytes INTEGER NOT NULL,
+        created_at INTEGER NOT NULL, is_joined INTEGER NOT NULL DEFAULT 0)""",
+    "CREATE INDEX IF NOT EXISTS parts_by_upload ON parts (upload)",
+)
+
+_LATER_COLUMNS: Final = {
+    # What the jobs API shows of a job in addition to `record`. `failed_param` is the parameter to blame for a failure.
+    "seed": "INTEGER",
+    "metadata": "TEXT",
+    "is_validated": "INTEGER",
+    "estimated_finish": "INTEGER",
+    "trained_tokens": "INTEGER",
+    "failed_param": "TEXT",
+}
+"""The columns of `jobs` that stores of earlier servers lack."""
+
 _COUNT_OF_ACTIVE: Final = (
     # Counting the pending and running jobs takes time in proportion to their number, so triggers keep the count. The
     # table is temporary: the folder does not change, and the count is right even if an earlier version of the server
@@ -78,8 +109,12 @@ class StoreDatabase(Database):
         with self.committing():
             for statement in _SCHEMA if is_new else ():
                 self.execute(statement)
-            # Earlier servers had no such table. Nothing else is different, so the schema version is the same.
-            self.execute("CREATE TABLE IF NOT EXISTS commits (count INTEGER NOT NULL)")
+            for statement in _LATER_TABLES:
+                self.execute(statement)
+            columns = {name for _, name, *_ in self.execute("PRAGMA table_info(jobs)")}
+            for name, kind in _LATER_COLUMNS.items():
+                if name not in columns:
+                    self.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
             self.execute("INSERT INTO commits SELECT 0 WHERE NOT EXISTS (SELECT * FROM commits)")
         for statement in _COUNT_OF_ACTIVE:
             self.execute(statement)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -12,15 +13,46 @@ from aiofinetune.local._engines.defaults import batch_size_of, learning_rate_mul
 from aiofinetune.local._store.database import StoreDatabase, new_id, now
 from aiofinetune.local._store.files import PURPOSE, FileStore
 from aiofinetune.local._store.models import BASE_MODELS, ORGANIZATION, ModelStore
-from aiofinetune.local._store.refused import Refused
+from aiofinetune.local._store.refused import PAUSED, Refused
 from aiofinetune.models import File, FineTune, FineTuneEvent, FineTuneRequest, Hyperparams, Status
 
 DEFAULT_MODEL: Final = "curie"
+JOBS_PREFIX: Final = "ftjob-"
+"""What the ids of jobs that were created through the jobs API begin with."""
 _DEFAULT_N_EPOCHS: Final = 4
 _DEFAULT_PROMPT_LOSS_WEIGHT: Final = 0.01
 
 _NEAR: Final = 10
 """The largest queue number that a job announces when it moves up. Otherwise 1,000 jobs would have 500,000 events."""
+
+
+@attrs.frozen
+class Extras:
+    """The parameters of a job that only the jobs API has."""
+
+    suffix: str | None = None
+    """It may be longer than the reference's suffix."""
+    seed: int | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@attrs.frozen
+class JobRow:
+    """A job with all that the jobs API shows of it."""
+
+    job: FineTune
+    """The job without its events. If it is paused, it is pending."""
+    is_paused: bool
+    is_validated: bool
+    """Whether its trainer has read and checked the files."""
+    suffix: str | None
+    seed: int | None
+    metadata: Mapping[str, str] | None
+    estimated_finish: int | None
+    trained_tokens: int | None
+    failed_param: str | None
+    failure: str | None
+    """Why it failed."""
 
 
 class JobStore:
@@ -37,21 +69,26 @@ class JobStore:
         self._files = files
         self._models = models
 
-    async def create(self, request: FineTuneRequest) -> FineTune:
-        """Add a job to the end of the queue; refuse if its model or one of its files does not exist."""
+    async def create(self, request: FineTuneRequest, extras: Extras | None = None) -> FineTune:
+        """Add a job to the end of the queue; refuse if its model or one of its files does not exist.
+
+        Args:
+            request: The parameters of the reference.
+            extras: The others, if the job is created through the jobs API. Its suffix replaces that of `request`.
+        """
         await self._check(request)
-        return await self._add(request, await self._files.count_examples(request.training_file))
+        return await self._add(request, await self._files.count_examples(request.training_file), extras)
 
     @transaction
     def _check(self, request: FineTuneRequest) -> None:
         self._needs(request)
 
     @transaction
-    def _add(self, request: FineTuneRequest, examples: int) -> FineTune:
+    def _add(self, request: FineTuneRequest, examples: int, extras: Extras | None = None) -> FineTune:
         model, training, validation = self._needs(request)
         created_at = now()
         job = FineTune(
-            id=new_id("ft-"),
+            id=new_id("ft-" if extras is None else JOBS_PREFIX),
             status=Status.PENDING,
             model=model,
             created_at=created_at,
@@ -61,10 +98,15 @@ class JobStore:
             hyperparams=_hyperparams(request, examples),
             organization_id=ORGANIZATION,
         )
+        extras = extras or Extras(suffix=request.suffix)
         self.database.execute(
-            "INSERT INTO jobs (id, status, model, training_file, validation_file, suffix, record)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (job.id, job.status, model, training.id, request.validation_file, request.suffix, _record(job)),
+            "INSERT INTO jobs (id, status, model, training_file, validation_file, suffix, seed, metadata, record)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(job.id, job.status, model, training.id, request.validation_file, extras.suffix, extras.seed),
+                None if extras.metadata is None else structuring.dumps(extras.metadata).decode(),
+                _record(job),
+            ),
         )
         self.say(job.id, f"Created fine-tune: {job.id}")
         self.say(job.id, "Fine-tune costs $0.00")
@@ -80,7 +122,8 @@ class JobStore:
             try:
                 self._models.find(model)
             except Refused as refused:
-                raise Refused(400, refused.message, param="model", code=refused.code) from None
+                message = f"{refused.message}; the base models are {', '.join(BASE_MODELS)}"
+                raise Refused(400, message, param="model", code=refused.code) from None
         training = self._data_file("training_file", request.training_file)
         validation = request.validation_file and self._data_file("validation_file", request.validation_file)
         return model, training, validation or None
@@ -106,6 +149,83 @@ class JobStore:
         return self._with_events(self.find(job_id))
 
     @transaction
+    def row(self, job_id: str) -> JobRow:
+        """Return one job with all that the jobs API shows, or refuse with 404."""
+        return self._row(job_id)
+
+    @transaction
+    def rows(
+        self, after: str | None, count: int, metadata: Mapping[str, str] | None, *, without_metadata: bool = False
+    ) -> Sequence[JobRow]:
+        """Return jobs with all that the jobs API shows, latest first.
+
+        Args:
+            after: The id of the job before the first one to return; refuse with 400 if it does not exist.
+            count: The most jobs to return.
+            metadata: The keys and values that the jobs' metadata must contain.
+            without_metadata: Whether to return only jobs that have no metadata.
+        """
+        conditions, parameters = ["TRUE"], list[object]()
+        if after is not None:
+            found = self.database.execute("SELECT number FROM jobs WHERE id = ?", (after,)).fetchone()
+            if found is None:
+                raise Refused(400, "after: expected the id of a job", param="after")
+            conditions.append("number < ?")
+            parameters += found
+        for item in (metadata or {}).items():
+            conditions.append("EXISTS (SELECT * FROM json_each(jobs.metadata) WHERE key = ? AND value = ?)")
+            parameters += item
+        if without_metadata:
+            conditions.append("metadata IS NULL")
+        selected = f"{_ROW} WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?"
+        return [_job_row(*row) for row in self.database.execute(selected, (*parameters, count))]
+
+    @transaction
+    def latest_events(self, job_id: str, before: int | None, count: int) -> Sequence[tuple[int, FineTuneEvent]]:
+        """Return events of a job with their positions, at most `count`, latest first; refuse with 404.
+
+        Args:
+            job_id: The job.
+            before: The position after the first one to return; None for the latest events.
+            count: The most events to return.
+        """
+        self.find(job_id)
+        rows = self.database.execute(
+            "SELECT position, message, level, created_at FROM events"
+            " WHERE job = ? AND position < coalesce(?, position + 1) ORDER BY position DESC LIMIT ?",
+            (job_id, before, count),
+        )
+        return [(position, FineTuneEvent(*event)) for position, *event in rows]
+
+    @transaction
+    def pause(self, job_id: str) -> JobRow:
+        """Pause a job and return it; refuse if it is over. Pausing it again changes nothing."""
+        row = self._row(job_id)
+        _refuse_if_over(row.job, "paused")
+        if row.is_paused:
+            return row
+        self.update(attrs.evolve(row.job, status=Status.PENDING), PAUSED)
+        was_running = row.job.status == Status.RUNNING
+        self.say(job_id, "Fine-tune paused" + (". It will start again from the beginning" if was_running else ""))
+        self.announce_moves()
+        return self._row(job_id)
+
+    @transaction
+    def resume(self, job_id: str) -> JobRow:
+        """Put a paused job back into the queue and return it; refuse if it is over.
+
+        Its place is that of its age. Resuming a job that is not paused changes nothing.
+        """
+        row = self._row(job_id)
+        _refuse_if_over(row.job, "resumed")
+        if not row.is_paused:
+            return row
+        self.update(row.job)
+        self.say(job_id, "Fine-tune resumed")
+        self.announce_place(job_id, self.place_of(job_id))
+        return self._row(job_id)
+
+    @transaction
     def events(self, job_id: str, start: int = 0, count: int | None = None) -> tuple[tuple[FineTuneEvent, ...], str]:
         """Return a job's events from position `start` on, and its status at that moment; refuse with 404."""
         return self._events(job_id, start, count), self.find(job_id).status
@@ -119,9 +239,7 @@ class JobStore:
             self.say(job_id, "Fine-tune cancelled")
             self.announce_moves()
         elif job.status != Status.CANCELLED:
-            raise Refused(
-                400, f"fine-tune {job_id} is over ({job.status}); only a pending or running one can be cancelled"
-            )
+            _refuse_if_over(job, "cancelled")
         return self._with_events(job)
 
     # In a transaction
@@ -130,13 +248,21 @@ class JobStore:
         """Return one job without its events, or refuse with 404."""
         row = self.database.execute("SELECT record FROM jobs WHERE id = ?", (job_id,)).fetchone()
         if row is None:
-            raise Refused(404, f"No such fine-tune: {job_id}", param="fine_tune_id")
+            raise _no_job(job_id)
         return _job(*row)
 
-    def update(self, job: FineTune) -> FineTune:
-        """Store a changed job with the time of this update, and return it."""
+    def update(self, job: FineTune, status: str | None = None) -> FineTune:
+        """Store a job whose status has changed, with the time of this update, and return it.
+
+        Args:
+            job: The changed job.
+            status: The status in the database; by default, that of the job.
+        """
         job = attrs.evolve(job, updated_at=now())
-        self.database.execute("UPDATE jobs SET status = ?, record = ? WHERE id = ?", (job.status, _record(job), job.id))
+        self.database.execute(
+            "UPDATE jobs SET status = ?, record = ?, is_validated = NULL, estimated_finish = NULL WHERE id = ?",
+            (status or job.status, _record(job), job.id),
+        )
         self.database.changed_jobs.add(job.id)
         return job
 
@@ -154,9 +280,18 @@ class JobStore:
         self.say(job_id, f"Fine-tune enqueued. Queue number: {place}")
         self.database.execute("UPDATE jobs SET queue = ? WHERE id = ?", (place, job_id))
 
+    def place_of(self, job_id: str) -> int:
+        """Return how many jobs are ahead of a pending job: those that run, and older pending ones."""
+        ((place,),) = self.database.execute(
+            "SELECT (SELECT count(*) FROM jobs WHERE status = ?) + (SELECT count(*) FROM jobs"
+            " WHERE status = ? AND number < (SELECT number FROM jobs WHERE id = ?))",
+            (Status.RUNNING, Status.PENDING, job_id),
+        )
+        return int(place)
+
     def announce_moves(self) -> None:
         """Announce their new places to the pending jobs near the front of the queue that have moved up."""
-        # Running jobs are older than pending ones, so they are ahead of all of them.
+        # Running jobs are ahead of all pending ones.
         ((running,),) = self.database.execute("SELECT count(*) FROM jobs WHERE status = ?", (Status.RUNNING,))
         front = self.database.execute(
             "SELECT id, queue FROM jobs WHERE status = ? ORDER BY number LIMIT ?",
@@ -181,6 +316,12 @@ class JobStore:
         for parameters in changed:
             self.database.execute("UPDATE jobs SET record = ? WHERE id = ?", parameters)
 
+    def _row(self, job_id: str) -> JobRow:
+        row = self.database.execute(f"{_ROW} WHERE id = ?", (job_id,)).fetchone()
+        if row is None:
+            raise _no_job(job_id)
+        return _job_row(*row)
+
     def _with_events(self, job: FineTune) -> FineTune:
         return attrs.evolve(job, events=self._events(job.id))
 
@@ -190,6 +331,46 @@ class JobStore:
             (job_id, start, -1 if count is None else count),
         )
         return tuple(FineTuneEvent(*row) for row in rows)
+
+
+_ROW: Final = """SELECT record, status, is_validated, suffix, seed, metadata, estimated_finish, trained_tokens,
+    failed_param, CASE WHEN status = 'failed' THEN (SELECT message FROM events
+    WHERE job = jobs.id AND level = 'error' ORDER BY position DESC LIMIT 1) END FROM jobs"""
+
+
+def _job_row(
+    record: bytes,
+    status: str,
+    is_validated: int | None,
+    suffix: str | None,
+    seed: int | None,
+    metadata: str | None,
+    estimated_finish: int | None,
+    trained_tokens: int | None,
+    failed_param: str | None,
+    failure: str | None,
+) -> JobRow:
+    return JobRow(
+        job=_job(record),
+        is_paused=status == PAUSED,
+        is_validated=bool(is_validated),
+        suffix=suffix,
+        seed=seed,
+        metadata=None if metadata is None else structuring.loads(metadata.encode()),
+        estimated_finish=estimated_finish,
+        trained_tokens=trained_tokens,
+        failed_param=failed_param,
+        failure=failure,
+    )
+
+
+def _no_job(job_id: str) -> Refused:
+    return Refused(404, f"No such fine-tune: {job_id}", param="fine_tune_id")
+
+
+def _refuse_if_over(job: FineTune, done: str) -> None:
+    if job.is_terminal:
+        raise Refused(400, f"fine-tune {job.id} is over ({job.status}); only a pending or running one can be {done}")
 
 
 def _record(job: FineTune) -> bytes:

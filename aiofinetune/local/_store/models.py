@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
 
+import attrs
+
+from aiofinetune import structuring
 from aiofinetune._sqlite import transaction
 from aiofinetune._threads import in_thread
-from aiofinetune.local._store.database import StoreDatabase, now
+from aiofinetune.local._store.database import StoreDatabase, new_id, now
 from aiofinetune.local._store.folder import sync_folder
 from aiofinetune.local._store.refused import Refused, refuse_if_needed
 from aiofinetune.models import Model
 
 BASE_MODELS: Final = ("ada", "babbage", "curie", "davinci")
 ORGANIZATION: Final = "org-local"
+
+_PRETRAINED_AT: Final = 1_793_491_200
+"""When the base models were made, to the day, in Unix seconds: 2026-11-01."""
+
+
+@attrs.frozen
+class Checkpoint:
+    """A model at the end of one of a job's last epochs."""
+
+    step: int
+    metrics: Mapping[str, float]
+    created_at: int
+    weights: Path
+    """The path of the weights; for the last epoch, that of the job's model."""
+    id: str = ""
+    model: str = ""
+    """The name of the model."""
 
 
 class ModelStore:
@@ -44,10 +65,7 @@ class ModelStore:
         """Return one model, or refuse with 404."""
         if name in BASE_MODELS:
             return _base_model(name)
-        row = self.database.execute("SELECT created FROM models WHERE id = ?", (name,)).fetchone()
-        if row is None:
-            raise _no_model(name)
-        return Model(name, row[0], ORGANIZATION)
+        return Model(name, self._find(name)[2], ORGANIZATION)
 
     @transaction
     def weights_path(self, name: str) -> Path | None:
@@ -66,16 +84,53 @@ class ModelStore:
         _, weights = self.find(name)
         refuse_if_needed(self.database, "model", name)
         self.database.execute("DELETE FROM models WHERE id = ?", (name,))
+        self.database.execute("DELETE FROM checkpoints WHERE model = ?", (name,))
         return weights
+
+    @transaction
+    def checkpoints(self, job_id: str, after: str | None, count: int) -> Sequence[Checkpoint]:
+        """Return the checkpoints of a job, at most `count`, latest first.
+
+        Args:
+            job_id: The job.
+            after: The id of the checkpoint before the first one to return; refuse with 400 if it does not exist.
+            count: The most checkpoints to return.
+        """
+        last = None
+        if after is not None:
+            row = self.database.execute(
+                "SELECT number FROM checkpoints WHERE id = ? AND job = ?", (after, job_id)
+            ).fetchone()
+            if row is None:
+                raise Refused(400, "after: expected the id of a checkpoint of this job", param="after")
+            (last,) = row
+        rows = self.database.execute(
+            "SELECT step, metrics, created_at, coalesce(weights, ''), id, model FROM checkpoints"
+            " WHERE job = ? AND number < coalesce(?, number + 1) ORDER BY number DESC LIMIT ?",
+            (job_id, last, count),
+        )
+        return [
+            Checkpoint(step, structuring.loads(metrics), created_at, self._folder / weights, checkpoint_id, model)
+            for step, metrics, created_at, weights, checkpoint_id, model in rows
+        ]
 
     # In a transaction
 
     def find(self, name: str) -> tuple[str, Path]:
         """Return the base of a fine-tuned model and the path of its weights; refuse with 404."""
-        row = self.database.execute("SELECT base, weights FROM models WHERE id = ?", (name,)).fetchone()
+        base, weights, _ = self._find(name)
+        return base, self._folder / weights
+
+    def _find(self, name: str) -> tuple[str, str, int]:
+        """Return the base of a fine-tuned model or a checkpoint, its weights and its time; refuse with 404."""
+        row: tuple[str, str, int] | None = self.database.execute(
+            "SELECT base, weights, created FROM models WHERE id = ?1"
+            " UNION ALL SELECT base, weights, created_at FROM checkpoints WHERE model = ?1 AND weights IS NOT NULL",
+            (name,),
+        ).fetchone()
         if row is None:
             raise _no_model(name)
-        return row[0], self._folder / row[1]
+        return row
 
     def add(self, path: Path, base: str, suffix: str | None) -> str:
         """Add a model whose weights are already in their place, and return its name."""
@@ -85,6 +140,31 @@ class ModelStore:
             "INSERT INTO models (id, base, created, weights) VALUES (?, ?, ?, ?)", (name, base, now(), path.name)
         )
         return name
+
+    def add_checkpoint(self, job_id: str, model: str, base: str, checkpoint: Checkpoint, *, is_last: bool) -> None:
+        """Add a checkpoint of a job.
+
+        Args:
+            job_id: The job.
+            model: The name of the job's model.
+            base: The base of that model.
+            checkpoint: The checkpoint.
+            is_last: Whether it is that of the last epoch, which is the job's model itself.
+        """
+        self.database.execute(
+            "INSERT INTO checkpoints (id, job, created_at, step, metrics, model, base, weights)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                new_id("ftckpt_"),
+                job_id,
+                checkpoint.created_at,
+                checkpoint.step,
+                structuring.dumps(checkpoint.metrics),
+                model if is_last else f"{model}:ckpt-step-{checkpoint.step}",
+                base,
+                None if is_last else checkpoint.weights.name,
+            ),
+        )
 
     def _new_name(self, base: str, suffix: str | None) -> str:
         slug = re.sub(r"[^a-z0-9]+", "-", (suffix or "").lower()).strip("-")
@@ -97,7 +177,7 @@ class ModelStore:
 
 
 def _base_model(name: str) -> Model:
-    return Model(name, owned_by="aiofinetune")
+    return Model(name, _PRETRAINED_AT, "aiofinetune")
 
 
 def _no_model(name: str) -> Refused:

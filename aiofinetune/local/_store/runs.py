@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,11 +12,17 @@ from aiofinetune._sqlite import transaction
 from aiofinetune.local._store.database import StoreDatabase, new_id
 from aiofinetune.local._store.files import FileStore
 from aiofinetune.local._store.folder import Folder
-from aiofinetune.local._store.jobs import DEFAULT_MODEL, JobStore
-from aiofinetune.local._store.models import BASE_MODELS, ModelStore
+from aiofinetune.local._store.jobs import DEFAULT_MODEL, JOBS_PREFIX, JobStore
+from aiofinetune.local._store.models import BASE_MODELS, Checkpoint, ModelStore
 from aiofinetune.models import FineTune, Status
 
 RESULTS_PURPOSE: Final = "fine-tune-results"
+
+DEFAULT_SEED: Final = 0
+"""The seed of a job that has none of its own. The same data and parameters give the same model."""
+
+_KEPT_EPOCHS: Final = 2
+"""With the last epoch these are three, as many as OpenAI keeps. Only the jobs API can show them."""
 
 
 @attrs.frozen
@@ -36,6 +43,13 @@ class Run:
     """The file with the trainer's input."""
     model_path: Path
     results_path: Path
+    seed: int = DEFAULT_SEED
+    kept_epochs: int = 0
+    """The number of epochs before the last at whose ends the model is kept as well."""
+
+    def checkpoint_path(self, epoch: int) -> Path:
+        """Return the path of the model at the end of an epoch before the last."""
+        return self.model_path.with_suffix(f".epoch{epoch}.npz")
 
 
 class RunStore:
@@ -64,7 +78,7 @@ class RunStore:
     def take_next(self) -> Run | None:
         """Start a run of the oldest pending job and return it; None if there is no pending job."""
         row = self.database.execute(
-            "SELECT id FROM jobs WHERE status = ? ORDER BY number LIMIT 1", (Status.PENDING,)
+            "SELECT id, seed FROM jobs WHERE status = ? ORDER BY number LIMIT 1", (Status.PENDING,)
         ).fetchone()
         if row is None:
             return None
@@ -81,33 +95,54 @@ class RunStore:
             job_path=self._folder.runs / f"{new_id('run-')}.json",
             model_path=self._folder.models / f"{new_id('model-')}.npz",
             results_path=self._files.path(new_id("file-")),
+            seed=DEFAULT_SEED if row[1] is None else row[1],
+            kept_epochs=_KEPT_EPOCHS if job.id.startswith(JOBS_PREFIX) else 0,
         )
 
     @transaction
-    def note_event(self, job_id: str, message: str) -> None:
-        """Add an event to a running job."""
-        if self._running_job(job_id):
-            self._jobs.say(job_id, message)
+    def note_validated(self, job_id: str) -> None:
+        """Note that the trainer of a running job has read and checked its files."""
+        self.database.execute(
+            "UPDATE jobs SET is_validated = TRUE WHERE id = ? AND status = ?", (job_id, Status.RUNNING)
+        )
 
     @transaction
-    def note_success(self, run: Run) -> None:
-        """Store the model and the results of a running job, and mark the job as succeeded."""
+    def note_epoch(self, job_id: str, epoch: int, n_epochs: int, estimated_finish: int) -> None:
+        """Add an event to a running job that says how many epochs are complete, and note when it may finish."""
+        if self._running_job(job_id):
+            self.database.execute("UPDATE jobs SET estimated_finish = ? WHERE id = ?", (estimated_finish, job_id))
+            self._jobs.say(job_id, f"Completed epoch {epoch}/{n_epochs}")
+
+    @transaction
+    def note_success(self, run: Run, trained_tokens: int | None = None, checkpoints: Sequence[Checkpoint] = ()) -> None:
+        """Store the model and the results of a running job, and mark the job as succeeded.
+
+        Args:
+            run: The run.
+            trained_tokens: The number of tokens that it trained on, over all epochs.
+            checkpoints: The models at the ends of the last epochs, oldest first.
+        """
         if (job := self._running_job(run.job.id)) is None:
             return
         (suffix,) = self.database.execute("SELECT suffix FROM jobs WHERE id = ?", (job.id,)).fetchone()
         results = self._files.add(run.results_path, "compiled_results.csv", RESULTS_PURPOSE)
         model = self._models.add(run.model_path, run.base, suffix)
+        for checkpoint in checkpoints:
+            is_last = checkpoint.weights == run.model_path
+            self._models.add_checkpoint(job.id, model, run.base, checkpoint, is_last=is_last)
         self._jobs.update(attrs.evolve(job, status=Status.SUCCEEDED, fine_tuned_model=model, result_files=(results,)))
+        self.database.execute("UPDATE jobs SET trained_tokens = ? WHERE id = ?", (trained_tokens, job.id))
         self._jobs.say(job.id, f"Uploaded model: {model}")
         self._jobs.say(job.id, f"Uploaded result file: {results.id}")
         self._jobs.say(job.id, "Fine-tune succeeded")
         self._jobs.announce_moves()
 
     @transaction
-    def note_failure(self, job_id: str, reason: str) -> None:
-        """Mark a running job as failed."""
+    def note_failure(self, job_id: str, reason: str, param: str | None = None) -> None:
+        """Mark a running job as failed; `param` is the parameter to blame, such as ``"training_file"``."""
         if job := self._running_job(job_id):
             self._jobs.update(attrs.evolve(job, status=Status.FAILED))
+            self.database.execute("UPDATE jobs SET failed_param = ? WHERE id = ?", (param, job_id))
             self._jobs.say(job_id, reason, level="error")
             self._jobs.say(job_id, "Fine-tune failed")
             self._jobs.announce_moves()
@@ -121,7 +156,8 @@ class RunStore:
     def clear(self, run: Run) -> None:
         """Remove the files of an attempt, except for the model and the results if it succeeded."""
         has_succeeded = self._jobs.find(run.job.id).status == Status.SUCCEEDED
-        made = () if has_succeeded else (run.model_path, run.results_path)
+        kept = run.model_path.parent.glob(f"{run.model_path.stem}.epoch*.npz")
+        made = () if has_succeeded else (run.model_path, run.results_path, *kept)
         for path in (run.job_path, *made):
             path.unlink(missing_ok=True)
             path.with_name(f"{path.name}.partial").unlink(missing_ok=True)
@@ -130,12 +166,12 @@ class RunStore:
 
     def put_all_back(self, reason: str) -> None:
         """Put the running jobs back into the queue, with an event that says why."""
-        rows = self.database.execute("SELECT id FROM jobs WHERE status = ? ORDER BY number", (Status.RUNNING,))
-        # They are older than all pending jobs, so they go back to the front, and the others keep their places.
-        for place, (job_id,) in enumerate(rows.fetchall()):
+        rows = self.database.execute("SELECT id FROM jobs WHERE status = ? ORDER BY number DESC", (Status.RUNNING,))
+        # Only jobs that were paused meanwhile may be older, so the others keep their places.
+        for (job_id,) in rows.fetchall():
             self._jobs.update(attrs.evolve(self._jobs.find(job_id), status=Status.PENDING))
             self._jobs.say(job_id, f"Fine-tune interrupted: {reason}. It will start again from the beginning")
-            self._jobs.announce_place(job_id, place)
+            self._jobs.announce_place(job_id, self._jobs.place_of(job_id))
 
     def _running_job(self, job_id: str) -> FineTune | None:
         """Return the job if it is running; otherwise None."""

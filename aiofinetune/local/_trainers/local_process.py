@@ -31,9 +31,6 @@ _LINE_BYTES: Final = 1 << 20
 
 _TRAINER: Final = Path(__file__).parents[1] / "_engines" / "trainer.py"
 
-_SEED: Final = 0
-"""The seed of all trainings, as the API has no parameter for it. The same data and parameters give the same model."""
-
 
 class LocalProcess:
     """Runs each trainer as a process of its own on this machine."""
@@ -59,8 +56,16 @@ def _input(run: Run) -> dict[str, object]:
         "model_path": str(run.model_path),
         "results_path": str(run.results_path),
         "hyperparams": structuring.write_reply(run.job.hyperparams),
-        "seed": _SEED,
+        "seed": run.seed,
+        "checkpoint_paths": {str(epoch): str(run.checkpoint_path(epoch)) for epoch in _kept_epochs(run)},
     }
+
+
+def _kept_epochs(run: Run) -> range:
+    """Return the epochs before the last at whose ends the model is kept."""
+    n_epochs = run.job.hyperparams.n_epochs
+    assert isinstance(n_epochs, int)  # noqa: S101  # The server's jobs have numbers.
+    return range(max(1, n_epochs - run.kept_epochs), n_epochs)
 
 
 @contextlib.asynccontextmanager
