@@ -1,5 +1,7 @@
 """Read training files, which are JSON Lines with an object `{"prompt": ..., "completion": ...}` on each line.
 
+A line may also be a conversation, `{"messages": [...]}`, which `aiofinetune.data._chat` turns into such examples.
+
 Source: the reference's guide to fine-tuning, "Prepare training data".
 """
 
@@ -11,6 +13,7 @@ from typing import Final
 
 import attrs
 
+from aiofinetune.data import _chat
 from aiofinetune.errors import DatasetError
 
 # The longest line that is read, in bytes. It is many times longer than any model allows, and keeps a file without line
@@ -40,22 +43,40 @@ def read_examples(path: str | PathLike[str]) -> Iterator[Example]:
     name, found = fspath(path), False
     for number, line in _lines(name):
         try:
-            example = parse_example(line)
+            examples = parse_examples(line)
         except ValueError as error:
             raise DatasetError(name, number, str(error)) from error
         found = True
-        yield example
+        yield from examples
     if not found:
         raise DatasetError(name, None, "no example was found; at least one line is expected")
 
 
+def parse_examples(line: bytes) -> tuple[Example, ...]:
+    """Read one line of a training file: an example, or a conversation, which may contain several.
+
+    Raises:
+        ValueError: The line is neither; the message says what was found and what is expected.
+    """
+    record = _parse_json(line)
+    if not isinstance(record, dict) or "messages" not in record:
+        return (_example(record),)
+    if extra := sorted(key for key, value in record.items() if key != "messages" and value not in (None, [])):
+        raise ValueError(f"{extra[0]!a} beside 'messages' is not supported; only text messages are")
+    pairs = _chat.pairs(_chat.read_messages(record["messages"]))
+    return tuple(Example(prompt, completion) for prompt, completion in pairs)
+
+
 def parse_example(line: bytes) -> Example:
-    """Read one line of a training file.
+    """Read one line of a training file that has a prompt and a completion.
 
     Raises:
         ValueError: The line is not an example; the message says what was found and what is expected.
     """
-    record = _parse_json(line)
+    return _example(_parse_json(line))
+
+
+def _example(record: object) -> Example:
     if not isinstance(record, dict):
         raise ValueError(f"{_kind(record)} was found; an object with the keys 'prompt' and 'completion' is expected")
     for key in ("prompt", "completion"):
