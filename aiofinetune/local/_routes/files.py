@@ -14,11 +14,9 @@ from aiofinetune.local._routes import Paths
 from aiofinetune.local._routes.bodies import PIECE_BYTES, FormReader
 from aiofinetune.local._routes.replies import breaking_off, list_reply, object_reply, write
 from aiofinetune.local._store import Store
-from aiofinetune.local._store.files import PURPOSE
+from aiofinetune.local._store.files import MAX_FILE_BYTES, PURPOSE
 from aiofinetune.local._store.refused import Refused
 from aiofinetune.models import Deleted
-
-MAX_FILE_BYTES: Final = 1 << 30
 
 _MAX_NAME: Final = 200
 """The most characters of a file name in a header, counted from its end; clients refuse headers of several KB."""

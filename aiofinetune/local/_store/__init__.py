@@ -22,6 +22,7 @@ from aiofinetune.local._store.folder import Folder
 from aiofinetune.local._store.jobs import JobStore
 from aiofinetune.local._store.models import ModelStore
 from aiofinetune.local._store.runs import RunStore
+from aiofinetune.local._store.uploads import UploadStore
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Store:
         self._database = StoreDatabase(self._folder, self._report_change)
         self._file_threads = ThreadPoolExecutor(4, thread_name_prefix="aiofinetune-files")
         self.files = FileStore(self._database, self._folder.files, self._file_threads)
+        self.uploads = UploadStore(self._database, self._folder.parts, self.files, self._file_threads)
         self.models = ModelStore(self._database, self._folder.models, self._file_threads)
         self.jobs = JobStore(self._database, self.files, self.models)
         self.runs = RunStore(self._database, self._folder, self.files, self.models, self.jobs)
@@ -58,6 +60,7 @@ class Store:
         self._loop = asyncio.get_running_loop()
         with self._file_threads:
             async with self._database.opened(self._resources()):
+                await self.uploads.remove_unneeded()
                 yield self
 
     async def in_thread(self, call: Callable[[], T]) -> T:
@@ -86,7 +89,10 @@ class Store:
 
     def _sort_out(self) -> None:
         """Move files aside that no row names, and log the files that a row names but that are missing."""
-        rows = self._database.execute("SELECT id FROM files UNION SELECT weights FROM models")
+        rows = self._database.execute(
+            "SELECT id FROM files UNION SELECT weights FROM models"
+            " UNION SELECT weights FROM checkpoints WHERE weights IS NOT NULL UNION SELECT id FROM parts"
+        )
         known = {name for (name,) in rows}
         self._folder.set_aside(known)
         self._folder.report_missing(known)

@@ -21,6 +21,7 @@ from aiofinetune.models import File
 T = TypeVar("T")
 
 PURPOSE: Final = "fine-tune"
+MAX_FILE_BYTES: Final = 1 << 30
 
 
 class FileStore:
@@ -49,12 +50,21 @@ class FileStore:
         finally:
             await self._in_thread(incoming.discard)
 
-    async def keep(self, incoming: Incoming, filename: str, purpose: str) -> File:
-        """Add a file that was received completely."""
+    async def keep(
+        self, incoming: Incoming, filename: str, purpose: str, also: Callable[[File], object] = lambda _file: None
+    ) -> File:
+        """Add a file that was received completely.
+
+        Args:
+            incoming: The received file.
+            filename: Its name.
+            purpose: Its purpose.
+            also: Called with the file in the same transaction; if it raises an exception, the file is not added.
+        """
         await self._in_thread(incoming.seal)
         file = _file(incoming.id, filename, purpose, incoming.size, now())
         try:
-            await self._adopt(incoming, file)
+            await self._adopt(incoming, file, also)
         except Exception:
             # On a full disk the row may have failed although the file was renamed.
             await self._in_thread(incoming.unsettle)
@@ -62,9 +72,10 @@ class FileStore:
         return file
 
     @transaction
-    def _adopt(self, incoming: Incoming, file: File) -> None:
+    def _adopt(self, incoming: Incoming, file: File, also: Callable[[File], object] = lambda _file: None) -> None:
         incoming.settle()
         self._insert(file)
+        also(file)
 
     @transaction
     def list(self, purpose: str | None = None) -> tuple[File, ...]:

@@ -31,7 +31,7 @@ SCHEMA_VERSION: Final = 1
 _DATABASE: Final = "server.sqlite3"
 _COUNT: Final = "commits"
 _UNKNOWN: Final = "unknown"
-_OWN_NAME: Final = re.compile(r"(?:file|model|run)-[A-Za-z0-9]{24}(?:\.\w+)*")
+_OWN_NAME: Final = re.compile(r"(?:file-|model-|run-|part_)[A-Za-z0-9]{24}(?:\.\w+)*")
 """The names of files that the store creates. It ignores all others in the folder."""
 
 _log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ class Folder:
         """The folder of the models' weights."""
         self.runs = path / "runs"
         """The folder of the trainers' input."""
+        self.parts = path / "parts"
+        """The folder of the parts of uploads."""
         self._log = path / f"{_DATABASE}-wal"
         self._count = path / _COUNT
         self._counter = -1
@@ -90,7 +92,7 @@ class Folder:
 
     @property
     def _parts(self) -> tuple[Path, ...]:
-        return self.files, self.models, self.runs
+        return self.files, self.models, self.runs, self.parts
 
     def make_parts(self) -> None:
         """Create the folders in it that do not exist."""
