@@ -21,8 +21,10 @@ from aiofinetune.local._routes import Handler
 from aiofinetune.local._routes.bodies import MAX_JSON_BYTES
 from aiofinetune.local._routes.files import FileRoutes
 from aiofinetune.local._routes.fine_tunes import FineTuneRoutes
+from aiofinetune.local._routes.jobs import JobRoutes
 from aiofinetune.local._routes.models import ModelRoutes
 from aiofinetune.local._routes.replies import error_reply, member
+from aiofinetune.local._routes.uploads import UploadRoutes
 from aiofinetune.local._shortage import shortage_of
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.refused import Refused
@@ -47,7 +49,13 @@ class Api:
         self._requests: set[asyncio.Task[object]] = set()
         self._endless: set[asyncio.Task[object]] = set()
         self._models = ModelRoutes(store, self._endless)
-        self._routes = (FineTuneRoutes(store, jobs, self._endless), FileRoutes(store), self._models)
+        self._routes = (
+            FineTuneRoutes(store, jobs, self._endless),
+            JobRoutes(store),
+            FileRoutes(store),
+            UploadRoutes(store),
+            self._models,
+        )
 
     def application(self) -> web.Application:
         """Return the web application that serves this API."""

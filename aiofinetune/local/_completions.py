@@ -134,16 +134,16 @@ class Answer:
         for index, piece in pieces:
             by_choice.setdefault(index, []).append(piece)
             tokens += len(piece.tokens)
-        choices = [_choice(index, sampling.join(parts)) for index, parts in by_choice.items()]
-        return self._object(choices) | {"usage": self.usage(tokens)}
+        choices = [self._choice(index, sampling.join(parts)) for index, parts in by_choice.items()]
+        return self._object(choices, is_part=False) | {"usage": self.usage(tokens)}
 
     def part(self, index: int, piece: Written) -> dict[str, object]:
         """Return the event for one piece."""
-        return self._object([_choice(index, piece)])
+        return self._object([self._part_of_choice(index, piece)], is_part=True)
 
     def last_part(self, tokens: int) -> dict[str, object]:
         """Return the last event of a stream whose client asked for the usage."""
-        return self._object([]) | {"usage": self.usage(tokens)}
+        return self._object([], is_part=True) | {"usage": self.usage(tokens)}
 
     def usage(self, tokens: int) -> dict[str, int]:
         """Return the usage for an answer whose pieces have this number of tokens."""
@@ -155,25 +155,34 @@ class Answer:
             "total_tokens": prompt_tokens + written,
         }
 
-    def _object(self, choices: list[dict[str, object]]) -> dict[str, object]:
+    def _object(self, choices: list[dict[str, object]], *, is_part: bool) -> dict[str, object]:
         return {
             "id": self.id,
-            "object": "text_completion",
+            "object": self._kind(is_part=is_part),
             "created": self.created,
             "model": self.asked.model,
             "choices": choices,
         }
 
+    # What a chat's answer has in another form
 
-def _choice(index: int, written: Written) -> dict[str, object]:
-    logprobs: Mapping[str, object] | None = None
-    if written.token_logprobs is not None:
-        logprobs = {
-            "tokens": written.tokens,
-            "token_logprobs": written.token_logprobs,
-            "top_logprobs": written.top_logprobs,
-        }
-    return {"text": written.text, "index": index, "logprobs": logprobs, "finish_reason": written.finish_reason}
+    def _kind(self, *, is_part: bool) -> str:  # noqa: ARG002  # a chat's parts are objects of another kind
+        return "text_completion"
+
+    def _choice(self, index: int, written: Written) -> dict[str, object]:
+        """Return a whole choice."""
+        logprobs: Mapping[str, object] | None = None
+        if written.token_logprobs is not None:
+            logprobs = {
+                "tokens": written.tokens,
+                "token_logprobs": written.token_logprobs,
+                "top_logprobs": written.top_logprobs,
+            }
+        return {"text": written.text, "index": index, "logprobs": logprobs, "finish_reason": written.finish_reason}
+
+    def _part_of_choice(self, index: int, written: Written) -> dict[str, object]:
+        """Return what a stream shows of a choice with its next piece."""
+        return self._choice(index, written)
 
 
 class Completer:

@@ -1,4 +1,4 @@
-"""The routes of models and what they write: ``/models`` and ``/completions``."""
+"""The routes of models and what they write: ``/models``, ``/completions`` and ``/chat/completions``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from aiohttp import web
 
 from aiofinetune import _sse as sse
 from aiofinetune import structuring
+from aiofinetune.local._chat_completions import ChatAnswer, read_chat_request
 from aiofinetune.local._completions import Answer, Completer, read_completion_request
 from aiofinetune.local._routes import Paths
 from aiofinetune.local._routes.bodies import read_json_object
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ModelRoutes:
-    """The routes under ``/models`` and ``/completions``.
+    """The routes under ``/models``, ``/completions`` and ``/chat/completions``.
 
     Args:
         store: The server's state.
@@ -41,6 +42,7 @@ class ModelRoutes:
             "/models": {"GET": self._list},
             "/models/{id}": {"GET": self._retrieve, "DELETE": self._delete},
             "/completions": {"POST": self._complete},
+            "/chat/completions": {"POST": self._chat},
         }
 
     def close(self) -> None:
@@ -63,6 +65,9 @@ class ModelRoutes:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, Answer(read_completion_request(await read_json_object(request))))
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, ChatAnswer(read_chat_request(await read_json_object(request))))
 
     async def _answer(self, request: web.Request, answer: Answer) -> web.StreamResponse:
         weights = await self._store.models.weights_path(answer.asked.model)

@@ -31,7 +31,8 @@ class Trainers(Protocol):
     async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Run a trainer until it ends, and return how it ended.
 
-        When a trainer reports success, the complete model and results are at the paths in `run`.
+        When a trainer reports success, the complete model and results are at the paths in `run`. If `run` asks for the
+        models at the ends of further epochs, each is complete at its path when the trainer reports that epoch.
 
         If this call is cancelled, or `on_line` raises an exception, end the trainer before the exception propagates.
         Any other exception means that the trainer could not be run: if it is a shortage of this machine
