@@ -1,4 +1,4 @@
-"""Every example of the README runs as it stands."""
+"""Every example of the README runs as it stands; those marked "py" need OpenAI's client (tests/clients)."""
 
 from __future__ import annotations
 

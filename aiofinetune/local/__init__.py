@@ -1,4 +1,4 @@
-"""The embedded server: the fine-tunes API on loopback, training a small model for real.
+"""The embedded server: the fine-tunes API and ``/fine_tuning/jobs`` on loopback, training a small model for real.
 
 ::
 

@@ -106,8 +106,10 @@ def event_id(job_id: str, position: int) -> str:
 
 def position_of(job_id: str, event: str) -> int | None:
     """Return the position of one of a job's events by its id; None if it is not the id of one."""
-    digits = event.removeprefix(f"ftevent-{job_id.partition('-')[2]}-")
-    position = int(digits) if re.fullmatch("[0-9]{1,15}", digits) else -1
+    digits = event.rpartition("-")[2]
+    if not re.fullmatch("[0-9]{1,15}", digits):
+        return None
+    position = int(digits)
     return position if event_id(job_id, position) == event else None
 
 

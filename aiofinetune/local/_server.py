@@ -31,7 +31,7 @@ _log = logging.getLogger("aiofinetune.local")
 
 
 class LocalServer:
-    """A server of the fine-tunes API in this process, on this event loop.
+    """A server of the fine-tunes API, and of ``/fine_tuning/jobs``, in this process, on this event loop.
 
     Args:
         data: The folder for files, jobs and models; it is created if it does not exist. By default, a temporary folder.

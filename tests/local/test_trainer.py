@@ -319,6 +319,7 @@ def test_a_job_from_start_to_success(job: Job, scripts: list[tuple[str, str]], t
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 80
+    assert figures.keys() == set(training.CHECKPOINT_FIGURES)
     assert {name: f"{value:.6g}" for name, value in figures.items()} == {
         name: value for name, value in rows[39].items() if name in figures
     }
