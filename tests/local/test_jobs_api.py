@@ -170,8 +170,11 @@ async def test_a_job_can_be_paused_and_resumed(
 ) -> None:
     """A paused job leaves the queue, its trainer ends, and it keeps its files; a resumed one takes its turn again."""
     file_id = (await client.upload(examples))["id"]
-    long = await create(client, file_id, model="davinci", method=supervised(n_epochs=50))
-    await client.reach(long["id"], "Completed epoch 1/50")
+    # Two epochs before the last, its trainer leaves a checkpoint.
+    long_file = (await client.upload(examples * 50))["id"]
+    long = await create(client, long_file, model="davinci", method=supervised(n_epochs=3, batch_size=8))
+    await client.reach(long["id"], "Completed epoch 1/3")
+    assert len(list((data / "models").iterdir())) == 1
     job = await client.call("GET", f"{JOBS}/{long['id']}")
     assert job["status"] == "running"
     assert job["estimated_finish"] >= job["created_at"]
@@ -183,7 +186,8 @@ async def test_a_job_can_be_paused_and_resumed(
     short = await create(client, file_id, method=supervised(n_epochs=1))
     assert (await client.finish(short["id"]))["status"] == "succeeded"
     assert trainers(data) == []
-    assert long["id"] in (await client.call("DELETE", f"/files/{file_id}", status=409))["message"]
+    assert len(list((data / "models").iterdir())) == 1  # the short job's
+    assert long["id"] in (await client.call("DELETE", f"/files/{long_file}", status=409))["message"]
     for _ in range(2):
         assert (await client.call("POST", f"{path}/resume"))["status"] in ("queued", "validating_files", "running")
     said = [event["message"] for event in (await client.call("GET", f"{path}/events"))["data"][::-1]]

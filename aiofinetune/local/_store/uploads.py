@@ -161,15 +161,23 @@ class UploadStore:
         """
         upload = await self._check_parts(upload_id, order.part_ids)
         if upload.status == "pending":
-            async with self._files.receive() as incoming:
-                digest = await self._join(upload_id, order.part_ids, incoming)
-                if order.md5 is not None and order.md5.lower() != digest:
-                    raise Refused(400, f"md5: the parts have the MD5 digest {digest}, not {order.md5}", param="md5")
-                finish = functools.partial(self._finish, upload_id, order.part_ids)
-                await self._files.keep(incoming, upload.filename, upload.purpose, finish)
+            try:
+                await self._become_file(upload, order)
+            except Refused:
+                # Another call may have completed it in the meantime.
+                if (await self.get(upload_id)).status != "completed":
+                    raise
             upload = await self.get(upload_id)
         await self.remove_unneeded()
         return upload
+
+    async def _become_file(self, upload: Upload, order: CompletionOrder) -> None:
+        async with self._files.receive() as incoming:
+            digest = await self._join(upload.id, order.part_ids, incoming)
+            if order.md5 is not None and order.md5.lower() != digest:
+                raise Refused(400, f"md5: the parts have the MD5 digest {digest}, not {order.md5}", param="md5")
+            finish = functools.partial(self._finish, upload.id, order.part_ids)
+            await self._files.keep(incoming, upload.filename, upload.purpose, finish)
 
     @transaction
     def _check_parts(self, upload_id: str, part_ids: Sequence[str]) -> Upload:
@@ -199,7 +207,7 @@ class UploadStore:
         try:
             return await in_thread(self._threads, lambda: _copy(self._folder, part_ids, incoming))
         except FileNotFoundError:
-            await self._check_pending(upload_id)  # It may have been cancelled in the meantime.
+            await self._check_pending(upload_id)  # It may be over in the meantime.
             raise
 
     @transaction
