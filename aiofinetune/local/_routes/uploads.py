@@ -9,9 +9,9 @@ from aiohttp import web
 from aiofinetune import structuring
 from aiofinetune.local._routes import Paths
 from aiofinetune.local._routes.bodies import FormReader, read_json_object
-from aiofinetune.local._routes.replies import object_reply
+from aiofinetune.local._routes.replies import json_reply, object_reply
 from aiofinetune.local._store import Store
-from aiofinetune.local._store.uploads import CompletionOrder, UploadRequest
+from aiofinetune.local._store.uploads import CompletionOrder, Upload, UploadRequest
 
 MAX_PART_BYTES: Final = 64 << 20
 
@@ -37,7 +37,7 @@ class UploadRoutes:
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
         asked = structuring.read_request(await read_json_object(request), UploadRequest)
-        return object_reply(await self._store.uploads.create(asked))
+        return _reply(await self._store.uploads.create(asked))
 
     async def _add_part(self, request: web.Request) -> web.StreamResponse:
         upload_id = request.match_info["id"]
@@ -49,7 +49,13 @@ class UploadRoutes:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         order = structuring.read_request(await read_json_object(request), CompletionOrder)
-        return object_reply(await self._store.uploads.complete(request.match_info["id"], order))
+        return _reply(await self._store.uploads.complete(request.match_info["id"], order))
 
     async def _cancel(self, request: web.Request) -> web.StreamResponse:
-        return object_reply(await self._store.uploads.cancel(request.match_info["id"]))
+        return _reply(await self._store.uploads.cancel(request.match_info["id"]))
+
+
+def _reply(upload: Upload) -> web.Response:
+    """Answer with an upload, which has a file only once it is complete."""
+    shown = structuring.write_reply(upload)
+    return json_reply({name: value for name, value in shown.items() if name != "file" or value is not None})

@@ -31,8 +31,8 @@ _SCHEMA: Final = (
 )
 
 _LATER_TABLES: Final = (
-    # What stores of earlier servers lack. Those servers can still use a store that has it, because it takes nothing
-    # away, so the schema version is the same.
+    # What stores of earlier servers lack. Those servers can still use a store that has it, and ignore it, so the schema
+    # version is the same.
     "CREATE TABLE IF NOT EXISTS commits (count INTEGER NOT NULL)",
     # `weights` is null for the checkpoint of the last epoch: that is the job's model, which is in `models`.
     """CREATE TABLE IF NOT EXISTS checkpoints (

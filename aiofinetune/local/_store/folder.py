@@ -31,7 +31,7 @@ SCHEMA_VERSION: Final = 1
 _DATABASE: Final = "server.sqlite3"
 _COUNT: Final = "commits"
 _UNKNOWN: Final = "unknown"
-_OWN_NAME: Final = re.compile(r"(?:file-|model-|run-|part_)[A-Za-z0-9]{24}(?:\.\w+)*")
+_OWN_NAME: Final = re.compile(r"(?:file-|model-|checkpoint-|run-|part_)[A-Za-z0-9]{24}(?:\.\w+)*")
 """The names of files that the store creates. It ignores all others in the folder."""
 
 _log = logging.getLogger(__name__)

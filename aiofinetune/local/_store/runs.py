@@ -49,7 +49,12 @@ class Run:
 
     def checkpoint_path(self, epoch: int) -> Path:
         """Return the path of the model at the end of an epoch before the last."""
-        return self.model_path.with_suffix(f".epoch{epoch}.npz")
+        # Earlier servers move a file that they do not know aside if its name begins with "model-".
+        return self.model_path.with_name(f"{_checkpoint_name(self.model_path)}.epoch{epoch}.npz")
+
+
+def _checkpoint_name(model_path: Path) -> str:
+    return f"checkpoint-{model_path.stem.removeprefix('model-')}"
 
 
 class RunStore:
@@ -156,7 +161,7 @@ class RunStore:
     def clear(self, run: Run) -> None:
         """Remove the files of an attempt, except for the model and the results if it succeeded."""
         has_succeeded = self._jobs.find(run.job.id).status == Status.SUCCEEDED
-        kept = run.model_path.parent.glob(f"{run.model_path.stem}.epoch*.npz")
+        kept = run.model_path.parent.glob(f"{_checkpoint_name(run.model_path)}.epoch*.npz")
         made = () if has_succeeded else (run.model_path, run.results_path, *kept)
         for path in (run.job_path, *made):
             path.unlink(missing_ok=True)
