@@ -324,6 +324,12 @@ class Recovery:
                     return None
                 raise FineTuneUnreadable(str(failure), named) from failure
             else:
+                if job.id != named:
+                    words = f"$.id: expected {named}, which was asked for, got {job.id}"
+                    if not is_whole:
+                        _log.warning("retrieving %s, which the reply to a create named, failed: %s", named, words)
+                        return None
+                    raise FineTuneUnreadable(words, named)
                 # A broken reply is no proof that the id is this create's, so the job must match the request.
                 if not is_whole and not matching.is_ours(job, search.request, _at_service(reply, search.sent)):
                     return None

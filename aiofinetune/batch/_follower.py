@@ -11,8 +11,8 @@ from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._results_folder import ResultsFolder
-from aiofinetune.errors import FineTuneError, NotFound
-from aiofinetune.models import FineTuneEnded
+from aiofinetune.errors import FineTuneError, NotFound, ProtocolViolation
+from aiofinetune.models import FineTune, FineTuneEnded
 from aiofinetune.session import FineTuneSession
 
 _log = logging.getLogger("aiofinetune")
@@ -41,9 +41,12 @@ class Follower:
     async def follow(self, action: act.FollowStream) -> on.JobEnded | on.JobVanished | on.StreamFailed:
         """Follow a job by its events."""
         try:
-            job = await self._session.wait(action.job_id)
-        except FineTuneEnded as ended:
-            return on.JobEnded(action.attempt, ended.job, ended)
+            try:
+                job = await self._session.wait(action.job_id)
+            except FineTuneEnded as ended:
+                _check_id(ended.job, action.job_id)
+                return on.JobEnded(action.attempt, ended.job, ended)
+            _check_id(job, action.job_id)
         except NotFound as error:
             return on.JobVanished(action.attempt, error)
         except FineTuneError as error:
@@ -68,12 +71,14 @@ class Follower:
         """Retrieve a job with its events."""
         try:
             async with self._ending:
-                return on.JobRetrieved(action.attempt, await self._session.retrieve_fine_tune(action.job_id))
+                job = await self._session.retrieve_fine_tune(action.job_id)
+            _check_id(job, action.job_id)
         except NotFound as error:
             return on.JobVanished(action.attempt, error)
         except FineTuneError as error:
             _log.info("retrieving %s failed: %s", action.job_id, error)
             return on.JobUnreadable(action.attempt, error)
+        return on.JobRetrieved(action.attempt, job)
 
     async def write_end(self, action: act.WriteEnd) -> on.EndOnDisk:
         """Record how a job ended."""
@@ -105,3 +110,9 @@ class Follower:
                 await self._session.cancel_fine_tune(job_id)
         except FineTuneError as error:
             _log.warning("cancelling %s failed: %s", job_id, error)
+
+
+def _check_id(job: FineTune, job_id: str) -> None:
+    """Raise `ProtocolViolation` if a reply describes another job than the one that was asked for."""
+    if job.id != job_id:
+        raise ProtocolViolation(f"$.id: expected {job_id}, which was asked for, got {job.id}")

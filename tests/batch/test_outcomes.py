@@ -218,6 +218,31 @@ async def test_a_job_that_the_service_forgets_is_an_outcome() -> None:
     assert (batch.progress.vanished, batch.progress.uncertain, batch.progress.ended) == (1, 0, 1)
 
 
+@pytest.mark.parametrize("is_named", [True, False])
+async def test_another_jobs_end_is_not_taken(*, is_named: bool) -> None:
+    """Where asking for a job gives another one, by whichever call, the list tells how the right one ended."""
+    server = BatchServer(lasts=None)
+    other = server.add_job()
+    server.end(other, "failed")
+
+    def mix_up(endpoint: str, right: bytes) -> bytes | None:
+        if endpoint == "retrieve":
+            return ok(server.jobs[other])
+        if endpoint == "create" and is_named:
+            return ok({"id": next(reversed(server.jobs))})
+        return right
+
+    server.rewrite = mix_up
+    wanted = entries(server, 2)
+    async with talking_to(server) as session, asyncio.timeout(60), Batch(session, wanted, poll_interval=POLL) as batch:
+        await server.until(lambda: len(server.active) == 2)
+        for job_id in list(server.active):
+            server.end(job_id)
+        outcomes = await batch.run()
+    assert {outcome.job_id for outcome in outcomes} == server.jobs.keys() - {other}
+    assert all(outcome.job is not None and outcome.job.id == outcome.job_id for outcome in outcomes)
+
+
 async def test_jobs_whose_streams_fail_are_followed_by_the_list() -> None:
     """Where following a job fails for good, the list of jobs tells its end."""
     server = BatchServer(lasts=None)
