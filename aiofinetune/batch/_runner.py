@@ -57,8 +57,9 @@ class Runner:
             async with asyncio.TaskGroup() as self._tasks:
                 # It may have been stopped before it was entered.
                 if self.finish is None:
-                    self.tell(on.Started())
+                    # In this order: whoever is told of the start may stop the batch, which ends what was begun.
                     self._start(self._tasks, read_all())
+                    self.tell(on.Started())
                 await self._over.wait()
         except* Exception as failures:  # noqa: BLE001  # raised to the caller that iterates
             self.finish = act.Finish(_first(failures), None, None)

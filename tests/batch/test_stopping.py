@@ -110,6 +110,23 @@ async def test_a_callback_may_stop_the_batch() -> None:
     assert 2 <= len(outcomes) < 50
 
 
+@pytest.mark.parametrize("how", ["stop", "raise"])
+async def test_a_callback_may_stop_the_batch_at_once(how: str) -> None:
+    """A progress callback that stops the batch the first time it is called, or fails then, ends the batch."""
+    server = BatchServer()
+
+    def end(_progress: Progress) -> None:
+        if how == "raise":
+            raise ZeroDivisionError
+        batch.stop()
+
+    async with talking_to(server) as session:
+        batch = Batch(session, entries(server, 5), concurrency=1, progress=end)
+        with pytest.raises(BatchStopped if how == "stop" else ZeroDivisionError):
+            await outcomes_of(batch)
+    assert not server.jobs
+
+
 async def test_stop_stops_those_who_are_throttled(tmp_path: Path) -> None:
     """A create that the service put off is not sent again after `stop`, and is sent by the next run."""
     server = BatchServer()
