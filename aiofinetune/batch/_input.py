@@ -60,8 +60,13 @@ class Input:
                 end = on.InputFailed(error)
             else:
                 raise
-        if not _is_cancelled():
-            await self._read.put(end)
+        if _is_cancelled():
+            # Either the batch is over and nobody takes this, or the input cancelled this task itself and did not take
+            # that back, and the batch must not wait for more.
+            end = on.InputFailed(FineTuneError("the input of requests cancelled the task that reads it"))
+            if self._read.full():
+                self._read.get_nowait()
+        await self._read.put(end)
 
     async def take(self, action: act.ReadEntries) -> on.EntriesRead | on.InputEnded | on.InputFailed:
         """Return the next entries, at least one of them, or the end of the input."""

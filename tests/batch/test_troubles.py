@@ -201,6 +201,24 @@ async def test_a_batch_stops_whatever_its_input_makes_of_that(tmp_path: Path, en
         assert (await journal.owners()).keys() == set(server.jobs)
 
 
+async def test_an_input_that_cancels_its_task_is_an_error() -> None:
+    """An input whose time limit cancels the task that reads it, and does not take that back, ends the batch."""
+    server = BatchServer()
+
+    async def late() -> AsyncIterator[Entry]:
+        for entry in entries(server, 5):
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            yield entry
+
+    async with talking_to(server) as session:
+        with pytest.raises(FineTuneError, match="cancelled the task that reads it"):
+            await outcomes_of(Batch(session, late()))
+
+
 async def test_stop_is_heard_while_lost_creates_are_looked_for(tmp_path: Path) -> None:
     """A batch that looks for what an earlier run lost, and does not get the list, stops at once."""
     server = BatchServer()
