@@ -193,6 +193,16 @@ class Batch:
             raise FineTuneError("a batch runs only once; create a new one")
         self._recovery.check_loop()
         self._is_entered = True
+        try:
+            await self._begin()
+        except BaseException as failure:
+            if isinstance(failure, Exception):
+                self._runner.fail(failure)
+            self._conclude()
+            raise
+        return self
+
+    async def _begin(self) -> None:
         if self._results is not None:
             await self._results.make()
         async with AsyncExitStack() as stack:
@@ -200,7 +210,6 @@ class Batch:
             group = await stack.enter_async_context(asyncio.TaskGroup())
             self._running = group.create_task(self._run())
             self._stack = stack.pop_all()
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -216,6 +225,9 @@ class Batch:
                 if not self._running.done():
                     self._running.cancel()
                     await asyncio.wait([self._running])
+                if self._core.state is not BatchState.DONE:
+                    # It was cancelled before it began.
+                    self._conclude()
                 await self._follower.cancel(self._to_cancel)
 
     def __aiter__(self) -> Self:
@@ -271,10 +283,14 @@ class Batch:
         except JournalUnusable as failure:
             self._runner.fail(failure)
         finally:
-            if self._core.state is not BatchState.DONE:
-                # It was cancelled, or failed.
-                self._tell(on.LeaveAsked(self._cancel_on_exit, is_at_once=True))
-            self._outcomes.put_nowait(None)
+            self._conclude()
+
+    def _conclude(self) -> None:
+        """End the iteration."""
+        if self._core.state is not BatchState.DONE:
+            # It was cancelled, or failed.
+            self._tell(on.LeaveAsked(self._cancel_on_exit, is_at_once=True))
+        self._outcomes.put_nowait(None)
 
     async def _warn_of_forgotten(self) -> None:
         finish = self._runner.finish

@@ -18,7 +18,7 @@ from aiofinetune.batch._core import AttemptId
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
-from aiofinetune.errors import AuthenticationFailed, FineTuneError, PermissionDenied, QuotaExceeded
+from aiofinetune.errors import AuthenticationFailed, FineTuneError, JournalUnusable, PermissionDenied, QuotaExceeded
 from tests.batch.runs import POLL, entries, outcomes_of, stopped
 from tests.servers.batchserver import QUICK, BatchServer, error, ok, talking_to
 from tests.servers.rawserver import KEY
@@ -255,6 +255,26 @@ async def test_whoever_reads_a_batch_that_was_cancelled_elsewhere_is_told() -> N
             await leaving
         with pytest.raises(BatchStopped):
             await reading[0]
+
+
+async def test_a_batch_that_never_began_has_an_end(tmp_path: Path) -> None:
+    """Iterating over a batch that could not be entered raises why; one that was cancelled at once says so."""
+    server = BatchServer()
+    journal = tmp_path / "journal"
+    journal.write_text("no journal")
+    async with talking_to(server) as session, asyncio.timeout(60):
+        unusable = Batch(session, entries(server, 1), journal=journal)
+        with pytest.raises(JournalUnusable):
+            await outcomes_of(unusable)
+        with pytest.raises(JournalUnusable):
+            await unusable.run()
+        cancelled = Batch(session, entries(server, 1))
+        with pytest.raises(asyncio.CancelledError):
+            async with cancelled:
+                raise asyncio.CancelledError
+        with pytest.raises(BatchStopped):
+            await cancelled.run()
+    assert not server.jobs
 
 
 @pytest.mark.parametrize("wrong", [{}, None, Entry("\ud800", FineTuneRequest(training_file="file-1"))])
