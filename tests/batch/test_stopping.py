@@ -15,7 +15,7 @@ from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._outcomes import BatchStopped, Progress
 from aiofinetune.errors import JournalUnusable
 from tests.batch.runs import POLL, entries, outcomes_of, stopped
-from tests.servers.batchserver import QUICK, BatchServer, error, talking_to
+from tests.servers.batchserver import QUICK, BatchServer, error, ok, talking_to
 from tests.servers.rawserver import KEY
 
 
@@ -177,6 +177,20 @@ async def test_leaving_early_lets_what_is_being_sent_settle(tmp_path: Path) -> N
             assert (await known.owners()).keys() == server.active
             assert await known.lost() == []
     assert server.asked["create"] == 4
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+async def test_leaving_early_lets_a_job_be_found_that_a_reply_named_wrongly(tmp_path: Path, *, cancels: bool) -> None:
+    """Leaving waits for the look at a job that the service turns out not to know, and for the right one's id."""
+    server = BatchServer(lasts=None)
+    server.rewrite = lambda endpoint, right: ok({"id": "ft-wrong"}) if endpoint == "create" else right
+    wanted, journal = entries(server, 1), tmp_path / "journal"
+    async with talking_to(server) as session, asyncio.timeout(60):
+        async with Batch(session, wanted, journal=journal, cancel_on_exit=cancels):
+            await server.until(lambda: server.asked["retrieve"] > 0)
+        async with Journal(journal, session.base_url).opened() as known:
+            assert (await known.owners()).keys() == server.jobs.keys()
+    assert bool(server.active) is not cancels
 
 
 async def test_cancelling_the_body_leaves_a_journal_to_go_on_with(tmp_path: Path) -> None:

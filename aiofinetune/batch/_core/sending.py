@@ -52,9 +52,14 @@ class Sender:
 
     @property
     def is_sending(self) -> bool:
-        """Whether an answer is awaited for something that is being sent, withdrawn or noted."""
+        """Whether an answer is awaited for something that is being sent, withdrawn or noted.
+
+        The call of a create may still look at the job that its reply named, whose id is on the disk. If the service
+        does not know it, the id is not the job's, and the journal must hold that.
+        """
         sending = (AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
-        return any(self._attempts.count(state) > len(self._attempts.idle(state)) for state in sending)
+        is_awaited = any(self._attempts.count(state) > len(self._attempts.idle(state)) for state in sending)
+        return is_awaited or bool(self._attempts.awaiting(act.ResumeCreate))
 
     @property
     def _in_hand(self) -> int:
