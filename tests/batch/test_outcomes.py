@@ -283,6 +283,24 @@ async def test_many_jobs_are_followed_by_the_list() -> None:
     assert len(outcomes) == count
 
 
+async def test_a_job_that_was_listed_as_over_and_is_gone_ended_as_listed() -> None:
+    """A job that the list has as failed, and that is gone when its events are asked for, failed."""
+    server = BatchServer(lasts=None)
+    wanted = entries(server, 1)
+    server.refuse = lambda endpoint: (
+        error(404, "gone")
+        if endpoint == "retrieve" and not server.active
+        else error(403, "no streams")
+        if endpoint in {"stream", "retrieve"}
+        else None
+    )
+    async with talking_to(server) as session, asyncio.timeout(60), Batch(session, wanted, poll_interval=POLL) as batch:
+        await server.until(lambda: server.asked["list"] > 0)
+        server.end(next(iter(server.active)), "failed")
+        (outcome,) = await batch.run()
+    assert outcome.status == "failed"
+
+
 async def test_a_listed_job_that_is_gone_is_an_outcome() -> None:
     """A job that is followed by the list, and is no longer in it, ends as not found."""
     server = BatchServer(lasts=None)

@@ -74,7 +74,13 @@ class Watcher:
             self._attempts.apply(attempt, event)
 
     def vanished(self, attempt: Attempt, event: on.JobVanished) -> None:
-        """Report a job that the service no longer knows, or begin a new attempt if the caller asked for one."""
+        """Report a job that the service no longer knows, or begin a new attempt if the caller asked for one.
+
+        What a list said of its end counts.
+        """
+        if attempt.listed is not None:
+            self.ended(attempt, on.JobEnded(attempt.id, attempt.listed))
+            return
         self._attempts.apply(attempt, event)
         if attempt.is_replaceable:
             self._replace(attempt)
