@@ -68,7 +68,9 @@ class Runner:
 
     def tell(self, event: on.Event) -> None:
         """Tell the core what happened, and begin what it then asks for."""
-        for action in self._core.handle(event, asyncio.get_running_loop().time()):
+        # Before it begins and after it ends, no decision depends on the time, and there may be no event loop.
+        now = 0.0 if self._tasks is None else asyncio.get_running_loop().time()
+        for action in self._core.handle(event, now):
             if (note := self._notes.get(type(action))) is not None:
                 note(action)
             elif self._tasks is not None:

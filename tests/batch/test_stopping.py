@@ -294,3 +294,20 @@ async def test_a_job_that_could_not_be_noted_is_cancelled_too(
     assert {job["status"] for job in server.jobs.values()} == {"cancelled"}
     told = " ".join(record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
     assert all(job_id in told for job_id in server.jobs)
+
+
+def test_a_batch_is_stopped_where_no_loop_runs() -> None:
+    """A batch that was made and stopped before any event loop ran sends nothing, and says that it was stopped."""
+    server = BatchServer()
+
+    session = FineTuneSession(KEY, base_url="http://127.0.0.1:1/v1")
+    batch = Batch(session, entries(server, 2))
+    batch.stop()
+
+    async def enter() -> None:
+        async with session:
+            _, why = await stopped(batch)
+            assert "asked to stop" in str(why)
+
+    asyncio.run(enter())
+    assert not server.asked
