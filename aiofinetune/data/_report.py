@@ -1,0 +1,147 @@
+"""What a check finds: severities, places, findings and the report."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+
+from aiofinetune.errors import DatasetError
+
+SHOWN_PLACES: Final = 3
+"""The number of places of a finding that a report keeps."""
+_MAX_TEXT: Final = 80
+
+
+class Severity(enum.StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    """The service would refuse the file, or the job would fail."""
+    WARNING = "warning"
+    """The job would run, and the model would probably be worse for it."""
+    NOTE = "note"
+    """Good to know."""
+
+
+WORST_FIRST: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
+
+
+@attrs.frozen
+class Place:
+    """Where a problem is."""
+
+    file: str
+    """The file, as the user named it."""
+    line: int | None
+    """The line of the file at which the row starts, from 1; in a workbook, the row; None for the file as a whole."""
+    field: str | None
+    """The field or column; None for the row as a whole."""
+    text: str
+    """The text that was found, cut to size."""
+
+
+@attrs.frozen
+class Finding:
+    """All problems of one kind in a file."""
+
+    check: str
+    """The check's id, such as ``"empty-completion"``."""
+    severity: Severity
+    says: str
+    """One sentence of what is wrong."""
+    count: int
+    """The number of rows that have the problem; 1 for a problem of the file as a whole."""
+    places: tuple[Place, ...]
+    """The first few of them."""
+    mend: str | None
+    """What `mend` does about it; None if nothing."""
+    is_mend_safe: bool
+    """Whether `mend` does so by default."""
+
+
+@attrs.frozen
+class Task:
+    """What a model is trained to do with the data."""
+
+    kind: str
+    """``"classification"``, ``"generation"``, ``"open-ended generation"``, ``"chat"`` or ``"preference"``."""
+    classes: Mapping[str, int] = attrs.field(factory=dict)
+    """For a classification: the completions and the number of rows with each, the most frequent first."""
+
+
+@attrs.frozen
+class Report:
+    """What a check found in a file."""
+
+    file: str
+    validation_file: str | None
+    format: str
+    """``"jsonl"``, ``"json"``, ``"csv"``, ``"tsv"`` or ``"xlsx"``."""
+    encoding: str
+    shape: str | None
+    """``"pairs"`` (prompt and completion), ``"messages"`` or ``"preferences"``; None if no row says."""
+    rows: int
+    """The number of rows, without blank lines; those that cannot be read are counted."""
+    unreadable_rows: int
+    task: Task | None
+    tokens: int
+    """The number of tokens in all rows that could be read."""
+    tokens_from: str
+    """How `tokens` was counted: ``"an estimate"`` or the tokenizer's file."""
+    findings: tuple[Finding, ...]
+    """The worst first, and of equal severity those with the most rows first."""
+    separator: str | None = None
+    """The text at the end of nearly every prompt, or what `mend` would put there."""
+    stop: str | None = None
+    """The text at the end of nearly every completion, or what `mend` would put there."""
+    suggested_encoding: str | None = None
+    """An encoding in which the undecodable lines can be read."""
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the service would take the file: no finding is an error."""
+        return not self.at_least(Severity.ERROR)
+
+    def at_least(self, severity: Severity) -> tuple[Finding, ...]:
+        """Return the findings that are as severe as `severity` or more."""
+        worst = WORST_FIRST[: WORST_FIRST.index(severity) + 1]
+        return tuple(finding for finding in self.findings if finding.severity in worst)
+
+    def raise_for_errors(self) -> None:
+        """Raise the first error.
+
+        Raises:
+            DatasetError: The service would refuse the file; the error names the first line of the worst finding.
+        """
+        errors = self.at_least(Severity.ERROR)
+        if not errors:
+            return
+        first, *others = errors
+        place = first.places[0]
+        where = f"{place.field}: " if place.field else ""
+        shown = f" ({where}{place.text})" if place.text else ""
+        more = f"; {first.count:,} rows" if first.count > 1 else ""
+        rest = f"; and {len(others)} more kinds of errors" if others else ""
+        raise DatasetError(place.file, place.line, f"{first.says}{shown}{more}{rest}")
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as JSON values."""
+        return {**attrs.asdict(self), "is_accepted": self.is_accepted}
+
+
+def cut(text: str) -> str:
+    """Return the start of a text for a person to read: one line, printable, and at most 80 characters."""
+    shown = text[: _MAX_TEXT + 1]
+    if len(shown) > _MAX_TEXT:
+        shown = shown[: _MAX_TEXT - 1] + "…"
+    if not shown.isprintable():
+        shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
+    return shown
+
+
+def cut_end(text: str) -> str:
+    """Return the end of a text, as `cut` does its start."""
+    return cut(text if len(text) <= _MAX_TEXT // 2 else "…" + text[-_MAX_TEXT // 2 :])

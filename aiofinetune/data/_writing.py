@@ -1,0 +1,58 @@
+"""Write JSON Lines to a file that appears under its name only once it is complete, and never over the input."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from os import PathLike, fspath
+from pathlib import Path
+from typing import BinaryIO
+
+from aiofinetune.data._json_rows import dumps
+from aiofinetune.errors import LocalFileError
+
+
+@contextmanager
+def created(path: str | PathLike[str], inputs: Iterable[str | PathLike[str]], *, overwrite: bool) -> Iterator[BinaryIO]:
+    """Return a context manager of a new file. If the block fails, nothing is left of it.
+
+    Args:
+        path: The file.
+        inputs: The files that are read meanwhile.
+        overwrite: Whether another file of that name may be replaced.
+
+    Raises:
+        LocalFileError: The file is one of the inputs, exists, or cannot be written.
+    """
+    target = Path(fspath(path))
+    partial = target.parent / f".{secrets.token_hex(8)}.part"
+    try:
+        _check_target(target, inputs, overwrite=overwrite)
+        with ExitStack() as cleanup:
+            file = cleanup.enter_context(partial.open("xb"))
+            cleanup.callback(partial.unlink, missing_ok=True)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            _check_target(target, inputs, overwrite=overwrite)
+            partial.replace(target)
+    except OSError as error:
+        raise LocalFileError(f"{target}: {error.strerror or error}") from error
+
+
+def _check_target(target: Path, inputs: Iterable[str | PathLike[str]], *, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if any(target.samefile(path) for path in inputs):
+        raise LocalFileError(f"{target}: is the input; give another file to write")
+    if not overwrite:
+        raise LocalFileError(f"{target}: exists; give another file, or allow it to be overwritten")
+    if not target.is_file():
+        raise LocalFileError(f"{target}: is not a regular file")
+
+
+def json_line(fields: Mapping[str, object]) -> bytes:
+    """Return a row as a line."""
+    return dumps(fields) + b"\n"

@@ -1,0 +1,1 @@
+"""Tests of checking, mending, splitting and converting training data."""
