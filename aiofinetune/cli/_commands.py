@@ -20,6 +20,22 @@ from aiofinetune.errors import FineTuneError
 # ruff: noqa: PLC0415  # each command imports what it runs, so that --help does not wait for the rest
 
 
+class _Later(click.Group):
+    """A group whose commands are imported when one of them is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        from aiofinetune.cli import _data
+
+        return super().list_commands(ctx) or sorted(_data.COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command."""
+        from aiofinetune.cli import _data
+
+        return super().get_command(ctx, cmd_name) or _data.COMMANDS.get(cmd_name)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
@@ -126,6 +142,11 @@ def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: 
 
     journal = journal or manifest.with_name(f"{manifest.name}.journal")
     _run(run_manifest(manifest, journal, summary, Console(), check=check, **options))
+
+
+@cli.group(cls=_Later)
+def data() -> None:
+    """Check and mend training data; split, convert and sample it."""
 
 
 def _run(main: Coroutine[object, object, int | None]) -> None:

@@ -1,0 +1,104 @@
+"""``aiofinetune data``, as a user of the shell sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from aiofinetune.cli._commands import cli
+from aiofinetune.data import CHECKS
+from tests.data.files import pairs, rows_in, write
+
+
+def run(*arguments: object, columns: int = 80) -> Result:
+    """Run ``aiofinetune data`` with output in a pipe."""
+    return CliRunner().invoke(cli, ["data", *map(str, arguments)], env={"COLUMNS": str(columns)})
+
+
+@pytest.fixture
+def messy(tmp_path: Path) -> Path:
+    rows = [*pairs(("a", ""), ("b", "[bold]c[/bold]"), ("b", "[bold]c[/bold]")), {"Prompt": "d", "completion": 5}]
+    return write(tmp_path, rows)
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+def test_a_report_can_be_read_at_any_width(messy: Path, columns: int) -> None:
+    """The worst is first, each problem has its places, texts are no markup, and no line is wider than the terminal."""
+    result = run("check", messy, columns=columns)
+    words = " ".join(result.stdout.split())
+    assert result.exit_code == 1
+    assert "error empty-completion: The completion is empty. (safe mend) line 1, completion" in words
+    assert words.index("error") < words.index("warning") < words.index("no-separator") or "warning" in words
+    assert "completion of line 2" in words
+    lines = [line for line in result.stdout.splitlines() if str(messy) not in line]
+    assert max(map(len, lines)) <= columns
+
+
+def test_the_exit_status_says_how_bad_it_is(tmp_path: Path, messy: Path) -> None:
+    """By default an error fails; --fail-on moves the bar."""
+    good = write(tmp_path, pairs(("a ->", " b")), "good.jsonl")
+    assert [run("check", good).exit_code, run("check", messy).exit_code] == [0, 1]
+    assert run("check", good, "--fail-on", "warning").exit_code == 1
+    assert run("check", messy, "--fail-on", "never").exit_code == 0
+    assert run("check", good, messy).exit_code == 1
+
+
+def test_json_has_the_whole_report(tmp_path: Path, messy: Path) -> None:
+    """--json prints what -o writes, with the suggested request."""
+    result = run("check", messy, "--json", "-o", tmp_path / "report.json", "--price", "0.1", "--fail-on", "never")
+    report = json.loads(result.stdout)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert {finding["check"] for finding in report["findings"]} <= set(CHECKS)
+    assert report["rows"] == 4
+    assert report["suggestion"]["request"]["training_file"] == str(messy)
+    assert run("check", messy, "-o", messy).exit_code == 1
+    assert "is the input" in run("check", messy, "-o", messy).output or messy.read_text().startswith('{"prompt"')
+
+
+def test_a_file_is_mended(tmp_path: Path, messy: Path) -> None:
+    """A dry run shows what changes; the output has it; neither and both are wrong usage."""
+    shown = run("mend", messy, "--dry-run", "--mend", "no-leading-space").stdout
+    assert '- line 4: {"Prompt": "d", "completion": 5}' in shown
+    assert '+ line 4: {"prompt": "d", "completion": "5"}' in shown
+    assert "dropped lines: 1" in shown
+    assert "4 rows, 2 dropped, 2 left; dry run" in shown
+    output = tmp_path / "out.jsonl"
+    report = json.loads(run("mend", messy, "-o", output, "--mend", "no-leading-space", "--json").stdout)
+    assert rows_in(output) == pairs(("b", " [bold]c[/bold]"), ("d", " 5"))
+    assert (report["rows_in"], report["rows_out"], report["dropped"]) == (4, 2, 2)
+    assert run("mend", messy).exit_code == run("mend", messy, "-o", output, "--dry-run").exit_code == 2
+    refused = run("mend", messy, "-o", output)
+    assert (refused.exit_code, "exists" in refused.output) == (1, True)
+
+
+def test_files_are_split_sampled_and_converted(tmp_path: Path) -> None:
+    """The other commands write their files and say how many rows they have."""
+    path = write(tmp_path, pairs(*((f"{n} ->", f" {n % 2}\n") for n in range(20))))
+    training, validation = tmp_path / "t.jsonl", tmp_path / "v.jsonl"
+    shown = run("split", path, "--training", training, "--validation", validation, "--share", "0.2").stdout
+    assert (len(rows_in(training)), len(rows_in(validation))) == (16, 4)
+    assert "all" in shown
+    assert run("sample", path, "-o", tmp_path / "s.jsonl", "--count", 5).stdout.startswith("5 rows")
+    options = ("--to", "messages", "--separator", " ->", "--space", " ", "--stop", "\\n")
+    assert run("convert", path, "-o", tmp_path / "c.jsonl", *options).stdout.startswith("20 rows")
+    messages = rows_in(tmp_path / "c.jsonl")[3]["messages"]
+    assert messages == [{"role": "user", "content": "3"}, {"role": "assistant", "content": "1"}]
+
+
+def test_an_error_is_one_line(tmp_path: Path) -> None:
+    """What this package raises is told without a traceback."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("broken")
+    result = run("sample", path, "-o", tmp_path / "b.jsonl", "--count", 1)
+    assert result.exit_code == 1
+    assert result.output.startswith("aiofinetune: ")
+    assert "line 1" in result.output
+
+
+def test_help_lists_the_commands() -> None:
+    """The group lists its commands."""
+    shown = run("--help").stdout
+    assert all(name in shown for name in ("check", "mend", "split", "convert", "sample"))
