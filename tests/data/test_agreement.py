@@ -9,10 +9,10 @@ from hypothesis import example, given, settings
 
 from aiofinetune.data import FINE_TUNES, check_file
 from aiofinetune.data._suggest import batch_size_of as suggested_batch_size_of
-from aiofinetune.local._app import MAX_FILE_BYTES
 from aiofinetune.local._engines.defaults import batch_size_of
 from aiofinetune.local._engines.model import COMPLETION_BYTES
 from aiofinetune.local._engines.training import TrainingError, read_texts
+from aiofinetune.local._store.files import MAX_FILE_BYTES
 from tests.data.files import ODD_FILES
 
 
