@@ -16,7 +16,7 @@ from aiofinetune._version import __version__
 if TYPE_CHECKING:
     from aiofinetune._completions import Completion, CompletionChoice, CompletionLogprobs, CompletionUsage
     from aiofinetune._http.transport import Timeout
-    from aiofinetune._jobs.stream import EventStream
+    from aiofinetune._jobs.events import EventStream
     from aiofinetune.batch import (
         Batch,
         BatchStopped,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         check_manifest,
         read_manifest,
     )
+    from aiofinetune.dialects import Dialect
     from aiofinetune.errors import (
         APIError,
         AuthenticationFailed,
@@ -56,8 +57,10 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from aiofinetune.models import (
+        Checkpoint,
         CreateUncertain,
         Deleted,
+        Failure,
         File,
         FineTune,
         FineTuneCancelled,
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
         FineTuneFailed,
         FineTuneRequest,
         Hyperparams,
+        Method,
         Model,
         Status,
     )
@@ -79,6 +83,7 @@ __all__ = [
     "BadRequest",
     "Batch",
     "BatchStopped",
+    "Checkpoint",
     "Completion",
     "CompletionChoice",
     "CompletionLogprobs",
@@ -90,8 +95,10 @@ __all__ = [
     "CreateUncertain",
     "DatasetError",
     "Deleted",
+    "Dialect",
     "Entry",
     "EventStream",
+    "Failure",
     "File",
     "FineTune",
     "FineTuneCancelled",
@@ -106,6 +113,7 @@ __all__ = [
     "JournalUnusable",
     "LocalFileError",
     "ManifestInvalid",
+    "Method",
     "Model",
     "NotFound",
     "Outcome",
@@ -143,7 +151,7 @@ _MODULES: Final = {
     "_http.transport": [
         "Timeout",
     ],
-    "_jobs.stream": [
+    "_jobs.events": [
         "EventStream",
     ],
     "batch": [
@@ -184,9 +192,14 @@ _MODULES: Final = {
         "TransportError",
         "WaitTimeout",
     ],
+    "dialects": [
+        "Dialect",
+    ],
     "models": [
+        "Checkpoint",
         "CreateUncertain",
         "Deleted",
+        "Failure",
         "File",
         "FineTune",
         "FineTuneCancelled",
@@ -195,6 +208,7 @@ _MODULES: Final = {
         "FineTuneFailed",
         "FineTuneRequest",
         "Hyperparams",
+        "Method",
         "Model",
         "Status",
     ],

@@ -21,25 +21,29 @@ class Secret(str):
         return "'…'"
 
 
-def scrubbed(data: bytes, secret: str) -> bytes:
-    """Return a service's reply without the key, which the service may echo in any field."""
-    shown = secret.encode()
-    # Every event passes through here, and `in` takes three times as long as `find`: it first tries to convert the key
-    # to an integer.
-    if len(shown) < _SHORTEST or data.find(shown) < 0:
-        return data
-    return data.replace(shown, b"...")
+def scrubbed(data: bytes, *secrets: str) -> bytes:
+    """Return a service's reply without the keys, which the service may echo in any field."""
+    for secret in secrets:
+        shown = secret.encode()
+        # Every event passes through here, and `in` takes three times as long as `find`: it first tries to convert the
+        # key to an integer.
+        if len(shown) >= _SHORTEST and data.find(shown) >= 0:
+            data = data.replace(shown, b"...")
+    return data
 
 
-def without_secret(error: FineTuneError, secret: str) -> FineTuneError:
-    """Return an error without the key, which some services and proxies echo.
+def without_secret(error: FineTuneError, *secrets: str) -> FineTuneError:
+    """Return an error without the keys, which some services and proxies echo.
 
-    This is the error itself if neither it nor any chained exception shows the key. Otherwise it is a new error of the
+    This is the error itself if neither it nor any chained exception shows a key. Otherwise it is a new error of the
     same class, without the chain.
     """
-    if len(secret) < _SHORTEST or not any(secret in text for text in _shown(error)):
+    found = [secret for secret in secrets if len(secret) >= _SHORTEST and any(secret in text for text in _shown(error))]
+    if not found:
         return error
-    arguments = (argument.replace(secret, "…") if isinstance(argument, str) else argument for argument in error.args)
+    arguments = list(error.args)
+    for secret in found:
+        arguments = [each.replace(secret, "…") if isinstance(each, str) else each for each in arguments]
     return type(error)(*arguments)
 
 

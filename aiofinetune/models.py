@@ -62,6 +62,7 @@ class FineTuneEvent:
     level: str = "info"
     created_at: int | None = None
     object: str = "fine-tune-event"
+    id: str | None = None
 
 
 @attrs.frozen
@@ -75,6 +76,8 @@ class Hyperparams:
     """The learning rate, as a multiple of the rate that the base model was pretrained with."""
     prompt_loss_weight: float | None = None
     """The weight of the loss on the prompt's tokens; the completion's tokens have weight 1."""
+    learning_rate: float | None = None
+    """The learning rate itself, at a service that takes no multiple."""
     compute_classification_metrics: bool | None = None
     classification_n_classes: int | None = None
     classification_positive_class: str | None = None
@@ -82,12 +85,38 @@ class Hyperparams:
 
 
 @attrs.frozen
+class Method:
+    """How a job trains (OpenAI: the ``method`` of a fine-tuning job).
+
+    Args:
+        type: ``"supervised"``, ``"preference"`` (DPO) or ``"reinforcement"``; in a job perhaps a word of the service's.
+        hyperparameters: Those of the method itself, such as ``{"beta": 0.1}``, by the service's names. They are not
+            checked. `FineTuneRequest` has those that all methods share.
+        grader: What grades the model's answers, for ``"reinforcement"``, in the service's form. It is not checked.
+    """
+
+    type: str
+    hyperparameters: Mapping[str, object] | None = attrs.field(default=None, hash=False)
+    grader: Mapping[str, object] | None = attrs.field(default=None, hash=False)
+
+
+@attrs.frozen
+class Failure:
+    """Why a job failed, in the service's words (OpenAI: the ``error`` of a fine-tuning job)."""
+
+    message: str | None = None
+    code: str | None = None
+    param: str | None = None
+    """The parameter that was invalid."""
+
+
+@attrs.frozen
 class FineTune:
-    """A fine-tuning job (reference: the fine-tune object)."""
+    """A fine-tuning job (reference: the fine-tune object). What only other services have is None at the reference."""
 
     id: str
     status: str
-    """One of `Status`, or a word of the service's own."""
+    """One of `Status`, or a word of the service's own that this package does not know."""
     model: str | None = None
     """The base model, or the fine-tuned model that the job trains further."""
     created_at: int | None = None
@@ -102,6 +131,15 @@ class FineTune:
     """Oldest first. Empty in lists, where the service leaves them out."""
     organization_id: str | None = None
     object: str = "fine-tune"
+    service_status: str | None = None
+    """The service's own word for the status, such as ``"queued"``, where it differs from `status`."""
+    finished_at: int | None = None
+    error: Failure | None = None
+    trained_tokens: int | None = None
+    """The number of tokens that the service charges for."""
+    seed: int | None = None
+    metadata: Mapping[str, str] | None = attrs.field(default=None, hash=False)
+    method: Method | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -120,6 +158,38 @@ class Model:
 
 
 @attrs.frozen
+class Checkpoint:
+    """A model that a job saved on its way (OpenAI: the checkpoint object)."""
+
+    id: str
+    created_at: int | None = None
+    fine_tuned_model_checkpoint: str | None = None
+    """The name of the saved model."""
+    step_number: int | None = None
+    metrics: Mapping[str, float] | None = attrs.field(default=None, hash=False)
+    result_files: tuple[File, ...] = ()
+    """The files of the saved model, where the service offers them."""
+    object: str = "fine_tuning.job.checkpoint"
+
+
+@attrs.frozen
+class Upload:
+    """An upload in parts (OpenAI: the upload object)."""
+
+    id: str
+    status: str
+    file: File | None = None
+    """The file, once the upload is complete."""
+
+
+@attrs.frozen
+class UploadPart:
+    """One part of an upload (OpenAI: the upload part object)."""
+
+    id: str
+
+
+@attrs.frozen
 class Deleted:
     """The service's confirmation that it deleted a file or a model."""
 
@@ -134,7 +204,7 @@ class Listing(Generic[T]):
 
     data: tuple[T, ...] = ()
     has_more: bool = False
-    """Whether the service holds more than it sent. The reference has no pages, but later services may have them."""
+    """Whether the service holds more than it sent. The reference has no pages, but other services have them."""
     object: str = "list"
 
 
@@ -146,7 +216,11 @@ class Rows:
     unreadable: tuple[str, ...] = ()
     """The ids of the rows that have an id but cannot be read as a job."""
     is_whole: bool = True
-    """Whether these are all the jobs: the service sent the whole list, and each row has an id."""
+    """Whether these are all the jobs that were asked for: the service sent all of them, and each row has an id."""
+    has_more: bool = False
+    """Whether the service says that it holds more than it sent."""
+    last_id: str | None = None
+    """The id of the last row, after which the next page begins."""
 
 
 def _shown(value: object) -> str:
@@ -167,6 +241,10 @@ def _is_count(at_least: int) -> Callable[[object], bool]:
     return lambda value: type(value) is int and at_least <= value <= _LARGEST
 
 
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and value > 0
+
+
 def _is_text(value: object, most: int | None = None) -> bool:
     return isinstance(value, str) and value != "" and (most is None or len(value) <= most) and _is_unicode(value)
 
@@ -179,6 +257,31 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _is_text_map(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+def _or_auto(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: (isinstance(value, str) and value == "auto") or fits(value)
+
+
+def _is_method(value: object) -> bool:
+    return isinstance(value, Method) and value.type in METHODS
+
+
+def _as_method(value: Method | str | None) -> Method | None:
+    return Method(value) if isinstance(value, str) else value
+
+
+def _as_dict(value: Mapping[str, Any] | None) -> Mapping[str, Any] | None:  # Any: text, or what JSON can hold
+    # A copy, so that a request does not change after its checks. A value of any other type passes through unchanged.
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 def _is_beta_list(value: object) -> bool:
     return isinstance(value, tuple) and len(value) > 0 and all(_is_number(beta) and beta > 0 for beta in value)
 
@@ -188,7 +291,11 @@ def _as_tuple(value: Iterable[float] | None) -> tuple[float, ...] | None:
     return tuple(value) if isinstance(value, list | tuple) else value  # type: ignore[return-value]
 
 
-_COUNT: Final = ("an integer of at least 1", _is_count(1))
+METHODS: Final = ("supervised", "preference", "reinforcement")
+"""The methods that a job may ask for."""
+MAX_SUFFIX: Final = 64
+"""The longest suffix, in characters, that any service takes; the reference takes 40."""
+_COUNT: Final = ("an integer of at least 1", _or_auto(_is_count(1)))
 _FILE_ID: Final = ("the id of an uploaded file, such as 'file-abc123'", _is_text)
 
 _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
@@ -197,13 +304,18 @@ _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "model": ("the name of a model, such as 'curie'", _is_text),
     "n_epochs": _COUNT,
     "batch_size": _COUNT,
-    "learning_rate_multiplier": ("a number greater than 0", lambda value: _is_number(value) and value > 0),
+    "learning_rate_multiplier": ("a number greater than 0", _or_auto(_is_positive)),
+    "learning_rate": ("a number greater than 0", _is_positive),
     "prompt_loss_weight": ("a number of at least 0", lambda value: _is_number(value) and value >= 0),
     "compute_classification_metrics": ("True or False", lambda value: isinstance(value, bool)),
     "classification_n_classes": ("an integer of at least 2", _is_count(2)),
     "classification_positive_class": ("the text of a completion", _is_text),
     "classification_betas": ("a list of numbers greater than 0", _is_beta_list),
-    "suffix": ("1 to 40 characters", lambda value: _is_text(value, most=40)),
+    "suffix": (f"1 to {MAX_SUFFIX} characters", lambda value: _is_text(value, most=MAX_SUFFIX)),
+    "method": (f"one of {', '.join(METHODS)}, or a Method of one of these types", _is_method),
+    "seed": ("an integer of at least 0", _is_count(0)),
+    "metadata": ("texts by name", _is_text_map),
+    "extra": ("JSON values by name", _is_object),
 }
 """The allowed values of each parameter of a job, as text for a message and as a test."""
 
@@ -232,17 +344,27 @@ class FineTuneRequest:
         training_file: The id of an uploaded file of training examples.
         validation_file: The id of an uploaded file of examples to validate with.
         model: ``"ada"``, ``"babbage"``, ``"curie"`` (the reference's default), ``"davinci"``, or a fine-tuned model.
-        n_epochs: The number of passes over the training data; the reference's default is 4.
+            Services other than the reference have models of their own, and require one.
+        n_epochs: The number of passes over the training data; the reference's default is 4. Like the next two, it may
+            be ``"auto"`` where the service takes that.
         batch_size: The number of examples in one step; by default about 0.2 % of the training set, at most 256.
         learning_rate_multiplier: The learning rate as a multiple of the pretraining rate; by default 0.05, 0.1 or 0.2,
             depending on the final batch size.
+        learning_rate: The learning rate itself, for a service that takes no multiple.
         prompt_loss_weight: The weight of the loss on the prompt's tokens; the reference's default is 0.01.
         compute_classification_metrics: Whether to compute classification metrics at the end of every epoch. Needs
             `validation_file` and exactly one of `classification_n_classes` and `classification_positive_class`.
         classification_n_classes: The number of classes of a multiclass classifier.
         classification_positive_class: The completion that counts as positive, for a binary classifier.
         classification_betas: The betas of the F-beta scores to compute for a binary classifier; otherwise unused.
-        suffix: 1 to 40 characters to include in the tuned model's name.
+        suffix: 1 to 64 characters to include in the tuned model's name; the reference takes 40.
+        method: How to train: ``"supervised"`` (the default), ``"preference"``, ``"reinforcement"``, or a `Method`.
+        seed: The seed of the training. The same seed and parameters should give the same model.
+        metadata: Texts to keep with the job, by name.
+        extra: Further parameters of the service by their own names, such as ``{"trainingType": "Standard"}``. They are
+            sent as they are, and are not checked.
+
+    Not every service has every parameter: `create_fine_tune` raises `RequestInvalid` for one that it does not have.
 
     Raises:
         RequestInvalid: A parameter is invalid; the error says which one, its value and what is allowed.
@@ -251,29 +373,39 @@ class FineTuneRequest:
     training_file: str
     validation_file: str | None = None
     model: str | None = None
-    n_epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate_multiplier: float | None = None
+    n_epochs: int | Literal["auto"] | None = None
+    batch_size: int | Literal["auto"] | None = None
+    learning_rate_multiplier: float | Literal["auto"] | None = None
     prompt_loss_weight: float | None = None
     compute_classification_metrics: bool | None = None
     classification_n_classes: int | None = None
     classification_positive_class: str | None = None
     classification_betas: tuple[float, ...] | None = attrs.field(default=None, converter=_as_tuple)
     suffix: str | None = None
+    method: Method | None = attrs.field(default=None, converter=_as_method)
+    learning_rate: float | None = None
+    seed: int | None = None
+    metadata: Mapping[str, str] | None = attrs.field(default=None, converter=_as_dict, hash=False)
+    extra: Mapping[str, object] | None = attrs.field(default=None, converter=_as_dict, hash=False)
 
     def __attrs_post_init__(self) -> None:
         """Check each parameter by itself, then the rules that involve several."""
         if self.training_file is None:
             raise RequestInvalid("training_file", "is required")
-        for name, value in self.given().items():
-            if problem := problem_of(name, value):
+        for name in _RULES:
+            if problem := problem_of(name, getattr(self, name)):
                 raise RequestInvalid(name, problem)
+        if self.learning_rate is not None and self.learning_rate_multiplier is not None:
+            raise RequestInvalid("learning_rate", "is set together with learning_rate_multiplier; set only one of them")
         self._check_classification()
 
     def given(self) -> dict[str, object]:
-        """Return the parameters that are not None, by name: those that are sent to the service."""
+        """Return the parameters that are not None, by name, as JSON values."""
         fields = attrs.fields(type(self))
-        return {field.name: value for field in fields if (value := getattr(self, field.name)) is not None}
+        given = {field.name: value for field in fields if (value := getattr(self, field.name)) is not None}
+        if self.method is not None:
+            given["method"] = attrs.asdict(self.method, filter=lambda _field, value: value is not None)
+        return given
 
     def _check_classification(self) -> None:
         n_classes, positive = self.classification_n_classes, self.classification_positive_class

@@ -1,52 +1,68 @@
-"""`FineTuneSession`: one coroutine for each endpoint of the fine-tunes API."""
+"""`FineTuneSession`: one coroutine for each endpoint."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, overload
+from typing import TYPE_CHECKING, Final, Self, TypeVar, overload
 
 import aiohttp
+import attrs
 
 from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.download import download
+from aiofinetune._http.token import Token, TokenSource
 from aiofinetune._http.transport import Timeout, Transport
 from aiofinetune._http.upload_body import Progress
 from aiofinetune._http.upload_source import Source, opened_source
+from aiofinetune._jobs.events import EventStream
+from aiofinetune._jobs.ordering import is_newest_first, oldest_first
+from aiofinetune._jobs.polling import PolledEvents
 from aiofinetune._jobs.recovery import Recovery
-from aiofinetune._jobs.stream import EventStream
+from aiofinetune._jobs.stream import SentEvents
 from aiofinetune._jobs.waiting import Waiting
 from aiofinetune._secret import Secret, scrubbed
 from aiofinetune._urls import check_base_url
 from aiofinetune._version import __version__
-from aiofinetune.dialects import _fine_tunes as dialect
-from aiofinetune.dialects._requests import build
+from aiofinetune.dialects._choice import named, of_host
+from aiofinetune.dialects._dialect import Dialect, Follows
+from aiofinetune.dialects._requests import HEADERS, STREAM_HEADERS, Endpoint
 from aiofinetune.errors import BadRequest, ConfigurationError, Conflict, NotFound, ProtocolViolation, RequestInvalid
-from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Model, Status
+from aiofinetune.models import Checkpoint, Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Model, Status
 from aiofinetune.retry import Retry
 
 if TYPE_CHECKING:
     from aiofinetune._completions import Completion
     from aiofinetune.results import ResultRow
 
+T = TypeVar("T")
+
 _USER_AGENT: Final = f"aiofinetune/{__version__}"
 
 
 class FineTuneSession:
-    """A session with one service that has the fine-tunes API.
+    """A session with one service that runs fine-tuning jobs.
 
     A session is an async context manager; `aclose` does the same as leaving the context. Any number of coroutines may
     share it, but only on one event loop, that of its first call. Each thread, `asyncio.run` and forked process needs a
     session of its own.
 
     Args:
-        api_key: The service's key; by default the environment variable ``OPENAI_API_KEY``.
-        base_url: The URL of the API, including its ``/v1``; by default ``OPENAI_BASE_URL``, or else the reference's own
-            service, ``https://api.openai.com/v1``, which retired fine-tunes on 2024-01-04.
+        api_key: The service's key; by default the environment variable ``OPENAI_API_KEY``. Or a function, which may be
+            a coroutine, that returns an access token (such as Azure's, of Entra). It is called again when the token has
+            expired: at the time that a JWT names, or when the service refuses the token.
+        base_url: The URL of the API, including its ``/v1``; by default ``OPENAI_BASE_URL``, or else that of the
+            dialect. The reference's own, ``https://api.openai.com/v1``, retired fine-tunes on 2024-01-04.
+        dialect: What the service says: a `Dialect`, or the name of one (``"fine-tunes"``, ``"jobs"``, ``"azure"``,
+            ``"nebius"``; the command ``aiofinetune services`` lists what each can). By default
+            ``AIOFINETUNE_DIALECT``, or else that of the base URL's host if it is known, or else the reference,
+            ``"fine-tunes"``.
+        api_version: The ``api-version`` of Azure; by default ``OPENAI_API_VERSION``, or else none.
         organization: The organization to send with every call; by default ``OPENAI_ORG_ID``, or else none.
         timeout: How long to wait, in seconds, for each part of a call.
         retry: How often and how slowly to retry.
@@ -57,7 +73,8 @@ class FineTuneSession:
 
     Raises:
         ConfigurationError: There is no key, the key or the organization cannot be sent in a header, `base_url` is
-            invalid or unsafe, or `timeout` or `retry` has the wrong type.
+            missing, invalid or unsafe, there is no such dialect, the dialect does not take an `api_version`, or
+            `timeout` or `retry` has the wrong type.
 
     In addition to the errors that it documents, every coroutine raises:
         RequestInvalid: The request is invalid; nothing was sent.
@@ -68,37 +85,49 @@ class FineTuneSession:
 
     def __init__(
         self,
-        api_key: str | None = None,
+        api_key: str | TokenSource | None = None,
         *,
         base_url: str | None = None,
+        dialect: Dialect | str | None = None,
+        api_version: str | None = None,
         organization: str | None = None,
         timeout: Timeout = Timeout(),
         retry: Retry = Retry(),
         http: aiohttp.ClientSession | None = None,
         allow_plain_http: bool = False,
     ) -> None:
-        # The parameter itself is rebound: a traceback that shows local variables must not show the key.
-        api_key = Secret(os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key)
-        if not api_key:
-            raise ConfigurationError("api_key: missing; pass api_key or set OPENAI_API_KEY")
-        _check_header("api_key", api_key)
-        if base_url is None:
-            base_url = os.environ.get("OPENAI_BASE_URL") or dialect.DEFAULT_BASE_URL
+        if not callable(api_key):
+            # The parameter itself is rebound: a traceback that shows local variables must not show the key.
+            api_key = Secret(os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key)
+            if not api_key:
+                raise ConfigurationError("api_key: missing; pass api_key or set OPENAI_API_KEY")
+            _check_header("api_key", api_key)
+        self.dialect: Dialect
+        self.dialect, base_url = _where(dialect, base_url)
         self.base_url: str = check_base_url(base_url, allow_plain_http=allow_plain_http)
+        query = _version_of(self.dialect, self.base_url, api_version)
+        headers = {**HEADERS, "User-Agent": _USER_AGENT}
+        if not callable(api_key):
+            is_bearer = self.dialect.key_header == "Authorization"
+            headers[self.dialect.key_header] = Secret(f"Bearer {api_key}") if is_bearer else api_key
         if organization is None:
             organization = os.environ.get("OPENAI_ORG_ID")
-        headers = {**dialect.HEADERS, "Authorization": Secret(f"Bearer {api_key}"), "User-Agent": _USER_AGENT}
         if organization:
             _check_header("organization", organization)
             headers["OpenAI-Organization"] = organization
         for name, value, kind in (("timeout", timeout, Timeout), ("retry", retry, Retry)):
             if not isinstance(value, kind):
                 raise ConfigurationError(f"{name}: expected a {kind.__name__}, got {value!r}")
-        self._caller = Caller(api_key, self.base_url, Transport(self.base_url, headers, timeout, http), retry)
+        secrets = [] if callable(api_key) else [api_key]
+        token = Token(api_key, secrets) if callable(api_key) else None
+        transport = Transport(self.base_url, headers, timeout, http)
+        self._caller = Caller(secrets, self.base_url, transport, retry, self.dialect, query, token)
+        self._endpoints = self.dialect.endpoints
         self._recovery = Recovery(self._caller)
 
     def __repr__(self) -> str:
-        return f"FineTuneSession(base_url={self.base_url!r})"
+        name = "" if self.dialect.name == "fine-tunes" else f", dialect={self.dialect.name!r}"
+        return f"FineTuneSession(base_url={self.base_url!r}{name})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -150,18 +179,44 @@ class FineTuneSession:
         return await self._recovery.create(request)
 
     async def list_fine_tunes(self) -> tuple[FineTune, ...]:
-        """List the jobs, without their events.
+        """List all jobs, without their events, in the service's order.
 
         Source: ``GET /fine-tunes``.
         """
-        return await self._caller.list(dialect.LIST_FINE_TUNES)
+        return await self._caller.list(self._endpoints.list_fine_tunes)
+
+    async def iter_fine_tunes(self) -> AsyncGenerator[FineTune]:
+        """Iterate over the jobs in the service's order; where lists come in pages, each is asked for when needed.
+
+        Source: ``GET /fine-tunes``.
+        """
+        async with aclosing(self._caller.pages(self._endpoints.list_fine_tunes)) as pages:
+            async for page, _reply in pages:
+                for job in page.data:
+                    yield job
 
     async def retrieve_fine_tune(self, fine_tune_id: str) -> FineTune:
-        """Retrieve a job with its events so far.
+        """Retrieve a job, at the reference with its events so far.
+
+        Where the service names the tuned model only in the job's checkpoints, that of the last one is looked up.
 
         Source: ``GET /fine-tunes/{id}``.
         """
-        return await self._caller.call(dialect.RETRIEVE_FINE_TUNE, fine_tune_id)
+        job = await self._caller.call(self._endpoints.retrieve_fine_tune, fine_tune_id)
+        is_missing = job.status == Status.SUCCEEDED and job.fine_tuned_model is None
+        return await self._with_model(job) if is_missing and self.dialect.model_in_checkpoints else job
+
+    async def _with_model(self, job: FineTune) -> FineTune:
+        """Return a job with the model of its last checkpoint, and the files of that, if it has them."""
+        try:
+            checkpoints = await self.list_checkpoints(job.id)
+        except NotFound:
+            # A job without checkpoints has no model that could be named.
+            return job
+        if not checkpoints:
+            return job
+        last = max(checkpoints, key=lambda checkpoint: checkpoint.step_number or 0)
+        return attrs.evolve(job, fine_tuned_model=last.fine_tuned_model_checkpoint)
 
     async def cancel_fine_tune(self, fine_tune_id: str) -> FineTune:
         """Cancel a job and return it. A job that is already cancelled is returned unchanged.
@@ -169,7 +224,7 @@ class FineTuneSession:
         Source: ``POST /fine-tunes/{id}/cancel``.
         """
         try:
-            return await self._caller.call(dialect.CANCEL_FINE_TUNE, fine_tune_id)
+            return await self._caller.call(self._endpoints.cancel_fine_tune, fine_tune_id)
         except (BadRequest, Conflict, ProtocolViolation):
             # An earlier attempt of this call may have cancelled the job, though its reply was lost or did not fit.
             job = await self.retrieve_fine_tune(fine_tune_id)
@@ -177,20 +232,86 @@ class FineTuneSession:
                 raise
             return job
 
+    async def pause_fine_tune(self, fine_tune_id: str) -> FineTune:
+        """Pause a job and return it; it counts as pending. A job that is already paused is returned unchanged.
+
+        Raises:
+            RequestInvalid: The dialect does not have this; nothing was sent.
+
+        Source: ``POST /fine_tuning/jobs/{id}/pause`` (the reference has none).
+        """
+        endpoint = self._offered(self._endpoints.pause_fine_tune, "pause_fine_tune", "cancel_fine_tune")
+        try:
+            return await self._caller.call(endpoint, fine_tune_id)
+        except (BadRequest, Conflict, ProtocolViolation):
+            # An earlier attempt of this call may have paused it.
+            job = await self.retrieve_fine_tune(fine_tune_id)
+            if job.service_status not in ("paused", "pausing"):
+                raise
+            return job
+
+    async def resume_fine_tune(self, fine_tune_id: str) -> FineTune:
+        """Resume a paused job and return it. A job that is not paused, and has not ended, is returned unchanged.
+
+        Raises:
+            RequestInvalid: The dialect does not have this; nothing was sent.
+
+        Source: ``POST /fine_tuning/jobs/{id}/resume`` (the reference has none).
+        """
+        endpoint = self._offered(self._endpoints.resume_fine_tune, "resume_fine_tune", "create_fine_tune")
+        try:
+            return await self._caller.call(endpoint, fine_tune_id)
+        except (BadRequest, Conflict, ProtocolViolation):
+            # An earlier attempt of this call may have resumed it.
+            job = await self.retrieve_fine_tune(fine_tune_id)
+            if job.is_terminal or job.service_status in ("paused", "pausing"):
+                raise
+            return job
+
+    async def list_checkpoints(self, fine_tune_id: str) -> tuple[Checkpoint, ...]:
+        """List the models that a job has saved on its way, in the service's order.
+
+        Raises:
+            RequestInvalid: The dialect does not have this; nothing was sent.
+
+        Source: ``GET /fine_tuning/jobs/{id}/checkpoints`` (the reference has none).
+        """
+        endpoint = self._offered(self._endpoints.list_checkpoints, "list_checkpoints", "retrieve_fine_tune")
+        return await self._caller.list(endpoint, fine_tune_id)
+
+    def _offered(self, endpoint: Endpoint[T] | None, name: str, nearest: str) -> Endpoint[T]:
+        """Return an endpoint that not every dialect has.
+
+        Raises:
+            RequestInvalid: This dialect does not have it.
+        """
+        if endpoint is None:
+            raise RequestInvalid(
+                name, f"the dialect {self.dialect.name!r} does not have this; the nearest is {nearest}()"
+            )
+        return endpoint
+
     async def list_fine_tune_events(self, fine_tune_id: str) -> tuple[FineTuneEvent, ...]:
         """List a job's events so far, oldest first.
 
         Source: ``GET /fine-tunes/{id}/events``.
         """
-        return await self._caller.list(dialect.LIST_FINE_TUNE_EVENTS, fine_tune_id)
+        events = await self._caller.list(self._endpoints.list_fine_tune_events, fine_tune_id)
+        if self.dialect.follows is Follows.STREAM:
+            return events
+        newest_first = is_newest_first(events, self.dialect.newest_first)
+        return tuple(oldest_first(events, newest_first=newest_first))
 
     def stream_fine_tune_events(self, fine_tune_id: str) -> EventStream:
         """Return a stream of a job's events, from the first to the last, each as it happens; see `EventStream`.
 
         Source: ``GET /fine-tunes/{id}/events?stream=true``.
         """
-        request = build(dialect.STREAM_FINE_TUNE_EVENTS, self.base_url, fine_tune_id, headers=dialect.STREAM_HEADERS)
-        return EventStream(self._caller.connect, request, self._caller.policy, self._caller.api_key)
+        endpoint = self._endpoints.stream_fine_tune_events
+        if endpoint is None:
+            return PolledEvents(self._caller, fine_tune_id)
+        request = self._caller.build(endpoint, fine_tune_id, headers=STREAM_HEADERS)
+        return SentEvents(self._caller.connect, request, self._caller.policy, self._caller.secrets)
 
     async def wait(self, fine_tune_id: str, timeout: float | None = None) -> FineTune:  # noqa: ASYNC109  # simpler for most callers than asyncio.timeout()
         """Wait until a job ends, and return it.
@@ -229,7 +350,7 @@ class FineTuneSession:
             raise NotFound(404, f"fine-tune {fine_tune.id} has no results file; its status is {fine_tune.status}")
         from aiofinetune.results import read_results  # noqa: PLC0415  # a tenth of the import time, and few programs need it
 
-        content = scrubbed(await self.download_file(fine_tune.result_files[0].id), self._caller.api_key)
+        content = scrubbed(await self.download_file(fine_tune.result_files[0].id), *self._caller.secrets)
         return await asyncio.to_thread(read_results, content)
 
     # Models
@@ -239,21 +360,21 @@ class FineTuneSession:
 
         Source: ``GET /models``.
         """
-        return await self._caller.list(dialect.LIST_MODELS)
+        return await self._caller.list(self._endpoints.list_models)
 
     async def retrieve_model(self, model: str) -> Model:
         """Retrieve a model.
 
         Source: ``GET /models/{model}``.
         """
-        return await self._caller.call(dialect.RETRIEVE_MODEL, model)
+        return await self._caller.call(self._endpoints.retrieve_model, model)
 
     async def delete_model(self, model: str) -> Deleted:
         """Delete a fine-tuned model.
 
         Source: ``DELETE /models/{model}``.
         """
-        return await self._caller.delete(dialect.DELETE_MODEL, model)
+        return await self._caller.delete(self._endpoints.delete_model, model)
 
     async def create_completion(
         self,
@@ -332,14 +453,14 @@ class FineTuneSession:
         Source: ``GET /files``.
         """
         query = None if purpose is None else {"purpose": purpose}
-        return await self._caller.list(dialect.LIST_FILES, query=query)
+        return await self._caller.list(self._endpoints.list_files, query=query)
 
     async def retrieve_file(self, file_id: str) -> File:
         """Retrieve the service's description of a file.
 
         Source: ``GET /files/{id}``.
         """
-        return await self._caller.call(dialect.RETRIEVE_FILE, file_id)
+        return await self._caller.call(self._endpoints.retrieve_file, file_id)
 
     @overload
     async def download_file(self, file_id: str) -> bytes: ...
@@ -373,7 +494,44 @@ class FineTuneSession:
 
         Source: ``DELETE /files/{id}``.
         """
-        return await self._caller.delete(dialect.DELETE_FILE, file_id)
+        return await self._caller.delete(self._endpoints.delete_file, file_id)
+
+
+def _where(dialect: Dialect | str | None, base_url: str | None) -> tuple[Dialect, str]:
+    """Return the dialect and the base URL of a session, from its arguments and the environment.
+
+    Raises:
+        ConfigurationError: There is no such dialect, or it has no base URL of its own and none was given.
+    """
+    chosen = dialect if dialect is not None else os.environ.get("AIOFINETUNE_DIALECT") or None
+    if base_url is None:
+        base_url = os.environ.get("OPENAI_BASE_URL") or None
+    if chosen is None:
+        chosen = of_host(base_url or "")
+    chosen = named(chosen)
+    base_url = chosen.base_url if base_url is None else base_url
+    if base_url is None:
+        words = f"missing; the dialect {chosen.name!r} has no URL of its own: pass base_url or set OPENAI_BASE_URL"
+        raise ConfigurationError(f"base_url: {words}")
+    return chosen, base_url
+
+
+def _version_of(dialect: Dialect, base_url: str, api_version: str | None) -> dict[str, str]:
+    """Return the parameter that each URL of a session has, if it has one.
+
+    Raises:
+        ConfigurationError: The dialect does not take it, or this base URL needs it.
+    """
+    if api_version is not None and not dialect.takes_api_version:
+        raise ConfigurationError(f"api_version: the dialect {dialect.name!r} does not take it")
+    if not dialect.takes_api_version:
+        return {}
+    version = os.environ.get("OPENAI_API_VERSION") if api_version is None else api_version
+    if not version and base_url.endswith("/openai"):
+        raise ConfigurationError(
+            f"api_version: {base_url!r} needs one; pass api_version or set OPENAI_API_VERSION, or add /v1 to base_url"
+        )
+    return {"api-version": version} if version else {}
 
 
 def _check_header(name: str, value: str) -> None:

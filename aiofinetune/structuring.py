@@ -28,10 +28,21 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
 from cattrs import Converter
-from cattrs.gen import make_dict_unstructure_fn
+from cattrs.gen import make_dict_unstructure_fn, override
 
 from aiofinetune.errors import ProtocolViolation, RequestInvalid
-from aiofinetune.models import File, FineTune, FineTuneRequest, Hyperparams, Listing, Rows, problem_of
+from aiofinetune.models import (
+    Failure,
+    File,
+    FineTune,
+    FineTuneEvent,
+    FineTuneRequest,
+    Hyperparams,
+    Listing,
+    Method,
+    Rows,
+    problem_of,
+)
 
 # Every other module imports `dumps` and `loads` from here, so that all of them use the same library.
 try:
@@ -71,8 +82,14 @@ _EXPECTED: Final[dict[Any, str]] = {
     bool: "true or false",
     float: "a number",
 }
-_TIMES: Final = frozenset({"created", "created_at", "updated_at"})
+_TIMES: Final = frozenset({"created", "created_at", "updated_at", "finished_at"})
 """The fields that hold Unix times."""
+_LEFT_OUT: Final[Mapping[Any, tuple[str, ...]]] = {
+    **{kind: tuple(attrs.fields_dict(kind)) for kind in (Hyperparams, Method, Failure)},
+    FineTune: ("service_status", "finished_at", "error", "trained_tokens", "seed", "metadata", "method"),
+    FineTuneEvent: ("id",),
+}
+"""The fields of each class that are not written if they are not set."""
 _LATEST: Final = 253402300799
 """The last second of the year 9999. A later value is not a time in seconds."""
 _MAX_PROBLEMS: Final = 5
@@ -114,6 +131,11 @@ def _is_list(cls: Any) -> bool:
 def _is_union(cls: Any) -> bool:
     # typing.Optional[X] has the first origin, and X | None the second.
     return get_origin(cls) in (Union, types.UnionType)
+
+
+def _is_map(cls: Any) -> bool:
+    """Return whether a type stands for a JSON object of any names: ``Mapping[str, X]``."""
+    return get_origin(cls) is Mapping
 
 
 def _plain(cls: Any) -> tuple[Any, bool]:
@@ -226,8 +248,10 @@ def _rows_reader(converter: Converter) -> Hook:
         if type(value) is not dict:
             raise _Misfit(("", "expected an object"))
         items = value.get("data")
-        is_whole = type(items) is list and not value.get("has_more")
+        has_more = bool(value.get("has_more"))
+        is_whole = type(items) is list and not has_more
         jobs, unreadable = [], []
+        name = None
         for item in items if type(items) is list else ():
             name = item.get("id") if type(item) is dict else None
             try:
@@ -237,7 +261,8 @@ def _rows_reader(converter: Converter) -> Hook:
                     unreadable.append(name)
                 else:
                     is_whole = False
-        return Rows(tuple(jobs), tuple(unreadable), is_whole)
+        last_id = name if type(name) is str and name else None
+        return Rows(tuple(jobs), tuple(unreadable), is_whole, has_more, last_id)
 
     return read_rows
 
@@ -323,8 +348,25 @@ def _fitting_reader(kind: Any, converter: Converter) -> Hook:
 
 def _or_none_reader(kind: Any, converter: Converter) -> Hook:
     """Return a reader of an optional item of a list; the readers of classes treat a null field as absent."""
-    read = converter.get_structure_hook(_plain(kind)[0])
-    return lambda value, _type: None if value is None else read(value, None)
+    plain, takes_auto = _plain(kind)
+    read = converter.get_structure_hook(plain)
+    return lambda value, _type: value if value is None or (takes_auto and value == "auto") else read(value, None)
+
+
+def _map_reader(kind: Any, *, strict: bool) -> Hook:
+    """Return a reader of an object of any names, which leaves out the values that do not fit unless it is strict."""
+    (_, item) = get_args(kind)
+    exact, expected = _EXACT.get(item), _EXPECTED.get(item)
+
+    def read(value: Any, _type: Any) -> Any:
+        if type(value) is not dict:
+            raise _Misfit(("", f"expected an object, got {_described(value)}"))
+        odd = [] if exact is None else [name for name, each in value.items() if type(each) not in exact]
+        if strict and odd:
+            raise _Misfit(*((f".{name}", f"expected {expected}, got {_described(value[name])}") for name in odd))
+        return {name: each for name, each in value.items() if name not in odd} if odd else value
+
+    return read
 
 
 def _exact_reader(kind: Any) -> Hook:
@@ -382,6 +424,8 @@ def _read_field(field: _Field, value: Any, converter: Converter, *, strict: bool
         return field.default
     if field.is_required and field.name in ("id", "status") and value == "":
         raise _Misfit(("", 'expected a non-empty string, got ""'))
+    if field.takes_auto and value == "auto":
+        return value
     if _is_list(field.kind):
         return _each_reader(field.kind, converter)(value, None)
     return converter.get_structure_hook(field.kind)(value, None)
@@ -407,10 +451,13 @@ def _each_reader(kind: Any, converter: Converter) -> Hook:
     return read_list
 
 
-def _converter(read_class: Callable[[Any, Converter], Hook], read_list: Callable[[Any, Converter], Hook]) -> Converter:
+def _converter(
+    read_class: Callable[[Any, Converter], Hook], read_list: Callable[[Any, Converter], Hook], *, strict: bool = False
+) -> Converter:
     converter = Converter()
     converter.register_structure_hook_factory(_is_attrs, lambda cls: read_class(cls, converter))
     converter.register_structure_hook_factory(_is_list, lambda cls: read_list(cls, converter))
+    converter.register_structure_hook_factory(_is_map, lambda cls: _map_reader(cls, strict=strict))
     converter.register_structure_hook_factory(_is_union, lambda cls: _or_none_reader(cls, converter))
     for kind in _EXACT:
         converter.register_structure_hook(kind, _exact_reader(kind))
@@ -421,16 +468,17 @@ def _converter(read_class: Callable[[Any, Converter], Hook], read_list: Callable
 @functools.cache
 def _request() -> Converter:
     """Return the converter for requests."""
-    return _converter(functools.partial(_detailed_reader, strict=True), _each_reader)
+    return _converter(functools.partial(_detailed_reader, strict=True), _each_reader, strict=True)
 
 
 @functools.cache
 def _response() -> Converter:
     """Return the converter for replies."""
     converter = _converter(_quick_reader, _fitting_reader)
-    # Services leave out hyperparameters that were not set.
-    write_set = make_dict_unstructure_fn(Hyperparams, converter, _cattrs_omit_if_default=True)
-    converter.register_unstructure_hook(Hyperparams, write_set)
+    # Services leave out hyperparameters that were not set, and the reference's objects lack what only others have.
+    for kind, names in _LEFT_OUT.items():
+        left_out: dict[str, Any] = {name: override(omit_if_default=True) for name in names}
+        converter.register_unstructure_hook(kind, make_dict_unstructure_fn(kind, converter, **left_out))
     return converter
 
 
@@ -449,24 +497,29 @@ def _reader(kind: Any) -> Hook:
 # Replies
 
 
-def read_reply(body: bytes, kind: type[T], noted: Noted | None = None) -> T:
+def read_reply(
+    body: bytes, kind: type[T], noted: Noted | None = None, translate: Callable[[object], object] | None = None
+) -> T:
     """Read a service's JSON as `kind`; unknown fields are ignored.
 
     Args:
         body: The body of the reply.
         kind: The class.
         noted: Called with each field that is read as absent because its value does not fit.
+        translate: Puts a value of the service into the form of the reference.
 
     Raises:
         ProtocolViolation: The body is not JSON, or does not fit; the message names the first paths that do not fit.
     """
     found: dict[tuple[str, str], object] = {}
     _oddities.set(found)
+    value = read_json(body)
     try:
-        made: T = _reader(kind)(read_json(body), None)  # type: ignore[arg-type]  # mypy does not see that types can be hashed
+        made: T = _reader(kind)(value if translate is None else translate(value), None)  # type: ignore[arg-type]  # mypy does not see that types can be hashed
     except _Misfit:
         # Decoded again, because the quick reader may have emptied the lists.
-        return fit_reply(read_json(body), kind)
+        value = read_json(body)
+        return fit_reply(value if translate is None else translate(value), kind)
     if found and noted is not None:
         _report(found, noted)
     return made

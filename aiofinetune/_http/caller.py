@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from aiofinetune import retry
 from aiofinetune._http.reply_body import Incoming
 from aiofinetune._http.throttle import Throttle
+from aiofinetune._http.token import Token
 from aiofinetune._http.transport import SMALL_BUFFER, Heard, Transport
 from aiofinetune._secret import Secret, scrubbed, without_secret
-from aiofinetune.dialects import _fine_tunes as dialect
+from aiofinetune.dialects._choice import fitting
+from aiofinetune.dialects._dialect import Dialect
 from aiofinetune.dialects._error_replies import error_of
+from aiofinetune.dialects._replies import decode, decode_deleted
 from aiofinetune.dialects._requests import Endpoint, Reply, Request, build
-from aiofinetune.errors import APIError, FineTuneError, NotFound, RateLimited
-from aiofinetune.models import CreateUncertain, Deleted, Listing
+from aiofinetune.errors import APIError, AuthenticationFailed, FineTuneError, NotFound, ProtocolViolation, RateLimited
+from aiofinetune.models import CreateUncertain, Deleted, FineTune, Listing, Rows
 from aiofinetune.retry import Retry
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = TypeVar("P", bound=Listing[Any] | Rows)
 
 _log = logging.getLogger("aiofinetune")
 
@@ -31,26 +35,61 @@ _DECODED_ON_LOOP: Final = 128 << 10
 decoded in a thread."""
 
 
+_UNAUTHORIZED: Final = 401
+_MAX_PAGES: Final = 10_000
+"""The number of pages of one list that are read."""
+
+
 class Caller:
     """Makes the calls of one session.
 
     Args:
-        api_key: The key to keep out of replies and errors. The transport sends it.
+        secrets: The keys to keep out of replies and errors. The transport sends them.
         base_url: The URL of the API.
         transport: Sends the requests.
         policy: How often and how slowly to retry.
+        dialect: What the service says.
+        query: The parameters that every URL has.
+        token: The access token to send, if no key was passed.
     """
 
-    def __init__(self, api_key: Secret, base_url: str, transport: Transport, policy: Retry) -> None:
-        self.api_key = api_key
+    def __init__(
+        self,
+        secrets: list[Secret],
+        base_url: str,
+        transport: Transport,
+        policy: Retry,
+        dialect: Dialect,
+        query: Mapping[str, str] = MappingProxyType({}),
+        token: Token | None = None,
+    ) -> None:
+        self.secrets = secrets
         self.base_url = base_url
         self.transport = transport
         self.policy = policy
+        self.dialect = dialect
+        self.endpoints = dialect.endpoints
+        self._query = query
+        self._token = token
         self.throttle = Throttle()
+        self._is_other_noted = False
         self._partial_lists: set[str] = set()
         """The paths of the lists that were logged as partial, so that each is logged once."""
         self._oddities: set[str] = set()
         """The fields of replies that were logged as unreadable, so that each is logged once."""
+
+    def build(
+        self,
+        endpoint: Endpoint[T],
+        *ids: str,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> Request:
+        """Build the request of a call; see `aiofinetune.dialects._requests.build`."""
+        if self._query:
+            query = {**self._query, **(query or {})}
+        return build(endpoint, self.base_url, *ids, query=query, body=body, headers=headers)
 
     async def call(
         self, endpoint: Endpoint[T], *ids: str, query: Mapping[str, str] | None = None, body: bytes | None = None
@@ -61,12 +100,47 @@ class Caller:
     async def list(
         self, endpoint: Endpoint[Listing[T]], *ids: str, query: Mapping[str, str] | None = None
     ) -> tuple[T, ...]:
-        """Call an endpoint that returns a list; log a warning if the list is partial."""
-        listing = await self.call(endpoint, *ids, query=query)
-        if listing.has_more and endpoint.path not in self._partial_lists:
+        """Call an endpoint that returns a list, page by page; log a warning if the list is partial."""
+        found: dict[object, T] = {}
+        page: Listing[T] = Listing()
+        count = 0
+        async for page, _reply in self.pages(endpoint, *ids, query=query):
+            if not count and not (self.dialect.has_pages and page.has_more):
+                break
+            count += 1
+            # A row may be on two pages if others were added in between.
+            found.update((getattr(row, "id", None) or (count, place), row) for place, row in enumerate(page.data))
+        if page.has_more and endpoint.path not in self._partial_lists:
             self._partial_lists.add(endpoint.path)
             _log.warning("%s %s: the service sent only part of the list", endpoint.method, endpoint.path)
-        return listing.data
+        return tuple(found.values()) if count else page.data
+
+    async def pages(
+        self,
+        endpoint: Endpoint[P],
+        *ids: str,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        after: str | None = None,
+    ) -> AsyncGenerator[tuple[P, Reply]]:
+        """Call an endpoint that returns a list; yield each page and its reply until there are no more.
+
+        Where the dialect has no pages, there is one. A page that still ``has_more`` is the last one if the service does
+        not go on after it.
+        """
+        query = dict(query or {})
+        if self.dialect.page_size is not None and endpoint.is_paged:
+            query["limit"] = str(self.dialect.page_size)
+        for _ in range(_MAX_PAGES):
+            if after is not None:
+                query["after"] = after
+            page, reply = await self.exchange(endpoint, *ids, query=query, headers=headers)
+            yield page, reply
+            following = _last_id(page) if self.dialect.has_pages and page.has_more else None
+            # A service that ignores the cursor sends the same page again.
+            if following is None or following == after:
+                return
+            after = following
 
     async def exchange(
         self,
@@ -78,7 +152,7 @@ class Caller:
         policy: Retry | None = None,
     ) -> tuple[T, Reply]:
         """Call an endpoint; return its decoded reply and the reply itself."""
-        request = build(endpoint, self.base_url, *ids, query=query, body=body, headers=headers)
+        request = self.build(endpoint, *ids, query=query, body=body, headers=headers)
 
         async def attempt() -> tuple[T, Reply]:
             reply = await self.fetch(request)
@@ -88,7 +162,7 @@ class Caller:
 
     async def delete(self, endpoint: Endpoint[Deleted], name: str) -> Deleted:
         """Delete an object. A 404 counts as success if the reply to an earlier attempt was lost."""
-        request = build(endpoint, self.base_url, name)
+        request = self.build(endpoint, name)
         was_lost = False
 
         async def attempt() -> Deleted:
@@ -97,7 +171,7 @@ class Caller:
                 reply = await self.fetch(request)
                 if reply.status >= 300:
                     raise self.error_of(endpoint, reply)
-                return dialect.decode_deleted(reply, name)
+                return decode_deleted(reply, name)
             except NotFound:
                 if not was_lost:
                     raise
@@ -129,12 +203,19 @@ class Caller:
         now = asyncio.get_running_loop().time
         started_at = now()
         failures = 0
+        is_renewed = False
         while True:
             await self.throttle.wait()
+            token = await self._authorize()
             try:
                 return await attempt()
             except FineTuneError as error:
-                failure = without_secret(error, self.api_key)
+                failure = without_secret(error, *self.secrets)
+            if token is not None and isinstance(failure, AuthenticationFailed) and not is_renewed:
+                # The token may have expired. The call was refused, so it had no effect.
+                is_renewed = True
+                self._refuse(token)
+                continue
             # Handled outside the except block: an error raised inside it would have `error` as its context, which may
             # show the key.
             is_repeatable = endpoint.idempotent
@@ -171,17 +252,32 @@ class Caller:
         """Decode a reply; a long one in a thread."""
         if reply.status >= 300:
             raise self.error_of(endpoint, reply)
-        if len(reply.body) > _DECODED_ON_LOOP:
-            return await asyncio.to_thread(dialect.decode, endpoint, reply, self._note_oddity)
-        return dialect.decode(endpoint, reply, self._note_oddity)
+        try:
+            if len(reply.body) > _DECODED_ON_LOOP:
+                result = await asyncio.to_thread(decode, endpoint, reply, self._note_oddity)
+            else:
+                result = decode(endpoint, reply, self._note_oddity)
+        except ProtocolViolation as violation:
+            if (other := fitting(reply.body, self.dialect)) is None:
+                raise
+            raise ProtocolViolation(f"{violation}; {_in_form_of(other)}") from violation
+        if isinstance(result, FineTune) and result.object != self.dialect.job_object:
+            self._note_other_dialect(reply)
+        return result
 
     async def connect(self, request: Request) -> Incoming:
         """Send a request for an event stream; return the reply with its body unread."""
         self.transport.check_place()
         await self.throttle.wait()
+        token = await self._authorize()
         incoming = await self.transport.open(request, self.transport.timeout.stream, SMALL_BUFFER)
+        if incoming.status == _UNAUTHORIZED and token is not None:
+            incoming.close()
+            self._refuse(token)
+            await self._authorize()
+            incoming = await self.transport.open(request, self.transport.timeout.stream, SMALL_BUFFER)
         if incoming.status >= 300:
-            refusal = await self.refusal(dialect.STREAM_FINE_TUNE_EVENTS, incoming)
+            refusal = await self.refusal(self.endpoints.list_fine_tune_events, incoming)
             # A quota, or a wait beyond the deadline, is not retried, so it must not slow down other calls either.
             seconds = retry.delay(self.policy, refusal, 1, 0.0, idempotent=True)
             if seconds is not None:
@@ -195,24 +291,52 @@ class Caller:
             return self.error_of(endpoint, self.without_key(await self.transport.read_reply(incoming)))
 
     def error_of(self, endpoint: Endpoint[T], reply: Reply) -> APIError:
-        """Return the error for a reply, with advice if the reference's own service has retired the endpoint."""
+        """Return the error for a reply, with the advice of the dialect about its own service."""
         error = error_of(reply)
-        if isinstance(error, NotFound) and self.base_url == dialect.DEFAULT_BASE_URL:
-            return dialect.explained(error, endpoint)
-        return error
+        is_own = self.base_url == self.dialect.base_url or bool(self.dialect.hosts)
+        return self.dialect.explain(error, endpoint) if is_own else error
 
     def without_key(self, reply: Reply) -> Reply:
         """Return a reply without the key in its body, where some services echo it."""
-        body = scrubbed(reply.body, self.api_key)
+        body = scrubbed(reply.body, *self.secrets)
         return reply if body is reply.body else reply._replace(body=body)
+
+    async def _authorize(self) -> Secret | None:
+        """Have the transport send an access token that has not expired; return it, or None if there is a key."""
+        if self._token is None:
+            return None
+        token = await self._token.get()
+        self.transport.authorize(token)
+        return token
+
+    def _refuse(self, token: Secret) -> None:
+        if self._token is not None:
+            self._token.refused(token)
 
     def _slow_down(self, failure: FineTuneError, seconds: float) -> None:
         """Slow down all calls if this one was throttled and will be retried in `seconds`."""
         if isinstance(failure, RateLimited):
             self.throttle.slow_down(seconds if failure.retry_after is None else failure.retry_after)
 
+    def _note_other_dialect(self, reply: Reply) -> None:
+        """Log once in a session that a job has the form of another dialect."""
+        if not self._is_other_noted and (other := fitting(reply.body, self.dialect)) is not None:
+            self._is_other_noted = True
+            _log.warning("the service may speak another dialect than %r: %s", self.dialect.name, _in_form_of(other))
+
     def _note_oddity(self, field: str, found: str) -> None:
         """Log a field that was read as absent, once in a session."""
         if field not in self._oddities:
             self._oddities.add(field)
             _log.warning("%s: the service sent %s, which is not valid here; it is treated as missing", field, found)
+
+
+def _in_form_of(other: Dialect) -> str:
+    return f"the reply has the form of another dialect: pass dialect={other.name!r} (AIOFINETUNE_DIALECT={other.name})"
+
+
+def _last_id(page: Listing[Any] | Rows) -> str | None:
+    """Return the id of the last row of a page, after which the next page begins; None if it has none."""
+    if isinstance(page, Rows):
+        return page.last_id
+    return getattr(page.data[-1], "id", None) if page.data else None

@@ -9,8 +9,6 @@ from pathlib import Path
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.reply_body import MAX_REPLY_BYTES, Incoming, collect
 from aiofinetune._local_files import PIECE, save
-from aiofinetune.dialects import _fine_tunes as dialect
-from aiofinetune.dialects._requests import build
 from aiofinetune.errors import ConnectionLost, ProtocolViolation
 
 
@@ -23,15 +21,15 @@ async def download(caller: Caller, file_id: str, path: Path | None) -> bytes:
     """
     # The size is checked because a reply can be complete as HTTP and still not be the whole file. Zero counts as
     # unknown.
-    expected = (await caller.call(dialect.RETRIEVE_FILE, file_id)).bytes or 0
+    expected = (await caller.call(caller.endpoints.retrieve_file, file_id)).bytes or 0
     # Uncompressed, so that the bytes of the file are the bytes that are sent.
     headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
-    request = build(dialect.DOWNLOAD_FILE, caller.base_url, file_id, headers=headers)
+    request = caller.build(caller.endpoints.download_file, file_id, headers=headers)
 
     async def attempt() -> bytes:
         incoming = await caller.transport.open(request, caller.transport.timeout.stall)
         if incoming.status >= 300:
-            raise await caller.refusal(dialect.DOWNLOAD_FILE, incoming)
+            raise await caller.refusal(caller.endpoints.download_file, incoming)
         with contextlib.closing(incoming):
             read = _reader_of(incoming, file_id, expected)
             if path is not None:
@@ -42,7 +40,7 @@ async def download(caller: Caller, file_id: str, path: Path | None) -> bytes:
             raise ProtocolViolation(f"{file_id} has an unknown length and is too long to hold in memory; pass a path")
         return content
 
-    return await caller.retrying(dialect.DOWNLOAD_FILE, attempt)
+    return await caller.retrying(caller.endpoints.download_file, attempt)
 
 
 def _reader_of(incoming: Incoming, file_id: str, expected: int) -> Callable[[], Awaitable[bytes]]:

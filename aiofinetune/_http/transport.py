@@ -21,6 +21,7 @@ from yarl import URL
 from aiofinetune._http.network_errors import cause_of, in_our_words, of_borrowed
 from aiofinetune._http.proxies import proxy_for
 from aiofinetune._http.reply_body import Incoming
+from aiofinetune._secret import Secret
 from aiofinetune.dialects._requests import Reply, Request, redirected
 from aiofinetune.errors import (
     ConfigurationError,
@@ -133,7 +134,7 @@ class Transport:
         self, base_url: str, headers: Mapping[str, str], timeout: Timeout, http: aiohttp.ClientSession | None
     ) -> None:
         self.timeout = timeout
-        self._headers = headers
+        self._headers = dict(headers)
         self._http = http
         self._owns_http = http is None
         self._fresh_http: aiohttp.ClientSession | None = None
@@ -147,6 +148,10 @@ class Transport:
         # Total times are measured here: aiohttp's `total` would end an event stream, and costs more than one timeout
         # around the call.
         self._client_timeout = aiohttp.ClientTimeout(total=None, connect=timeout.connect)
+
+    def authorize(self, token: Secret) -> None:
+        """Send this access token with every request from now on."""
+        self._headers["Authorization"] = Secret(f"Bearer {token}")
 
     @property
     def owns_http(self) -> bool:

@@ -9,8 +9,6 @@ from typing import TypeAlias
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.upload_source import Content
 from aiofinetune._local_files import PIECE
-from aiofinetune.dialects import _fine_tunes as dialect
-from aiofinetune.dialects._requests import build
 from aiofinetune.errors import FineTuneError, LocalFileError, TransportError
 from aiofinetune.models import File
 
@@ -119,7 +117,7 @@ async def send_file(caller: Caller, content: Content, purpose: str, filename: st
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
     if form.size is not None:
         headers["Content-Length"] = str(form.size)
-    request = build(dialect.UPLOAD_FILE, caller.base_url, headers=headers)
+    request = caller.build(caller.endpoints.upload_file, headers=headers)
     try:
         reply = await caller.fetch(request, form)
     except TransportError:
@@ -128,7 +126,7 @@ async def send_file(caller: Caller, content: Content, purpose: str, filename: st
     else:
         # The service may reply early, without waiting for the rest of a body that failed.
         if form.failure is None:
-            return await caller.decode(dialect.UPLOAD_FILE, reply)
+            return await caller.decode(caller.endpoints.upload_file, reply)
     if isinstance(form.failure, FineTuneError):
         raise form.failure
     words = f"the source of the upload, or the progress callback, raised {form.failure!r}"

@@ -21,9 +21,9 @@ from aiofinetune._http.upload_source import Content
 from aiofinetune._jobs import matching
 from aiofinetune._jobs.claims import Claims, Group
 from aiofinetune._jobs.clocks import Moment
-from aiofinetune.dialects import _fine_tunes as dialect
 from aiofinetune.dialects._error_replies import server_time
-from aiofinetune.dialects._requests import Reply, build
+from aiofinetune.dialects._replies import unreadable
+from aiofinetune.dialects._requests import Reply
 from aiofinetune.errors import FineTuneError, FineTuneUnreadable, NotFound, ProtocolViolation, RequestInvalid
 from aiofinetune.models import CreateUncertain, File, FineTune, FineTuneRequest, Rows
 
@@ -150,7 +150,7 @@ class Recovery:
             raise RequestInvalid("request", f"expected a FineTuneRequest, got {type(request).__name__}")
         create = _Create(self, request, known, wanted, note)
         with self.claims.call():
-            return await self.caller.retrying(dialect.CREATE_FINE_TUNE, create.send, create.find)
+            return await self.caller.retrying(self.caller.endpoints.create_fine_tune, create.send, create.find)
 
     async def find(
         self,
@@ -197,7 +197,7 @@ class Recovery:
 
     async def list_rows(self) -> Rows:
         """List the jobs, and the ids of those that cannot be read."""
-        return await self.caller.call(dialect.LIST_FINE_TUNE_ROWS)
+        return await self.caller.call(self.caller.endpoints.list_rows)
 
     async def upload(self, content: Content, name: str, purpose: str, progress: Progress | None) -> File:
         """Upload a file, once if possible: it is sent again if its reply was lost and the file cannot be identified."""
@@ -226,13 +226,13 @@ class Recovery:
         # A source that cannot be rewound can be sent only once.
         policy = self.caller.policy if content.rewind is not None else attrs.evolve(self.caller.policy, attempts=1)
         with self.claims.call():
-            return await self.caller.retrying(dialect.UPLOAD_FILE, attempt, find, policy)
+            return await self.caller.retrying(self.caller.endpoints.upload_file, attempt, find, policy)
 
     async def _find_file(self, name: str, size: int | None, purpose: str, sent: Moment) -> File | None:
         """Return the file of an upload whose reply was lost; None if no file is certainly the one."""
         try:
             policy = attrs.evolve(self.caller.policy, attempts=1)
-            listing, reply = await self.caller.exchange(dialect.LIST_FILES, policy=policy)
+            listing, reply = await self.caller.exchange(self.caller.endpoints.list_files, policy=policy)
         except FineTuneError as error:
             # Uploading a file twice costs little, unlike creating a job twice.
             _log.info("searching for the upload of %s failed: %s", name, error)
@@ -265,7 +265,7 @@ class Recovery:
         headers = {} if self.caller.transport.owns_http else {"Connection": "close"}
         for pause in self._until_grace_is_over(search):
             try:
-                rows, reply = await self.caller.exchange(dialect.LIST_FINE_TUNE_ROWS, headers=headers)
+                rows, reply = await self.caller.exchange(self.caller.endpoints.list_rows, headers=headers)
             except FineTuneError as error:
                 raise search.uncertain() from search.cause or error
             since = _at_service(reply, search.sent)
@@ -314,7 +314,7 @@ class Recovery:
         """
         for pause in self._until_grace_is_over(search):
             try:
-                job, reply = await self.caller.exchange(dialect.RETRIEVE_FINE_TUNE, named)
+                job, reply = await self.caller.exchange(self.caller.endpoints.retrieve_fine_tune, named)
             except NotFound:
                 # A new job may take a while to be visible to every machine of the service.
                 await asyncio.sleep(pause)
@@ -365,8 +365,8 @@ class _Create:
         self._note = note
         # No service is known to honour this key. It costs nothing to send, and nothing depends on it.
         headers = {"Idempotency-Key": secrets.token_hex(16)}
-        body = structuring.write_request(request.given())
-        self._call = build(dialect.CREATE_FINE_TUNE, self._caller.base_url, body=body, headers=headers)
+        body = structuring.write_request(self._caller.dialect.body_of(request))
+        self._call = self._caller.build(self._caller.endpoints.create_fine_tune, body=body, headers=headers)
         self._group: Group[FineTuneRequest] = recovery.group("fine-tune", request.training_file)
         self._sent = Moment.now()
         self._is_lost = False
@@ -415,14 +415,14 @@ class _Create:
                 raise
             reply = self._caller.without_key(Reply(heard.status or 200, heard.headers, b"".join(heard.pieces)))
             named = structuring.readable_id(reply.body)
-            raise Accepted(named, is_whole=False) from dialect.unreadable(reply, failure)
+            raise Accepted(named, is_whole=False) from unreadable(reply, failure)
         if reply.status >= 300:
-            raise self._caller.error_of(dialect.CREATE_FINE_TUNE, reply)
+            raise self._caller.error_of(self._caller.endpoints.create_fine_tune, reply)
         try:
-            return await self._caller.decode(dialect.CREATE_FINE_TUNE, reply)
+            return await self._caller.decode(self._caller.endpoints.create_fine_tune, reply)
         except FineTuneError as misfit:
             named, is_whole = structuring.readable_id(reply.body), structuring.is_json(reply.body)
-            raise Accepted(named, is_whole=is_whole) from (misfit if named else dialect.unreadable(reply, misfit))
+            raise Accepted(named, is_whole=is_whole) from (misfit if named else unreadable(reply, misfit))
 
     def _claim(self, fine_tune_id: str) -> None:
         """Claim the job for this call.

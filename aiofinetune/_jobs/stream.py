@@ -1,4 +1,4 @@
-"""Follow the events of a job as they happen."""
+"""Follow the events of a job that the service streams as they happen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from array import array
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from operator import attrgetter
 from types import TracebackType
 from typing import Final, Self
@@ -15,6 +15,7 @@ import attrs
 
 from aiofinetune import retry, structuring
 from aiofinetune._http.reply_body import MAX_ERROR_BYTES, Incoming
+from aiofinetune._jobs.events import EventStream
 from aiofinetune._secret import scrubbed, without_secret
 from aiofinetune._sse import EventDecoder
 from aiofinetune.dialects._error_replies import MAX_WORDS, Words, error_words
@@ -50,35 +51,12 @@ close connections that are silent for long."""
 _log = logging.getLogger("aiofinetune")
 
 
-class EventStream:
-    """The events of a job: an async context manager, and inside it an async iterator of `FineTuneEvent`.
-
-    ::
-
-        async with session.stream_fine_tune_events(job.id) as events:
-            async for event in events:
-                print(event.message)
-
-    The service sends the job's history first, then each event as it happens, and ends the stream with ``[DONE]`` when
-    the job ends. Nothing else ends the stream. If the connection breaks or falls silent, the stream reconnects: the
-    service replays the history, and the events that were already returned are skipped by their position, because
-    events have no ids and their times may be equal. Leaving the context closes the connection, wherever the stream is.
-
-    A read may be cancelled and repeated later. If it is cancelled while the stream is connecting, the next read starts
-    to connect again, so reads that are always cancelled too soon never connect. This does not count as a failure.
-
-    Raises, while it is read:
-        StreamInterrupted: The connection kept breaking without a new event; the last cause is chained.
-        StreamHistoryChanged: After a reconnect the service replayed a different history.
-        APIError: The service sent an error in place of an event, or refused to continue.
-        ProtocolViolation: The service sent something that is not an event of a job, or a page or JSON in place of the
-            stream.
-    """
+class SentEvents(EventStream):
+    """The events of a job that the service streams as server-sent events, ending with ``[DONE]``."""
 
     # This class and the classes that it uses have slots, because a program may hold thousands of streams.
     __slots__ = (
         "_again_at",
-        "_api_key",
         "_connect",
         "_connected_at",
         "_decoder",
@@ -95,6 +73,7 @@ class EventStream:
         "_policy",
         "_position",
         "_request",
+        "_secrets",
         "_unread",
     )
 
@@ -103,12 +82,12 @@ class EventStream:
         connect: Callable[[Request], Awaitable[Incoming]],
         request: Request,
         policy: Retry,
-        api_key: str,
+        secrets: Sequence[str],
     ) -> None:
         self._connect = connect
         self._request = request
         self._policy = policy
-        self._api_key = api_key
+        self._secrets = secrets
         self._incoming: Incoming | None = None
         self._decoder = EventDecoder()
         # These lists are in reverse order, so that pop() returns the next item. A deque takes more memory than a list,
@@ -154,9 +133,6 @@ class EventStream:
         self._again_at = None
         self._close()
 
-    def __aiter__(self) -> Self:
-        return self
-
     async def __anext__(self) -> FineTuneEvent:
         while not self._new:
             if self._is_done:
@@ -185,7 +161,7 @@ class EventStream:
             if self._unread and (self._is_odd or self._position < len(self._given) or not self._take_some()):
                 self._take_one()
         except FineTuneError as error:
-            failure = without_secret(error, self._api_key)
+            failure = without_secret(error, *self._secrets)
         else:
             return
         # Outside the except block: an error raised inside it would have `error` as its context, which may show the key.
@@ -201,7 +177,7 @@ class EventStream:
         start, incoming = chunk.lstrip(_BLANK), self._connection()
         self._has_begun = bool(start)
         if not _may_begin(start, incoming.headers) or (not chunk and not _may_stream(incoming.headers)):
-            raise in_place_of_events(scrubbed(await _rest_of(incoming, chunk), self._api_key))
+            raise in_place_of_events(scrubbed(await _rest_of(incoming, chunk), *self._secrets))
 
     def _events_of(self, chunk: bytes) -> list[bytes]:
         """Return the events that the next bytes of the connection complete; an empty chunk is its end."""
@@ -214,14 +190,14 @@ class EventStream:
             # An object with a time and a message is an event if it holds neither word. `find` is faster than `in`; see
             # `scrubbed`.
             self._is_odd = bool(self._names) or whole.find(b'"error"') >= 0 or whole.find(b'"type"') >= 0
-            shows_key = scrubbed(whole, self._api_key) is not whole
-            return [scrubbed(event, self._api_key) for event in events] if shows_key else events
+            shows_key = scrubbed(whole, *self._secrets) is not whole
+            return [scrubbed(event, *self._secrets) for event in events] if shows_key else events
         data = self._decoder.close().strip()
         if data == _DONE:
             return [_DONE]
         with contextlib.suppress(ProtocolViolation):
             # An error is raised even if it is cut off. Any other event is dropped, because it may not be complete.
-            read_event(scrubbed(data, self._api_key), *self._decoder.names)
+            read_event(scrubbed(data, *self._secrets), *self._decoder.names)
         raise ConnectionLost("the event stream ended before [DONE]")
 
     def _take_some(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiofinetune import retry
-from aiofinetune._jobs.stream import EventStream
+from aiofinetune._jobs.events import EventStream
 from aiofinetune.errors import FineTuneError, StreamInterrupted, WaitTimeout
 from aiofinetune.models import FineTune, FineTuneCancelled, FineTuneEvent, FineTuneFailed, Status
 from aiofinetune.retry import Retry

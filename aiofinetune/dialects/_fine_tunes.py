@@ -1,4 +1,4 @@
-"""The endpoints of the fine-tunes API as data, and pure functions that read its replies. No I/O.
+"""The reference: the fine-tunes API, ``/v1/fine-tunes``, as data and pure functions.
 
 The source of every path and object is the API reference: its pages on fine-tunes, files, models and completions, in
 their last published form (https://github.com/openai/openai-openapi, version 2.0.0).
@@ -6,171 +6,52 @@ their last published form (https://github.com/openai/openai-openapi, version 2.0
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import Any, Final
 
-from aiofinetune import structuring
-from aiofinetune.dialects._error_replies import error_of, error_words, error_words_of_success, printable
-from aiofinetune.dialects._requests import Endpoint, Reply
-from aiofinetune.errors import (
-    APIError,
-    FineTuneError,
-    NotFound,
-    ProtocolViolation,
-)
-from aiofinetune.models import Deleted, File, FineTune, FineTuneEvent, Listing, Model, Rows
-
-T = TypeVar("T")
-
+from aiofinetune.dialects._dialect import Dialect, Endpoints, Object
+from aiofinetune.dialects._requests import Endpoint
+from aiofinetune.errors import APIError, NotFound
+from aiofinetune.models import FineTune, FineTuneEvent, Listing, Rows
 
 DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
 
 
-HEADERS: Final[Mapping[str, str]] = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
-"""The default headers of a request."""
-
-
-STREAM_HEADERS: Final[Mapping[str, str]] = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
-"""The headers of an event stream. It is not compressed, because compression would delay events."""
-
-
-CREATE_FINE_TUNE = Endpoint("POST", "/fine-tunes", FineTune, idempotent=False)
-
-
-LIST_FINE_TUNES = Endpoint("GET", "/fine-tunes", Listing[FineTune])
-
-
-# For searches, which must not fail because one row cannot be read.
-LIST_FINE_TUNE_ROWS = Endpoint("GET", "/fine-tunes", Rows)
-
-
-RETRIEVE_FINE_TUNE = Endpoint("GET", "/fine-tunes/{}", FineTune)
-
-
-# Idempotent, because `FineTuneSession.cancel_fine_tune` accepts a job that an earlier attempt cancelled.
-CANCEL_FINE_TUNE = Endpoint("POST", "/fine-tunes/{}/cancel", FineTune)
-
-
-LIST_FINE_TUNE_EVENTS = Endpoint("GET", "/fine-tunes/{}/events", Listing[FineTuneEvent])
-
-
-STREAM_FINE_TUNE_EVENTS = Endpoint("GET", "/fine-tunes/{}/events?stream=true", FineTuneEvent)
-
-
-LIST_MODELS = Endpoint("GET", "/models", Listing[Model])
-
-
-RETRIEVE_MODEL = Endpoint("GET", "/models/{}", Model)
-
-
-DELETE_MODEL = Endpoint("DELETE", "/models/{}", Deleted)
-
-
-UPLOAD_FILE = Endpoint("POST", "/files", File, idempotent=False)
-
-
-LIST_FILES = Endpoint("GET", "/files", Listing[File])
-
-
-RETRIEVE_FILE = Endpoint("GET", "/files/{}", File)
-
-
-DOWNLOAD_FILE = Endpoint("GET", "/files/{}/content", bytes)
-
-
-DELETE_FILE = Endpoint("DELETE", "/files/{}", Deleted)
-
-
-def decode(endpoint: Endpoint[T], reply: Reply, noted: structuring.Noted | None = None) -> T:
-    """Decode the reply to a call.
-
-    Args:
-        endpoint: The endpoint that was called.
-        reply: The reply.
-        noted: Called with each field that is read as absent because its value does not fit.
-
-    Raises:
-        APIError: The service answered with an error.
-        ProtocolViolation: The reply is neither an error nor what the endpoint promises.
-    """
-    if not 200 <= reply.status < 300:
-        raise error_of(reply)
-    try:
-        result = structuring.read_reply(reply.body, endpoint.result, noted)
-    except ProtocolViolation as violation:
-        _check_for_error(reply, violation)
-        raise
-    if isinstance(result, Listing) and not result.data:
-        # Because `data` may be missing, an error in a successful reply would pass for an empty list.
-        _check_for_error(reply)
-    return result
-
-
-def _check_for_error(reply: Reply, violation: ProtocolViolation | None = None) -> None:
-    """Raise the error in the body of a successful reply, if it holds one.
-
-    It is not raised as an `APIError`, because by its status the request was accepted and may have had its effect.
-    """
-    words = error_words_of_success(reply.body)
-    if words is not None:
-        message = f"the service answered {reply.status}, but with an error: {words.message}"
-        raise ProtocolViolation(message) from violation
-
-
-def decode_deleted(reply: Reply, name: str) -> Deleted:
-    """Decode the reply to a DELETE. A 2xx status means success, unless the body says otherwise.
-
-    Services answer 204 without a body, ``{}``, ``null`` or the object that was deleted (RFC 9110, section 9.3.5).
-
-    Raises:
-        APIError: The service answered with an error, or with ``"deleted": false``.
-        ProtocolViolation: The body of a successful reply holds an error or a page.
-    """
-    if not 200 <= reply.status < 300:
-        raise error_of(reply)
-    try:
-        value = structuring.read_json(reply.body)
-    except ProtocolViolation:
-        if reply.body.lstrip().startswith(b"<"):
-            # This is a page of a proxy, for example to sign in.
-            raise
-        value = None
-    if not isinstance(value, dict):
-        return Deleted(name, deleted=True)
-    if "deleted" in value and value["deleted"] in (False, "false"):
-        message = words.message if (words := error_words(reply.body)) else f"the service did not delete {name}"
-        raise APIError(reply.status, message, request_id=printable(reply.headers.get("x-request-id")))
-    if value.get("deleted") is not True:
-        _check_for_error(reply)
-    given = {key: text for key in ("id", "object") if isinstance(text := value.get(key), str)}
-    return Deleted(given.get("id") or name, deleted=True, object=given.get("object", ""))
-
-
-def unreadable(reply: Reply, failure: FineTuneError) -> FineTuneError:
-    """Return what is wrong with the reply to an accepted create that names no job.
-
-    Args:
-        reply: The received part of the reply.
-        failure: The error in reading it, which is returned if the reply does not say more.
-    """
-    words = error_words_of_success(reply.body)
-    if words is not None:
-        return APIError(reply.status, *words)
-    kind = reply.headers.get("content-type", "").lower()
-    if "html" in kind or reply.body[:200].lstrip().lower().startswith((b"<!doctype", b"<html")):
-        page = structuring.excerpt(reply.body)
-        return ProtocolViolation(f"status {reply.status} with an HTML page, so a proxy may have answered: {page}")
-    if not reply.body and isinstance(failure, ProtocolViolation):
-        return ProtocolViolation(f"status {reply.status} with an empty body")
-    return failure
-
-
-def explained(error: NotFound, endpoint: Endpoint[T]) -> NotFound:
+def _explain(error: APIError, endpoint: Endpoint[Any]) -> APIError:
     """Return a 404 of the reference's own service with advice, if the service has retired the endpoint."""
-    if not endpoint.path.startswith("/fine-tunes"):
+    if not isinstance(error, NotFound) or not endpoint.path.startswith("/fine-tunes"):
         return error
     message = (
         f"{error.message}. api.openai.com retired the fine-tunes API on 2024-01-04: set base_url (OPENAI_BASE_URL) to a"
-        " service that still has it, or run the embedded server ('aiofinetune serve')"
+        " service that still has it, run the embedded server ('aiofinetune serve'), or pass dialect=\"jobs\""
+        " (AIOFINETUNE_DIALECT=jobs) for the API that replaced it, /v1/fine_tuning/jobs"
     )
     return NotFound(error.status, message, *error.args[2:])
+
+
+def _fits(job: Object) -> bool:
+    return job.get("object") == "fine-tune" or "hyperparams" in job
+
+
+FINE_TUNES: Final = Dialect(
+    name="fine-tunes",
+    about="the reference: self-hosted services, the embedded server",
+    base_url=DEFAULT_BASE_URL,
+    endpoints=Endpoints(
+        create_fine_tune=Endpoint("POST", "/fine-tunes", FineTune, idempotent=False),
+        list_fine_tunes=Endpoint("GET", "/fine-tunes", Listing[FineTune]),
+        list_rows=Endpoint("GET", "/fine-tunes", Rows),
+        retrieve_fine_tune=Endpoint("GET", "/fine-tunes/{}", FineTune),
+        cancel_fine_tune=Endpoint("POST", "/fine-tunes/{}/cancel", FineTune),
+        list_fine_tune_events=Endpoint("GET", "/fine-tunes/{}/events", Listing[FineTuneEvent]),
+        stream_fine_tune_events=Endpoint("GET", "/fine-tunes/{}/events?stream=true", FineTuneEvent),
+    ),
+    lacks={
+        "learning_rate": "the nearest is learning_rate_multiplier, a multiple of the pretraining rate",
+        "seed": "nothing stands for it",
+        "metadata": "the nearest is suffix, a text in the tuned model's name",
+        "method": "every job is supervised",
+    },
+    max_suffix=40,
+    fits=_fits,
+    explain=_explain,
+)

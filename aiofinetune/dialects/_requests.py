@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 from aiofinetune._urls import path_segment, resolve_within_origin
 
 T = TypeVar("T")
+
+HEADERS: Final[Mapping[str, str]] = MappingProxyType({"Accept": "application/json", "Accept-Encoding": "gzip, deflate"})
+"""The default headers of a request."""
+STREAM_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
+    {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+)
+"""The headers of an event stream. It is not compressed, because compression would delay events."""
 
 
 class Endpoint(NamedTuple, Generic[T]):
@@ -20,12 +27,16 @@ class Endpoint(NamedTuple, Generic[T]):
         path: The path below the base URL; ``{}`` stands for an id.
         result: The class of the reply.
         idempotent: Whether sending it twice has the same effect as sending it once.
+        translate: Puts the JSON of a reply into the form of the reference; None if it has that form.
+        is_paged: Whether it returns a list that takes ``limit``.
     """
 
     method: str
     path: str
     result: type[T]
     idempotent: bool = True
+    translate: Callable[[object], object] | None = None
+    is_paged: bool = False
 
 
 class Request(NamedTuple):
@@ -80,7 +91,7 @@ def build(
     """
     url = base_url + endpoint.path.format(*map(path_segment, ids))
     if query:
-        url += "?" + urlencode(query)
+        url += ("&" if "?" in url else "?") + urlencode(query)
     if body is not None:
         headers = {"Content-Type": "application/json", **headers}
     return Request(endpoint.method, url, headers, body)

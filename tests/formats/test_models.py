@@ -100,9 +100,9 @@ NEEDS_METRICS = "is only used with compute_classification_metrics=True"
                 ("1.0", "'1.0'"),
             )
         ),
-        ("suffix", {"suffix": ""}, "expected 1 to 40 characters, got ''"),
-        ("suffix", {"suffix": "x" * 41}, "expected 1 to 40 characters, got 'xxx"),
-        ("suffix", {"suffix": 5}, "expected 1 to 40 characters, got 5"),
+        ("suffix", {"suffix": ""}, "expected 1 to 64 characters, got ''"),
+        ("suffix", {"suffix": "x" * 65}, "expected 1 to 64 characters, got 'xxx"),
+        ("suffix", {"suffix": 5}, "expected 1 to 64 characters, got 5"),
         # What joins several parameters.
         (
             "validation_file",
@@ -144,7 +144,7 @@ def test_wrong(field: str, parameters: dict[str, object], words: str) -> None:
         {"learning_rate_multiplier": 1, "prompt_loss_weight": 0},
         {"learning_rate_multiplier": 5e-324, "prompt_loss_weight": 0.0},
         {"suffix": "x"},
-        {"suffix": "ü" * 40},
+        {"suffix": "ü" * 64},
         {"compute_classification_metrics": False},
         BINARY,
         SEVERAL,

@@ -20,9 +20,10 @@ from aiofinetune import errors
 from aiofinetune._http.compression import new_decompressor
 from aiofinetune._http.upload_body import multipart
 from aiofinetune._urls import check_base_url, is_loopback
-from aiofinetune.dialects import _fine_tunes as protocol
 from aiofinetune.dialects._completions import CREATE_COMPLETION
 from aiofinetune.dialects._error_replies import error_of, error_words_of_success, parse_retry_after, retry_after_of
+from aiofinetune.dialects._fine_tunes import FINE_TUNES
+from aiofinetune.dialects._replies import decode
 from aiofinetune.dialects._requests import Reply, Request, build, redirected
 from aiofinetune.errors import (
     ConfigurationError,
@@ -36,21 +37,23 @@ from tests.support.strategies import JSON
 
 BASE = "https://service.test/v1"
 
+REFERENCE = FINE_TUNES.endpoints
+
 ENDPOINTS = [
-    (protocol.CREATE_FINE_TUNE, [], "POST", "/fine-tunes", False),
-    (protocol.LIST_FINE_TUNES, [], "GET", "/fine-tunes", True),
-    (protocol.RETRIEVE_FINE_TUNE, ["ft-1"], "GET", "/fine-tunes/ft-1", True),
-    (protocol.CANCEL_FINE_TUNE, ["ft-1"], "POST", "/fine-tunes/ft-1/cancel", True),
-    (protocol.LIST_FINE_TUNE_EVENTS, ["ft-1"], "GET", "/fine-tunes/ft-1/events", True),
-    (protocol.STREAM_FINE_TUNE_EVENTS, ["ft-1"], "GET", "/fine-tunes/ft-1/events?stream=true", True),
-    (protocol.LIST_MODELS, [], "GET", "/models", True),
-    (protocol.RETRIEVE_MODEL, ["ada:ft-x"], "GET", "/models/ada%3Aft-x", True),
-    (protocol.DELETE_MODEL, ["ada:ft-x"], "DELETE", "/models/ada%3Aft-x", True),
-    (protocol.UPLOAD_FILE, [], "POST", "/files", False),
-    (protocol.LIST_FILES, [], "GET", "/files", True),
-    (protocol.RETRIEVE_FILE, ["file-1"], "GET", "/files/file-1", True),
-    (protocol.DOWNLOAD_FILE, ["file-1"], "GET", "/files/file-1/content", True),
-    (protocol.DELETE_FILE, ["file-1"], "DELETE", "/files/file-1", True),
+    (REFERENCE.create_fine_tune, [], "POST", "/fine-tunes", False),
+    (REFERENCE.list_fine_tunes, [], "GET", "/fine-tunes", True),
+    (REFERENCE.retrieve_fine_tune, ["ft-1"], "GET", "/fine-tunes/ft-1", True),
+    (REFERENCE.cancel_fine_tune, ["ft-1"], "POST", "/fine-tunes/ft-1/cancel", True),
+    (REFERENCE.list_fine_tune_events, ["ft-1"], "GET", "/fine-tunes/ft-1/events", True),
+    (REFERENCE.stream_fine_tune_events, ["ft-1"], "GET", "/fine-tunes/ft-1/events?stream=true", True),
+    (REFERENCE.list_models, [], "GET", "/models", True),
+    (REFERENCE.retrieve_model, ["ada:ft-x"], "GET", "/models/ada%3Aft-x", True),
+    (REFERENCE.delete_model, ["ada:ft-x"], "DELETE", "/models/ada%3Aft-x", True),
+    (REFERENCE.upload_file, [], "POST", "/files", False),
+    (REFERENCE.list_files, [], "GET", "/files", True),
+    (REFERENCE.retrieve_file, ["file-1"], "GET", "/files/file-1", True),
+    (REFERENCE.download_file, ["file-1"], "GET", "/files/file-1/content", True),
+    (REFERENCE.delete_file, ["file-1"], "DELETE", "/files/file-1", True),
 ]
 
 
@@ -69,17 +72,17 @@ def test_completion_is_an_endpoint() -> None:
 
 def test_headers() -> None:
     """A request says when it holds JSON, and lets its maker say otherwise; it adds nothing else."""
-    assert build(protocol.LIST_MODELS, BASE).headers == {}
-    created = build(protocol.CREATE_FINE_TUNE, BASE, body=b"{}", headers={"X-Id": "7"})
+    assert build(REFERENCE.list_models, BASE).headers == {}
+    created = build(REFERENCE.create_fine_tune, BASE, body=b"{}", headers={"X-Id": "7"})
     assert created.headers == {"Content-Type": "application/json", "X-Id": "7"}
     assert created.body == b"{}"
-    other = build(protocol.CREATE_FINE_TUNE, BASE, body=b"{}", headers={"Content-Type": "x/y"})
+    other = build(REFERENCE.create_fine_tune, BASE, body=b"{}", headers={"Content-Type": "x/y"})
     assert other.headers == {"Content-Type": "x/y"}
 
 
 def test_query() -> None:
     """Parameters of the URL are encoded as such."""
-    request = build(protocol.LIST_FILES, BASE, query={"purpose": "a b&c=d/ü"})
+    request = build(REFERENCE.list_files, BASE, query={"purpose": "a b&c=d/ü"})
     assert URL(request.url).query == {"purpose": "a b&c=d/ü"}
     assert request.url.isascii()
 
@@ -96,7 +99,7 @@ IDS = st.text() | st.text("./\\%?#&;: \t\r\n\x00{}[]@é", max_size=6)
 def test_any_id(name: str) -> None:
     """Whatever an id holds, it is one segment of the path, and comes back as itself; or it is refused."""
     try:
-        url = build(protocol.CANCEL_FINE_TUNE, BASE, name).url
+        url = build(REFERENCE.cancel_fine_tune, BASE, name).url
     except RequestInvalid as error:
         assert error.field == "id"  # noqa: PT017
         assert name.strip(".") == "" or any("\ud800" <= character <= "\udfff" for character in name)
@@ -112,7 +115,7 @@ def test_any_id(name: str) -> None:
 def test_no_id(name: object) -> None:
     """What can be no id, or another path once a proxy has read it, is refused."""
     with pytest.raises(RequestInvalid, match=r"^id: "):
-        build(protocol.RETRIEVE_FINE_TUNE, BASE, name)  # type: ignore[arg-type]  # the wrong type is the point
+        build(REFERENCE.retrieve_fine_tune, BASE, name)  # type: ignore[arg-type]  # the wrong type is the point
 
 
 # The base URL
@@ -436,11 +439,11 @@ def test_retry_after_in_milliseconds(headers: dict[str, str], seconds: float | N
 def test_explained() -> None:
     """A 404 of the retired service says what to do; one for a path that it still has stays as it is."""
     error = errors.NotFound(404, "gone", "t", "p", "c", "req-7")
-    told = protocol.explained(error, protocol.CREATE_FINE_TUNE)
+    told = FINE_TUNES.explain(error, REFERENCE.create_fine_tune)
     assert told.message.startswith("gone. ")
     assert "OPENAI_BASE_URL" in told.message
     assert (told.type, told.param, told.code, told.request_id) == ("t", "p", "c", "req-7")
-    assert protocol.explained(error, protocol.RETRIEVE_FILE) is error
+    assert FINE_TUNES.explain(error, REFERENCE.retrieve_file) is error
 
 
 LIMITS = [
@@ -466,10 +469,10 @@ def test_decode() -> None:
     """Any 2xx is read as the endpoint's model, anything else is an error."""
     body = b'{"id": "file-1", "deleted": true}'
     for status in (200, 201, 299):
-        assert protocol.decode(protocol.DELETE_FILE, Reply(status, {}, body)).deleted
+        assert decode(REFERENCE.delete_file, Reply(status, {}, body)).deleted
     for status in (199, 300, 404):
         with pytest.raises(errors.APIError):
-            protocol.decode(protocol.DELETE_FILE, Reply(status, {}, body))
+            decode(REFERENCE.delete_file, Reply(status, {}, body))
 
 
 # Redirects

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -505,6 +505,9 @@ def fit(kind: Any) -> st.SearchStrategy[Any]:
         return st.one_of(*[good[kind]] * 9, st.none(), JSON)
     if get_origin(kind) is tuple:
         return st.one_of(*[st.lists(fit(get_args(kind)[0]), max_size=2)] * 9, st.none(), JSON)
+    if get_origin(kind) is Mapping:
+        (_, item) = get_args(kind)
+        return st.dictionaries(TEXT, JSON if item is object else fit(item), max_size=2)
     arguments = get_args(kind)
     fields = attrs.fields(attrs.resolve_types(get_origin(kind) or kind))
     kinds: dict[str, Any] = {field.name: field.type for field in fields}

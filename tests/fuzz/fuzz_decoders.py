@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 SEEDS = (
     b'data: {"object": "fine-tune-event", "created_at": 1, "level": "info", "message": "x"}\n\ndata: [DONE]\n\n',
     b'{"id": "ft-1", "status": "pending", "model": "ada", "created_at": 1, "training_files": [{"id": "file-1"}]}',
@@ -34,14 +36,18 @@ def main(seconds: int) -> None:  # noqa: C901, PLR0915  # what atheris instrumen
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["aiofinetune"]):
         completions: Any = importlib.import_module("aiofinetune._completions")
-        protocol: Any = importlib.import_module("aiofinetune.dialects._fine_tunes")
+        dialects: Any = importlib.import_module("aiofinetune.dialects")
+        requests: Any = importlib.import_module("aiofinetune.dialects._requests")
+        replies: Any = importlib.import_module("aiofinetune.dialects._replies")
+        error_replies: Any = importlib.import_module("aiofinetune.dialects._error_replies")
         results: Any = importlib.import_module("aiofinetune.results._rows")
         sse: Any = importlib.import_module("aiofinetune._sse")
         stream: Any = importlib.import_module("aiofinetune._jobs.stream")
         errors: Any = importlib.import_module("aiofinetune.errors")
-    endpoints = [value for value in vars(protocol).values() if isinstance(value, protocol.Endpoint)]
-    endpoints.append(completions.CREATE_COMPLETION)
-    endpoints.remove(protocol.DOWNLOAD_FILE)
+    endpoints = [requests.Endpoint("POST", "/completions", completions.Completion)]
+    for dialect in dialects.DIALECTS.values():
+        every = (getattr(dialect.endpoints, field.name) for field in attrs.fields(dialects.Endpoints))
+        endpoints += [endpoint for endpoint in every if endpoint is not None and endpoint.result is not bytes]
     executions = 0
 
     def attempt(read: Callable[[], object]) -> None:
@@ -80,9 +86,9 @@ def main(seconds: int) -> None:  # noqa: C901, PLR0915  # what atheris instrumen
             case 0:
                 read_stream(rest, number % (len(rest) + 1))
             case 1:
-                attempt(lambda: protocol.decode(endpoints[number % len(endpoints)], protocol.Reply(200, {}, rest)))
+                attempt(lambda: replies.decode(endpoints[number % len(endpoints)], requests.Reply(200, {}, rest)))
             case 2:
-                attempt(lambda: str(protocol.error_of(protocol.Reply(number, headers, rest))))
+                attempt(lambda: str(error_replies.error_of(requests.Reply(number, headers, rest))))
             case _:
                 attempt(lambda: results.read_results(rest))
 

@@ -9,9 +9,11 @@ from asyncio import StreamWriter
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from aiofinetune import FineTuneError, FineTuneSession, NotFound, RequestInvalid, Retry
+from aiofinetune.dialects._fine_tunes import FINE_TUNES
 from tests.servers.rawserver import (
     FAST,
     JOB,
@@ -162,15 +164,16 @@ async def test_no_results() -> None:
             await session.results(job)
 
 
-async def test_retired_service(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retired_service() -> None:
     """A 404 of the reference's own service, which retired the endpoint, says what to do; no other service's does."""
     seen: list[Received] = []
-    async with talking_to(answering(reply(404, {"error": "gone"}), seen=seen)) as session:
-        with pytest.raises(NotFound, match=r"^404: gone$"):
-            await session.list_fine_tunes()
-        monkeypatch.setattr("aiofinetune.dialects._fine_tunes.DEFAULT_BASE_URL", session.base_url)
-        with pytest.raises(NotFound, match=r"^404: gone\. .*OPENAI_BASE_URL"):
-            await session.list_fine_tunes()
+    async with serve(answering(reply(404, {"error": "gone"}), seen=seen)) as url:
+        async with session_for(url) as session:
+            with pytest.raises(NotFound, match=r"^404: gone$"):
+                await session.list_fine_tunes()
+        async with FineTuneSession(KEY, base_url=url, dialect=attrs.evolve(FINE_TUNES, base_url=url)) as session:
+            with pytest.raises(NotFound, match=r"^404: gone\. .*OPENAI_BASE_URL.*dialect=\"jobs\""):
+                await session.list_fine_tunes()
     assert len(seen) == 2
 
 

@@ -11,6 +11,7 @@ from aiohttp import web
 from aiofinetune import _sse as sse
 from aiofinetune import structuring
 from aiofinetune.errors import RequestInvalid
+from aiofinetune.dialects._fine_tunes import FINE_TUNES
 from aiofinetune.local._queue import MANY_EVENTS, Jobs, event_id, write_event
 from aiofinetune.local._routes import Paths
 from aiofinetune.local._routes.bodies import read_json_object
@@ -50,8 +51,9 @@ class FineTuneRoutes:
         }
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
-        value = _with_n_epochs(await read_json_object(request))
-        return await self._job(await self._store.jobs.create(structuring.read_request(value, FineTuneRequest)))
+        asked = structuring.read_request(_with_n_epochs(await read_json_object(request)), FineTuneRequest)
+        FINE_TUNES.check(asked)
+        return await self._job(await self._store.jobs.create(asked))
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         jobs = await self._store.jobs.list()

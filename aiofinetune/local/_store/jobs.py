@@ -383,12 +383,16 @@ def _job(record: bytes) -> FineTune:
 
 def _hyperparams(request: FineTuneRequest, examples: int) -> Hyperparams:
     """Return a job's hyperparameters (reference: create fine-tune); those without a default stay unset."""
-    weight, multiplier = request.prompt_loss_weight, request.learning_rate_multiplier
-    batch_size = request.batch_size or batch_size_of(examples)
+    weight = request.prompt_loss_weight
+    multiplier = None if request.learning_rate_multiplier == "auto" else request.learning_rate_multiplier
+    # "auto" leaves the choice to the server, as None does.
+    batch_size = request.batch_size if isinstance(request.batch_size, int) else batch_size_of(examples)
     return Hyperparams(
-        n_epochs=request.n_epochs or _DEFAULT_N_EPOCHS,
+        n_epochs=request.n_epochs if isinstance(request.n_epochs, int) else _DEFAULT_N_EPOCHS,
         batch_size=batch_size,
-        learning_rate_multiplier=learning_rate_multiplier_of(batch_size) if multiplier is None else multiplier,
+        learning_rate_multiplier=multiplier
+        if isinstance(multiplier, int | float)
+        else learning_rate_multiplier_of(batch_size),
         prompt_loss_weight=_DEFAULT_PROMPT_LOSS_WEIGHT if weight is None else weight,
         compute_classification_metrics=request.compute_classification_metrics,
         classification_n_classes=request.classification_n_classes,

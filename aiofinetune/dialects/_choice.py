@@ -1,0 +1,64 @@
+"""Choose the dialect of a session, and find the one that a reply would fit. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiofinetune import structuring
+from aiofinetune.dialects._azure import AZURE
+from aiofinetune.dialects._dialect import Dialect
+from aiofinetune.dialects._fine_tunes import FINE_TUNES
+from aiofinetune.dialects._jobs import JOBS
+from aiofinetune.dialects._nebius import NEBIUS
+from aiofinetune.errors import ConfigurationError, ProtocolViolation
+
+DIALECTS: Final[Mapping[str, Dialect]] = {dialect.name: dialect for dialect in (FINE_TUNES, JOBS, AZURE, NEBIUS)}
+"""Every dialect by its name."""
+
+
+def named(name: object) -> Dialect:
+    """Return the dialect of a name, or a dialect itself.
+
+    Raises:
+        ConfigurationError: There is none of this name.
+    """
+    if isinstance(name, Dialect):
+        return name
+    if not isinstance(name, str) or name not in DIALECTS:
+        raise ConfigurationError(f"dialect: expected a Dialect or one of {', '.join(DIALECTS)}; got {name!r}")
+    return DIALECTS[name]
+
+
+def of_host(base_url: str) -> Dialect:
+    """Return the dialect of a base URL by its host, or else the reference."""
+    try:
+        host = urlsplit(base_url).hostname or ""
+    except ValueError:
+        # The check of the base URL that follows says what is wrong with it.
+        return FINE_TUNES
+    for dialect in DIALECTS.values():
+        if any(host == known or (known.startswith(".") and host.endswith(known)) for known in dialect.hosts):
+            return dialect
+    return FINE_TUNES
+
+
+def fitting(body: bytes, current: Dialect) -> Dialect | None:
+    """Return the dialect whose form a reply has, if it is another than the current one.
+
+    Args:
+        body: The body of the reply: a job, or a list of jobs.
+        current: The dialect of the session.
+    """
+    try:
+        value = structuring.read_json(body)
+    except ProtocolViolation:
+        return None
+    if isinstance(value, Mapping) and isinstance(rows := value.get("data"), list) and rows:
+        value = rows[0]
+    if not isinstance(value, Mapping) or value.get("object") == current.job_object:
+        return None
+    return next(
+        (other for other in DIALECTS.values() if other.job_object != current.job_object and other.fits(value)), None
+    )

@@ -1,0 +1,237 @@
+"""What a dialect is: all that differs between the services, as data and pure functions. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, Final
+
+import attrs
+
+from aiofinetune.dialects._requests import Endpoint
+from aiofinetune.errors import APIError, RequestInvalid
+from aiofinetune.models import (
+    Checkpoint,
+    Deleted,
+    File,
+    FineTune,
+    FineTuneEvent,
+    FineTuneRequest,
+    Listing,
+    Model,
+    Rows,
+    Upload,
+    UploadPart,
+)
+
+Object = Mapping[str, object]
+"""A JSON object."""
+Explain = Callable[[APIError, Endpoint[Any]], APIError]
+"""Adds advice to the error with which a service answered a call of an endpoint."""
+
+KEY_NAME: Final = "aiofinetune"
+"""The name in a job's metadata under which an attempt's key is sent."""
+MAX_METADATA: Final = 16
+"""The number of names that the metadata of a job may have."""
+
+
+# The endpoints that every service has alike.
+LIST_MODELS: Final = Endpoint("GET", "/models", Listing[Model])
+RETRIEVE_MODEL: Final = Endpoint("GET", "/models/{}", Model)
+DELETE_MODEL: Final = Endpoint("DELETE", "/models/{}", Deleted)
+UPLOAD_FILE: Final = Endpoint("POST", "/files", File, idempotent=False)
+LIST_FILES: Final = Endpoint("GET", "/files", Listing[File])
+RETRIEVE_FILE: Final = Endpoint("GET", "/files/{}", File)
+DOWNLOAD_FILE: Final = Endpoint("GET", "/files/{}/content", bytes)
+DELETE_FILE: Final = Endpoint("DELETE", "/files/{}", Deleted)
+# An upload or a part that was made twice is of no consequence: only the parts that are named at the end count.
+BEGIN_UPLOAD: Final = Endpoint("POST", "/uploads", Upload)
+UPLOAD_PART: Final = Endpoint("POST", "/uploads/{}/parts", UploadPart)
+COMPLETE_UPLOAD: Final = Endpoint("POST", "/uploads/{}/complete", Upload, idempotent=False)
+
+
+class Uploads(Enum):
+    """How to upload a file."""
+
+    FORM = "form"
+    """As a form, whatever its size."""
+    PARTS = "parts"
+    """As a form up to `Dialect.max_form` bytes, and above that in parts of `Dialect.part_size` bytes."""
+
+
+class Follows(Enum):
+    """How to follow the events of a job."""
+
+    STREAM = "stream"
+    """As server-sent events."""
+    CURSOR = "cursor"
+    """By reading the list of events at intervals, in pages after a cursor. Events have ids."""
+
+
+class Recognises(Enum):
+    """How to tell one's own job again in the list, if the reply to its create was lost."""
+
+    METADATA = "metadata"
+    """By a random key in its metadata."""
+    PARAMETERS = "parameters"
+    """By its parameters and its time."""
+
+
+@attrs.frozen(kw_only=True)
+class Endpoints:
+    """The endpoints of a dialect, by the names of the session's coroutines; None for one that the service lacks."""
+
+    create_fine_tune: Endpoint[FineTune]
+    list_fine_tunes: Endpoint[Listing[FineTune]]
+    list_rows: Endpoint[Rows]
+    """The same list, for searches, which must not fail because one row cannot be read."""
+    retrieve_fine_tune: Endpoint[FineTune]
+    # Idempotent, because `FineTuneSession.cancel_fine_tune` accepts a job that an earlier attempt cancelled.
+    cancel_fine_tune: Endpoint[FineTune]
+    list_fine_tune_events: Endpoint[Listing[FineTuneEvent]]
+    stream_fine_tune_events: Endpoint[FineTuneEvent] | None = None
+    pause_fine_tune: Endpoint[FineTune] | None = None
+    resume_fine_tune: Endpoint[FineTune] | None = None
+    list_checkpoints: Endpoint[Listing[Checkpoint]] | None = None
+    list_models: Endpoint[Listing[Model]] = LIST_MODELS
+    retrieve_model: Endpoint[Model] = RETRIEVE_MODEL
+    delete_model: Endpoint[Deleted] = DELETE_MODEL
+    upload_file: Endpoint[File] = UPLOAD_FILE
+    list_files: Endpoint[Listing[File]] = LIST_FILES
+    retrieve_file: Endpoint[File] = RETRIEVE_FILE
+    download_file: Endpoint[bytes] = DOWNLOAD_FILE
+    delete_file: Endpoint[Deleted] = DELETE_FILE
+    begin_upload: Endpoint[Upload] = BEGIN_UPLOAD
+    upload_part: Endpoint[UploadPart] = UPLOAD_PART
+    complete_upload: Endpoint[Upload] = COMPLETE_UPLOAD
+
+
+def _unchanged(parameters: Object) -> dict[str, object]:
+    return dict(parameters)
+
+
+def _unexplained(error: APIError, _endpoint: Endpoint[Any]) -> APIError:
+    return error
+
+
+@attrs.frozen(kw_only=True)
+class Dialect:
+    """How one kind of service says what all of them do. ``attrs.evolve(dialect, …)`` returns a changed copy.
+
+    Args:
+        name: The name to pass as ``FineTuneSession(dialect=…)``.
+        about: Which services speak it, in a few words.
+        base_url: The base URL by default; None if there is none.
+        hosts: The hosts that speak it: names, or the ends of names, with their first dot.
+        key_header: The header that carries the key: ``"Authorization"``, as a bearer token, or another one, as it is.
+        takes_api_version: Whether calls may carry an ``api-version``.
+        endpoints: The endpoints.
+        lacks: The parameters of `FineTuneRequest` that the service does not have, and the nearest that it has.
+        methods: The methods of training by their names in `FineTuneRequest`, and the service's own names.
+        takes_auto: Whether a hyperparameter may be ``"auto"``.
+        needs_model: Whether a job must name its base model.
+        max_suffix: The longest suffix, in characters.
+        encode: Arranges the parameters of a job as the body of a create.
+        page_size: The number of rows to ask for in a page of a list; None to leave it to the service.
+        has_pages: Whether lists come in pages, each after the last id of the one before.
+        newest_first: Whether the newest events come first, where their times do not show it.
+        uploads: How to upload a file.
+        max_form: The largest file, in bytes, that is uploaded as a form.
+        part_size: The size of a part, in bytes.
+        follows: How to follow a job's events.
+        recognises: How to tell one's own job again.
+        model_in_checkpoints: Whether the name of the tuned model is in the job's checkpoints, not in the job.
+        job_object: What the ``object`` field of a job says.
+        fits: Whether a JSON object has the form of a job of this dialect, and of no other.
+        explain: Adds advice to an error of the service.
+    """
+
+    name: str
+    about: str
+    endpoints: Endpoints
+    base_url: str | None = None
+    hosts: tuple[str, ...] = ()
+    key_header: str = "Authorization"
+    takes_api_version: bool = False
+    lacks: Mapping[str, str] = MappingProxyType({})
+    methods: Mapping[str, str] = MappingProxyType({})
+    takes_auto: bool = False
+    needs_model: bool = False
+    max_suffix: int = 64
+    encode: Callable[[Object], dict[str, object]] = _unchanged
+    has_pages: bool = False
+    page_size: int | None = None
+    newest_first: bool = False
+    uploads: Uploads = Uploads.FORM
+    max_form: int | None = None
+    part_size: int = 64 << 20
+    follows: Follows = Follows.STREAM
+    recognises: Recognises = Recognises.PARAMETERS
+    model_in_checkpoints: bool = False
+    job_object: str = "fine-tune"
+    fits: Callable[[Object], bool] = lambda _job: False
+    explain: Explain = _unexplained
+
+    def check(self, request: FineTuneRequest) -> None:
+        """Refuse a request that this dialect cannot express.
+
+        Raises:
+            RequestInvalid: The service lacks a parameter; the error names the nearest that it has.
+        """
+        for name, nearest in self.lacks.items():
+            if getattr(request, name) is not None:
+                raise RequestInvalid(name, f"the dialect {self.name!r} does not have this parameter; {nearest}")
+        if self.needs_model and request.model is None:
+            raise RequestInvalid("model", f"is required in the dialect {self.name!r}")
+        if request.suffix is not None and len(request.suffix) > self.max_suffix:
+            raise RequestInvalid(
+                "suffix",
+                f"expected 1 to {self.max_suffix} characters in the dialect {self.name!r}, got {len(request.suffix)}",
+            )
+        for name in () if self.takes_auto else ("n_epochs", "batch_size", "learning_rate_multiplier"):
+            if getattr(request, name) == "auto":
+                raise RequestInvalid(
+                    name, f"the dialect {self.name!r} does not take 'auto'; leave it out, and the service chooses"
+                )
+        if request.method is not None and request.method.type not in self.methods:
+            raise RequestInvalid(
+                "method", f"the dialect {self.name!r} has only {', '.join(self.methods)}, not {request.method.type!r}"
+            )
+
+    def has_room_for_key(self, request: FineTuneRequest) -> bool:
+        """Return whether a create can carry a key of ours, which tells its job from all others."""
+        metadata = request.metadata or {}
+        return self.recognises is Recognises.METADATA and KEY_NAME not in metadata and len(metadata) < MAX_METADATA
+
+    def body_of(self, request: FineTuneRequest, key: str | None = None) -> dict[str, object]:
+        """Return the JSON of a create.
+
+        Args:
+            request: The request.
+            key: The key of the attempt, if it carries one.
+
+        Raises:
+            RequestInvalid: The service lacks a parameter, or `extra` sets one that has a field of its own.
+        """
+        self.check(request)
+        given = request.given()
+        extra = given.pop("extra", None)
+        if key is not None:
+            given["metadata"] = {**(request.metadata or {}), KEY_NAME: key}
+        body = self.encode(given)
+        return body if request.extra is None or extra is None else _merged(body, request.extra)
+
+
+def _merged(body: Object, extra: Object, path: str = "extra") -> dict[str, object]:
+    """Add parameters to a request's JSON, also inside its objects."""
+    merged = dict(body)
+    for name, value in extra.items():
+        there = merged.get(name)
+        if isinstance(there, Mapping) and isinstance(value, Mapping):
+            merged[name] = _merged(there, value, f"{path}.{name}")
+        elif name in merged:
+            raise RequestInvalid(f"{path}.{name}", "is also set by the request itself; set it only there")
+        else:
+            merged[name] = value
+    return merged
