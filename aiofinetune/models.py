@@ -221,6 +221,8 @@ class Rows:
     """Whether the service says that it holds more than it sent."""
     last_id: str | None = None
     """The id of the last row, after which the next page begins."""
+    has_ids: bool = True
+    """Whether the service sent a list in which each row has an id."""
 
 
 def _shown(value: object) -> str:
@@ -441,6 +443,7 @@ class CreateUncertain(FineTuneError):
         accepted: Whether the service accepted the create. It then made a job, but it is not known which one.
         unreadable: The ids of further candidates, which cannot be read apart from their ids.
         fine_tune_id: The id that the reply to the create named, if it is not confirmed to be the job's.
+        key: The key that was sent in the job's metadata, under the name ``aiofinetune``; None if none was sent.
     """
 
     def __init__(
@@ -451,14 +454,16 @@ class CreateUncertain(FineTuneError):
         accepted: bool = False,  # noqa: FBT001, FBT002  # exceptions are copied by calling the class with `args`
         unreadable: tuple[str, ...] = (),
         fine_tune_id: str | None = None,
+        key: str | None = None,
     ) -> None:
-        super().__init__(request, since, candidates, accepted, unreadable, fine_tune_id)
+        super().__init__(request, since, candidates, accepted, unreadable, fine_tune_id, key)
         self.request = request
         self.since = since
         self.candidates = candidates
         self.accepted = accepted
         self.unreadable = unreadable
         self.fine_tune_id = fine_tune_id
+        self.key = key
 
     @property
     def candidate_ids(self) -> tuple[str, ...]:
@@ -479,6 +484,7 @@ class CreateUncertain(FineTuneError):
             )
             + f" In list_fine_tunes(), look for a job created at {when} or later with training file"
             f" {request.training_file}, model {request.model or '(any)'} and suffix {request.suffix or '(none)'}"
+            + (f", or with {self.key!r} in its metadata" if self.key is not None else "")
             + (f"; it may be {ids}" if ids else "")
             # The reply itself helps to find out whether a proxy answered, or what the service meant.
             + (f"; the reply: {self.__cause__}" if self.accepted and self.__cause__ is not None else "")

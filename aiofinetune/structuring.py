@@ -249,7 +249,7 @@ def _rows_reader(converter: Converter) -> Hook:
             raise _Misfit(("", "expected an object"))
         items = value.get("data")
         has_more = bool(value.get("has_more"))
-        is_whole = type(items) is list and not has_more
+        has_ids = type(items) is list
         jobs, unreadable = [], []
         name = None
         for item in items if type(items) is list else ():
@@ -260,9 +260,9 @@ def _rows_reader(converter: Converter) -> Hook:
                 if type(name) is str and name:
                     unreadable.append(name)
                 else:
-                    is_whole = False
+                    has_ids = False
         last_id = name if type(name) is str and name else None
-        return Rows(tuple(jobs), tuple(unreadable), is_whole, has_more, last_id)
+        return Rows(tuple(jobs), tuple(unreadable), has_ids and not has_more, has_more, last_id, has_ids)
 
     return read_rows
 

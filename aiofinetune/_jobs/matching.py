@@ -1,13 +1,17 @@
 """Find the job or file in a service's list that a call made before its reply was lost. Pure functions, no I/O.
 
-No service is known to honour an idempotency key, so after a lost reply the service's list is the only evidence.
+No service is known to honour an idempotency key, so after a lost reply the service's list is the only evidence. Where
+jobs have metadata, each attempt carries a random key there, and the job that shows it is the attempt's. Some gateways
+drop metadata, so a job without a key may be anybody's.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Sequence
 from typing import Final, NamedTuple
 
+from aiofinetune.dialects._dialect import KEY_NAME
 from aiofinetune.models import File, FineTune, FineTuneRequest
 
 CLOCK_SLACK: Final = 5.0
@@ -36,6 +40,9 @@ def judge(
     lost: Sequence[FineTuneRequest],
     claimed: Container[str],
     astray: float = 0.0,
+    key: str | None = None,
+    *,
+    has_echoed: bool = False,
 ) -> Verdict:
     """Return the job of a list that a create made, if the list shows which one it is.
 
@@ -46,8 +53,21 @@ def judge(
         lost: Every request of the session whose reply was lost and whose job is not found yet, including `request`.
         claimed: The ids of jobs that belong to calls of the session.
         astray: The number of seconds by which `since` may be too late.
+        key: The key that the create carried; None if it carried none.
+        has_echoed: Whether the list has shown the key of a job that was made through this base URL.
     """
-    others = [job for job in jobs if job.id not in claimed]
+    jobs = tuple(jobs)
+    keyed = tuple(job for job in jobs if key is not None and key_of(job) == key)
+    if len(keyed) == 1 and keyed[0].id not in claimed:
+        return Verdict(job=keyed[0])
+    if keyed:
+        return Verdict(unclear=keyed)
+    others = [job for job in jobs if job.id not in claimed and not _is_anothers(job, request, key)]
+    if key is not None and has_echoed:
+        # The job of this create would show its key, so one that does not fit is not it, and none is taken for it. Yet
+        # something may have begun to drop metadata, so one that fits keeps the create from being sent again.
+        since = None if since is None else min(since, since - astray + CLOCK_SLACK)
+        return Verdict(unclear=tuple(job for job in others if is_ours(job, request, since)))
     near = sorted((job for job in others if _is_near(job, request, since)), key=lambda job: job.created_at or 0)
     fitting = [job for job in near if fits(job, request)]
     if fitting:
@@ -67,6 +87,17 @@ def judge(
     return Verdict(unclear=tuple(unclear))
 
 
+def key_of(job: FineTune) -> str | None:
+    """Return the key that a job shows; None if it shows none."""
+    return None if job.metadata is None else job.metadata.get(KEY_NAME)
+
+
+def _is_anothers(job: FineTune, request: FineTuneRequest, key: str | None) -> bool:
+    """Return whether a job shows the key of another create."""
+    own = key if key is not None else (request.metadata or {}).get(KEY_NAME)
+    return key_of(job) not in (None, own)
+
+
 def _is_near(job: FineTune, request: FineTuneRequest, since: float | None) -> bool:
     files = {file.id for file in job.training_files}
     return (since is None or _is_since(job, since - CLOCK_SLACK)) and (not files or request.training_file in files)
@@ -77,9 +108,11 @@ def _is_since(job: FineTune, since: float) -> bool:
     return job.created_at is None or job.created_at >= since
 
 
-def is_ours(job: FineTune, request: FineTuneRequest, since: float | None) -> bool:
+def is_ours(job: FineTune, request: FineTuneRequest, since: float | None, key: str | None = None) -> bool:
     """Return whether a job that a broken reply to a create named matches the request, as far as the service says."""
-    return _is_near(job, request, since) and fits(job, request)
+    if key is not None and key_of(job) == key:
+        return True
+    return not _is_anothers(job, request, key) and _is_near(job, request, since) and fits(job, request)
 
 
 def fits(job: FineTune, request: FineTuneRequest) -> bool:
@@ -89,12 +122,26 @@ def fits(job: FineTune, request: FineTuneRequest) -> bool:
     """
     return (
         _files_fit(job, request)
-        and (request.model is None or job.model in (None, request.model))
+        and _model_fits(job.model, request.model)
         and all(
-            getattr(job.hyperparams, name, None) in (None, "auto", value) for name, value in request.given().items()
+            value == "auto" or getattr(job.hyperparams, name, None) in (None, "auto", value)
+            for name, value in request.given().items()
         )
         and _suffix_fits(job.fine_tuned_model, request.suffix)
+        and (None in (job.seed, request.seed) or job.seed == request.seed)
+        and (job.method is None or request.method is None or job.method.type == request.method.type)
+        and (job.metadata is None or (request.metadata or {}).items() <= job.metadata.items())
     )
+
+
+_SNAPSHOT: Final = re.compile(r"-\d{4}(-\d{2}-\d{2})?")
+"""What a service adds to a model's name: the date of the version that it chose."""
+
+
+def _model_fits(model: str | None, asked: str | None) -> bool:
+    if model is None or asked is None or model == asked:
+        return True
+    return model.startswith(asked) and _SNAPSHOT.fullmatch(model[len(asked) :]) is not None
 
 
 def _files_fit(job: FineTune, request: FineTuneRequest) -> bool:
@@ -145,3 +192,16 @@ def find_file(
         and file.created_at >= since - CLOCK_SLACK
     ]
     return found[0] if len(found) == 1 else None
+
+
+def has_reached(jobs: Sequence[FineTune], before: float) -> bool:
+    """Return whether a list that has its newest jobs first has come to jobs that were made before a time.
+
+    The order is not assumed: a list in any other order never has.
+
+    Args:
+        jobs: The jobs of the pages that were read so far.
+        before: The service's time, in Unix seconds.
+    """
+    times = [job.created_at for job in jobs if job.created_at is not None]
+    return bool(times) and times[-1] < before and times[0] > times[-1] and times == sorted(times, reverse=True)

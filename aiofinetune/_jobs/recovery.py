@@ -7,8 +7,9 @@ import logging
 import secrets
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 import attrs
@@ -72,6 +73,7 @@ class Search:
         lost: All requests whose job is not known, including `request`.
         astray: The number of seconds by which `sent` may be too late.
         accepted: What is known from the reply, if the service accepted the create.
+        key: The key that it carried; None if it carried none.
     """
 
     request: FineTuneRequest
@@ -82,11 +84,17 @@ class Search:
     lost: Sequence[FineTuneRequest] = ()
     astray: float = 0.0
     accepted: Accepted | None = None
+    key: str | None = None
 
     @property
     def cause(self) -> BaseException | None:
         """What is wrong with the reply, if the create was accepted."""
         return None if self.accepted is None else self.accepted.__cause__
+
+    def back_to(self, reply: Reply) -> float | None:
+        """Return the service's time before which no job can be this create's; None if that is not known."""
+        since = _at_service(reply, self.sent)
+        return None if since is None else since - max(self.astray, matching.CLOCK_SLACK)
 
     def uncertain(
         self,
@@ -96,8 +104,9 @@ class Search:
     ) -> CreateUncertain:
         """Return the error to raise if the search is inconclusive."""
         named = self.accepted.fine_tune_id if self.accepted is not None else None
+        is_accepted = self.accepted is not None
         return CreateUncertain(
-            self.request, self.sent.unix, candidates, self.accepted is not None, unreadable, fine_tune_id or named
+            self.request, self.sent.unix, candidates, is_accepted, unreadable, fine_tune_id or named, self.key
         )
 
 
@@ -120,12 +129,19 @@ class Recovery:
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
         self.claims = Claims()
+        self.has_echoed = False
+        """Whether a list has shown the key of a job that was made through this base URL, so that nothing between this
+        program and the service drops metadata. A batch keeps this in its journal, and sets it from there."""
         # Weak, so that a group lasts for as long as a call uses it.
         self._groups: weakref.WeakValueDictionary[tuple[str, str], Group[Any]] = weakref.WeakValueDictionary()
 
     def check_loop(self) -> None:
         """Raise `ConfigurationError` unless the session belongs to the running event loop, and bind it at first use."""
         self.caller.transport.check_place()
+
+    def new_key(self, request: FineTuneRequest) -> str | None:
+        """Return a random key for one attempt to create a job; None if the create cannot carry one."""
+        return secrets.token_hex(16) if self.caller.dialect.has_room_for_key(request) else None
 
     async def create(
         self,
@@ -134,6 +150,7 @@ class Recovery:
         known: Container[str] = (),
         wanted: Callable[[], bool] = lambda: True,
         note: Note = _unheeded,
+        key: str | None = None,
     ) -> FineTune:
         """Create a job once; see `FineTuneSession.create_fine_tune`.
 
@@ -142,13 +159,14 @@ class Recovery:
             known: The ids of jobs that belong to other requests, besides those that this session made.
             wanted: Called before each attempt. If it returns False, the create is not sent; it then has made no job.
             note: See `Note`.
+            key: The key of the attempt, from `new_key`, if the caller records it; by default a new one.
 
         Raises:
             NotSent: The create was no longer `wanted`.
         """
         if not isinstance(request, FineTuneRequest):
             raise RequestInvalid("request", f"expected a FineTuneRequest, got {type(request).__name__}")
-        create = _Create(self, request, known, wanted, note)
+        create = _Create(self, request, known, wanted, note, self.new_key(request) if key is None else key)
         with self.claims.call():
             return await self.caller.retrying(self.caller.endpoints.create_fine_tune, create.send, create.find)
 
@@ -162,6 +180,7 @@ class Recovery:
         known: Container[str] = (),
         accepted: bool = False,
         fine_tune_id: str | None = None,
+        key: str | None = None,
     ) -> FineTune | None:
         """Find the job of a create that an earlier session sent; return None if the create certainly made no job.
 
@@ -175,6 +194,7 @@ class Recovery:
             known: The ids of jobs that belong to other requests, besides those that this session made.
             accepted: Whether the service accepted the create. It then made a job, so None is never returned.
             fine_tune_id: The id that an incomplete reply named.
+            key: The key that the create carried.
 
         Raises:
             CreateUncertain: It is not known whether there is a job, or which one.
@@ -190,14 +210,54 @@ class Recovery:
             lost if request in lost else (*lost, request),
             MAX_ASTRAY,
             Accepted(fine_tune_id, is_whole=False) if accepted else None,
+            key,
         )
         if fine_tune_id is not None and (job := await self.retrieve_named(search, fine_tune_id)) is not None:
             return job
         return await self.search(search)
 
-    async def list_rows(self) -> Rows:
-        """List the jobs, and the ids of those that cannot be read."""
-        return await self.caller.call(self.caller.endpoints.list_rows)
+    async def list_rows(self, back_to: float | None = None) -> Rows:
+        """List the jobs, and the ids of those that cannot be read.
+
+        Args:
+            back_to: Where lists come in pages, newest first: the service's time of the oldest job that matters.
+        """
+        return (await self._rows(lambda _reply: back_to))[0]
+
+    async def _rows(
+        self,
+        back_to: Callable[[Reply], float | None],
+        known: Container[str] = (),
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[Rows, Reply]:
+        """List the jobs, page by page, and return them with the reply that holds the first page.
+
+        Args:
+            back_to: Returns the service's time of the oldest job that matters, from the first reply; None for all jobs.
+            known: The ids of jobs that were made through this base URL, besides those of this session.
+            headers: The headers to send.
+        """
+        jobs: dict[str, FineTune] = {}
+        unreadable: list[str] = []
+        has_ids, is_whole = True, False
+        first: Reply | None = None
+        pages = self.caller.pages(self.caller.endpoints.list_rows, headers=headers)
+        async with aclosing(pages):
+            async for page, reply in pages:
+                first = first or reply
+                before = back_to(first)
+                jobs.update((job.id, job) for job in page.jobs)
+                unreadable += page.unreadable
+                has_ids = has_ids and page.has_ids
+                is_whole = not page.has_more
+                if before is not None and page.has_more and matching.has_reached(tuple(jobs.values()), before):
+                    is_whole = True
+                    break
+        assert first is not None  # noqa: S101  # there is always a first page
+        self.has_echoed = self.has_echoed or any(
+            matching.key_of(job) is not None and (job.id in self.claims or job.id in known) for job in jobs.values()
+        )
+        return Rows(tuple(jobs.values()), tuple(dict.fromkeys(unreadable)), is_whole and has_ids), first
 
     async def upload(self, content: Content, name: str, purpose: str, progress: Progress | None) -> File:
         """Upload a file, once if possible: it is sent again if its reply was lost and the file cannot be identified."""
@@ -265,12 +325,21 @@ class Recovery:
         headers = {} if self.caller.transport.owns_http else {"Connection": "close"}
         for pause in self._until_grace_is_over(search):
             try:
-                rows, reply = await self.caller.exchange(self.caller.endpoints.list_rows, headers=headers)
+                rows, reply = await self._rows(search.back_to, search.known, headers)
             except FineTuneError as error:
                 raise search.uncertain() from search.cause or error
             since = _at_service(reply, search.sent)
             others = [job for job in rows.jobs if job.id not in search.known]
-            verdict = matching.judge(others, search.request, since, search.lost, search.claimed, search.astray)
+            verdict = matching.judge(
+                others,
+                search.request,
+                since,
+                search.lost,
+                search.claimed,
+                search.astray,
+                search.key,
+                has_echoed=self.has_echoed,
+            )
             if verdict.job is not None:
                 self.claims.add(verdict.job.id)
                 return verdict.job
@@ -331,7 +400,9 @@ class Recovery:
                         return None
                     raise FineTuneUnreadable(words, named)
                 # A broken reply is no proof that the id is this create's, so the job must match the request.
-                if not is_whole and not matching.is_ours(job, search.request, _at_service(reply, search.sent)):
+                if not is_whole and not matching.is_ours(
+                    job, search.request, _at_service(reply, search.sent), search.key
+                ):
                     return None
                 self.claims.add(named)
                 return job
@@ -356,6 +427,7 @@ class _Create:
         known: Container[str],
         wanted: Callable[[], bool],
         note: Note,
+        key: str | None,
     ) -> None:
         self._recovery = recovery
         self._caller = recovery.caller
@@ -363,9 +435,10 @@ class _Create:
         self._known = known
         self._wanted = wanted
         self._note = note
+        self._key = key
         # No service is known to honour this key. It costs nothing to send, and nothing depends on it.
-        headers = {"Idempotency-Key": secrets.token_hex(16)}
-        body = structuring.write_request(self._caller.dialect.body_of(request))
+        headers = {"Idempotency-Key": key or secrets.token_hex(16)}
+        body = structuring.write_request(self._caller.dialect.body_of(request, key))
         self._call = self._caller.build(self._caller.endpoints.create_fine_tune, body=body, headers=headers)
         self._group: Group[FineTuneRequest] = recovery.group("fine-tune", request.training_file)
         self._sent = Moment.now()
@@ -437,7 +510,7 @@ class _Create:
 
     def _search(self, acceptance: Accepted | None = None) -> Search:
         claims = self._recovery.claims
-        return Search(self._request, self._sent, Moment.now(), self._known, claims, accepted=acceptance)
+        return Search(self._request, self._sent, Moment.now(), self._known, claims, accepted=acceptance, key=self._key)
 
     async def _search_list(self, search: Search) -> FineTune | None:
         with self._group.losing(self._request):
