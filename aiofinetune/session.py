@@ -428,6 +428,8 @@ class FineTuneSession:
     ) -> File:
         """Upload a file in constant memory, and return the service's description of it.
 
+        A file above the size that the service takes at once is sent in parts, each again if it fails (OpenAI, Azure).
+
         Args:
             source: A path, bytes, a file opened in binary mode or an object with the same `read` (which may be a
                 coroutine, like that of an ``UploadFile``), or an async iterator of bytes. A source that is not seekable
@@ -442,7 +444,7 @@ class FineTuneSession:
         Raises:
             LocalFileError: The file cannot be read.
 
-        Source: ``POST /files``.
+        Source: ``POST /files``, or ``POST /uploads`` and its parts.
         """
         async with opened_source(source) as content:
             return await self._recovery.upload(content, filename or content.name or "data.jsonl", purpose, progress)

@@ -45,10 +45,16 @@ def _new_uvloop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+_VARIABLES = (
+    *("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_API_VERSION"),
+    *("AIOFINETUNE_API_KEY", "AIOFINETUNE_DIALECT"),
+)
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the key, the service and the proxies of whoever runs the tests."""
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "AIOFINETUNE_API_KEY"):
+    for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

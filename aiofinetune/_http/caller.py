@@ -160,6 +160,10 @@ class Caller:
 
         return await self.retrying(endpoint, attempt, policy=policy)
 
+    async def exchange_once(self, endpoint: Endpoint[T], *ids: str, body: bytes | None = None) -> T:
+        """Call an endpoint once, as one attempt of a call that is retried elsewhere."""
+        return await self.decode(endpoint, await self.fetch(self.build(endpoint, *ids, body=body)))
+
     async def delete(self, endpoint: Endpoint[Deleted], name: str) -> Deleted:
         """Delete an object. A 404 counts as success if the reply to an earlier attempt was lost."""
         request = self.build(endpoint, name)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.upload_source import Content
 from aiofinetune._local_files import PIECE
+from aiofinetune.dialects._requests import Endpoint
 from aiofinetune.errors import FineTuneError, LocalFileError, TransportError
 from aiofinetune.models import File
+
+T = TypeVar("T")
 
 
 def multipart(purpose: str, filename: str, boundary: str) -> tuple[bytes, bytes]:
@@ -114,10 +117,19 @@ async def send_file(caller: Caller, content: Content, purpose: str, filename: st
     """
     boundary = secrets.token_hex(16)
     form = Form(content, multipart(purpose, filename, boundary), progress)
+    return await send_form(caller, caller.endpoints.upload_file, form, boundary)
+
+
+async def send_form(caller: Caller, endpoint: Endpoint[T], form: Form, boundary: str, *ids: str) -> T:
+    """Send a form once, and return the decoded reply.
+
+    Raises:
+        LocalFileError: The file cannot be read, or changed during the upload.
+    """
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
     if form.size is not None:
         headers["Content-Length"] = str(form.size)
-    request = caller.build(caller.endpoints.upload_file, headers=headers)
+    request = caller.build(endpoint, *ids, headers=headers)
     try:
         reply = await caller.fetch(request, form)
     except TransportError:
@@ -126,7 +138,7 @@ async def send_file(caller: Caller, content: Content, purpose: str, filename: st
     else:
         # The service may reply early, without waiting for the rest of a body that failed.
         if form.failure is None:
-            return await caller.decode(caller.endpoints.upload_file, reply)
+            return await caller.decode(endpoint, reply)
     if isinstance(form.failure, FineTuneError):
         raise form.failure
     words = f"the source of the upload, or the progress callback, raised {form.failure!r}"

@@ -37,13 +37,13 @@ class Content:
         name: The name of the file; None if it has none.
         size: The length in bytes; None if it is unknown.
         read: Returns the next piece, or b"" at the end.
-        rewind: Goes back to the first piece; None if that is not possible.
+        rewind: Goes back to the first piece, or to so many bytes after its start; None if that is not possible.
     """
 
     name: str | None
     size: int | None
     read: Callable[[], Awaitable[bytes]]
-    rewind: Callable[[], Awaitable[object]] | None
+    rewind: Callable[[int], Awaitable[object]] | None
 
 
 @asynccontextmanager
@@ -152,11 +152,11 @@ async def _content_of_file(file: Any, name: str | None) -> Content:  # Any: only
     if start is None:
         return Content(name, None, read, None)
 
-    async def rewind() -> None:
+    async def rewind(offset: int) -> None:
         if reading is not None:
             # A thread that still reads for a cancelled attempt would move the position during the next one.
             await asyncio.wait([reading])
-        await asyncio.to_thread(file.seek, start)
+        await asyncio.to_thread(file.seek, start + offset)
 
     return Content(name, size, read, rewind)
 

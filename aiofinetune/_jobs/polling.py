@@ -133,8 +133,14 @@ class PolledEvents(EventStream):
         return oldest_first(events, newest_first=newest_first)
 
     def _learn_order(self, events: list[FineTuneEvent]) -> None:
-        if is_newest_first(events, otherwise=True) == is_newest_first(events, otherwise=False):
-            self._newest_first = is_newest_first(events, otherwise=False)
+        """Learn the order of the list from the times of its events, or else from where new ones have appeared."""
+        by_times = is_newest_first(events, otherwise=True)
+        if by_times == is_newest_first(events, otherwise=False):
+            self._newest_first = by_times
+        elif events and (was_last_given := _identity(events[-1]) in self._given) != (
+            _identity(events[0]) in self._given
+        ):
+            self._newest_first = was_last_given
 
     def _fail(self, failure: FineTuneError) -> None:
         """Schedule another look after a failure, or give up.

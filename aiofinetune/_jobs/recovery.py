@@ -18,13 +18,15 @@ from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.transport import Heard
 from aiofinetune._http.upload_body import Progress, send_file
+from aiofinetune._http.upload_parts import PartedUpload
 from aiofinetune._http.upload_source import Content
 from aiofinetune._jobs import matching
 from aiofinetune._jobs.claims import Claims, Group
 from aiofinetune._jobs.clocks import Moment
+from aiofinetune.dialects._dialect import Uploads
 from aiofinetune.dialects._error_replies import server_time
 from aiofinetune.dialects._replies import unreadable
-from aiofinetune.dialects._requests import Reply
+from aiofinetune.dialects._requests import Endpoint, Reply
 from aiofinetune.errors import FineTuneError, FineTuneUnreadable, NotFound, ProtocolViolation, RequestInvalid
 from aiofinetune.models import CreateUncertain, File, FineTune, FineTuneRequest, Rows
 
@@ -263,14 +265,22 @@ class Recovery:
         """Upload a file, once if possible: it is sent again if its reply was lost and the file cannot be identified."""
         group = self.group("file", name)
         sent = Moment.now()
+        parts = self._parts_of(content, progress)
+        if parts is not None:
+            await parts.send_parts(name, purpose)
+
+        async def send() -> File:
+            if parts is not None:
+                return await parts.complete()
+            if content.rewind is not None:
+                await content.rewind(0)
+            return await send_file(self.caller, content, purpose, name, progress)
 
         async def attempt() -> File:
-            if content.rewind is not None:
-                await content.rewind()
             # Otherwise the search for another upload could take this file for its own.
             await group.wait_for_searches()
             with group:
-                file = await send_file(self.caller, content, purpose, name, progress)
+                file = await send()
                 self.claims.add(file.id)
                 return file
 
@@ -286,7 +296,23 @@ class Recovery:
         # A source that cannot be rewound can be sent only once.
         policy = self.caller.policy if content.rewind is not None else attrs.evolve(self.caller.policy, attempts=1)
         with self.claims.call():
-            return await self.caller.retrying(self.caller.endpoints.upload_file, attempt, find, policy)
+            endpoints = self.caller.endpoints
+            endpoint: Endpoint[Any] = endpoints.upload_file if parts is None else endpoints.complete_upload
+            return await self.caller.retrying(endpoint, attempt, find, policy)
+
+    def _parts_of(self, content: Content, progress: Progress | None) -> PartedUpload | None:
+        """Return the upload in parts of a file that is too large for a form; None for any other file.
+
+        Raises:
+            RequestInvalid: The service does not take a file of this size.
+        """
+        dialect, size = self.caller.dialect, content.size
+        if size is None or dialect.max_form is None or size <= dialect.max_form:
+            return None
+        if dialect.uploads is not Uploads.PARTS or content.rewind is None:
+            limit = f"the {dialect.max_form} bytes that the dialect {dialect.name!r} takes"
+            raise RequestInvalid("file", f"its {size} bytes are more than {limit}; split the file")
+        return PartedUpload(self.caller, content, size, progress)
 
     async def _find_file(self, name: str, size: int | None, purpose: str, sent: Moment) -> File | None:
         """Return the file of an upload whose reply was lost; None if no file is certainly the one."""

@@ -7,6 +7,7 @@ instead, and others whatever their tools write for a missing value.
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import math
@@ -28,6 +29,15 @@ _FIGURES: Final = (
     "validation_token_accuracy",
 )
 _CLASSIFICATION: Final = "classification/"
+_OTHER_NAMES: Final[Mapping[str, str]] = {
+    "train_loss": "training_loss",
+    "train_accuracy": "training_token_accuracy",
+    "train_mean_token_accuracy": "training_token_accuracy",
+    "valid_loss": "validation_loss",
+    "valid_accuracy": "validation_token_accuracy",
+    "valid_mean_token_accuracy": "validation_token_accuracy",
+}
+"""The names that OpenAI's later API has for figures of the reference. Both loss and accuracy are those of tokens."""
 _MISSING: Final = frozenset(
     {
         *("", "-", "--", "\u2013", "\u2014", ".", "?", "none", "null", "nil", "missing", "undefined"),
@@ -61,20 +71,22 @@ class ResultRow:
 
 
 def read_results(data: bytes) -> list[ResultRow]:
-    """Read a results file.
+    """Read a results file: CSV, or the base64 of CSV, which some services send.
 
     Raises:
         ProtocolViolation: The file is not UTF-8 CSV with a ``step`` column, or a cell is not a number; the message
             names the line and the column.
     """
     try:
-        text = data.decode("utf-8-sig")
+        text = _plain(data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ProtocolViolation(f"the results file is not UTF-8: {error}") from error
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
         # Blank lines before the header are skipped.
         names = [name.strip() for name in next(filter(None, reader), [])]
+        # A name of the reference's own goes before another name for the same figure.
+        names = _in_reference_words(names)
         if "step" not in names:
             raise ProtocolViolation(f"the results file has no column 'step'; its first line is {text[:200]!r}")
         return [
@@ -84,6 +96,23 @@ def read_results(data: bytes) -> list[ResultRow]:
         ]
     except csv.Error as error:
         raise ProtocolViolation(f"line {reader.line_num} of the results file is not CSV: {error}") from error
+
+
+def _in_reference_words(names: list[str]) -> list[str]:
+    """Return the names of columns as the reference has them; a column that has such a name keeps it for itself."""
+    own = set(names)
+    return [name if (other := _OTHER_NAMES.get(name, name)) in own else other for name in names]
+
+
+def _plain(data: bytes) -> bytes:
+    """Return a results file, decoded if it is base64: that has no comma, and CSV of several columns has."""
+    if b"," in data[:1000]:
+        return data
+    try:
+        plain = base64.b64decode(b"".join(data.split()), validate=True)
+    except ValueError:
+        return data
+    return plain if b"step" in plain[:1000] else data
 
 
 def last_figures(rows: Iterable[ResultRow]) -> dict[str, float]:

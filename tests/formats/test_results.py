@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import re
@@ -219,3 +220,34 @@ def test_round_trip(rows: list[tuple[int, float | None, float | None]]) -> None:
     csv.writer(text).writerows([("step", "training_loss", "classification/accuracy"), *rows])
     read = read_results(text.getvalue().encode())
     assert [(row.step, row.training_loss, row.classification.get("accuracy")) for row in read] == rows
+
+
+JOBS_TABLE = b"step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,0.5,0.7,,\n2,0.4,0.8,0.6,0.75\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [JOBS_TABLE, base64.b64encode(JOBS_TABLE), base64.encodebytes(JOBS_TABLE), b"\n" + base64.b64encode(JOBS_TABLE)],
+    ids=["plain", "base64", "base64 in lines", "base64 after a blank line"],
+)
+def test_results_of_jobs(data: bytes) -> None:
+    """The results of OpenAI's jobs have other names for the same figures, and may come as base64."""
+    first, last = read_results(data)
+    assert (first.training_loss, first.training_token_accuracy, first.validation_loss) == (0.5, 0.7, None)
+    assert (last.validation_loss, last.validation_token_accuracy, last.other) == (0.6, 0.75, {})
+
+
+def test_both_names() -> None:
+    """If a table has a figure under both names, each is kept as what it is."""
+    (row,) = read_results(b"step,training_loss,train_loss\n1,0.5,0.9\n")
+    assert (row.training_loss, row.other) == (0.5, {"train_loss": "0.9"})
+
+
+@pytest.mark.parametrize("data", [base64.b64encode(b"hello world, no table"), b"step\n1\n", b"c3RlcA=\n"])
+def test_no_base64_of_a_table(data: bytes) -> None:
+    """What is no base64 of a table is read, or refused, as it stands."""
+    if data.startswith(b"step"):
+        assert [row.step for row in read_results(data)] == [1]
+    else:
+        with pytest.raises(ProtocolViolation, match="no column 'step'"):
+            read_results(data)

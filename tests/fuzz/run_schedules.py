@@ -1,4 +1,7 @@
-"""Run N random schedules, and say what they came to: ``python -m tests.fuzz.run_schedules 10000 [SEED]``."""
+"""Run N random schedules, and say what they came to: ``python -m tests.fuzz.run_schedules 10000 [SEED [SERVICE]]``.
+
+SERVICE is one of `tests.support.schedules.SERVICES`, by default ``fine-tunes``.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-async def main(count: int, seed: int) -> int:
+async def main(count: int, seed: int, kind: str) -> int:
     """Run them; give the number of those that failed."""
     total, failures, begin = schedules.Figures(), 0, time.perf_counter()
     numbers = iter(range(count))
@@ -30,7 +33,7 @@ async def main(count: int, seed: int) -> int:
             choices = random.Random(seed + number)  # noqa: S311  # no secret
             steps = [schedules.make_step(choices.choice) for _ in range(choices.randint(1, 8))]
             try:
-                total.add(await schedules.run(steps))
+                total.add(await schedules.run(steps, kind))
             except Exception as error:  # noqa: BLE001  # whatever it is, it is what this looks for
                 failures += 1
                 say(f"schedule {seed + number}: {type(error).__name__}: {error}\n  {steps}")
@@ -38,7 +41,7 @@ async def main(count: int, seed: int) -> int:
     async with asyncio.TaskGroup() as group:
         for _ in range(AT_ONCE):
             group.create_task(work())
-    say(f"{count} schedules from seed {seed} in {time.perf_counter() - begin:.0f} s, {failures} failed")
+    say(f"{count} schedules of {kind} from seed {seed} in {time.perf_counter() - begin:.0f} s, {failures} failed")
     say(
         f"jobs: {total.created} created = {total.reported} reported + {total.created - total.reported} of the"
         f" {total.spoken_of} that an error or a note spoke of; {total.failed} creates failed and made none"
@@ -49,5 +52,7 @@ async def main(count: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
+    first_seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    service = sys.argv[3] if len(sys.argv) > 3 else "fine-tunes"
     with asyncio.Runner(loop_factory=fastforward.FastForwardLoop) as runner:
-        sys.exit(bool(runner.run(main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))))
+        sys.exit(bool(runner.run(main(int(sys.argv[1]), first_seed, service))))

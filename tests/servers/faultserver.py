@@ -78,11 +78,12 @@ class FaultServer:
     """A `Service` on a free port of this machine, and what goes wrong on the way to it and back.
 
     Args:
+        service: Whose books it keeps, and whose dialect it speaks.
         listens: Whether to listen from the start; until `listen` is called, connections are refused.
     """
 
-    def __init__(self, *, listens: bool = True) -> None:
-        self.service = Service()
+    def __init__(self, service: Service | None = None, *, listens: bool = True) -> None:
+        self.service = service or Service()
         self.seen: list[Request] = []
         self.connections: set[asyncio.Task[None]] = set()
         self.failures: list[Exception] = []

@@ -25,6 +25,17 @@ ROUTES: Final = (
     ("cancel_fine_tune", "POST", "/fine-tunes/([^/]+)/cancel"),
     ("list_fine_tune_events", "GET", "/fine-tunes/([^/]+)/events"),
     ("stream_fine_tune_events", "GET", r"/fine-tunes/([^/]+)/events\?stream=true"),
+    ("create_fine_tune", "POST", "/fine_tuning/jobs"),
+    ("list_fine_tunes", "GET", r"/fine_tuning/jobs(?:\?.*)?"),
+    ("retrieve_fine_tune", "GET", "/fine_tuning/jobs/([^/]+)"),
+    ("cancel_fine_tune", "POST", "/fine_tuning/jobs/([^/]+)/cancel"),
+    ("pause_fine_tune", "POST", "/fine_tuning/jobs/([^/]+)/pause"),
+    ("resume_fine_tune", "POST", "/fine_tuning/jobs/([^/]+)/resume"),
+    ("list_fine_tune_events", "GET", r"/fine_tuning/jobs/([^/]+)/events(?:\?.*)?"),
+    ("list_checkpoints", "GET", r"/fine_tuning/jobs/([^/]+)/checkpoints(?:\?.*)?"),
+    ("begin_upload", "POST", "/uploads"),
+    ("upload_part", "POST", "/uploads/([^/]+)/parts"),
+    ("complete_upload", "POST", "/uploads/([^/]+)/complete"),
     ("list_models", "GET", "/models"),
     ("retrieve_model", "GET", "/models/([^/]+)"),
     ("delete_model", "DELETE", "/models/([^/]+)"),
@@ -96,6 +107,8 @@ DONE: Final = b"data: [DONE]\n\n"
 
 class Service:
     """What a right service keeps: jobs, files, models. Its clock runs `skew` seconds ahead of this machine's."""
+
+    dialect = "fine-tunes"
 
     def __init__(self) -> None:
         self.jobs: dict[str, Object] = {}

@@ -9,6 +9,7 @@ import attrs
 
 from aiofinetune import FineTuneRequest, FineTuneSession, Retry, Timeout
 from tests.servers.faultserver import FaultServer
+from tests.servers.service import Service
 from tests.support.checks import QUICK, USUAL, nothing_left_open, session_for
 
 CREATE = "create_fine_tune"
@@ -20,9 +21,10 @@ async def talking(
     *,
     retry: Retry = QUICK,
     timeout: Timeout = USUAL,  # noqa: ASYNC109  # for the session
+    service: Service | None = None,
 ) -> AsyncIterator[tuple[FaultServer, FineTuneSession, FineTuneRequest]]:
     """A server, a session with it that leaves nothing open, and a request for a job."""
-    async with nothing_left_open(), FaultServer() as server:
+    async with nothing_left_open(), FaultServer(service) as server:
         file = server.service.add_file("train.jsonl", b"{}\n")
         request = FineTuneRequest(training_file=file, model="ada", n_epochs=2)
         async with session_for(server, retry=retry, timeout=timeout) as session:

@@ -59,7 +59,7 @@ async def test_path(path: Path, source_of: Callable[[Path], Any]) -> None:
         assert (content.name, content.size) == ("train.jsonl", len(DATA))
         assert await pieces_of(content) == DATA
         assert content.rewind is not None
-        await content.rewind()
+        await content.rewind(0)
         assert await pieces_of(content) == DATA
 
 
@@ -70,7 +70,7 @@ async def test_bytes(data: bytes) -> None:
         assert (content.name, content.size) == (None, len(data))
         assert await pieces_of(content) == data
         assert content.rewind is not None
-        await content.rewind()
+        await content.rewind(0)
         assert await pieces_of(content) == data
 
 
@@ -82,7 +82,7 @@ async def test_open_file(path: Path) -> None:
             assert (content.name, content.size) == ("train.jsonl", len(DATA) - 1000)
             assert await pieces_of(content) == DATA[1000:]
             assert content.rewind is not None
-            await content.rewind()
+            await content.rewind(0)
             assert await pieces_of(content) == DATA[1000:]
         assert not file.closed
 

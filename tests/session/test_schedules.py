@@ -24,3 +24,11 @@ def test_schedules(steps: list[schedules.Step]) -> None:
     """After any schedule the service holds the jobs that were reported, and each stream gave its job's events once."""
     with asyncio.Runner(loop_factory=FastForwardLoop) as runner:
         runner.run(schedules.run(steps))
+
+
+@given(steps=steps(), kind=st.sampled_from(sorted(set(schedules.SERVICES) - {"fine-tunes"})))
+@settings(max_examples=40)
+def test_schedules_of_jobs(steps: list[schedules.Step], kind: str) -> None:
+    """So it is at services of OpenAI's jobs, with metadata and without, whole and in small pages."""
+    with asyncio.Runner(loop_factory=FastForwardLoop) as runner:
+        runner.run(schedules.run(steps, kind))

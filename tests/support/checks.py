@@ -23,7 +23,7 @@ USUAL: Final = Timeout()
 
 def session_for(server: FaultServer, *, retry: Retry = QUICK, timeout: Timeout = USUAL) -> FineTuneSession:
     """A session with the tests' key, which tries again at once."""
-    return FineTuneSession(KEY, base_url=server.base_url, retry=retry, timeout=timeout)
+    return FineTuneSession(KEY, base_url=server.base_url, dialect=server.service.dialect, retry=retry, timeout=timeout)
 
 
 @asynccontextmanager

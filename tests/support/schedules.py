@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 import attrs
@@ -14,6 +14,8 @@ from aiofinetune.errors import StreamHistoryChanged
 from aiofinetune.models import CreateUncertain
 from tests.servers.faults import FAULTS
 from tests.servers.faultserver import Exchange, Fault, FaultServer
+from tests.servers.jobs_service import JobsService, NebiusService
+from tests.servers.service import Service
 from tests.support.checks import QUICK, session_for
 
 T = TypeVar("T")
@@ -139,8 +141,11 @@ class _Run:
             case "give up" if self.creates:
                 self.creates[step.which % len(self.creates)].cancel()
             case "stream" if job:
-                self.server.fail("stream_fine_tune_events", _cut(step.cut))
-                self.fail("stream_fine_tune_events", step)
+                if service.dialect == "fine-tunes":
+                    self.server.fail("stream_fine_tune_events", _cut(step.cut))
+                    self.fail("stream_fine_tune_events", step)
+                else:
+                    self.fail("list_fine_tune_events", step)
                 self.tasks.append(asyncio.create_task(self.stream(job)))
             case "cancel" if job:
                 self.fail("cancel_fine_tune", step)
@@ -245,9 +250,30 @@ def _cut(position: int) -> Fault:
     return Fault(play)
 
 
-async def run(steps: Sequence[Step]) -> Figures:
+def _without_metadata() -> JobsService:
+    service = JobsService()
+    service.keeps_metadata = False
+    return service
+
+
+def _in_small_pages() -> JobsService:
+    service = NebiusService()
+    service.page_size = 2
+    return service
+
+
+SERVICES: Final[Mapping[str, Callable[[], Service]]] = {
+    "fine-tunes": Service,
+    "jobs": JobsService,
+    "nebius in small pages": _in_small_pages,
+    "jobs without metadata": _without_metadata,
+}
+"""What schedules run against, by name."""
+
+
+async def run(steps: Sequence[Step], kind: str = "fine-tunes") -> Figures:
     """Run a schedule; raise AssertionError where something was made twice, lost, or told wrong."""
-    async with FaultServer() as server:
+    async with FaultServer(SERVICES[kind]()) as server:
         file = server.service.add_file("train.jsonl", b"{}\n")
         request = FineTuneRequest(training_file=file, model="ada", n_epochs=1, suffix="a")
         requests = (
