@@ -91,6 +91,14 @@ def demo(model: str) -> None:
 
 
 @cli.command()
+def services() -> None:
+    """List the services that a session can speak to, and what each can and cannot."""
+    from aiofinetune.cli._services import show
+
+    show(Console())
+
+
+@cli.command()
 @click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Default: MANIFEST.journal.")
 @click.option(

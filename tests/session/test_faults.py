@@ -14,6 +14,8 @@ import pytest
 from aiofinetune import CreateUncertain, FineTuneError, FineTuneRequest, FineTuneSession, Retry, errors
 from tests.servers.faults import FAULTS
 from tests.servers.faultserver import FaultServer
+from tests.servers.jobs_service import JobsService
+from tests.servers.service import Service
 from tests.support.checks import OnRetry, assert_hidden, nothing_left_open, session_for
 
 pytestmark = pytest.mark.fastforward
@@ -174,6 +176,12 @@ ENDPOINTS: Final[Mapping[Call, tuple[str, str]]] = {
 }
 """Of each call: its column in the table, and the endpoint where the fault comes."""
 
+JOBS_ENDPOINTS: Final[Mapping[Call, tuple[str, str]]] = {
+    create_fine_tune: ("create", "create_fine_tune"),
+    stream_fine_tune_events: ("plain", "list_fine_tune_events"),
+}
+"""The same at a service of OpenAI's jobs, for what is done in another way there: events are listed, not streamed."""
+
 TABLE: Final = """
                                      plain     cancel    create    upload    download  path      stream    wait
 refused                              ok/down   ok/down   ok/down   ok/down   ok/down   ok/down   ok/down   ok/down
@@ -298,6 +306,9 @@ class Cell:
     call: Call
     always: bool
     expected: type[FineTuneError] | None
+    endpoint: str
+    """Where the fault comes."""
+    service: Callable[[], Service] = Service
 
     @property
     def id(self) -> str:
@@ -305,23 +316,28 @@ class Cell:
         return f"{self.fault}, {'always' if self.always else 'once'}-{self.call.__name__}"
 
 
-def table() -> tuple[list[str], list[str], list[Cell]]:
+def table(
+    endpoints: Mapping[Call, tuple[str, str]], service: Callable[[], Service]
+) -> tuple[list[str], list[str], list[Cell]]:
     """The table's rows (each fault once and always), its columns (the calls), and its cells."""
     _, head, *lines = TABLE.splitlines()
     rows, cells = [], []
     for line in lines:
-        fault, words = line[:37].strip(), dict(zip(head.split(), line[37:].split(), strict=True))
+        fault = line[:37].strip()
+        words: dict[str, str] = dict(zip(head.split(), line[37:].split(), strict=True))
         for always in (False, True):
             rows.append(f"{fault}, {'always' if always else 'once'}")
-            for call, (column, _) in ENDPOINTS.items():
+            for call, (column, endpoint) in endpoints.items():
                 once_word, _, always_word = words[column].partition("/")
                 if fault in DELETED and call.__name__.startswith("delete"):
                     once_word = "ok"
-                cells.append(Cell(fault, call, always, WORDS[always_word or once_word if always else once_word]))
-    return rows, [call.__name__ for call in ENDPOINTS], cells
+                word = always_word or once_word if always else once_word
+                cells.append(Cell(fault, call, always, WORDS[word], endpoint, service))
+    return rows, [call.__name__ for call in endpoints], cells
 
 
-ROWS, CALLS, CELLS = table()
+ROWS, CALLS, CELLS = table(ENDPOINTS, Service)
+_, _, JOBS_CELLS = table(JOBS_ENDPOINTS, JobsService)
 
 
 def test_every_fault_is_in_the_table() -> None:
@@ -335,13 +351,26 @@ async def test_fault(
     cell: Cell, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call gives the right result or the right error; the service holds what was reported, and nothing stays open."""
+    await play(cell, tmp_path, caplog, monkeypatch)
+
+
+@pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.id) for cell in JOBS_CELLS])
+async def test_fault_of_jobs(
+    cell: Cell, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is at a service of OpenAI's jobs."""
+    await play(cell, tmp_path, caplog, monkeypatch)
+
+
+async def play(cell: Cell, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a call under a fault, and check what comes of it."""
     caplog.set_level(logging.DEBUG, "aiofinetune")
     monkeypatch.setattr("aiofinetune._http.reply_body.MAX_REPLY_BYTES", 1 << 20)
     error = None
     async with (
         nothing_left_open(),
         FaultServer(listens="elsewhere" in cell.fault) as elsewhere,
-        FaultServer(listens=cell.fault != "refused") as server,
+        FaultServer(cell.service(), listens=cell.fault != "refused") as server,
     ):
         server.elsewhere = elsewhere.base_url
         world = populated(server, tmp_path)
@@ -370,7 +399,7 @@ def left_in(folder: Path, error: FineTuneError | None) -> list[Path]:
 def break_exchanges(server: FaultServer, cell: Cell) -> None:
     if cell.fault != "refused":
         fault = FAULTS[cell.fault]
-        endpoint = "" if fault.reads == "nothing" else ENDPOINTS[cell.call][1]
+        endpoint = "" if fault.reads == "nothing" else cell.endpoint
         (server.fail_always if cell.always else server.fail)(endpoint, fault)
 
 
