@@ -210,7 +210,7 @@ class Caller:
         is_renewed = False
         while True:
             await self.throttle.wait()
-            token = await self._authorize()
+            token = None if self._token is None else await self._authorize()
             try:
                 return await attempt()
             except FineTuneError as error:

@@ -216,11 +216,11 @@ class Dialect:
         """
         self.check(request)
         given = request.given()
-        extra = given.pop("extra", None)
+        given.pop("extra", None)
         if key is not None:
             given["metadata"] = {**(request.metadata or {}), KEY_NAME: key}
         body = self.encode(given)
-        return body if request.extra is None or extra is None else _merged(body, request.extra)
+        return body if request.extra is None else _merged(body, request.extra)
 
 
 def _merged(body: Object, extra: Object, path: str = "extra") -> dict[str, object]:
