@@ -10,8 +10,8 @@ from aiohttp import web
 
 from aiofinetune import _sse as sse
 from aiofinetune import structuring
-from aiofinetune.errors import RequestInvalid
 from aiofinetune.dialects._fine_tunes import FINE_TUNES
+from aiofinetune.errors import RequestInvalid
 from aiofinetune.local._queue import MANY_EVENTS, Jobs, event_id, write_event
 from aiofinetune.local._routes import Paths
 from aiofinetune.local._routes.bodies import read_json_object
