@@ -103,7 +103,7 @@ class FineTuneSession:
                 raise ConfigurationError("api_key: missing; pass api_key or set OPENAI_API_KEY")
             _check_header("api_key", api_key)
         self.dialect: Dialect
-        self.dialect, base_url = _where(dialect, base_url)
+        self.dialect, base_url = find_service(dialect, base_url)
         self.base_url: str = check_base_url(base_url, allow_plain_http=allow_plain_http)
         query = _version_of(self.dialect, self.base_url, api_version)
         headers = {**HEADERS, "User-Agent": _USER_AGENT}
@@ -499,7 +499,7 @@ class FineTuneSession:
         return await self._caller.delete(self._endpoints.delete_file, file_id)
 
 
-def _where(dialect: Dialect | str | None, base_url: str | None) -> tuple[Dialect, str]:
+def find_service(dialect: Dialect | str | None, base_url: str | None) -> tuple[Dialect, str]:
     """Return the dialect and the base URL of a session, from its arguments and the environment.
 
     Raises:

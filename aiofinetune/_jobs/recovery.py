@@ -95,8 +95,7 @@ class Search:
 
     def back_to(self, reply: Reply) -> float | None:
         """Return the service's time before which no job can be this create's; None if that is not known."""
-        since = _at_service(reply, self.sent)
-        return None if since is None else since - max(self.astray, matching.CLOCK_SLACK)
+        return _before(reply, self.sent, self.astray)
 
     def uncertain(
         self,
@@ -218,13 +217,15 @@ class Recovery:
             return job
         return await self.search(search)
 
-    async def list_rows(self, back_to: float | None = None) -> Rows:
+    async def list_rows(self, since: float | None = None) -> Rows:
         """List the jobs, and the ids of those that cannot be read.
 
         Args:
-            back_to: Where lists come in pages, newest first: the service's time of the oldest job that matters.
+            since: When the oldest job that matters was sent, in Unix seconds by this machine's clock; None for all.
+                Where lists come in pages, newest first, older pages are not read.
         """
-        return (await self._rows(lambda _reply: back_to))[0]
+        moment = None if since is None else Moment.at(since)
+        return (await self._rows(lambda reply: None if moment is None else _before(reply, moment)))[0]
 
     async def _rows(
         self,
@@ -542,6 +543,12 @@ class _Create:
         with self._group.losing(self._request):
             async with self._group.searching():
                 return await self._recovery.search(attrs.evolve(search, lost=self._group.lost))
+
+
+def _before(reply: Reply, sent: Moment, astray: float = 0.0) -> float | None:
+    """Return the service's time before which what was sent cannot have made anything; None if that is not known."""
+    since = _at_service(reply, sent)
+    return None if since is None else since - max(astray, matching.CLOCK_SLACK)
 
 
 def _at_service(reply: Reply, moment: Moment) -> float | None:

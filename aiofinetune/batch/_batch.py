@@ -31,6 +31,7 @@ from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._outcomes import ActiveJob, BatchStopped, Outcome, Progress
 from aiofinetune.batch._results_folder import ResultsFolder
 from aiofinetune.batch._runner import Call, Note, Runner
+from aiofinetune.dialects._dialect import Follows
 from aiofinetune.errors import ConfigurationError, FineTuneError, JournalUnusable
 from aiofinetune.session import FineTuneSession
 
@@ -39,7 +40,7 @@ _log = logging.getLogger("aiofinetune")
 
 MAX_STREAMS: Final = 32
 """The number of jobs that are followed by their event streams. Beyond that, one look at the list for all the others is
-cheaper."""
+cheaper; where a service does not stream events, it is for any number."""
 
 
 class Batch:
@@ -114,7 +115,7 @@ class Batch:
             concurrency=concurrency,
             per_minute=per_minute,
             poll_interval=poll_interval,
-            max_streams=MAX_STREAMS,
+            max_streams=MAX_STREAMS if session.dialect.follows is Follows.STREAM else 0,
             wants_results=results is not None,
             fail_fast=fail_fast,
             accepts_changes=accept_changes,
@@ -122,9 +123,10 @@ class Batch:
             retries_uncertain=frozenset(retry_uncertain),
         )
         self._session = session
+        self._settings = settings
         self._core = BatchCore(settings)
         file = None if journal is None else Path(journal)
-        self._journal = Journal(file, session.base_url, accept_changes=accept_changes)
+        self._journal = Journal(file, session.base_url, session.dialect.name, accept_changes=accept_changes)
         self._results = None if results is None else ResultsFolder(session, Path(results))
         data_files = DataFiles(session, self._journal)
         self._input = Input(requests, concurrency, self._journal, data_files)
@@ -179,7 +181,7 @@ class Batch:
             counts.others,
             **{str(status): count for status, count in counts.ended.items()},
             replayed=counts.replayed,
-            followed_by="list" if counts.active > MAX_STREAMS else "streams",
+            followed_by="list" if counts.active > self._settings.max_streams else "streams",
             started_at=self._started_at,
         )
 

@@ -49,8 +49,9 @@ class Creates:
         """The calls that wait until the journal has recorded what they told."""
 
     async def upload(self, action: act.UploadFiles) -> on.AttemptEvent:
-        """Upload the files of a request."""
+        """Upload the files of a request, unless the service cannot take it."""
         try:
+            self._recovery.caller.dialect.check(action.request)
             return on.FilesUploaded(action.attempt, await self._data_files.with_ids(action.request))
         except FineTuneError as error:
             return upload_failed(action.attempt, error)
@@ -69,7 +70,9 @@ class Creates:
             await going_on
 
         try:
-            job = await self._recovery.create(action.sent, known=self._known, wanted=self._is_wanted, note=note)
+            job = await self._recovery.create(
+                action.sent, known=self._known, wanted=self._is_wanted, note=note, key=action.key
+            )
         except (NotSent, FineTuneError) as error:
             if isinstance(error, FineTuneUnreadable):
                 # The job is followed, because it may become readable later.
@@ -91,9 +94,9 @@ class Creates:
 
     async def write_intent(self, action: act.WriteIntent) -> on.IntentOnDisk:
         """Record that a create is about to be sent."""
-        now = time.time()
-        await self._journal.intend(action.attempt, action.request, action.sent, now)
-        return on.IntentOnDisk(action.attempt, now)
+        now, key = time.time(), action.key or self._recovery.new_key(action.sent)
+        await self._journal.intend(action.attempt, action.request, action.sent, now, key)
+        return on.IntentOnDisk(action.attempt, now, key)
 
     async def withdraw_intent(self, action: act.WithdrawIntent) -> on.IntentWithdrawn:
         """Record that a create made no job."""

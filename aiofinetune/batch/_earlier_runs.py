@@ -27,6 +27,7 @@ class EarlierRuns:
 
     async def read(self, _action: act.ReadEarlierRuns) -> on.EarlierRunsRead:
         """Read the journal."""
+        self._recovery.has_echoed |= await self._journal.has_echoed()
         lost = await self._journal.lost()
         owners = await self._journal.owners(0.0 if lost else self._began - _RECENT)
         self.known.update(owners)
@@ -43,6 +44,7 @@ class EarlierRuns:
                 known=self.known,
                 accepted=action.is_accepted,
                 fine_tune_id=action.hint,
+                key=action.key,
             )
         except CreateUncertain as uncertain:
             return on.CreateUnclear(action.attempt, uncertain)

@@ -11,7 +11,7 @@ from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._results_folder import ResultsFolder
-from aiofinetune.errors import FineTuneError, NotFound, ProtocolViolation
+from aiofinetune.errors import FineTuneError, JournalUnusable, NotFound, ProtocolViolation
 from aiofinetune.models import FineTune, FineTuneEnded
 from aiofinetune.session import FineTuneSession
 
@@ -54,18 +54,28 @@ class Follower:
             return on.StreamFailed(action.attempt, error)
         return on.JobEnded(action.attempt, job)
 
-    async def look(self, _action: act.LookAtList) -> on.ListRead | on.ListFailed:
+    async def look(self, action: act.LookAtList) -> on.ListRead | on.ListFailed:
         """Read the service's list."""
         try:
-            rows = await self._recovery.list_rows()
+            rows = await self._recovery.list_rows(action.since)
         except FineTuneError as error:
             _log.warning("listing the jobs failed: %s", error)
             return on.ListFailed(error)
+        if self._recovery.has_echoed:
+            await self._note_echo()
         return on.ListRead(
             frozenset(job.id for job in rows.jobs if not job.is_terminal),
             {job.id: job for job in rows.jobs if job.is_terminal},
             frozenset(rows.unreadable),
         )
+
+    async def _note_echo(self) -> None:
+        """Record that the list shows the keys of jobs, which makes later searches surer."""
+        try:
+            await self._journal.note_echo()
+        except JournalUnusable as error:
+            # A look must not end the batch. What the batch cannot do without is recorded elsewhere.
+            _log.warning("%s", error)
 
     async def retrieve(self, action: act.RetrieveJob) -> on.JobRetrieved | on.JobVanished | on.JobUnreadable:
         """Retrieve a job with its events."""

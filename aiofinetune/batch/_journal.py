@@ -24,6 +24,7 @@ from aiofinetune.batch import _journal_v1 as journal_v1
 from aiofinetune.batch._core import AttemptId, AttemptRecord
 from aiofinetune.batch._journal_file import JournalFile
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.dialects._fine_tunes import FINE_TUNES
 from aiofinetune.errors import FineTuneError, JournalUnusable
 from aiofinetune.models import FineTune, FineTuneRequest
 
@@ -35,33 +36,36 @@ _SCHEMA: Final = """
     -- `request` is the caller's request. `sent` is the same with ids in place of local paths, once it was sent.
     CREATE TABLE attempts (
         number INTEGER PRIMARY KEY, label TEXT NOT NULL, attempt INTEGER NOT NULL, request BLOB NOT NULL, sent BLOB,
-        sent_at REAL, is_accepted INTEGER NOT NULL DEFAULT FALSE, hint TEXT, job_id TEXT, job BLOB, ended_at REAL,
-        UNIQUE (label, attempt));
+        sent_at REAL, key TEXT, is_accepted INTEGER NOT NULL DEFAULT FALSE, hint TEXT, job_id TEXT, job BLOB,
+        ended_at REAL, UNIQUE (label, attempt));
     CREATE INDEX lost_attempts ON attempts (number) WHERE sent IS NOT NULL AND job_id IS NULL;
     CREATE INDEX attempts_by_job ON attempts (job_id) WHERE job_id IS NOT NULL;
     CREATE TABLE asked_for (label TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE files (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, digest TEXT NOT NULL);
     CREATE INDEX files_by_digest ON files (digest, number);
-    CREATE TABLE openings (number INTEGER PRIMARY KEY, base_url TEXT NOT NULL, path TEXT NOT NULL);
+    CREATE TABLE openings (number INTEGER PRIMARY KEY, base_url TEXT NOT NULL, dialect TEXT, path TEXT NOT NULL);
+    CREATE TABLE echoes (base_url TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
-_RECORD: Final = "label, attempt, request, sent, sent_at, is_accepted, hint, job_id, job, ended_at"
+_RECORD: Final = "label, attempt, request, sent, sent_at, is_accepted, hint, job_id, job, ended_at, key"
 """The columns of an `AttemptRecord`, in the order of its fields."""
 
 _IS_LAST: Final = "attempt = (SELECT max(attempt) FROM attempts AS later WHERE later.label = attempts.label)"
 """Whether an attempt is the last one of its label. Those before it are kept, and nothing follows them."""
 
 _NOTES: Final = {
-    "open": "INSERT INTO openings (base_url, path) VALUES (:base_url, :path)",
+    "open": "INSERT INTO openings (base_url, dialect, path) VALUES (:base_url, :dialect, :path)",
+    # The service shows the keys of its jobs.
+    "echo": "INSERT OR IGNORE INTO echoes (base_url) VALUES (:base_url)",
     "upload": "INSERT OR REPLACE INTO files (id, digest) VALUES (:id, :digest)",
     "forget uploads": "DELETE FROM files",
     # Only in journals of version 2. Later ones have the next attempt's intent alone.
     "replace": "INSERT INTO attempts (label, attempt, request) VALUES (:label, :attempt, :request)",
-    "intend": """INSERT INTO attempts (label, attempt, request, sent, sent_at)
-        VALUES (:label, :attempt, :request, :sent, :at)
-        ON CONFLICT (label, attempt) DO UPDATE SET request = :request, sent = :sent, sent_at = :at, is_accepted = FALSE,
-        hint = NULL""",
-    "withdraw": """UPDATE attempts SET sent = NULL, sent_at = NULL, is_accepted = FALSE, hint = NULL
+    "intend": """INSERT INTO attempts (label, attempt, request, sent, sent_at, key)
+        VALUES (:label, :attempt, :request, :sent, :at, :key)
+        ON CONFLICT (label, attempt) DO UPDATE SET request = :request, sent = :sent, sent_at = :at, key = :key,
+        is_accepted = FALSE, hint = NULL""",
+    "withdraw": """UPDATE attempts SET sent = NULL, sent_at = NULL, key = NULL, is_accepted = FALSE, hint = NULL
         WHERE label = :label AND attempt = :attempt""",
     "accept": """UPDATE attempts SET is_accepted = TRUE, hint = :hint, job_id = NULL
         WHERE label = :label AND attempt = :attempt""",
@@ -69,6 +73,9 @@ _NOTES: Final = {
     "end": "UPDATE attempts SET job = :job, ended_at = :at WHERE label = :label AND attempt = :attempt",
 }
 """The statement of each note. A note may be applied twice, because one whose writing failed may be on the disk."""
+
+_OPTIONAL: Final = {"dialect": None, "key": None}
+"""What notes of earlier versions lack, and those of the reference, which has no keys."""
 
 
 class _Database(Database):
@@ -107,13 +114,17 @@ class Journal:
     Args:
         path: The file; it is created if it does not exist. None keeps a temporary journal.
         base_url: The service; a journal belongs to one service.
+        dialect: The name of the dialect that is spoken there.
         accept_changes: Whether the journal may belong to another service. If nothing was sent, it may in any case.
     """
 
-    def __init__(self, path: Path | None, base_url: str, *, accept_changes: bool = False) -> None:
+    def __init__(
+        self, path: Path | None, base_url: str, dialect: str = FINE_TUNES.name, *, accept_changes: bool = False
+    ) -> None:
         self._name = "the journal" if path is None else str(path)
         self._file = None if path is None else JournalFile(path)
         self._base_url = base_url
+        self._dialect = dialect
         self._accept_changes = accept_changes
         self.database = _Database(self._name, self._file)
 
@@ -147,11 +158,42 @@ class Journal:
             return JournalUnusable(f"{self._name}: the record of {label!r} cannot be read: {error}")
 
     @transaction
-    def intend(self, attempt: AttemptId, request: FineTuneRequest, sent: FineTuneRequest, at: float) -> None:
-        """Note that a create is about to be sent."""
+    def intend(
+        self,
+        attempt: AttemptId,
+        request: FineTuneRequest,
+        sent: FineTuneRequest,
+        at: float,
+        key: str | None = None,
+    ) -> None:
+        """Note that a create is about to be sent.
+
+        Args:
+            attempt: The attempt.
+            request: The caller's request.
+            sent: The same with ids in place of local paths.
+            at: The Unix time.
+            key: The key that the create carries.
+        """
         if self._file is not None:
             self._file.check_place()
-        self._note("intend", attempt, request=request.given(), sent=sent.given(), at=at)
+        keyed = {} if key is None else {"key": key}
+        self._note("intend", attempt, request=request.given(), sent=sent.given(), at=at, **keyed)
+
+    @transaction
+    def note_echo(self) -> None:
+        """Note that the service's list has shown the key of a job."""
+        if not self._has_echoed():
+            self._note("echo", base_url=self._base_url)
+
+    @transaction
+    def has_echoed(self) -> bool:
+        """Return whether the service's list has shown the key of a job."""
+        return self._has_echoed()
+
+    def _has_echoed(self) -> bool:
+        statement = "SELECT EXISTS (SELECT * FROM echoes WHERE base_url = ?)"
+        return bool(self.database.execute(statement, (self._base_url,)).fetchone()[0])
 
     @transaction
     def withdraw(self, attempt: AttemptId) -> None:
@@ -245,7 +287,8 @@ class Journal:
         if "label" in values and "attempt" not in values:
             values = {**values, "attempt": self._attempt_of(note, str(values["label"]))}
         parameters = {
-            name: structuring.dumps(value) if isinstance(value, dict) else value for name, value in values.items()
+            name: structuring.dumps(value) if isinstance(value, dict) else value
+            for name, value in {**_OPTIONAL, **values}.items()
         }
         self.database.execute(_NOTES[note], parameters)
 
@@ -295,20 +338,27 @@ class Journal:
         """Note the service and the path of the file, if they have changed."""
         path = "" if self._file is None else os.fsencode(self._file.target).decode(errors="replace")
         with self.database.committing():
-            rows = self.database.execute("SELECT base_url, path FROM openings ORDER BY number DESC LIMIT 1")
-            known_url, known_path = rows.fetchone() or (None, "")
-            if (known_url, known_path) == (self._base_url, path):
+            rows = self.database.execute("SELECT base_url, dialect, path FROM openings ORDER BY number DESC LIMIT 1")
+            known_url, known_dialect, known_path = rows.fetchone() or (None, self._dialect, "")
+            # A journal of an earlier version names none, because there was only one.
+            known_dialect = known_dialect or FINE_TUNES.name
+            if (known_url, known_dialect, known_path) == (self._base_url, self._dialect, path):
                 return
             if self._file is not None and known_path != path and self._file.has_running_twin(Path(known_path)):
                 raise JournalUnusable(f"{self._name}: is a copy of {known_path}, which a running batch uses")
-            if known_url != self._base_url:
-                self._move(known_url)
-            self._note("open", base_url=self._base_url, path=path, at=time.time())
+            if (known_url, known_dialect) != (self._base_url, self._dialect):
+                self._move(known_url, known_dialect)
+            self._note("open", base_url=self._base_url, dialect=self._dialect, path=path, at=time.time())
 
-    def _move(self, known_url: str | None) -> None:
-        """Check that the journal may continue at another service than `known_url`."""
+    def _move(self, known_url: str | None, known_dialect: str) -> None:
+        """Check that the journal may continue at another service, or in another dialect."""
         ((was_sent,),) = self.database.execute("SELECT EXISTS (SELECT * FROM attempts WHERE sent IS NOT NULL)")
         if was_sent and not self._accept_changes:
+            if known_url == self._base_url:
+                raise JournalUnusable(
+                    f"{self._name}: belongs to a batch in the dialect {known_dialect!r}, not {self._dialect!r};"
+                    f" continue with dialect={known_dialect!r} (AIOFINETUNE_DIALECT)"
+                )
             raise JournalUnusable(
                 f"{self._name}: belongs to a batch at {known_url}, not at {self._base_url}; if both URLs are the same"
                 " service, continue with accept_changes=True (--accept-changes)"
@@ -329,6 +379,7 @@ def _record(
     job_id: str | None,
     job: bytes | None,
     ended_at: float | None,
+    key: str | None,
 ) -> AttemptRecord:
     return AttemptRecord(
         AttemptId(label, attempt),
@@ -340,6 +391,7 @@ def _record(
         job_id,
         None if job is None else structuring.read_reply(job, FineTune),
         ended_at,
+        key,
     )
 
 

@@ -35,6 +35,8 @@ from typing import Final
 import attrs
 
 from aiofinetune import structuring
+from aiofinetune.dialects._dialect import Dialect
+from aiofinetune.dialects._fine_tunes import FINE_TUNES
 from aiofinetune.errors import FineTuneError, LocalFileError, RequestInvalid
 from aiofinetune.models import FineTuneRequest
 
@@ -116,8 +118,12 @@ def read_manifest(path: str | os.PathLike[str]) -> Iterator[Entry]:
         yield item
 
 
-def check_manifest(path: str | os.PathLike[str]) -> int:
+def check_manifest(path: str | os.PathLike[str], dialect: Dialect = FINE_TUNES) -> int:
     """Check a whole manifest, and that its local files exist; return the number of its jobs.
+
+    Args:
+        path: The manifest.
+        dialect: What the service says. A parameter that it does not have is a problem.
 
     Raises:
         ManifestInvalid: The manifest is invalid; the error holds every problem.
@@ -139,6 +145,10 @@ def check_manifest(path: str | os.PathLike[str]) -> int:
                 Problem(table.line_of("label"), "label", f"{item.label!r} is used twice; each job needs its own label")
             )
         labels.add(hash(item.label))
+        try:
+            dialect.check(item.request)
+        except RequestInvalid as error:
+            problems.append(Problem(table.line_of(error.field), error.field, error.problem))
         for field in _FILE_FIELDS:
             file = getattr(item.request, field)
             if file is not None and _looks_local(file) and not os.path.isfile(file):  # noqa: PTH113

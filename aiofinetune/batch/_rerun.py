@@ -17,6 +17,7 @@ from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry, is_local
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.models import FineTuneRequest, Status
+from aiofinetune.session import FineTuneSession
 
 _AT_ONCE: Final = 256
 """The number of entries that are looked up together, because each look-up waits for the journal's thread."""
@@ -34,12 +35,14 @@ class Rerun:
     """The number of entries whose last job failed or was cancelled."""
 
 
-async def look_back(journal: Path, base_url: str, entries: Iterable[Entry], *, accept_changes: bool = False) -> Rerun:
+async def look_back(
+    journal: Path, session: FineTuneSession, entries: Iterable[Entry], *, accept_changes: bool = False
+) -> Rerun:
     """Return what earlier runs of a batch did with its entries; nothing if there is no journal yet.
 
     Args:
         journal: The path of the journal.
-        base_url: The service of the batch.
+        session: The session of the batch; nothing is sent.
         entries: All entries of the batch.
         accept_changes: Whether entries may have changed. Those that have are then not counted as ended.
 
@@ -50,7 +53,9 @@ async def look_back(journal: Path, base_url: str, entries: Iterable[Entry], *, a
         return Rerun()
     changes: list[str] = []
     succeeded = failed = 0
-    async with Journal(journal, base_url, accept_changes=accept_changes).opened() as known:
+    async with Journal(
+        journal, session.base_url, session.dialect.name, accept_changes=accept_changes
+    ).opened() as known:
         gone = dict.fromkeys(await known.sent_labels())
         for some in _slices(entries):
             for entry, record in zip(some, await known.records(some), strict=True):

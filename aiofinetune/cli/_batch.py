@@ -21,7 +21,7 @@ from aiofinetune.batch._manifest import check_manifest, read_manifest
 from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
 from aiofinetune.batch._rerun import Rerun, look_back
 from aiofinetune.errors import ConfigurationError, JournalUnusable, LocalFileError
-from aiofinetune.session import FineTuneSession
+from aiofinetune.session import FineTuneSession, find_service
 
 _SHOWN_ACTIVE: Final = 10
 _TOLD: Final = ("label", "status", "job")
@@ -53,12 +53,13 @@ async def run_manifest(
     """
     if summary is not None:
         await asyncio.to_thread(_check_summary, summary, (manifest, journal))
-    count = await asyncio.to_thread(check_manifest, manifest)
+    dialect, _ = find_service(None, None)
+    count = await asyncio.to_thread(check_manifest, manifest, dialect)
     if check:
         console.print(f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, no problems")
         return 0
     async with FineTuneSession() as session:
-        rerun = await look_back(journal, session.base_url, read_manifest(manifest), accept_changes=accept_changes)
+        rerun = await look_back(journal, session, read_manifest(manifest), accept_changes=accept_changes)
         if rerun.changes and not accept_changes:
             lines = "\n".join(rerun.changes)
             raise JournalUnusable(

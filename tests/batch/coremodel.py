@@ -374,7 +374,7 @@ class Model:
 
     def _forget_some_job(self) -> None:
         """Let the service forget a job that it said that it made."""
-        known = sorted(self.known_jobs.keys() & self.jobs.keys())
+        known = sorted((self.known_jobs.keys() & self.jobs.keys()) - self.others)
         if known:
             del self.jobs[self.chance.choice(known)]
 
@@ -718,7 +718,9 @@ class Model:
 
     def _end(self, job_id: str, status: str) -> FineTune:
         if not self.jobs[job_id].is_terminal:
-            self.jobs[job_id] = attrs.evolve(self.jobs[job_id], status=status)
+            # At some services the list leaves out the models.
+            model = "ada:ft" if status == Status.SUCCEEDED and self.chance.choice((False, True)) else None
+            self.jobs[job_id] = attrs.evolve(self.jobs[job_id], status=status, fine_tuned_model=model)
         return self.jobs[job_id]
 
 

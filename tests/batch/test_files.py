@@ -206,7 +206,7 @@ async def test_a_rerun_in_another_folder_makes_no_job_again(
         )
         monkeypatch.chdir(tmp_path)
         wanted = [Entry("a", FineTuneRequest(training_file=again.format(folder=tmp_path)))]
-        assert (await look_back(journal, session.base_url, wanted)).changes == ()
+        assert (await look_back(journal, session, wanted)).changes == ()
         after = await outcomes_of(Batch(session, wanted, journal=journal))
         assert [outcome.job_id for outcome in after] == [outcome.job_id for outcome in before]
         Path("in/train.jsonl").write_text("other")

@@ -273,7 +273,7 @@ async def test_a_name_that_is_too_long(tmp_path: Path) -> None:
     """A journal whose name the disk does not take is an error that names it, also where it is only compared."""
     path = tmp_path / ("long" * 70)
     async with talking_to(BatchServer()) as session:
-        assert (await look_back(path, session.base_url, [])).changes == ()
+        assert (await look_back(path, session, [])).changes == ()
         with pytest.raises(JournalUnusable, match=r"long: File name too long$"):
             async with Batch(session, [], journal=path):
                 pass

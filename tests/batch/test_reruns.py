@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from aiofinetune import FineTuneRequest
+from aiofinetune import FineTuneRequest, FineTuneSession
 from aiofinetune.batch._batch import MAX_STREAMS, Batch
 from aiofinetune.batch._core import AttemptId
 from aiofinetune.batch._core import actions as act
@@ -23,7 +23,7 @@ from aiofinetune.batch._data_files import DataFiles, difference
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.batch._outcomes import Outcome
-from aiofinetune.batch._rerun import look_back
+from aiofinetune.batch._rerun import Rerun, look_back
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.models import CreateUncertain
 from tests.batch.runs import POLL, entries, fill_disk, outcomes_of, write
@@ -184,7 +184,7 @@ async def test_a_changed_request_is_refused(tmp_path: Path) -> None:
         with pytest.raises(JournalUnusable, match=f"^{words}"):
             await outcomes_of(Batch(session, wanted, journal=journal))
         assert len(server.jobs) == 2
-        assert (await look_back(journal, session.base_url, wanted)).changes == (f"job-2: {change}",)
+        assert (await look_back(journal, session, wanted)).changes == (f"job-2: {change}",)
 
 
 async def test_nothing_is_sent_that_comes_after_a_change(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ async def test_a_request_that_made_no_job_may_be_corrected(tmp_path: Path) -> No
         first = await outcomes_of(Batch(session, wanted, journal=journal))
         assert [it.label for it in first if it.error is not None] == ["job-2"]
         wanted[1] = Entry("job-2", wanted[0].request)
-        assert (await look_back(journal, session.base_url, wanted)).changes == ()
+        assert (await look_back(journal, session, wanted)).changes == ()
         again = await outcomes_of(Batch(session, wanted, journal=journal))
     assert [it.error for it in again] == [None] * 2
     assert len(server.jobs) == 2
@@ -245,7 +245,7 @@ async def test_a_changed_request_makes_a_new_job_if_accepted(tmp_path: Path) -> 
         first = await outcomes_of(Batch(session, wanted, journal=journal))
         wanted[1] = Entry("job-2", attrs.evolve(wanted[1].request, n_epochs=9))
         again = await outcomes_of(Batch(session, wanted, journal=journal, accept_changes=True))
-        assert (await look_back(journal, session.base_url, wanted)).changes == ()
+        assert (await look_back(journal, session, wanted)).changes == ()
     before, after = ({it.label: it.job and it.job.id for it in outcomes} for outcomes in (first, again))
     assert [label for label in before if before[label] != after[label]] == ["job-2"]
     assert len(server.jobs) == 4
@@ -253,7 +253,8 @@ async def test_a_changed_request_makes_a_new_job_if_accepted(tmp_path: Path) -> 
 
 async def test_changes_of_a_batch_that_was_never_begun(tmp_path: Path) -> None:
     """Without a journal there is nothing to compare with, and looking makes none."""
-    assert (await look_back(tmp_path / "journal", "http://127.0.0.1:1/v1", [])).changes == ()
+    async with FineTuneSession("sk-key", base_url="http://127.0.0.1:1/v1") as session:
+        assert await look_back(tmp_path / "journal", session, []) == Rerun()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -278,7 +279,7 @@ async def test_what_is_not_asked_for_any_more_is_told(tmp_path: Path, caplog: py
     async with talking_to(server) as session, asyncio.timeout(60):
         async with Batch(session, wanted, journal=journal):
             await server.until(lambda: server.asked["stream"] == 3)
-        changes = (await look_back(journal, session.base_url, wanted[1:])).changes
+        changes = (await look_back(journal, session, wanted[1:])).changes
         assert changes == ("job-1: was sent, but is no longer in the manifest",)
         with caplog.at_level(logging.WARNING, "aiofinetune"):
             async with Batch(session, wanted[1:], journal=journal) as batch:

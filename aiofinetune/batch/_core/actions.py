@@ -64,6 +64,7 @@ class SearchForCreate(AttemptAction):
     sent_at: float
     is_accepted: bool
     hint: str | None
+    key: str | None
     among: tuple[FineTuneRequest, ...]
     """The requests of all creates whose job is not known, `sent` among them: their jobs may look alike."""
 
@@ -86,6 +87,8 @@ class WriteIntent(AttemptAction):
     """What the caller asked for."""
     sent: FineTuneRequest
     """The same with ids in place of local paths."""
+    key: str | None = None
+    """The key of an earlier create of the same attempt, which the service refused."""
 
 
 @attrs.frozen
@@ -93,6 +96,8 @@ class SendCreate(AttemptAction):
     """Send the create, whose intent is on the disk."""
 
     sent: FineTuneRequest
+    key: str | None = None
+    """The key to send in its metadata, if it can carry one."""
 
 
 @attrs.frozen
@@ -133,6 +138,9 @@ class FollowStream(AttemptAction):
 @attrs.frozen
 class LookAtList(Action):
     """Read the service's list of jobs."""
+
+    since: float | None
+    """The Unix time since when the jobs that matter were sent; None if all jobs matter."""
 
 
 @attrs.frozen

@@ -38,6 +38,8 @@ class Attempt:
     """Whether an earlier run knew its outcome."""
     sent: FineTuneRequest | None = None
     sent_at: float | None = None
+    key: str | None = None
+    """The key in the metadata of its create, if that carries one."""
     hint: str | None = None
     job_id: str | None = None
     job: FineTune | None = None
@@ -63,6 +65,7 @@ def attempt_of(record: on.AttemptRecord) -> Attempt:
         record.request,
         sent=record.sent,
         sent_at=record.sent_at,
+        key=record.key,
         hint=record.hint,
         job_id=record.job_id,
         job=record.job,

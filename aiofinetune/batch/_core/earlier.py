@@ -49,7 +49,8 @@ class EarlierCreates:
             sent, sent_at = attempt.sent or attempt.request, attempt.sent_at or 0.0
             is_accepted = attempt.state is AttemptState.ACCEPTED
             among = tuple(other.sent or other.request for other in self._queue)
-            self._ask(attempt, act.SearchForCreate(attempt.id, sent, sent_at, is_accepted, attempt.hint, among))
+            search = act.SearchForCreate(attempt.id, sent, sent_at, is_accepted, attempt.hint, attempt.key, among)
+            self._ask(attempt, search)
 
     def handle(self, attempt: Attempt, event: on.AttemptEvent) -> None:
         """Handle an event of an attempt that no entry asked for yet."""

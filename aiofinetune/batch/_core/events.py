@@ -30,6 +30,8 @@ class AttemptRecord:
     job: FineTune | None = None
     """The job as it ended."""
     ended_at: float | None = None
+    key: str | None = None
+    """The key in the metadata of the create, if it carried one."""
 
 
 @attrs.frozen
@@ -123,6 +125,8 @@ class IntentOnDisk(AttemptEvent):
 
     sent_at: float
     """The Unix time that was written with it."""
+    key: str | None = None
+    """The key that was written with it, if the create can carry one."""
 
 
 @attrs.frozen

@@ -79,7 +79,13 @@ class Looks:
             self.due = now + self._run.settings.poll_interval
         if self.due is not None and self.due <= now and self._look is None:
             self._look = _Look(tuple(self._run.attempts.in_state(AttemptState.ACTIVE)))
-            self._run.actions.append(act.LookAtList())
+            self._run.actions.append(act.LookAtList(self._since(self._look)))
+
+    def _since(self, look: _Look) -> float | None:
+        times = [attempt.sent_at for attempt in look.mine]
+        known = [at for at in times if at is not None]
+        # Under a limit, the jobs of others count, however old they are.
+        return None if self._is_limited or len(known) < len(times) else min(known, default=None)
 
     @property
     def is_looking(self) -> bool:

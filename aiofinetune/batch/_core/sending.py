@@ -107,7 +107,7 @@ class Sender:
             self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
         elif self._under_way < self._limiter.window and self._has_room(self._under_way):
             self._limiter.take(now)
-            self._run.ask(attempt, act.WriteIntent(attempt.id, attempt.request, attempt.sent))
+            self._run.ask(attempt, act.WriteIntent(attempt.id, attempt.request, attempt.sent, attempt.key))
 
     def wakes_at(self, now: float) -> float | None:
         """Return when the rate limiter lets the next create through; None if that is not what is waited for."""
@@ -127,9 +127,9 @@ class Sender:
     def intent_on_disk(self, attempt: Attempt, event: on.IntentOnDisk) -> None:
         """Send the create, unless the batch was stopped in the meantime."""
         self._attempts.apply(attempt, event)
-        attempt.sent_at = event.sent_at
+        attempt.sent_at, attempt.key = event.sent_at, event.key
         if self._run.is_running and attempt.sent is not None:
-            self._run.ask(attempt, act.SendCreate(attempt.id, attempt.sent))
+            self._run.ask(attempt, act.SendCreate(attempt.id, attempt.sent, attempt.key))
         else:
             self._attempts.apply(attempt, on.CreateNotSent(attempt.id))
             self._run.ask(attempt, act.WithdrawIntent(attempt.id))
@@ -268,4 +268,4 @@ class Sender:
 def taken(attempt: Attempt, job_id: str | None) -> CreateUncertain:
     """Return the error of an attempt whose create was accepted, and whose job belongs to another."""
     # Every attempt that has a job has the time of its intent, but a damaged journal may lack it.
-    return CreateUncertain(attempt.sent or attempt.request, attempt.sent_at or 0.0, (), True, (), job_id)
+    return CreateUncertain(attempt.sent or attempt.request, attempt.sent_at or 0.0, (), True, (), job_id, attempt.key)

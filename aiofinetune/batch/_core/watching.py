@@ -46,10 +46,11 @@ class Watcher:
             if job_id is None or job_id in event.active:
                 continue
             attempt.listed = event.ended.get(job_id)
-            if attempt.listed is not None and attempt.listed.status == Status.SUCCEEDED:
+            if attempt.listed is not None and attempt.listed.fine_tuned_model is not None:
                 self.ended(attempt, on.JobEnded(attempt.id, attempt.listed))
             else:
-                # Retrieved with its events, which say why it failed. A list leaves them out.
+                # Retrieved with its events, which say why it failed. A list leaves them out, and at some services the
+                # model too.
                 self._run.ask(attempt, act.RetrieveJob(attempt.id, job_id))
 
     def retrieved(self, attempt: Attempt, event: on.JobRetrieved) -> None:

@@ -1,0 +1,174 @@
+"""A batch in the dialects of today's services: the same promises, with what each service offers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+
+from aiofinetune import CreateUncertain, FineTuneFailed, FineTuneRequest, FineTuneSession, JournalUnusable
+from aiofinetune.batch._batch import Batch
+from aiofinetune.batch._core import AttemptId
+from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._manifest import Entry, ManifestInvalid, check_manifest
+from aiofinetune.dialects._dialect import KEY_NAME
+from aiofinetune.dialects._jobs import JOBS
+from tests.batch.runs import POLL, outcomes_of
+from tests.servers.faults import FAULTS
+from tests.servers.faultserver import FaultServer
+from tests.servers.jobs_service import JobsService, NebiusService
+from tests.servers.service import Object
+from tests.session.creates import CREATE
+from tests.support.checks import session_for
+
+
+class Quick(JobsService):
+    """A service whose jobs end at once."""
+
+    def add_job(self, asked: Object, *, age: float = 0) -> str:
+        """Make a job, and end it; one with the seed 13 fails."""
+        job_id = super().add_job(asked, age=age)
+        self.finish(job_id, "failed" if asked.get("seed") == 13 else "succeeded")
+        return job_id
+
+
+class QuickNebius(NebiusService):
+    """One without metadata, whose jobs end at once and name their models in their checkpoints alone."""
+
+    def add_job(self, asked: Object, *, age: float = 0) -> str:
+        """Make a job, and end it."""
+        job_id = super().add_job(asked, age=age)
+        self.finish(job_id)
+        self.jobs[job_id]["fine_tuned_model"] = None
+        self.checkpoints = [{"id": "ftckpt-1", "step_number": 3, "fine_tuned_model_checkpoint": "tuned"}]
+        return job_id
+
+
+@asynccontextmanager
+async def talking_to(service: JobsService) -> AsyncIterator[tuple[FaultServer, FineTuneSession, list[Entry]]]:
+    """A server, a session with it, and entries for a batch."""
+    async with FaultServer(service) as server:
+        file = service.add_file("train.jsonl", b"{}\n")
+        wanted = [
+            Entry(f"job-{number}", FineTuneRequest(training_file=file, model="gpt", n_epochs=number))
+            for number in range(1, 4)
+        ]
+        async with session_for(server) as session, asyncio.timeout(60):
+            yield server, session, wanted
+
+
+def keys_of(server: FaultServer) -> list[str | None]:
+    bodies = [json.loads(each.body) for each in server.seen if each.endpoint[0] == CREATE]
+    return [(body.get("metadata") or {}).get(KEY_NAME) for body in bodies]
+
+
+async def test_a_batch_of_jobs(tmp_path: Path) -> None:
+    """Each create carries a key of its own, which the journal has, and all jobs are followed by the list."""
+    service = Quick()
+    async with talking_to(service) as (server, session, wanted):
+        wanted[1] = Entry("job-2", attrs.evolve(wanted[1].request, seed=13))
+        outcomes = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
+        assert {outcome.label: outcome.status for outcome in outcomes} == {
+            "job-1": "succeeded",
+            "job-2": "failed",
+            "job-3": "succeeded",
+        }
+        (failed,) = (outcome.error for outcome in outcomes if outcome.error)
+        assert isinstance(failed, FineTuneFailed)
+        keys = keys_of(server)
+        assert len(set(keys)) == 3
+        assert None not in keys
+        async with Journal(tmp_path / "journal", session.base_url, "jobs").opened() as journal:
+            (record,) = await journal.records([wanted[0]])
+            assert not isinstance(record, JournalUnusable | None)
+            assert record.key in keys
+        again = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
+        assert {outcome.is_replayed for outcome in again} == {True}
+    assert len(service.jobs) == 3
+
+
+async def test_a_lost_create_is_found_by_its_key(tmp_path: Path) -> None:
+    """A create that a killed run left is found by its key among equal jobs, and not made again."""
+    service = Quick()
+    async with talking_to(service) as (_server, session, wanted):
+        entry = wanted[0]
+        async with Journal(tmp_path / "journal", session.base_url, "jobs").opened() as crashed:
+            await crashed.intend(AttemptId(entry.label), entry.request, entry.request, time.time(), "the-key")
+        asked = JOBS.body_of(entry.request)
+        service.add_job(asked)
+        ours = service.add_job(JOBS.body_of(entry.request, "the-key"))
+        service.add_job(asked)
+        (outcome,) = await outcomes_of(Batch(session, [entry], journal=tmp_path / "journal", poll_interval=POLL))
+    assert (outcome.job_id, outcome.status) == (ours, "succeeded")
+    assert len(service.jobs) == 3
+
+
+async def test_that_keys_were_seen_is_kept(tmp_path: Path) -> None:
+    """Once a list has shown a key of the batch, the journal says so to later runs, whose searches are surer then."""
+    service = Quick()
+    async with talking_to(service) as (_server, session, wanted):
+        await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
+        async with Journal(tmp_path / "journal", session.base_url, "jobs").opened() as journal:
+            assert await journal.has_echoed()
+        async with Journal(tmp_path / "journal", "http://other/v1", "jobs", accept_changes=True).opened() as journal:
+            assert not await journal.has_echoed()
+
+
+async def test_a_proxy_that_drops_metadata_makes_no_second_job(tmp_path: Path) -> None:
+    """Where the metadata is lost on the way, a lost create is told by its parameters, or uncertain."""
+    service = Quick()
+    service.keeps_metadata = False
+    async with talking_to(service) as (server, session, wanted):
+        server.fail(CREATE, FAULTS["reset after the request"])
+        outcomes = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
+    assert all(outcome.error is None or isinstance(outcome.error, CreateUncertain) for outcome in outcomes)
+    assert len(service.jobs) == 3
+
+
+async def test_the_model_of_a_service_that_names_it_in_checkpoints() -> None:
+    """A job that the list shows without its model is retrieved, and its model looked up."""
+    service = QuickNebius()
+    async with talking_to(service) as (_server, session, wanted):
+        outcomes = await outcomes_of(Batch(session, wanted, poll_interval=POLL))
+    assert [outcome.job and outcome.job.fine_tuned_model for outcome in outcomes] == ["tuned"] * 3
+
+
+async def test_a_parameter_that_the_service_lacks(tmp_path: Path) -> None:
+    """An entry that the dialect cannot express is rejected before its file is uploaded; the others go on."""
+    service = Quick()
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}\n")
+    async with talking_to(service) as (server, session, wanted):
+        wrong = Entry("wrong", FineTuneRequest(training_file=str(data), model="gpt", prompt_loss_weight=0.1))
+        outcomes = await outcomes_of(Batch(session, [wrong, *wanted], poll_interval=POLL))
+        told = {outcome.label: outcome.status for outcome in outcomes}
+        assert told == {"wrong": "rejected", "job-1": "succeeded", "job-2": "succeeded", "job-3": "succeeded"}
+        assert "upload_file" not in {each.endpoint[0] for each in server.seen}
+    (error,) = (outcome.error for outcome in outcomes if outcome.error)
+    assert str(error).startswith("prompt_loss_weight: the dialect 'jobs' does not have this parameter")
+
+
+def test_a_manifest_is_checked_for_its_dialect(tmp_path: Path) -> None:
+    """A parameter that the service lacks is a problem of the manifest, with its line."""
+    manifest = tmp_path / "jobs.jsonl"
+    manifest.write_text('{"training_file": "file-1", "model": "ada", "prompt_loss_weight": 0.1}\n')
+    assert check_manifest(manifest) == 1
+    with pytest.raises(ManifestInvalid, match="line 1, prompt_loss_weight: the dialect 'jobs' does not have this"):
+        check_manifest(manifest, JOBS)
+
+
+async def test_a_journal_is_of_one_dialect(tmp_path: Path) -> None:
+    """A journal of another dialect is refused, naming both."""
+    url = "http://127.0.0.1:1/v1"
+    request = FineTuneRequest(training_file="file-1")
+    async with Journal(tmp_path / "journal", url).opened() as journal:
+        await journal.intend(AttemptId("a"), request, request, 1.0)
+    with pytest.raises(JournalUnusable, match="belongs to a batch in the dialect 'fine-tunes', not 'jobs'"):
+        async with Journal(tmp_path / "journal", url, "jobs").opened():
+            pass
