@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -313,7 +313,13 @@ class FineTuneSession:
         request = self._caller.build(endpoint, fine_tune_id, headers=STREAM_HEADERS)
         return SentEvents(self._caller.connect, request, self._caller.policy, self._caller.secrets)
 
-    async def wait(self, fine_tune_id: str, timeout: float | None = None) -> FineTune:  # noqa: ASYNC109  # simpler for most callers than asyncio.timeout()
+    async def wait(
+        self,
+        fine_tune_id: str,
+        timeout: float | None = None,  # noqa: ASYNC109  # simpler for most callers than asyncio.timeout()
+        *,
+        on_event: Callable[[FineTuneEvent], object] | None = None,
+    ) -> FineTune:
         """Wait until a job ends, and return it.
 
         This follows the job's events and also retrieves the job at intervals: every minute, or more often if the
@@ -324,14 +330,15 @@ class FineTuneSession:
         Args:
             fine_tune_id: The id of the job.
             timeout: The number of seconds to wait; None waits for as long as the job takes.
+            on_event: Called on the event loop with each of the job's events, as long as the service streams them.
 
         Raises:
             FineTuneFailed: The job failed; the error carries the job and its last events.
             FineTuneCancelled: The job was cancelled; the error carries the job and its last events.
             WaitTimeout: The job did not end in time; the message gives its last known status.
         """
-        waiting = Waiting(fine_tune_id, self.retrieve_fine_tune, self.stream_fine_tune_events, self._caller.policy)
-        return await waiting.wait(timeout)
+        calls = (self.retrieve_fine_tune, self.stream_fine_tune_events)
+        return await Waiting(fine_tune_id, *calls, self._caller.policy, on_event).wait(timeout)
 
     async def results(self, fine_tune: FineTune) -> list[ResultRow]:
         """Download and read the results file of a job that succeeded.

@@ -7,11 +7,11 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from aiofinetune import retry
 from aiofinetune._http.reply_body import Incoming
-from aiofinetune._http.throttle import Throttle
+from aiofinetune._http.throttle import Throttle, Trouble
 from aiofinetune._http.token import Token
 from aiofinetune._http.transport import SMALL_BUFFER, Heard, Transport
 from aiofinetune._secret import Secret, scrubbed, without_secret
@@ -72,6 +72,8 @@ class Caller:
         self._query = query
         self._token = token
         self.throttle = Throttle()
+        self.trouble: Trouble | None = None
+        """Why calls are being retried; None once one succeeds."""
         self._is_other_noted = False
         self._partial_lists: set[str] = set()
         """The paths of the lists that were logged as partial, so that each is logged once."""
@@ -212,9 +214,12 @@ class Caller:
             await self.throttle.wait()
             token = None if self._token is None else await self._authorize()
             try:
-                return await attempt()
+                result = await attempt()
             except FineTuneError as error:
                 failure = without_secret(error, *self.secrets)
+            else:
+                self.trouble = None
+                return result
             if token is not None and isinstance(failure, AuthenticationFailed) and not is_renewed:
                 # The token may have expired. The call was refused, so it had no effect.
                 is_renewed = True
@@ -237,6 +242,7 @@ class Caller:
             if seconds is None:
                 raise failure
             self._slow_down(failure, seconds)
+            self._note_trouble(failure, now(), seconds)
             words = "%s %s, failure %d: %s; retrying in %.1f s"
             _log.info(words, endpoint.method, endpoint.path, failures, failure, seconds)
             await asyncio.sleep(seconds)
@@ -321,6 +327,12 @@ class Caller:
         """Slow down all calls if this one was throttled and will be retried in `seconds`."""
         if isinstance(failure, RateLimited):
             self.throttle.slow_down(seconds if failure.retry_after is None else failure.retry_after)
+
+    def _note_trouble(self, failure: FineTuneError, now: float, seconds: float) -> None:
+        kind: Literal["throttled", "unreachable"] = "throttled" if isinstance(failure, RateLimited) else "unreachable"
+        before = self.trouble
+        since = before.since if before is not None and before.kind == kind else now
+        self.trouble = Trouble(kind, since, now + seconds, str(failure))
 
     def _note_other_dialect(self, reply: Reply) -> None:
         """Log once in a session that a job has the form of another dialect."""

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Literal
+
+import attrs
 
 from aiofinetune.retry import SPREAD
+
+
+@attrs.frozen
+class Trouble:
+    """Why the calls of a session do not go through at the moment."""
+
+    kind: Literal["throttled", "unreachable"]
+    """Whether the service asks to slow down, or does not answer as it should."""
+    since: float
+    """When it began, by the event loop's clock."""
+    until: float
+    """When a call is sent next, by the same clock."""
+    why: str
+    """The last failure."""
 
 
 class Throttle:

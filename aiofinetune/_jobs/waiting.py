@@ -34,6 +34,7 @@ class Waiting:
         retrieve: Retrieves a job.
         follow: Opens a job's event stream.
         policy: Its deadline limits how long the service may be unreachable.
+        on_event: Called with each event, once.
     """
 
     def __init__(
@@ -42,11 +43,15 @@ class Waiting:
         retrieve: Callable[[str], Awaitable[FineTune]],
         follow: Callable[[str], EventStream],
         policy: Retry,
+        on_event: Callable[[FineTuneEvent], object] | None = None,
     ) -> None:
         self._id = fine_tune_id
         self._retrieve = retrieve
         self._follow = follow
         self._policy = policy
+        self._on_event = on_event
+        self._reported = 0
+        """The number of events that `on_event` was called with. Each stream begins with the first event."""
         self._events: deque[FineTuneEvent] = deque(maxlen=_MAX_EVENTS)
         """The last events of the current stream, or of the last one."""
         self._last: FineTune | None = None
@@ -117,8 +122,13 @@ class Waiting:
         """Read a stream to its end; return whether opening another one may help."""
         try:
             async with stream:
+                count = 0
                 async for event in stream:
                     self._events.append(event)
+                    count += 1
+                    if self._on_event is not None and count > self._reported:
+                        self._reported = count
+                        self._on_event(event)
         except FineTuneError as failure:
             if isinstance(failure, StreamInterrupted) or retry.may_pass(failure):
                 _log.info("following %s failed: %s", self._id, failure)

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+import attrs
+
 from aiofinetune.batch._core import AttemptId, BatchCore, BatchState, Settings
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
@@ -28,7 +30,8 @@ from aiofinetune.batch._earlier_runs import EarlierRuns
 from aiofinetune.batch._follower import Follower
 from aiofinetune.batch._input import Input, Requests
 from aiofinetune.batch._journal import Journal
-from aiofinetune.batch._outcomes import ActiveJob, BatchStopped, Outcome, Progress
+from aiofinetune.batch._notices import Notices
+from aiofinetune.batch._outcomes import ActiveJob, BatchStopped, Outcome, Progress, Wait
 from aiofinetune.batch._results_folder import ResultsFolder
 from aiofinetune.batch._runner import Call, Note, Runner
 from aiofinetune.dialects._dialect import Follows
@@ -36,11 +39,15 @@ from aiofinetune.errors import ConfigurationError, FineTuneError, JournalUnusabl
 from aiofinetune.session import FineTuneSession
 
 _log = logging.getLogger("aiofinetune")
+_life = logging.getLogger("aiofinetune.batch")
 
 
 MAX_STREAMS: Final = 32
 """The number of jobs that are followed by their event streams. Beyond that, one look at the list for all the others is
 cheaper; where a service does not stream events, it is for any number."""
+
+_NOTICE_INTERVAL: Final = 0.5
+"""The number of seconds between two looks at what is waited for."""
 
 
 class Batch:
@@ -130,7 +137,7 @@ class Batch:
         self._results = None if results is None else ResultsFolder(session, Path(results))
         data_files = DataFiles(session, self._journal)
         self._input = Input(requests, concurrency, self._journal, data_files)
-        self._follower = Follower(session, self._journal, self._results, concurrency)
+        self._follower = Follower(session, self._journal, self._results, concurrency, self._core.active_jobs)
         # The batch records a create before it is sent, and finds it again in another run. The session offers neither.
         self._recovery = session._recovery  # noqa: SLF001  # the same package
         self._earlier = EarlierRuns(self._recovery, self._journal)
@@ -139,7 +146,6 @@ class Batch:
         )
         notes: dict[type[act.Action], Note] = {
             act.ResumeCreate: self._creates.resume,
-            act.HoldCreates: _warn_of_hold,
             act.CancelJob: self._note_cancel,
             act.ReportOutcome: self._report,
         }
@@ -183,12 +189,39 @@ class Batch:
             replayed=counts.replayed,
             followed_by="list" if counts.active > self._settings.max_streams else "streams",
             started_at=self._started_at,
+            waits=tuple(self._waits()),
         )
+
+    def _waits(self) -> list[Wait]:
+        """Return what the batch waits for, one of a kind: its session may wait for the same."""
+        try:
+            now = asyncio.get_running_loop().time()
+        except RuntimeError:
+            # A thread may show the progress. The event loop's clock is this one.
+            now = time.monotonic()
+        waits = {wait.kind: wait for wait in self._core.waits(now)}
+        trouble = self._recovery.caller.trouble
+        if trouble is not None and trouble.kind not in waits:
+            waits[trouble.kind] = Wait(trouble.kind, trouble.since, trouble.until, trouble.why)
+        return list(waits.values())
+
+    async def _say_what_is_waited_for(self) -> None:
+        """Log what the batch waits for, and why it sends no more."""
+        notices = Notices()
+        is_told = False
+        while True:
+            for line in notices.lines(self._waits(), asyncio.get_running_loop().time()):
+                _life.warning("%s", line)
+            if self._core.state is BatchState.DRAINING and not is_told:
+                is_told = True
+                _life.warning("no more entries are sent, and active jobs are followed: %s", self._core.why)
+            await asyncio.sleep(_NOTICE_INTERVAL)
 
     @property
     def active(self) -> dict[str, ActiveJob]:
         """The jobs of this batch that have not ended, by id."""
-        return {job.job_id: job for job in self._core.active_jobs()}
+        said = self._follower.messages
+        return {job.job_id: attrs.evolve(job, message=said.get(job.job_id, "")) for job in self._core.active_jobs()}
 
     async def __aenter__(self) -> Self:
         if self._is_entered:
@@ -280,7 +313,7 @@ class Batch:
 
     async def _run(self) -> None:
         try:
-            await self._runner.run(self._input.read_all)
+            await self._runner.run(self._input.read_all, self._say_what_is_waited_for)
             await self._warn_of_forgotten()
         except JournalUnusable as failure:
             self._runner.fail(failure)
@@ -305,6 +338,8 @@ class Batch:
 
     def _report(self, action: act.ReportOutcome) -> None:
         self._creates.end(action.attempt)
+        if action.job_id is not None:
+            self._follower.forget(action.job_id)
         self._outcomes.put_nowait(
             Outcome(
                 action.attempt.label,
@@ -332,10 +367,6 @@ class Batch:
                 # Not called again, because failing notifies.
                 self._on_progress = None
                 self._runner.fail(failure)
-
-
-def _warn_of_hold(action: act.HoldCreates) -> None:
-    _log.warning("no create is sent for %.0f s: %s", action.seconds, action.error)
 
 
 def _check_limits(

@@ -16,6 +16,7 @@ from aiofinetune.batch._journal import Journal
 from aiofinetune.errors import FineTuneError, FineTuneUnreadable, JournalUnusable
 
 _log = logging.getLogger("aiofinetune")
+_life = logging.getLogger("aiofinetune.batch")
 
 
 class Creates:
@@ -123,4 +124,7 @@ class Creates:
             # Logged too, because only the first of several failures is raised, and none after the context was left.
             _log.error("%s", unrecorded)
             raise unrecorded from error
-        return on.JobIdOnDisk(attempt) if is_recorded else on.JobIdTaken(attempt)
+        if not is_recorded:
+            return on.JobIdTaken(attempt)
+        _life.info("%s created %s", attempt.label, job_id)
+        return on.JobIdOnDisk(attempt)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._outcomes import ActiveJob
 from aiofinetune.batch._results_folder import ResultsFolder
 from aiofinetune.errors import FineTuneError, JournalUnusable, NotFound, ProtocolViolation
-from aiofinetune.models import FineTune, FineTuneEnded
+from aiofinetune.models import FineTune, FineTuneEnded, FineTuneEvent, Status
 from aiofinetune.session import FineTuneSession
 
 _log = logging.getLogger("aiofinetune")
+_life = logging.getLogger("aiofinetune.batch")
 
 
 class Follower:
@@ -26,10 +29,16 @@ class Follower:
         journal: Records how jobs ended.
         results: Downloads the results files, if they are wanted.
         concurrency: The maximum number of jobs that are retrieved, or whose results are downloaded, at once.
+        active: Returns the jobs that are active.
     """
 
     def __init__(
-        self, session: FineTuneSession, journal: Journal, results: ResultsFolder | None, concurrency: int
+        self,
+        session: FineTuneSession,
+        journal: Journal,
+        results: ResultsFolder | None,
+        concurrency: int,
+        active: Callable[[], Iterable[ActiveJob]],
     ) -> None:
         self._session = session
         self._recovery = session._recovery  # noqa: SLF001  # the same package; only it tells of rows that cannot be read
@@ -37,12 +46,16 @@ class Follower:
         self._results = results
         # Many jobs may end at once.
         self._ending = asyncio.Semaphore(concurrency)
+        self._active = active
+        self.messages: dict[str, str] = {}
+        """The last event's message of each job that is followed, or its status, by the job's id."""
+        self._started: set[str] = set()
 
     async def follow(self, action: act.FollowStream) -> on.JobEnded | on.JobVanished | on.StreamFailed:
         """Follow a job by its events."""
         try:
             try:
-                job = await self._session.wait(action.job_id)
+                job = await self._session.wait(action.job_id, on_event=partial(self._note_event, action))
             except FineTuneEnded as ended:
                 _check_id(ended.job, action.job_id)
                 return on.JobEnded(action.attempt, ended.job, ended)
@@ -50,7 +63,7 @@ class Follower:
         except NotFound as error:
             return on.JobVanished(action.attempt, error)
         except FineTuneError as error:
-            _log.warning("following %s failed: %s; using the list instead", action.job_id, error)
+            _log.info("following %s failed: %s; using the list instead", action.job_id, error)
             return on.StreamFailed(action.attempt, error)
         return on.JobEnded(action.attempt, job)
 
@@ -59,15 +72,40 @@ class Follower:
         try:
             rows = await self._recovery.list_rows(action.since)
         except FineTuneError as error:
-            _log.warning("listing the jobs failed: %s", error)
+            _log.info("listing the jobs failed: %s", error)
             return on.ListFailed(error)
         if self._recovery.has_echoed:
             await self._note_echo()
+        self._note_statuses({job.id: job.status for job in rows.jobs})
         return on.ListRead(
             frozenset(job.id for job in rows.jobs if not job.is_terminal),
             {job.id: job for job in rows.jobs if job.is_terminal},
             frozenset(rows.unreadable),
         )
+
+    def _note_event(self, action: act.FollowStream, event: FineTuneEvent) -> None:
+        self.messages[action.job_id] = event.message
+        # The words of an event decide nothing but this line.
+        if "started" in event.message.lower():
+            self._note_start(action.attempt.label, action.job_id)
+
+    def _note_statuses(self, statuses: Mapping[str, str]) -> None:
+        for job in self._active():
+            status = statuses.get(job.job_id)
+            if status == Status.RUNNING:
+                self._note_start(job.label, job.job_id)
+            if status is not None and self.messages.get(job.job_id, status) in Status.KNOWN:
+                self.messages[job.job_id] = status
+
+    def _note_start(self, label: str, job_id: str) -> None:
+        if job_id not in self._started:
+            self._started.add(job_id)
+            _life.info("%s started", label)
+
+    def forget(self, job_id: str) -> None:
+        """Forget what was said of a job that is over."""
+        self.messages.pop(job_id, None)
+        self._started.discard(job_id)
 
     async def _note_echo(self) -> None:
         """Record that the list shows the keys of jobs, which makes later searches surer."""

@@ -16,6 +16,19 @@ OutcomeStatus: TypeAlias = Literal["succeeded", "failed", "cancelled", "rejected
 
 
 @attrs.frozen
+class Wait:
+    """What a batch waits for, besides its jobs. Times are by the event loop's clock, in seconds."""
+
+    kind: Literal["throttled", "full", "unreachable"]
+    """The service asks to slow down, takes no more jobs until one ends, or does not answer as it should."""
+    since: float
+    until: float | None
+    """When the batch tries again; None if it depends on a job's end."""
+    why: str
+    """What the service said, or what failed."""
+
+
+@attrs.frozen
 class ActiveJob:
     """A job of a batch that has not ended."""
 
@@ -25,6 +38,8 @@ class ActiveJob:
     job_id: str
     sent_at: float | None
     """The Unix time at which the request was sent."""
+    message: str = ""
+    """The last event's message, for people; "" if none is known."""
 
 
 @attrs.frozen
@@ -97,6 +112,8 @@ class Progress:
     """How jobs are followed: ``"streams"``, or ``"list"`` if there are many."""
     started_at: float = attrs.field(factory=time.monotonic)
     """When the batch was constructed, on the clock of `time.monotonic`."""
+    waits: tuple[Wait, ...] = ()
+    """What the batch waits for at the moment, besides its jobs."""
 
     @property
     def ended(self) -> int:

@@ -51,14 +51,15 @@ class Runner:
         self.finish: act.Finish | None = None
         """How the batch ended; None while it runs."""
 
-    async def run(self, read_all: Callable[[], Coroutine[Any, Any, None]]) -> None:  # Any: as `async def` has it
-        """Run the batch to its end; `read_all` reads its input in the meantime."""
+    async def run(self, *others: Callable[[], Coroutine[Any, Any, None]]) -> None:  # Any: as `async def` has it
+        """Run the batch to its end, and in the meantime `others`, such as the reading of its input."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 # It may have been stopped before it was entered.
                 if self.finish is None:
                     # In this order: whoever is told of the start may stop the batch, which ends what was begun.
-                    self._start(self._tasks, read_all())
+                    for other in others:
+                        self._start(self._tasks, other())
                     self.tell(on.Started())
                 await self._over.wait()
         except* Exception as failures:  # noqa: BLE001  # raised to the caller that iterates

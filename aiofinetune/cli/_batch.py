@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
+from rich.text import Text
 
 from aiofinetune import structuring
 from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import check_manifest, read_manifest
+from aiofinetune.batch._notices import Notices
 from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
 from aiofinetune.batch._rerun import Rerun, look_back
 from aiofinetune.errors import ConfigurationError, JournalUnusable, LocalFileError
 from aiofinetune.session import FineTuneSession, find_service
 
 _SHOWN_ACTIVE: Final = 10
+_DRAW_INTERVAL: Final = 0.25
 _TOLD: Final = ("label", "status", "job")
 """The keys by which a line of a summary is recognised; see `Outcome.summary`."""
 _MAX_LINE_BYTES: Final = 1 << 20
@@ -110,8 +116,8 @@ class _Run:
         """Run the batch; return the exit status."""
         stopped = None
         # The batch locks its journal before the summary is opened, so that the summary of another run is not truncated.
-        async with self._batch:
-            with self._interruptible(), self._shown(), _opened(summary) as lines:
+        async with self._batch, self._shown():
+            with self._interruptible(), self._logged(), _opened(summary) as lines:
                 try:
                     async for outcome in self._batch:
                         self._show(outcome)
@@ -153,16 +159,55 @@ class _Run:
             for number in _INTERRUPTS:
                 loop.remove_signal_handler(number)
 
-    def _shown(self) -> contextlib.AbstractContextManager[object]:
+    @contextlib.asynccontextmanager
+    async def _shown(self) -> AsyncIterator[None]:
+        """Show the table on a terminal. It is drawn on the event loop: the batch belongs to that thread alone."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(self._picture(), console=self._console, auto_refresh=False, transient=True) as live:
+            # Not in a task group, which would wrap what the block raises.
+            drawing = asyncio.create_task(self._draw(live))
+            try:
+                yield
+            finally:
+                drawing.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await drawing
+
+    async def _draw(self, live: Live) -> None:
+        while True:
+            live.update(self._picture(), refresh=True)
+            await asyncio.sleep(_DRAW_INTERVAL)
+
+    @contextlib.contextmanager
+    def _logged(self) -> Iterator[None]:
+        """Show what the batch logs about its jobs and its waits, and all warnings."""
+        handler = _Shown(self)
+        logger, life = logging.getLogger("aiofinetune"), logging.getLogger("aiofinetune.batch")
+        before = life.level
+        logger.addHandler(handler)
+        life.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            life.setLevel(before)
+
+    def say_log(self, record: logging.LogRecord) -> None:
+        """Print a log record: above the table on a terminal, elsewhere to stderr."""
+        words = _line(record.getMessage())
         if self._console.is_terminal:
-            return Live(get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True)
-        return contextlib.nullcontext()
+            self._say(words)
+        else:
+            print(_stamped(words), file=sys.stderr, flush=True)  # noqa: T201  # rich would wrap it
 
     def _show(self, outcome: Outcome) -> None:
         self._failures += outcome.error is not None
         if self._show_ended or _is_news(outcome):
             # On a terminal this is printed above the table of active jobs, which disappears at the end.
-            self._say(_words(outcome))
+            words = _words(outcome)
+            self._say(words if self._console.is_terminal else _stamped(words))
 
     def _say(self, words: str) -> None:
         # A service's text is not markup, and each line must stay one line.
@@ -171,15 +216,51 @@ class _Run:
     def _picture(self) -> Group:
         # Labels are folded, not cut: those of a sweep often differ only at the end.
         table = Table(
-            Column("active", overflow="fold"), "seconds", Column("job", overflow="fold"), box=None, pad_edge=False
+            Column("active", overflow="fold"),
+            "seconds",
+            Column("job", overflow="fold"),
+            Column("last event", overflow="fold"),
+            box=None,
+            pad_edge=False,
         )
         now = time.time()
         active = list(self._batch.active.values())
-        for record in active[:_SHOWN_ACTIVE]:
-            table.add_row(escape(record.label), f"{now - (record.sent_at or now):.0f}", escape(record.job_id or ""))
+        for job in active[:_SHOWN_ACTIVE]:
+            seconds = f"{now - (job.sent_at or now):.0f}"
+            table.add_row(escape(job.label), seconds, escape(job.job_id), escape(_line(job.message)))
         if len(active) > _SHOWN_ACTIVE:
-            table.add_row(f"{len(active) - _SHOWN_ACTIVE} more", "", "")
-        return Group(table, _counts(self._batch.progress, self._count))
+            table.add_row(f"{len(active) - _SHOWN_ACTIVE} more", "", "", "")
+        progress = self._batch.progress
+        waits = [Text(_line(words)) for words in Notices().lines(progress.waits, time.monotonic())]
+        bar = Table.grid(padding=(0, 1))
+        percent = f"{100 * progress.ended / max(1, self._count):.0f} %{_arrival(progress, self._count)}"
+        bar.add_row(ProgressBar(self._count, progress.ended, width=30), percent)
+        return Group(table, bar, _counts(progress, self._count), *waits)
+
+
+class _Shown(logging.Handler):
+    """Shows log records: those of batches, and all warnings."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "aiofinetune.batch" or record.levelno >= logging.WARNING:
+            self._run.say_log(record)
+
+
+def _stamped(words: str) -> str:
+    """Return a line with the time before it, for a log that somebody reads later."""
+    return f"{time.strftime('%H:%M:%S')} {words}"
+
+
+def _arrival(progress: Progress, count: int) -> str:
+    """Return when the batch will probably be over, if that is known."""
+    rate, left = progress.ended_per_minute, count - progress.ended
+    if not rate or not left:
+        return ""
+    return f", over at about {time.strftime('%H:%M', time.localtime(time.time() + 60 * left / rate))}"
 
 
 def _is_news(outcome: Outcome) -> bool:

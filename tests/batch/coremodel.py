@@ -26,6 +26,7 @@ from aiofinetune.errors import (
     ProtocolViolation,
     QuotaExceeded,
     RateLimited,
+    TooManyJobs,
 )
 from aiofinetune.models import CreateUncertain, FineTune, FineTuneRequest, Status
 
@@ -181,8 +182,6 @@ class Model:
                 self.pending.append(action)
             case act.ReportOutcome():
                 self._report(action)
-            case act.HoldCreates():
-                check("limits are kept", self.now + action.seconds <= self.held_until, action)
             case act.Finish():
                 self._finish(action)
             case act.CancelJob():
@@ -580,7 +579,7 @@ class Model:
             case 0:
                 return self._refusal(name)
             case 1:
-                return on.TooManyActive(name)
+                return on.TooManyActive(name, TooManyJobs(429, "full"))
             case 2 | 3:
                 self._make(name)
                 return on.CreateAccepted(name, self.chance.choice((None, "ft-hint")))

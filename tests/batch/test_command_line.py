@@ -27,6 +27,8 @@ from tests.servers.rawserver import KEY
 
 COMMAND = (sys.executable, "-m", "aiofinetune", "batch")
 PATIENCE = 30
+TIME = re.compile(r"\d\d:\d\d:\d\d ")
+"""What is before a line of a log: one that ends an entry on stdout, and one that tells of a job or a wait on stderr."""
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +71,13 @@ async def run(*arguments: str, url: str = "") -> tuple[int | None, list[str], st
     """Run the command to its end; its status, the lines on stdout, and stderr."""
     async with running(*arguments, url=url) as process:
         stdout, stderr = await process.communicate()
-    return process.returncode, stdout.decode().splitlines(), stderr.decode()
+    told = [line for line in stderr.decode().splitlines(keepends=True) if not TIME.match(line)]
+    return process.returncode, [TIME.sub("", line) for line in stdout.decode().splitlines()], "".join(told)
 
 
 async def line_of(process: Process) -> str:
     assert process.stdout is not None
-    return (await process.stdout.readline()).decode().removesuffix("\n")
+    return TIME.sub("", (await process.stdout.readline()).decode().removesuffix("\n"))
 
 
 async def test_check_says_that_nothing_is_wrong() -> None:
@@ -167,7 +170,8 @@ async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_comma
                 "Sending no more requests. Active jobs continue at the service; the journal is jobs.jsonl.journal"
             )
             stdout, stderr = await process.communicate()
-        assert (process.returncode, stderr) == (130, b"")
+        assert process.returncode == 130
+        assert all(TIME.match(line) for line in stderr.decode().splitlines())
         assert stdout.decode().splitlines()[-1] == "5 of 5 jobs have not ended; run the same command again to continue"
         assert len(server.active) == len(server.jobs) == 2
         server.lasts = 0
@@ -373,7 +377,7 @@ async def test_a_job_that_the_service_no_longer_knows_is_counted_as_vanished() -
         server.end(job_id)
         stdout, _ = await process.communicate()
     lines = stdout.decode().splitlines()
-    assert lines[0].startswith("job-1 vanished ")
+    assert TIME.sub("", lines[0]).startswith("job-1 vanished ")
     assert lines[-1] == "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 vanished"
     (summary,) = map(json.loads, Path("summary.jsonl").read_text().splitlines())
     assert (summary["status"], summary["job"]) == ("vanished", job_id)
@@ -400,6 +404,22 @@ async def test_after_fail_fast_the_same_command_goes_on() -> None:
         status, lines, _ = await run(*options, url=url)
     assert made < 4
     assert (status, lines[-1]) == (1, "4 of 4 ended: 3 succeeded, 1 failed, 0 cancelled, 0 rejected")
+
+
+async def test_what_happens_is_told_with_its_time() -> None:
+    """Elsewhere than on a terminal, stderr has a dated line for each job that is made, and for what is waited for."""
+    server = BatchServer()
+    refusals = [error(429, "slow down", **{"Retry-After": "1"})]
+
+    server.refuse = lambda endpoint: refusals.pop() if endpoint == "create" and refusals else None
+    async with server.listening() as url, running(sweep(server, 2), "--concurrency", "1", url=url) as process:
+        _, stderr = await process.communicate()
+    lines = stderr.decode().splitlines()
+    assert all(TIME.match(line) for line in lines)
+    told = [TIME.sub("", line) for line in lines]
+    assert sorted(line.split()[0] for line in told if " created ft-" in line) == ["job-1", "job-2"]
+    (throttled,) = (line for line in told if line.startswith("the service asks to slow down"))
+    assert "429: slow down" in throttled
 
 
 # On a terminal
@@ -515,7 +535,7 @@ async def test_a_live_table() -> None:
             server.end(job_id)
         await process.wait()
         shown = await screen.shows_at_the_end()
-        assert all(f"job-{number} " in shown for number in range(1, 17))
+        assert [n for n in range(1, 17) if f"job-{n} " not in shown] == [], shown
     assert process.returncode == 1
     assert shown.splitlines()[-1].startswith("16 of 16 ended: ")
 

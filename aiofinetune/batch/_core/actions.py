@@ -198,14 +198,6 @@ class ReportOutcome(Action):
 
 
 @attrs.frozen
-class HoldCreates(Action):
-    """Say that no create is sent for a while, because the service throttled one."""
-
-    seconds: float
-    error: FineTuneError
-
-
-@attrs.frozen
 class WakeAt(Action):
     """Send `TimersDue` at a time. It replaces the time of the action before."""
 

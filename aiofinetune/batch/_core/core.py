@@ -17,7 +17,7 @@ from aiofinetune.batch._core.run import Run, Settings
 from aiofinetune.batch._core.sending import Sender, taken
 from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedEvent
 from aiofinetune.batch._core.watching import Watcher
-from aiofinetune.batch._outcomes import ActiveJob, OutcomeStatus
+from aiofinetune.batch._outcomes import ActiveJob, OutcomeStatus, Wait
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.models import Status
 
@@ -83,6 +83,15 @@ class BatchCore:
         sending = attempts.count(AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
         seen = len(attempts) - waiting + ended.total()
         return Counts(seen, sending, self._run.active, len(self._looks.others), waiting, ended, attempts.replays())
+
+    @property
+    def why(self) -> str | None:
+        """Why no more entries are sent; None if they are."""
+        return self._run.why
+
+    def waits(self, now: float) -> list[Wait]:
+        """Return what the batch waits for, besides its jobs."""
+        return self._sender.waits(now)
 
     def active_jobs(self) -> list[ActiveJob]:
         """Return the jobs that are active, or whose ends are being handled, but for those of earlier runs."""

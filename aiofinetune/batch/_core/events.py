@@ -187,6 +187,8 @@ class CreateThrottled(CreateEvent):
 class TooManyActive(CreateEvent):
     """No job was made: the service takes no more jobs until one ends."""
 
+    error: FineTuneError
+
 
 @attrs.frozen
 class CreateBarred(CreateEvent):

@@ -44,7 +44,7 @@ def create_failed(  # noqa: PLR0911  # a table of cases
         case QuotaExceeded() | AuthenticationFailed() | PermissionDenied():
             return on.CreateBarred(attempt, error, was_throttled=was_throttled)
         case TooManyJobs():
-            return on.TooManyActive(attempt, was_throttled=was_throttled)
+            return on.TooManyActive(attempt, error, was_throttled=was_throttled)
         case RateLimited():
             return on.CreateThrottled(attempt, error, error.retry_after, was_throttled=was_throttled)
         case TransportError() | ServerError():

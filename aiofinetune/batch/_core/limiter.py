@@ -38,11 +38,10 @@ class CreateLimiter:
         self._next = max(self._next, now) + self._gap
 
     def hold(self, now: float, seconds: float | None) -> float:
-        """Let no create be sent for as long as the service asks, and fewer at once after that; return that time."""
-        held = seconds or _MAX_HOLD
-        self._held_until = max(self._held_until, now + held)
+        """Let no create be sent for as long as the service asks, and fewer at once after that; return until when."""
+        self._held_until = max(self._held_until, now + (seconds or _MAX_HOLD))
         self._window = max(1.0, self._window / 2)
-        return held
+        return self._held_until
 
     def end(self, *, was_throttled: bool) -> None:
         """Note that a create was answered, and whether the service throttled the session in the meantime."""

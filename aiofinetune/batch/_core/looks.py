@@ -12,6 +12,7 @@ from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.attempts import Attempt
 from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedEvent
+from aiofinetune.batch._outcomes import Wait
 from aiofinetune.errors import AuthenticationFailed
 
 LONGEST_BLIND: Final = 300.0
@@ -45,10 +46,21 @@ class Looks:
         self.others: set[str] = set()
         """The ids of other programs' jobs that were active at the last look."""
         self._has_looked = False
-        self.is_full = False
-        """Whether the service said that it takes no more jobs until one ends."""
+        self.full: Wait | None = None
+        """Since when the service takes no more jobs until one ends; None if it does."""
+        self.blind: Wait | None = None
+        """Since when the list cannot be read; None if it can."""
         self._blind = 0
         self._looked_at = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the service said that it takes no more jobs until one ends."""
+        return self.full is not None
+
+    def fill(self, now: float, why: str) -> None:
+        """Note that the service takes no more jobs until one ends."""
+        self.full = self.full or Wait("full", now, None, why)
 
     @property
     def knows_others(self) -> bool:
@@ -104,7 +116,7 @@ class Looks:
         active = event.active | event.unreadable
         self.others = {job_id for job_id in active - look.ended if not self._is_mine(job_id)}
         self._has_looked, self._blind, self._looked_at = True, 0, now
-        self.is_full = False
+        self.full = self.blind = None
         return [attempt for attempt in look.mine if attempt.state is AttemptState.ACTIVE and attempt.awaits is None]
 
     def failed(self, event: on.ListFailed, now: float) -> None:
@@ -114,6 +126,7 @@ class Looks:
         """
         self._end_look(now)
         self._blind += 1
+        self.blind = Wait("unreachable", now if self.blind is None else self.blind.since, self.due, str(event.error))
         if self._has_looked and retry.may_pass(event.error) and now - self._looked_at < LONGEST_BLIND:
             return
         if self._blind < _MAX_UNREAD and not isinstance(event.error, AuthenticationFailed):
@@ -131,7 +144,7 @@ class Looks:
 
     def note_end(self, job_id: str) -> None:
         """Note that a job of this batch is over, which makes room."""
-        self.is_full = False
+        self.full = None
         self.note_mine(job_id)
         if self._look is not None:
             self._look.ended.add(job_id)

@@ -12,6 +12,7 @@ from aiofinetune.batch._core.limiter import CreateLimiter
 from aiofinetune.batch._core.looks import Looks
 from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.states import AttemptState, UnexpectedEvent
+from aiofinetune.batch._outcomes import Wait
 from aiofinetune.models import CreateUncertain
 
 _ORDER: Final = attrgetter("order")
@@ -34,6 +35,8 @@ class Sender:
         self._looks = looks
         self._limiter = CreateLimiter(run.settings.per_minute, run.settings.concurrency)
         self._unreached = self._nameless = 0
+        self._held: Wait | None = None
+        """The last time that the service throttled a create for longer than the session waits."""
 
     # Room
 
@@ -80,6 +83,12 @@ class Sender:
         """Whether the service takes a job besides `mine`, those of others, and those that are active."""
         jobs = mine + self._run.active + len(self._looks.others)
         return self._looks.knows_others and not self._looks.is_full and jobs < self._run.settings.max_active
+
+    def waits(self, now: float) -> list[Wait]:
+        """Return what the creates wait for."""
+        held = self._held
+        is_held = held is not None and held.until is not None and held.until > now
+        return [wait for wait in (held if is_held else None, self._looks.full, self._looks.blind) if wait is not None]
 
     # Sending
 
@@ -144,10 +153,12 @@ class Sender:
             self._limiter.end(was_throttled=event.was_throttled)
         match event:
             case on.CreateThrottled():
-                held = self._limiter.hold(now, event.retry_after)
-                self._run.actions.append(act.HoldCreates(held, event.error))
+                until = self._limiter.hold(now, event.retry_after)
+                is_new = self._held is None or self._held.until is None or self._held.until < now
+                since = now if is_new or self._held is None else self._held.since
+                self._held = Wait("throttled", since, until, str(event.error))
             case on.TooManyActive():
-                self._looks.is_full = True
+                self._looks.fill(now, str(event.error))
             case on.CreateBarred():
                 self._run.send_no_more(str(event.error), event.error)
             case on.CreateRefused():
