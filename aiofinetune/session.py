@@ -38,7 +38,7 @@ from aiofinetune.retry import Retry
 
 if TYPE_CHECKING:
     from aiofinetune._completions import Completion
-    from aiofinetune.results import ResultRow
+    from aiofinetune.results import Results
 
 T = TypeVar("T")
 
@@ -340,8 +340,8 @@ class FineTuneSession:
         calls = (self.retrieve_fine_tune, self.stream_fine_tune_events)
         return await Waiting(fine_tune_id, *calls, self._caller.policy, on_event).wait(timeout)
 
-    async def results(self, fine_tune: FineTune) -> list[ResultRow]:
-        """Download and read the results file of a job that succeeded.
+    async def results(self, fine_tune: FineTune) -> Results:
+        """Download and read the results file of a job that succeeded, as a list of rows; see `Results`.
 
         Args:
             fine_tune: The job. If it holds no results file, it is retrieved again first.

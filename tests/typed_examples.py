@@ -41,6 +41,7 @@ from aiofinetune import (
     read_manifest,
 )
 from aiofinetune.local import LocalServer
+from aiofinetune.results import Results
 
 
 async def call_every_endpoint(http: aiohttp.ClientSession) -> None:
@@ -57,7 +58,7 @@ async def call_every_endpoint(http: aiohttp.ClientSession) -> None:
             async for event in events:
                 assert_type(event, FineTuneEvent)
         assert_type(await session.wait(job.id, timeout=60), FineTune)
-        assert_type(await session.results(job), list[ResultRow])
+        assert_type(await session.results(job), Results)
         assert_type(await session.list_models(), tuple[Model, ...])
         assert_type(await session.delete_model("ada:ft-x"), Deleted)
         assert_type(await session.create_completion("ada", ["a", "b"], stop="\n"), Completion)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
@@ -22,10 +22,10 @@ from aiofinetune import structuring
 from aiofinetune._sqlite import Database, transaction
 from aiofinetune.batch import _journal_v1 as journal_v1
 from aiofinetune.batch._core import AttemptId, AttemptRecord
-from aiofinetune.batch._journal_file import JournalFile
+from aiofinetune.batch._journal_file import JournalFile, read_lines
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.dialects._fine_tunes import FINE_TUNES
-from aiofinetune.errors import FineTuneError, JournalUnusable
+from aiofinetune.errors import FineTuneError, JournalUnusable, LocalFileError
 from aiofinetune.models import FineTune, FineTuneRequest
 
 T = TypeVar("T")
@@ -322,11 +322,11 @@ class Journal:
         if file.is_version_1:
             file.replace(map(structuring.dumps, journal_v1.read_notes(file)))
             file.log.unlink(missing_ok=True)
-        self._read(file)
+        self._read(file.lines())
 
-    def _read(self, file: JournalFile) -> None:
+    def _read(self, lines: Iterable[bytes]) -> None:
         with self.database.committing():
-            for text in file.lines():
+            for text in lines:
                 try:
                     values = structuring.loads(text)
                     self._apply(values["note"], values)
@@ -366,6 +366,26 @@ class Journal:
         if not was_sent and known_url is not None:
             # At this service, other files may have the same ids.
             self._note("forget uploads")
+
+
+def read_records(path: Path) -> list[AttemptRecord]:
+    """Return the last attempt of each label, in the order of the first runs, without locking or changing the journal.
+
+    A batch may be writing to the journal meanwhile. This blocks.
+
+    Raises:
+        JournalUnusable: The file is not a journal, or it is damaged.
+        LocalFileError: The file cannot be read.
+    """
+    journal = Journal(path, "")
+    with journal.database.connected(""):
+        journal.database.connection.executescript(_SCHEMA)
+        try:
+            journal._read(read_lines(path))  # noqa: SLF001  # the same module
+        except OSError as error:
+            raise LocalFileError(f"{path}: {error.strerror}") from error
+        rows = journal.database.execute(f"SELECT {_RECORD} FROM attempts WHERE {_IS_LAST} ORDER BY number")  # noqa: S608  # names of ours
+        return [_record(*row) for row in rows]
 
 
 def _record(

@@ -25,9 +25,9 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from aiofinetune.errors import JournalUnusable
 
@@ -120,38 +120,13 @@ class JournalFile:
         """
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
-            counted = self._read_header(file.readline(_HEADER_BYTES))
-            digest, end = _FIRST_DIGEST, _HEADER_BYTES
-            is_whole = counted == (end, digest)
-            for number, line in enumerate(file, 2):
-                if not line.endswith(b"\n"):
-                    break
-                text = line[33:-1]
-                digest = _digest(digest, text)
-                if line[:33] != digest + b" ":
-                    raise JournalUnusable(f"{self.name}: is damaged in line {number}; restore an intact copy")
-                end += len(line)
-                is_whole = is_whole or counted == (end, digest)
-                yield text
-        if not is_whole:
-            raise JournalUnusable(
-                f"{self.name}: is damaged: some of the {counted[0]} bytes that were written are missing; restore the"
-                " complete file"
-            )
-        if counted[0] < end:
+            counted, end, digest = yield from _read_lines(file, self.name)
+        if counted < end:
             _sync(self._file)
             _write(self._file, _header(end, digest), 0)
         # The rest is part of a line that was being written when the process ended.
         os.ftruncate(self._file, end)
         self._end, self._digest = end, digest
-
-    def _read_header(self, header: bytes) -> tuple[int, bytes]:
-        found = _HEADER.fullmatch(header)
-        if found is not None:
-            return int(found[1]), found[2]
-        if _OTHER_VERSION.match(header):
-            raise JournalUnusable(f"{self.name}: is not a journal of this version")
-        raise JournalUnusable(f"{self.name}: is not a journal, or it is damaged")
 
     def check_place(self) -> None:
         """Check that the file is still at the path where this process opened it.
@@ -247,6 +222,62 @@ class JournalFile:
     def _beside(self, what: str) -> Path:
         """Return the path of a hidden file beside this one, which ``rm sweep.journal*`` does not delete."""
         return self._target.with_name(f".{self._target.name}.{what}")
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the text of each line of a journal, which is neither locked nor changed; a batch may be writing to it.
+
+    Raises:
+        JournalUnusable: The file is not a journal, or it is damaged. The lines that were yielded are then invalid.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.peek(len(_VERSION_1)).startswith(_VERSION_1):
+            raise JournalUnusable(f"{path}: is a journal of version 1; run its batch again, which converts it")
+        yield from _read_lines(file, str(path))
+
+
+def is_journal(path: Path) -> bool:
+    """Return whether a file begins like a journal of any version.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(_HEADER_BYTES)
+    return start.startswith(_VERSION_1) or bool(_HEADER.match(start) or _OTHER_VERSION.match(start))
+
+
+def _read_lines(file: BinaryIO, name: str) -> Generator[bytes, None, tuple[int, int, bytes]]:
+    """Yield the text of each line, and return the end that the header counts, that of the last line, and its digest."""
+    counted = _read_header(file.readline(_HEADER_BYTES), name)
+    digest, end = _FIRST_DIGEST, _HEADER_BYTES
+    is_whole = counted == (end, digest)
+    for number, line in enumerate(file, 2):
+        if not line.endswith(b"\n"):
+            break
+        text = line[33:-1]
+        digest = _digest(digest, text)
+        if line[:33] != digest + b" ":
+            raise JournalUnusable(f"{name}: is damaged in line {number}; restore an intact copy")
+        end += len(line)
+        is_whole = is_whole or counted == (end, digest)
+        yield text
+    if not is_whole:
+        raise JournalUnusable(
+            f"{name}: is damaged: some of the {counted[0]} bytes that were written are missing; restore the complete"
+            " file"
+        )
+    return counted[0], end, digest
+
+
+def _read_header(header: bytes, name: str) -> tuple[int, bytes]:
+    found = _HEADER.fullmatch(header)
+    if found is not None:
+        return int(found[1]), found[2]
+    if _OTHER_VERSION.match(header):
+        raise JournalUnusable(f"{name}: is not a journal of this version")
+    raise JournalUnusable(f"{name}: is not a journal, or it is damaged")
 
 
 def _lock_file(path: Path) -> int:

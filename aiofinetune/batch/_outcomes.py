@@ -15,6 +15,26 @@ OutcomeStatus: TypeAlias = Literal["succeeded", "failed", "cancelled", "rejected
 """How an entry ended; see `Outcome.status`."""
 
 
+def parameters_of(request: FineTuneRequest | None, job: FineTune | None) -> dict[str, object]:
+    """Return the parameters of a job by the request's names: those that were asked for, then those of the job itself.
+
+    Args:
+        request: What was asked for, if it is known.
+        job: The job, if there is one. Its model and its hyperparameters are known, and its files if no request is.
+    """
+    found: dict[str, object] = {}
+    if request is not None:
+        found = request.given()
+    elif job is not None:
+        files = {"training_file": job.training_files, "validation_file": job.validation_files}
+        found = {name: some[0].id for name, some in files.items() if some}
+    if job is not None:
+        for name, value in {"model": job.model, **attrs.asdict(job.hyperparams)}.items():
+            if value not in (None, "auto") and found.get(name, "auto") == "auto":
+                found[name] = value
+    return found
+
+
 @attrs.frozen
 class Wait:
     """What a batch waits for, besides its jobs. Times are by the event loop's clock, in seconds."""
@@ -76,6 +96,11 @@ class Outcome:
     is_replayed: bool = False
     """Whether an earlier run with the same journal knew the outcome already."""
 
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The parameters by name: those of the request, and those that the service chose for the others."""
+        return parameters_of(self.request, self.job)
+
     def summary(self) -> dict[str, object]:
         """Return a summary of the outcome as a JSON object."""
         return {
@@ -83,6 +108,7 @@ class Outcome:
             "status": self.status,
             "job": self.job_id,
             "model": None if self.job is None else self.job.fine_tuned_model,
+            "parameters": self.parameters,
             "seconds": None if self.sent_at is None else round(self.ended_at - self.sent_at, 3),
             "figures": dict(self.figures),
             "error": None if self.error is None else str(self.error),

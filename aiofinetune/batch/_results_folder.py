@@ -50,7 +50,7 @@ class ResultsFolder:
             LocalFileError: The file cannot be written or read.
             ProtocolViolation: It is not a results file.
         """
-        path = self._folder / f"{_filename(label)}.{_filename(job.id)}.csv"
+        path = results_path(self._folder, label, job.id)
         try:
             if not (may_exist and await asyncio.to_thread(path.exists)):
                 if not job.result_files:
@@ -62,6 +62,11 @@ class ResultsFolder:
             raise LocalFileError(f"{path}: {error.strerror}") from error
         except ProtocolViolation as error:
             raise ProtocolViolation(f"{path}: {error}") from error
+
+
+def results_path(folder: Path, label: str, job_id: str) -> Path:
+    """Return the path of the results file of an entry's job in a folder that a batch downloads to."""
+    return folder / f"{_filename(label)}.{_filename(job_id)}.csv"
 
 
 def _filename(label: str) -> str:

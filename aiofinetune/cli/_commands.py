@@ -157,6 +157,80 @@ def data() -> None:
     """Check and mend training data; split, convert and sample it."""
 
 
+_PLOT = click.Path(path_type=Path, dir_okay=False, writable=True)
+"""The file of a picture."""
+
+
+@cli.command()
+@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@click.option("--plot", type=_PLOT, help="Draw a picture into this file (.png or .svg) instead; needs matplotlib.")
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Number of epochs, to mark them where a file does not show them."
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary and the rows as JSON.")
+def results(jobs: tuple[str, ...], **options: Any) -> None:
+    """Show the curves of jobs, each given by its id or by its results file (results/*.csv).
+
+    Of one job it shows the training loss of each step and its mean, the validation loss, and the accuracy; of several
+    jobs one picture of each figure.
+    """
+    from aiofinetune.cli._results import show_results
+
+    _run(show_results(jobs, Console(), **options))
+
+
+@cli.command()
+@click.argument("jobs", metavar="MANIFEST|JOURNAL|JOB...", nargs=-1, required=True)
+@click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Default: MANIFEST.journal.")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder that the batch downloaded results files to. By default they are downloaded again.",
+)
+@click.option("--sort", metavar="COLUMN", help="Sort by a figure (the best first), a parameter or another column.")
+@click.option("--plot", type=_PLOT, help="Draw a picture into this file (.png or .svg) instead; needs matplotlib.")
+@click.option("--figure", metavar="FIGURE", help="The figure of the picture. Default: the first of the table.")
+@click.option("--against", metavar="PARAMETER", help="Its horizontal axis. Default: the one with the most values.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def compare(jobs: tuple[str, ...], **options: Any) -> None:
+    """Compare the jobs of a batch, given by its MANIFEST or JOURNAL, or other JOBs, given by ids or results files.
+
+    The table has the parameters in which the jobs differ, and the final value of each figure. The journal is only read,
+    also while its batch runs.
+    """
+    from aiofinetune.cli._compare import Options
+    from aiofinetune.cli._compare import compare as compare_jobs
+
+    _run(compare_jobs(jobs, Console(), Console(stderr=True), Options(**options)))
+
+
+@cli.command("try")
+@click.argument("model")
+@click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help='JSON Lines with {"prompt": ..., "completion": ...}; with completions the accuracy is measured.',
+)
+@click.option("--beside", metavar="MODEL", help="Show the answers of another model too, such as the base model.")
+@click.option("--max-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer, in tokens.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is not random.")
+@click.option("--stop", multiple=True, help="Text at which an answer ends; may be given several times.")
+@click.option("--show", type=click.IntRange(0), default=10, show_default=True, help="Rows of --file to show.")
+@click.option("--json", "as_json", is_flag=True, help="Print all answers and the accuracy as JSON.")
+def try_(model: str, prompts: tuple[str, ...], file: Path | None, beside: str | None, **options: Any) -> None:
+    """Show what a MODEL answers to each PROMPT, or to those of a file.
+
+    End a prompt the way that the training prompts end.
+    """
+    from aiofinetune.cli._try import Options, try_models
+
+    models = (model,) if beside is None else (model, beside)
+    _run(try_models(models, prompts, file, Console(), Console(stderr=True), Options(**options)))
+
+
 def _run(main: Coroutine[object, object, int | None]) -> None:
     """Run a coroutine and exit with the status that it returns. Print this package's own errors to stderr."""
     for stream in (sys.stdout, sys.stderr):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import statistics
 import tempfile
 import unicodedata
 from collections import Counter
@@ -22,17 +21,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from aiofinetune.cli._output import is_ascii, print_drawing
 from aiofinetune.errors import FineTuneError
 from aiofinetune.local import LocalServer
 from aiofinetune.models import FineTune, FineTuneRequest
-from aiofinetune.results._rows import ResultRow, last_figures
+from aiofinetune.results import ResultRow, draw_curves, last_figures
 from aiofinetune.session import FineTuneSession
 
 _SCRIPTS: Final = ("LATIN", "ARABIC", "CYRILLIC", "ETHIOPIC", "GREEK", "GEORGIAN", "CHEROKEE", "HEBREW")
 _EPOCHS: Final = 4
 _TRAINING_ROWS: Final = 2000
 _SHOWN: Final = 8
-_CURVE_WIDTH: Final = 40
 _PROMPTS_AT_ONCE: Final = 50
 
 
@@ -83,7 +82,10 @@ async def run(model: str, console: Console) -> None:
             console.print(f"Embedded server: {server.base_url}")
             job = await _tune(session, model, data, Path(folder), console)
             rows = await session.results(job)
-            _show_learning_curve(rows, console)
+            console.print("Learning curve", style="italic")
+            print_drawing(
+                console, draw_curves({model: rows}, {model: _EPOCHS}, width=console.width, is_ascii=is_ascii(console))
+            )
             before = await _answers(session, model, data)
             after = await _answers(session, job.fine_tuned_model or "", data)
     _show_answers(data, before, after, console)
@@ -138,22 +140,6 @@ async def _answers(session: FineTuneSession, model: str, data: Examples) -> list
 def _accuracy(data: Examples, answers: Sequence[str]) -> float:
     right = sum(answer == expected for answer, (_, expected) in zip(answers, data.held_out, strict=True))
     return right / len(answers)
-
-
-def _show_learning_curve(rows: Sequence[ResultRow], console: Console) -> None:
-    """Show the mean training loss over stretches that double in length, because the loss falls fast at first."""
-    table = Table("examples seen", "training loss", "", title="Learning curve", title_justify="left", box=None)
-    means: list[tuple[int | None, float]] = []
-    start, end = 0, 1
-    while start < len(rows):
-        stretch = rows[start:end]
-        losses = [row.training_loss for row in stretch if row.training_loss is not None]
-        means.append((stretch[-1].elapsed_examples, statistics.fmean(losses)))
-        start, end = end, 2 * end
-    highest = max(loss for _, loss in means)
-    for seen, loss in means:
-        table.add_row(str(seen), f"{loss:.4f}", "█" * round(_CURVE_WIDTH * loss / highest))
-    console.print(table)
 
 
 def _show_answers(data: Examples, before: Sequence[str], after: Sequence[str], console: Console) -> None:

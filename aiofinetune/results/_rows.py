@@ -1,13 +1,17 @@
-"""Read the results file of a job, ``compiled_results.csv``, as typed rows.
+"""Read the results file of a job as typed rows.
 
 Columns are read by name (reference: the legacy fine-tuning guide, "Analyzing your fine-tuned model"), because services
 add some and leave out others. A figure that was not computed in a step is an empty cell. Some services write -1
 instead, and others whatever their tools write for a missing value.
+
+The jobs API (``/v1/fine_tuning/jobs``) has other names for the same figures. They are read under the reference's names,
+so that all that reads rows has one name for each figure: its ``train_loss`` is `ResultRow.training_loss`.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
 import csv
 import io
 import math
@@ -18,6 +22,7 @@ from typing import Final
 import attrs
 
 from aiofinetune.errors import ProtocolViolation
+from aiofinetune.results._figures import FigureSummary, Points, in_order, summarize
 
 _COUNTS: Final = ("step", "elapsed_tokens", "elapsed_examples")
 _FIGURES: Final = (
@@ -27,17 +32,21 @@ _FIGURES: Final = (
     "validation_loss",
     "validation_sequence_accuracy",
     "validation_token_accuracy",
+    "full_validation_loss",
+    "full_validation_token_accuracy",
 )
-_CLASSIFICATION: Final = "classification/"
-_OTHER_NAMES: Final[Mapping[str, str]] = {
+_OTHER_NAMES: Final = {
     "train_loss": "training_loss",
     "train_accuracy": "training_token_accuracy",
     "train_mean_token_accuracy": "training_token_accuracy",
     "valid_loss": "validation_loss",
     "valid_accuracy": "validation_token_accuracy",
     "valid_mean_token_accuracy": "validation_token_accuracy",
+    "full_valid_loss": "full_validation_loss",
+    "full_valid_mean_token_accuracy": "full_validation_token_accuracy",
 }
-"""The names that OpenAI's later API has for figures of the reference. Both loss and accuracy are those of tokens."""
+"""The names of the jobs API. Source: its guide, "Analyzing your fine-tuned model", and the metrics of checkpoints."""
+_CLASSIFICATION: Final = "classification/"
 _MISSING: Final = frozenset(
     {
         *("", "-", "--", "\u2013", "\u2014", ".", "?", "none", "null", "nil", "missing", "undefined"),
@@ -67,11 +76,67 @@ class ResultRow:
     """The classification figures that were computed in this step, by the reference's names without their prefix:
     ``"accuracy"``, ``"weighted_f1_score"``, or ``"precision"``, ``"recall"``, ``"auroc"``, ``"auprc"``, ``"f1.0"``…"""
     other: Mapping[str, str] = attrs.field(factory=dict)
-    """The cells of columns that are not in the reference, unchanged."""
+    """The cells of columns that are in neither API, unchanged."""
+    full_validation_loss: float | None = None
+    """The loss on the whole validation file, where `validation_loss` is that of a sample (jobs API)."""
+    full_validation_token_accuracy: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures that were computed in this step, by column, such as ``"classification/accuracy"``."""
+        found = {name: value for name in _FIGURES if (value := getattr(self, name)) is not None}
+        return found | {_CLASSIFICATION + name: value for name, value in self.classification.items()}
+
+    def to_dict(self) -> dict[str, object]:
+        """Return all cells by column; those of unknown columns are texts, and what was not computed is absent."""
+        counts = {name: value for name in _COUNTS if (value := getattr(self, name)) is not None}
+        return {**counts, **self.figures(), **self.other}
 
 
-def read_results(data: bytes) -> list[ResultRow]:
-    """Read a results file: CSV, or the base64 of CSV, which some services send.
+class Results(list[ResultRow]):
+    """The rows of a results file: a list, with views of its columns.
+
+    ``pandas.DataFrame(results.to_dicts())`` and ``polars.DataFrame(results.to_dicts(), infer_schema_length=None)`` make
+    data frames. (polars looks at the first 100 rows alone unless it is told otherwise, and the validation's columns may
+    be empty there.)
+    """
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the figures that were computed in any step, by column, in the reference's order."""
+        names = {name for name in _FIGURES if any(getattr(row, name) is not None for row in self)}
+        return in_order(names | {_CLASSIFICATION + name for row in self for name in row.classification})
+
+    def series(self, metric: str) -> Points:
+        """Return the steps in which a figure was computed, and its values; nothing for one that never was.
+
+        Args:
+            metric: A column, such as ``"training_loss"`` or ``"classification/accuracy"``. Of a column that neither
+                API has, the cells that are numbers are returned.
+        """
+        if metric in _FIGURES:
+            return [(row.step, value) for row in self if (value := getattr(row, metric)) is not None]
+        if metric.startswith(_CLASSIFICATION):
+            name = metric.removeprefix(_CLASSIFICATION)
+            return [(row.step, row.classification[name]) for row in self if name in row.classification]
+        texts = [(row.step, row.other[metric]) for row in self if metric in row.other]
+        return [(step, value) for step, text in texts if (value := _number_or_none(text)) is not None]
+
+    def summary(self) -> dict[str, FigureSummary]:
+        """Return the final and the best value of each figure, and the steps in which they were computed."""
+        return {name: summarize(name, self.series(name)) for name in self.metrics}
+
+    def to_dicts(self) -> list[dict[str, object]]:
+        """Return a dict for each row, all with the same keys; what was not computed is None."""
+        rows = [row.to_dict() for row in self]
+        found = {name for row in rows for name in row}
+        names: list[str] = [name for name in _COUNTS if name in found]
+        names += in_order(found & {*_FIGURES, *(name for name in found if name.startswith(_CLASSIFICATION))})
+        names += [name for name in dict.fromkeys(name for row in self for name in row.other) if name not in names]
+        return [{name: row.get(name) for name in names} for row in rows]
+
+
+def read_results(data: bytes) -> Results:
+    """Read a results file, which may be in base64, as some services of the jobs API send it.
 
     Raises:
         ProtocolViolation: The file is not UTF-8 CSV with a ``step`` column, or a cell is not a number; the message
@@ -85,43 +150,44 @@ def read_results(data: bytes) -> list[ResultRow]:
     try:
         # Blank lines before the header are skipped.
         names = [name.strip() for name in next(filter(None, reader), [])]
-        # A name of the reference's own goes before another name for the same figure.
-        names = _in_reference_words(names)
         if "step" not in names:
             raise ProtocolViolation(f"the results file has no column 'step'; its first line is {text[:200]!r}")
-        return [
+        names = _renamed(names)
+        return Results(
             _row(dict(zip_longest(names, cells[: len(names)])), reader.line_num)
             for cells in reader
             if any(cell.strip() for cell in cells)
-        ]
+        )
     except csv.Error as error:
         raise ProtocolViolation(f"line {reader.line_num} of the results file is not CSV: {error}") from error
-
-
-def _in_reference_words(names: list[str]) -> list[str]:
-    """Return the names of columns as the reference has them; a column that has such a name keeps it for itself."""
-    own = set(names)
-    return [name if (other := _OTHER_NAMES.get(name, name)) in own else other for name in names]
-
-
-def _plain(data: bytes) -> bytes:
-    """Return a results file, decoded if it is base64: that has no comma, and CSV of several columns has."""
-    if b"," in data[:1000]:
-        return data
-    try:
-        plain = base64.b64decode(b"".join(data.split()), validate=True)
-    except ValueError:
-        return data
-    return plain if b"step" in plain[:1000] else data
 
 
 def last_figures(rows: Iterable[ResultRow]) -> dict[str, float]:
     """Return the last value of each figure that was computed, by the reference's column names."""
     last: dict[str, float] = {}
     for row in rows:
-        last.update({name: value for name in _FIGURES if (value := getattr(row, name)) is not None})
-        last.update({_CLASSIFICATION + name: value for name, value in row.classification.items()})
+        last.update(row.figures())
     return last
+
+
+def _renamed(names: list[str]) -> list[str]:
+    """Return columns with the reference's names, but for one whose figure another column has already."""
+    renamed: list[str] = []
+    for name in names:
+        other = _OTHER_NAMES.get(name, name)
+        renamed.append(name if other in names or other in renamed else other)
+    return renamed
+
+
+def _plain(data: bytes) -> bytes:
+    """Return a file's bytes, decoded if they are the base64 of a table."""
+    if b"," in data or not data:
+        return data
+    try:
+        decoded = base64.b64decode(b"".join(data.split()), validate=True)
+    except binascii.Error:
+        return data
+    return decoded if b"step" in decoded[:4096] else data
 
 
 def _row(cells: Mapping[str, str | None], line: int) -> ResultRow:
@@ -153,6 +219,13 @@ def _row(cells: Mapping[str, str | None], line: int) -> ResultRow:
         other=other,
         **figures,
     )
+
+
+def _number_or_none(cell: str) -> float | None:
+    try:
+        return _number(cell, "", 0)
+    except ProtocolViolation:
+        return None
 
 
 def _number(cell: str | None, name: str, line: int) -> float | None:

@@ -8,13 +8,17 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 from aiofinetune import (
+    File,
+    FineTune,
     FineTuneCancelled,
     FineTuneFailed,
     FineTuneRequest,
     FineTuneSession,
+    Hyperparams,
     LocalFileError,
     NotFound,
     Retry,
@@ -22,7 +26,7 @@ from aiofinetune import (
 from aiofinetune.batch._batch import MAX_STREAMS, Batch
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
-from aiofinetune.batch._outcomes import BatchStopped, Outcome
+from aiofinetune.batch._outcomes import BatchStopped, Outcome, parameters_of
 from aiofinetune.local import LocalServer
 from tests.batch.runs import POLL, entries, outcomes_of, write
 from tests.servers.batchserver import BatchServer, error, ok, talking_to
@@ -197,6 +201,19 @@ async def test_an_outcome_in_short() -> None:
     assert [told[label]["status"] for label in ("job-1", "job-2", "none")] == ["failed", "succeeded", "rejected"]
     assert told["job-2"]["model"] == server.jobs[str(told["job-2"]["job"])]["fine_tuned_model"]
     assert (told["none"]["job"], told["job-2"]["error"]) == (None, None)
+
+
+def test_an_outcome_has_its_parameters_as_fields() -> None:
+    """Parameters that were asked for come first, then those that the service chose; "auto" is no value yet."""
+    request = FineTuneRequest(training_file="./train.jsonl", model="ada", n_epochs=2)
+    chosen = Hyperparams(n_epochs=3, batch_size=4, learning_rate_multiplier="auto", prompt_loss_weight=0.01)
+    job = FineTune("ft-1", "succeeded", model="ada", hyperparams=chosen)
+    outcome = Outcome("a", "succeeded", request, "ft-1", job, None, None, 0.0)
+    expected = {"training_file": "./train.jsonl", "model": "ada", "n_epochs": 2, "batch_size": 4}
+    assert outcome.parameters == outcome.summary()["parameters"] == {**expected, "prompt_loss_weight": 0.01}
+    assert attrs.evolve(outcome, job=None).parameters == request.given()
+    assert parameters_of(None, None) == {}
+    assert parameters_of(None, attrs.evolve(job, training_files=(File("file-1"),)))["training_file"] == "file-1"
 
 
 async def test_a_job_that_the_service_forgets_is_an_outcome() -> None:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from aiofinetune.data._examples import read_examples
 from aiofinetune.errors import DatasetError
-from aiofinetune.local._engines import metrics
 from aiofinetune.local._engines.defaults import batch_size_of, learning_rate_multiplier_of
 from aiofinetune.local._engines.model import Model, TextPair, evaluate, largest_weight, loss_and_gradients, score
 from aiofinetune.local._engines.optimizer import Adagrad
 from aiofinetune.local._engines.tokens import count_tokens, token_starts
 from aiofinetune.local._shortage import shortage_of
+from aiofinetune.results import _metrics as metrics
 
 # The number of times in an epoch that the model is evaluated on the whole validation file, the last time at its end.
 VALIDATIONS_PER_EPOCH: Final = 2
@@ -246,19 +246,20 @@ def _check_number(value: float, name: str, step: int, hyperparams: Hyperparams) 
 def classification_metrics(model: Model, validation: Sequence[TextPair], classification: Classification) -> Row:
     """Classify each validation prompt by its most likely completion, and return the metrics."""
     classes = classification.classes
-    truth = np.array([classes.index(text.completion) for text in validation], np.intp)
+    truth = [classes.index(text.completion) for text in validation]
     groups = (validation[start : start + 64] for start in range(0, len(validation), 64))
     scores = np.concatenate([_score_classes(model, group, classes) for group in groups])
     if classification.positive_class is None:
-        predicted = scores.argmax(axis=1)
+        predicted = scores.argmax(axis=1).tolist()
         return {
             "classification/accuracy": metrics.accuracy(truth, predicted),
             "classification/weighted_f1_score": metrics.weighted_f1(truth, predicted),
         }
-    is_positive = np.array([name.strip() == classification.positive_class for name in classes])
+    is_positive = [name.strip() == classification.positive_class for name in classes]
     chances = np.exp(scores - scores.max(axis=1, keepdims=True))
     positive_chances = chances[:, is_positive].sum(axis=1) / chances.sum(axis=1)
-    return _binary_metrics(is_positive[truth], positive_chances, classification.betas)
+    flags = [is_positive[label] for label in truth]
+    return _binary_metrics(flags, positive_chances.tolist(), classification.betas)
 
 
 def _score_classes(model: Model, texts: Sequence[TextPair], classes: Sequence[bytes]) -> NDArray[np.float64]:
@@ -266,8 +267,8 @@ def _score_classes(model: Model, texts: Sequence[TextPair], classes: Sequence[by
     return score(model, pairs).reshape(len(texts), len(classes))
 
 
-def _binary_metrics(truth: metrics.Flags, positive_chances: NDArray[np.float64], betas: Iterable[float]) -> Row:
-    predicted = positive_chances >= 0.5
+def _binary_metrics(truth: Sequence[bool], positive_chances: Sequence[float], betas: Iterable[float]) -> Row:
+    predicted = [chance >= 0.5 for chance in positive_chances]
     row: Row = {
         "classification/accuracy": metrics.accuracy(truth, predicted),
         "classification/precision": metrics.precision(truth, predicted),

@@ -1,0 +1,91 @@
+"""Answers of a model to prompts, beside the completions that were expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import attrs
+
+from aiofinetune import structuring
+from aiofinetune.errors import DatasetError, LocalFileError
+from aiofinetune.results._metrics import accuracy, weighted_f1
+
+
+@attrs.frozen
+class Question:
+    """A prompt, and the completion that is expected; None if none is."""
+
+    prompt: str
+    completion: str | None = None
+
+    def is_right(self, answer: str) -> bool | None:
+        """Return whether an answer is the completion, apart from white space around both; None if none is expected."""
+        return None if self.completion is None else answer.strip() == self.completion.strip()
+
+
+@attrs.frozen
+class Score:
+    """How many answers are right."""
+
+    right: int
+    count: int
+    """The number of answers to prompts with a completion."""
+    accuracy: float
+    weighted_f1: float | None
+    """The mean F1 of the classes; None if most completions differ, so that they are no classes."""
+
+    def __str__(self) -> str:
+        f1 = "" if self.weighted_f1 is None else f", weighted F1 {self.weighted_f1:.3f}"
+        return f"accuracy {self.accuracy:.3f} ({self.right} of {self.count}){f1}"
+
+
+@attrs.frozen
+class Answers:
+    """A model's answers, in the order of the questions."""
+
+    model: str
+    texts: Sequence[str]
+    cut: int = 0
+    """The number of answers that ended because they were too long."""
+
+    def score(self, questions: Sequence[Question]) -> Score | None:
+        """Return how many answers are right; None if no question has a completion."""
+        rows = zip(questions, self.texts, strict=True)
+        pairs = [(it.completion.strip(), text.strip()) for it, text in rows if it.completion is not None]
+        if not pairs:
+            return None
+        truth, answers = map(list, zip(*pairs, strict=True))
+        are_classes = 2 * len(set(truth)) <= len(truth)
+        right = sum(question.is_right(text) is True for question, text in zip(questions, self.texts, strict=True))
+        return Score(right, len(pairs), accuracy(truth, answers), weighted_f1(truth, answers) if are_classes else None)
+
+
+def read_questions(path: Path) -> Iterator[Question]:
+    """Yield the questions of a JSON Lines file. This blocks.
+
+    Raises:
+        DatasetError: A line has no text as its ``prompt``, or a ``completion`` that is no text; the error names it.
+        LocalFileError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _question(path, number, line)
+    except OSError as error:
+        raise LocalFileError(f"{path}: {error.strerror}") from error
+
+
+def _question(path: Path, number: int, line: bytes) -> Question:
+    try:
+        row = structuring.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError as error:
+        raise DatasetError(str(path), number, f"the line is not JSON: {error}") from error
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(prompt, str):
+        raise DatasetError(str(path), number, 'expected an object such as {"prompt": "…", "completion": "…"}')
+    completion = row.get("completion")
+    if completion is not None and not isinstance(completion, str):
+        raise DatasetError(str(path), number, "the completion is not a text; expected a string, or none")
+    return Question(prompt, completion)

@@ -1,0 +1,1 @@
+"""Results files, comparisons, pictures and metrics."""
