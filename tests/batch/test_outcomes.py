@@ -212,6 +212,9 @@ def test_an_outcome_has_its_parameters_as_fields() -> None:
     expected = {"training_file": "./train.jsonl", "model": "ada", "n_epochs": 2, "batch_size": 4}
     assert outcome.parameters == outcome.summary()["parameters"] == {**expected, "prompt_loss_weight": 0.01}
     assert attrs.evolve(outcome, job=None).parameters == request.given()
+    unchosen = attrs.evolve(request, n_epochs="auto", learning_rate_multiplier="auto")
+    told = attrs.evolve(outcome, request=unchosen).parameters
+    assert (told["n_epochs"], told["learning_rate_multiplier"]) == (3, "auto")
     assert parameters_of(None, None) == {}
     assert parameters_of(None, attrs.evolve(job, training_files=(File("file-1"),)))["training_file"] == "file-1"
 
