@@ -15,6 +15,7 @@ from typing import Final
 from aiohttp import web
 
 from aiofinetune.errors import RequestInvalid
+from aiofinetune.local._completions import Completer, LocalCompleter
 from aiofinetune.local._connections import connection_of, new_request_id
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._routes import Handler
@@ -42,13 +43,14 @@ class Api:
         store: The server's state.
         jobs: The queue that trains the store's jobs.
         api_key: The key that clients must send as ``Authorization: Bearer KEY``.
+        completer: Writes the completions; by default, with the models that the jobs trained.
     """
 
-    def __init__(self, store: Store, jobs: Jobs, api_key: str) -> None:
+    def __init__(self, store: Store, jobs: Jobs, api_key: str, completer: Completer | None = None) -> None:
         self._authorization = f"Bearer {api_key}".encode()
         self._requests: set[asyncio.Task[object]] = set()
         self._endless: set[asyncio.Task[object]] = set()
-        self._models = ModelRoutes(store, self._endless)
+        self._models = ModelRoutes(store, self._endless, completer or LocalCompleter())
         self._routes = (
             FineTuneRoutes(store, jobs, self._endless),
             JobRoutes(store),

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import attrs
 
@@ -185,7 +185,23 @@ class Answer:
         return self._choice(index, written)
 
 
-class Completer:
+class Completer(Protocol):
+    """Writes completions."""
+
+    def write(self, asked: CompletionRequest, weights: Path | None) -> AsyncGenerator[list[tuple[int, Written]]]:
+        """Yield the pieces of the choices as they are written, each with the index of its choice.
+
+        Args:
+            asked: The client's request.
+            weights: The path of a fine-tuned model's weights; None for a base model.
+        """
+        ...  # Without this, Pyright takes the method for one that returns None.
+
+    def close(self) -> None:
+        """Free its resources. The server calls this when no request uses it any more."""
+
+
+class LocalCompleter:
     """Writes completions on a thread of its own, so that training and other requests continue in the meantime.
 
     Completions take turns on the thread, so that none waits until another is complete. A completion is abandoned at the
@@ -198,12 +214,7 @@ class Completer:
         self._load = functools.lru_cache(_LOADED_MODELS)(_load)
 
     async def write(self, asked: CompletionRequest, weights: Path | None) -> AsyncGenerator[list[tuple[int, Written]]]:
-        """Yield the pieces of the choices as they are written, each with the index of its choice.
-
-        Args:
-            asked: The client's request.
-            weights: The path of a fine-tuned model's weights; None for a base model.
-        """
+        """Yield the pieces as they are written (see `Completer`)."""
         steps = self._steps(asked, weights)
         pieces, is_over = await in_thread(self._thread, lambda: _take_turn(steps))
         yield pieces
@@ -214,7 +225,7 @@ class Completer:
             yield pieces
 
     def close(self) -> None:
-        """End the thread. Call this only when nothing uses it any more."""
+        """End the thread (see `Completer`)."""
         self._thread.shutdown()
 
     def _steps(self, asked: CompletionRequest, weights: Path | None) -> Iterator[tuple[int, Written] | None]:

@@ -10,7 +10,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -20,9 +21,11 @@ from aiohttp import web
 from aiofinetune._urls import is_loopback
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local._app import Api
+from aiofinetune.local._completions import Completer
 from aiofinetune.local._connections import Connections, SeldomLog, listen
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
+from aiofinetune.local._trainers import Trainers
 
 _SHUTDOWN_TIMEOUT: Final = 0.3
 """Seconds that connections have to close after their requests have ended or were cancelled."""
@@ -38,6 +41,10 @@ class LocalServer:
         host: The address to listen on. Any address except loopback needs an explicit `api_key`.
         port: The port to listen on; 0 chooses a free one.
         api_key: The key that clients must send; by default, a random one.
+        trainers: What trains the jobs; by default, processes on this machine.
+        completer: Writes the completions; by default, with the models that the jobs trained.
+        extend: Called with the web application before it starts, to add middlewares, routes or signals to it. What is
+            added sees only requests with the right key.
 
     Raises:
         ConfigurationError: The host or the key is not allowed. On entering the server: the folder or the port cannot
@@ -47,6 +54,9 @@ class LocalServer:
     base_url: str
     """The URL of the API, such as ``http://127.0.0.1:40123/v1``; it is set when the server is entered."""
 
+    _temporary_parent: str | None = None
+    """The folder in which temporary folders are made; None for the system's choice."""
+
     def __init__(
         self,
         data: str | os.PathLike[str] | None = None,
@@ -54,6 +64,9 @@ class LocalServer:
         host: str = "127.0.0.1",
         port: int = 0,
         api_key: str | None = None,
+        trainers: Trainers | None = None,
+        completer: Completer | None = None,
+        extend: Callable[[web.Application], None] = lambda _application: None,
     ) -> None:
         if api_key is None and not is_loopback(host):
             raise ConfigurationError(f"host: other machines can reach {host!r}; pass an api_key of your own")
@@ -65,6 +78,9 @@ class LocalServer:
         self._data = data
         self._host = host
         self._port = port
+        self._trainers = trainers
+        self._completer = completer
+        self._extend = extend
         self._entered: contextlib.AbstractAsyncContextManager[None] | None = None
 
     def __repr__(self) -> str:
@@ -94,12 +110,47 @@ class LocalServer:
         assert entered is not None  # noqa: S101  # __aenter__ was called before.
         await entered.__aexit__(kind, error, traceback)
 
+    @contextlib.contextmanager
+    def in_thread(self) -> Iterator[Self]:
+        """Return a context manager that runs the server on an event loop of its own, in a thread.
+
+        It serves code that is not async, and code that blocks its own event loop.
+
+        Raises:
+            ConfigurationError: As on entering the server.
+        """
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        with ThreadPoolExecutor(1, thread_name_prefix="aiofinetune-server") as thread:
+            serving = thread.submit(asyncio.run, self._serve(started))
+            loop, is_over = started.result()
+            try:
+                yield self
+            finally:
+                loop.call_soon_threadsafe(is_over.set)
+                serving.result()
+
+    async def _serve(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        """Run until the event is set that is in `started`, or put there what kept the server from starting."""
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self)
+            except BaseException as error:
+                started.set_exception(error)
+                raise
+            is_over = asyncio.Event()
+            started.set_result((asyncio.get_running_loop(), is_over))
+            await is_over.wait()
+
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         failure: BaseException | None = None
-        async with _folder(self._data) as folder, Store(folder).opened() as store, asyncio.TaskGroup() as group:
-            jobs = Jobs(store)
-            api = Api(store, jobs, self.api_key)
+        async with (
+            _folder(self._data, self._temporary_parent) as folder,
+            Store(folder).opened() as store,
+            asyncio.TaskGroup() as group,
+        ):
+            jobs = Jobs(store, self._trainers)
+            api = Api(store, jobs, self.api_key, self._completer)
             trainings = group.create_task(jobs.run())
             try:
                 async with self._listening(api):
@@ -118,9 +169,11 @@ class LocalServer:
     @contextlib.asynccontextmanager
     async def _listening(self, api: Api) -> AsyncIterator[None]:
         log = SeldomLog(_log)
+        application = api.application()
+        self._extend(application)
         # A client that disconnects cancels its request, so that a stream frees its resources at once.
         runner = web.AppRunner(
-            api.application(),
+            application,
             handler_cancellation=True,
             access_log=None,
             logger=log,
@@ -144,12 +197,12 @@ class LocalServer:
 
 
 @contextlib.asynccontextmanager
-async def _folder(data: str | os.PathLike[str] | None) -> AsyncIterator[Path]:
+async def _folder(data: str | os.PathLike[str] | None, parent: str | None) -> AsyncIterator[Path]:
     """Return a context manager of the data folder, which removes a temporary one at its end."""
     if data is not None:
         yield Path(data).absolute()  # noqa: ASYNC240  # It only asks for the working directory.
         return
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="aiofinetune-"))
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="aiofinetune-", dir=parent))
     try:
         yield folder
     finally:

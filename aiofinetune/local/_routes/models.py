@@ -29,12 +29,13 @@ class ModelRoutes:
     Args:
         store: The server's state.
         endless: The tasks to cancel when the server closes; completions are added to it, because they may take long.
+        completer: Writes the completions.
     """
 
-    def __init__(self, store: Store, endless: set[asyncio.Task[object]]) -> None:
+    def __init__(self, store: Store, endless: set[asyncio.Task[object]], completer: Completer) -> None:
         self._store = store
         self._endless = endless
-        self._completer = Completer()
+        self._completer = completer
 
     def paths(self) -> Paths:
         """Return the handlers of each path."""
@@ -46,7 +47,7 @@ class ModelRoutes:
         }
 
     def close(self) -> None:
-        """End the thread of the completions. Call this only when no request is left."""
+        """End what writes the completions. Call this only when no request is left."""
         self._completer.close()
 
     async def _list(self, request: web.Request) -> web.StreamResponse:

@@ -52,6 +52,13 @@ class Run:
         # Earlier servers move a file that they do not know aside if its name begins with "model-".
         return self.model_path.with_name(f"{_checkpoint_name(self.model_path)}.epoch{epoch}.npz")
 
+    def checkpoint_paths(self) -> dict[int, Path]:
+        """Return the paths of the models at the ends of the kept epochs before the last, by epoch."""
+        n_epochs = self.job.hyperparams.n_epochs
+        assert isinstance(n_epochs, int)  # noqa: S101  # The server's jobs have numbers.
+        kept = range(max(1, n_epochs - self.kept_epochs), n_epochs)
+        return {epoch: self.checkpoint_path(epoch) for epoch in kept}
+
 
 def _checkpoint_name(model_path: Path) -> str:
     return f"checkpoint-{model_path.stem.removeprefix('model-')}"

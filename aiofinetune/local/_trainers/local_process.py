@@ -57,15 +57,8 @@ def _input(run: Run) -> dict[str, object]:
         "results_path": str(run.results_path),
         "hyperparams": structuring.write_reply(run.job.hyperparams),
         "seed": run.seed,
-        "checkpoint_paths": {str(epoch): str(run.checkpoint_path(epoch)) for epoch in _kept_epochs(run)},
+        "checkpoint_paths": {str(epoch): str(path) for epoch, path in run.checkpoint_paths().items()},
     }
-
-
-def _kept_epochs(run: Run) -> range:
-    """Return the epochs before the last at whose ends the model is kept."""
-    n_epochs = run.job.hyperparams.n_epochs
-    assert isinstance(n_epochs, int)  # noqa: S101  # The server's jobs have numbers.
-    return range(max(1, n_epochs - run.kept_epochs), n_epochs)
 
 
 @contextlib.asynccontextmanager
