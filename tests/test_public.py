@@ -119,7 +119,7 @@ def test_typed() -> None:
 def test_aiohttp_has_few_doors() -> None:
     """Aiohttp is imported where sockets are, and nowhere else."""
     users = {module for module in MODULES if any(is_within(name, "aiohttp") for name in imports(module))}
-    doors = ("aiofinetune._http", "aiofinetune.local")
+    doors = ("aiofinetune._http", "aiofinetune.local", "aiofinetune.testing")
     assert {module for module in users if not any(is_within(module, door) for door in doors)} == {"aiofinetune.session"}
 
 

@@ -1,0 +1,56 @@
+"""The names of the server's endpoints, which faults and assertions use; the two APIs of jobs share theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from aiofinetune.errors import ConfigurationError
+
+ANY: Final = "any"
+"""Any endpoint."""
+
+UNKNOWN: Final = "unknown"
+"""A path that the server does not have."""
+
+_JOBS: Final = {
+    "POST {}": "create",
+    "GET {}": "list",
+    "GET {}/{{id}}": "retrieve",
+    "POST {}/{{id}}/cancel": "cancel",
+    "GET {}/{{id}}/events": "events",
+}
+
+NAMES: Final[Mapping[str, str]] = {
+    **{line.format("/fine-tunes"): name for line, name in _JOBS.items()},
+    **{line.format("/fine_tuning/jobs"): name for line, name in _JOBS.items()},
+    "POST /fine_tuning/jobs/{id}/pause": "pause",
+    "POST /fine_tuning/jobs/{id}/resume": "resume",
+    "GET /fine_tuning/jobs/{id}/checkpoints": "checkpoints",
+    "POST /files": "upload",
+    "GET /files": "list_files",
+    "GET /files/{id}": "retrieve_file",
+    "DELETE /files/{id}": "delete_file",
+    "GET /files/{id}/content": "download",
+    "POST /uploads": "create_upload",
+    "POST /uploads/{id}/parts": "add_part",
+    "POST /uploads/{id}/complete": "complete_upload",
+    "POST /uploads/{id}/cancel": "cancel_upload",
+    "GET /models": "list_models",
+    "GET /models/{id}": "retrieve_model",
+    "DELETE /models/{id}": "delete_model",
+    "POST /completions": "completion",
+    "POST /chat/completions": "chat",
+}
+"""The name of each endpoint, by its method and path."""
+
+
+def check_endpoint(name: str) -> None:
+    """Check that an endpoint has a name, so that a fault with a wrong one does not wait forever.
+
+    Raises:
+        ConfigurationError: None has.
+    """
+    known = sorted({*NAMES.values(), ANY, UNKNOWN})
+    if name not in known:
+        raise ConfigurationError(f"endpoint: expected one of {', '.join(known)}, got {name!r}")

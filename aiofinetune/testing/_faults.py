@@ -1,0 +1,140 @@
+"""What a test asks for: `Faults`. Any thread may use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from aiofinetune.errors import ConfigurationError
+from aiofinetune.testing._endpoints import check_endpoint
+from aiofinetune.testing._plans import Cut, Delay, Failure, Fault, JobFailure, LostReply, OddReply, Plans, Stall
+
+MAX_STATUS: Final = 599
+
+
+class Faults:
+    """The faults of a server: each method asks for some, and `clear` forgets them.
+
+    In every method, `endpoint` is an endpoint's name: ``"create"``, ``"list"``, ``"retrieve"``, ``"cancel"``,
+    ``"events"``, ``"upload"``, ``"download"``, ``"completion"``, ``"chat"``, ... (an unknown name is refused with the
+    list of all), or ``"any"``; it is the same in both APIs of jobs. `times` is the number of requests, or of jobs, that
+    meet the fault; None for all until `clear`.
+
+    Every method raises:
+        ConfigurationError: An argument is not as expected.
+
+    Args:
+        plans: The faults of the server.
+    """
+
+    def __init__(self, plans: Plans) -> None:
+        self._plans = plans
+
+    def __repr__(self) -> str:
+        return f"<Faults: {'; '.join(self.pending) or 'none'}>"
+
+    @property
+    def pending(self) -> Sequence[str]:
+        """The faults that are still to be met, in words."""
+        return self._plans.describe()
+
+    # Requests
+
+    def fail_next(
+        self,
+        endpoint: str,
+        *,
+        status: int = 500,
+        message: str = "A fault on demand",
+        code: str | None = None,
+        retry_after: float | None = None,
+        times: int | None = 1,
+    ) -> None:
+        """Refuse the next requests without carrying them out.
+
+        Args:
+            endpoint: Which requests.
+            status: The status of the reply, from 400 to 599.
+            message: The error's message.
+            code: The error's code, such as ``"insufficient_quota"``.
+            retry_after: The seconds in the ``Retry-After`` header; by default, there is none.
+            times: How many requests.
+        """
+        _check("status", type(status) is int and 400 <= status <= MAX_STATUS, f"400 to {MAX_STATUS}", status)
+        _check("retry_after", retry_after is None or _is_number(retry_after), "seconds, 0 or more", retry_after)
+        self._add(endpoint, Failure(status, str(message), code, retry_after), times)
+
+    def lose_reply(self, endpoint: str, *, times: int | None = 1) -> None:
+        """Carry out the next requests, and end their connections without a reply."""
+        self._add(endpoint, LostReply(), times)
+
+    def odd_reply(
+        self, endpoint: str, fields: Mapping[str, object], *, without: Sequence[str] = (), times: int | None = 1
+    ) -> None:
+        """Carry out the next requests, and change their replies.
+
+        Args:
+            endpoint: Which requests.
+            fields: The fields at the top of the reply to set, and their values.
+            without: The fields to leave out.
+            times: How many requests.
+        """
+        _check("fields", isinstance(fields, Mapping), "fields and their values", fields)
+        self._add(endpoint, OddReply(dict(fields), tuple(without)), times)
+
+    def cut_stream(self, endpoint: str = "events", *, after: int = 0, times: int | None = 1) -> None:
+        """End the connections of the next event streams after `after` events."""
+        _check("after", type(after) is int and after >= 0, "a number of events", after)
+        self._add(endpoint, Cut(after), times)
+
+    def stall(self, endpoint: str, *, after: int = 0, times: int | None = 1) -> None:
+        """Leave the next requests without a reply, and do not carry them out.
+
+        Of an event stream, `after` events are sent first. The connections end with `clear`, or with the server.
+        """
+        _check("after", type(after) is int and after >= 0, "a number of events", after)
+        self._add(endpoint, Stall(after), times)
+
+    def slow(self, endpoint: str, *, seconds: float, times: int | None = 1) -> None:
+        """Wait `seconds` before the next requests are carried out, or before each event of a stream."""
+        _check("seconds", _is_number(seconds), "0 or more", seconds)
+        self._add(endpoint, Delay(seconds), times)
+
+    # Jobs
+
+    def fail_job(self, message: str, *, param: str | None = None, times: int = 1) -> None:
+        """Let the next jobs that run fail.
+
+        Args:
+            message: Why, for the jobs' events and their error.
+            param: The parameter to blame, such as ``"training_file"``; only ``/fine_tuning/jobs`` shows it.
+            times: How many jobs.
+        """
+        _check("times", type(times) is int and times >= 1, "1 or more", times)
+        self._plans.add_job_failures(JobFailure(str(message), param), times)
+
+    def hold_jobs(self) -> None:
+        """Let no job end until `release_jobs`: the next one starts to run and stays so, and the others stay pending."""
+        self._plans.held_jobs.close()
+
+    def release_jobs(self) -> None:
+        """Let all jobs go on."""
+        self._plans.held_jobs.open()
+
+    def clear(self) -> None:
+        """Forget all faults, end the stalled requests, and release the jobs."""
+        self._plans.clear()
+
+    def _add(self, endpoint: str, fault: Fault, times: int | None) -> None:
+        check_endpoint(endpoint)
+        _check("times", times is None or (type(times) is int and times >= 1), "1 or more, or None", times)
+        self._plans.add(endpoint, fault, times)
+
+
+def _check(name: str, fits: bool, expected: str, got: object) -> None:  # noqa: FBT001  # What is checked, and for what.
+    if not fits:
+        raise ConfigurationError(f"{name}: expected {expected}, got {got!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

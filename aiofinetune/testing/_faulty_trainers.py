@@ -1,0 +1,35 @@
+"""Trainers whose jobs are held, or fail, on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiofinetune import structuring
+from aiofinetune.local._store.runs import Run
+from aiofinetune.local._trainers import Ended, Trainers
+from aiofinetune.testing._plans import Plans
+
+
+class FaultyTrainers:
+    """Lets jobs wait while they are held, and fail on demand; otherwise, other trainers run them.
+
+    Args:
+        trainers: What runs the jobs.
+        plans: The faults.
+    """
+
+    def __init__(self, trainers: Trainers, plans: Plans) -> None:
+        self._trainers = trainers
+        self._plans = plans
+
+    async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
+        """Run a job (see `aiofinetune.local._trainers.Trainers`)."""
+        if self._plans.held_jobs.is_closed:
+            # Until a trainer says that it has started, the status in /fine_tuning/jobs is "validating_files".
+            await on_line(b'{"type": "started"}')
+            await self._plans.held_jobs.passed()
+        if failure := self._plans.take_job_failure():
+            report = {"type": "failed", "message": failure.message, "param": failure.param}
+            await on_line(structuring.dumps(report))
+            return Ended(is_well=False, how="because a test asked for it")
+        return await self._trainers.run(run, on_line)

@@ -1,0 +1,175 @@
+"""The faults that are still to be met: asked for on any thread, and met on the server's.
+
+A request meets at most one fault: of those that fit it, the one that was asked for first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from aiofinetune.testing._endpoints import ANY
+
+
+@attrs.frozen
+class Failure:
+    """The request is refused, and not carried out."""
+
+    status: int
+    message: str
+    code: str | None
+    retry_after: float | None
+
+
+@attrs.frozen
+class LostReply:
+    """The request is carried out, and the connection ends without a reply."""
+
+
+@attrs.frozen
+class OddReply:
+    """Some fields of the reply are others, or missing."""
+
+    fields: Mapping[str, object]
+    without: Sequence[str]
+
+
+@attrs.frozen
+class Cut:
+    """The connection of a stream ends after some events."""
+
+    after: int
+
+
+@attrs.frozen
+class Stall:
+    """Nothing more comes: no reply, or no event after some."""
+
+    after: int
+
+
+@attrs.frozen
+class Delay:
+    """The reply, or each event of a stream, comes late."""
+
+    seconds: float
+
+
+Fault = Failure | LostReply | OddReply | Cut | Stall | Delay
+
+
+@attrs.define
+class _Plan:
+    """A fault, and the requests that are still to meet it."""
+
+    endpoint: str
+    fault: Fault
+    left: int | None
+    """How many; None for all."""
+
+    def fits(self, endpoint: str, *, is_stream: bool) -> bool:
+        return self.endpoint in (endpoint, ANY) and (is_stream or not isinstance(self.fault, Cut))
+
+    def __str__(self) -> str:
+        return f"{self.fault} for {'every' if self.left is None else f'the next {self.left}'} {self.endpoint}"
+
+
+class Gate:
+    """Where tasks of any event loop wait while it is closed; any thread opens and closes it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        self.is_closed = False
+
+    def close(self) -> None:
+        """Let those wait who come from now on."""
+        with self._lock:
+            self.is_closed = True
+
+    def open(self) -> None:
+        """Let all pass."""
+        with self._lock:
+            self.is_closed = False
+            waiting, self._waiting = self._waiting, []
+        for loop, event in waiting:
+            # A loop that has closed has no task that waits.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(event.set)
+
+    async def passed(self) -> None:
+        """Return once the gate is open, or has been."""
+        event = asyncio.Event()
+        with self._lock:
+            if not self.is_closed:
+                return
+            self._waiting.append((asyncio.get_running_loop(), event))
+        await event.wait()
+
+
+@attrs.frozen
+class JobFailure:
+    """A job fails."""
+
+    message: str
+    param: str | None
+    """The parameter to blame."""
+
+
+class Plans:
+    """The faults that requests and jobs are still to meet."""
+
+    def __init__(self) -> None:
+        self.held_jobs = Gate()
+        """Where jobs wait that are held."""
+        self.stalled_requests = Gate()
+        """Where requests wait that are stalled."""
+        self.stalled_requests.close()
+        self._lock = threading.Lock()
+        self._requests: list[_Plan] = []
+        self._jobs: list[JobFailure] = []
+
+    def add(self, endpoint: str, fault: Fault, times: int | None) -> None:
+        """Let the next requests for an endpoint meet a fault; all of them if `times` is None."""
+        with self._lock:
+            self._requests.append(_Plan(endpoint, fault, times))
+
+    def add_job_failures(self, failure: JobFailure, times: int) -> None:
+        """Let the next jobs fail."""
+        with self._lock:
+            self._jobs += [failure] * times
+
+    def take(self, endpoint: str, *, is_stream: bool) -> Fault | None:
+        """Return the fault that the next request meets; None if it meets none."""
+        with self._lock:
+            plan = next((each for each in self._requests if each.fits(endpoint, is_stream=is_stream)), None)
+            if plan is None:
+                return None
+            if plan.left is not None:
+                plan.left -= 1
+                if plan.left == 0:
+                    self._requests.remove(plan)
+            return plan.fault
+
+    def take_job_failure(self) -> JobFailure | None:
+        """Return how the next job fails; None if it does not."""
+        with self._lock:
+            return self._jobs.pop(0) if self._jobs else None
+
+    def describe(self) -> list[str]:
+        """Return the faults in words."""
+        with self._lock:
+            held = ["jobs are held"] if self.held_jobs.is_closed else []
+            return [*map(str, self._requests), *(f"{failure} for the next job" for failure in self._jobs), *held]
+
+    def clear(self) -> None:
+        """Forget all faults, and let pass what is held and stalled."""
+        with self._lock:
+            self._requests.clear()
+            self._jobs.clear()
+        self.held_jobs.open()
+        self.stalled_requests.open()
+        self.stalled_requests.close()

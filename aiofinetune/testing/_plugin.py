@@ -1,0 +1,86 @@
+"""The pytest plugin: fixtures of a server and a session.
+
+pytest imports it in every run of whoever has this package, so it imports only pytest and the standard library; a
+fixture imports the rest when a test first uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from aiofinetune.session import FineTuneSession
+    from aiofinetune.testing import Address, FineTuneServer
+
+
+@pytest.fixture(scope="session")
+def fine_tune_address() -> Iterator[Address]:
+    """Where the servers of all tests of this run are found: ``base_url``, ``api_key`` and ``port``.
+
+    Give it to a service that starts once. A test that uses `fine_tune_server` has a fresh server there.
+    """
+    from aiofinetune.testing._address import reserved_address  # noqa: PLC0415  # see above
+
+    with reserved_address() as address:
+        yield address
+
+
+@pytest.fixture
+def fine_tune_server(fine_tune_address: Address) -> Iterator[FineTuneServer]:
+    """A server for this test, in a thread: instant jobs, faults on demand, and a record of its requests."""
+    from aiofinetune.testing._server import FineTuneServer  # noqa: PLC0415  # see above
+
+    with FineTuneServer(port=fine_tune_address.port, api_key=fine_tune_address.api_key).in_thread() as server:
+        yield server
+
+
+@pytest.fixture
+def fine_tune_session(request: pytest.FixtureRequest) -> FineTuneSession:
+    """A session with the server of this test, for async tests; its retries do not wait long."""
+    if "anyio_backend" in request.fixturenames:
+        return _session_of(request, "_fine_tune_session_anyio")
+    if request.node.get_closest_marker("asyncio"):
+        return _session_of(request, "_fine_tune_session_asyncio")
+    pytest.fail(
+        "fine_tune_session needs an async test, run by pytest-asyncio or anyio on asyncio; other tests can use"
+        " fine_tune_server.base_url and .api_key",
+        pytrace=False,
+    )
+
+
+def _session_of(request: pytest.FixtureRequest, fixture: str) -> FineTuneSession:
+    session: FineTuneSession = request.getfixturevalue(fixture)
+    return session
+
+
+async def opened_session(server: FineTuneServer) -> AsyncIterator[FineTuneSession]:
+    """Yield a session with a server; this is the body of the fixtures."""
+    from aiofinetune.retry import Retry  # noqa: PLC0415  # see above
+    from aiofinetune.session import FineTuneSession  # noqa: PLC0415  # see above
+
+    # A job is in this server's list as soon as it is made.
+    retry = Retry(base=0.01, cap=0.1, grace=0.2)
+    async with FineTuneSession(server.api_key, base_url=server.base_url, retry=retry) as session:
+        yield session
+
+
+@pytest.fixture
+async def _fine_tune_session_anyio(
+    fine_tune_server: FineTuneServer, anyio_backend_name: str
+) -> AsyncIterator[FineTuneSession]:
+    if anyio_backend_name != "asyncio":
+        pytest.fail("fine_tune_session needs asyncio: let the fixture anyio_backend return 'asyncio'", pytrace=False)
+    async for session in opened_session(fine_tune_server):
+        yield session
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Add the session for pytest-asyncio, whose fixtures have a mark of its own."""
+    # The first is its name where its entry point is read, the second with "-p".
+    if any(map(config.pluginmanager.hasplugin, ("asyncio", "pytest_asyncio.plugin"))):
+        from aiofinetune.testing import _asyncio_plugin  # noqa: PLC0415  # Only if pytest-asyncio is installed.
+
+        config.pluginmanager.register(_asyncio_plugin, "aiofinetune-asyncio")
