@@ -6,14 +6,17 @@ import asyncio
 import json
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local import LocalServer
+from aiofinetune.local._routes import Handler
 from tests.local.plainclient import Client, Connect
 from tests.local.wire import FORM, FORM_NAME, address, form, read_reply, request_bytes
 
@@ -107,3 +110,50 @@ async def test_what_the_body_raises_comes_out_as_it_is() -> None:
             async with LocalServer():
                 raise failure
         assert caught.value is failure
+
+
+def test_a_server_runs_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that is not async calls a server in a thread, and nothing of it is left afterwards."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with LocalServer().in_thread() as server:
+        request = urllib.request.Request(
+            f"{server.base_url}/models", headers={"Authorization": f"Bearer {server.api_key}"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310  # the server's own URL
+            assert json.load(reply)["data"][0]["id"] == "ada"
+        with pytest.raises(ZeroDivisionError), LocalServer().in_thread():
+            raise ZeroDivisionError
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("aiofinetune")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_cannot_start_in_a_thread_says_why(tmp_path: Path) -> None:
+    """What keeps a server from starting is raised where the thread was asked for."""
+    (tmp_path / "data").touch()
+    with pytest.raises(ConfigurationError, match="cannot be used"), LocalServer(tmp_path / "data").in_thread():
+        pass
+
+
+async def test_what_is_added_to_a_server_sees_only_requests_with_its_key(connect: Connect) -> None:
+    """A middleware and a route of one's own are behind the key, and a middleware may answer instead of the server."""
+    seen = list[str]()
+
+    @web.middleware
+    async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
+        seen.append(request.path)
+        return await handler(request)
+
+    async def greet(_request: web.Request) -> web.StreamResponse:
+        return web.json_response({"greeting": "hello"})
+
+    def extend(application: web.Application) -> None:
+        application.middlewares.append(note)
+        application.router.add_get("/v1/greeting", greet)
+
+    async with LocalServer(extend=extend) as server:
+        async with connect(server.base_url, "another-key") as stranger:
+            await stranger.call("GET", "/greeting", status=401)
+        async with connect(server.base_url, server.api_key) as client:
+            assert await client.call("GET", "/greeting") == {"greeting": "hello"}
+            await client.call("GET", "/models")
+    assert seen == ["/v1/greeting", "/v1/models"]

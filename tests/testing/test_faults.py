@@ -1,0 +1,315 @@
+"""Faults on demand: each is met by the requests or jobs that it is for, and a session survives it as it promises."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import aiohttp
+import pytest
+
+from aiofinetune import (
+    ConfigurationError,
+    CreateUncertain,
+    FineTuneFailed,
+    FineTuneRequest,
+    FineTuneSession,
+    NotFound,
+    QuotaExceeded,
+    Retry,
+    Status,
+    Timeout,
+)
+from aiofinetune.testing import Address, FineTuneServer
+from tests.local.plainclient import Client, connected, jsonl
+
+EXAMPLES = jsonl([("wren ->", " bird"), ("carp ->", " fish")])
+
+
+async def new_request(session: FineTuneSession) -> FineTuneRequest:
+    return FineTuneRequest(training_file=(await session.upload_file(EXAMPLES)).id, model="ada")
+
+
+async def test_a_failure_is_met_as_often_as_asked(
+    fine_tune_server: FineTuneServer, fine_tune_session: FineTuneSession
+) -> None:
+    """Two creates are throttled and make no job; the third makes one."""
+    request = await new_request(fine_tune_session)
+    fine_tune_server.faults.fail_next("create", status=429, retry_after=0, times=2)
+    await fine_tune_session.create_fine_tune(request)
+    assert [asked.status for asked in fine_tune_server.requests.to("create")] == [429, 429, 200]
+    assert fine_tune_session.times_throttled == 2
+    assert len(await fine_tune_session.list_fine_tunes()) == 1
+
+
+async def test_a_failure_has_a_code_and_a_pause(fine_tune_server: FineTuneServer, client: Client) -> None:
+    """The reply of a failure is the API's own envelope, with what was asked for."""
+    fine_tune_server.faults.fail_next(
+        "list", status=429, message="No money left", code="insufficient_quota", retry_after=1.5
+    )
+    async with client.http.get(f"{client.base_url}/fine_tuning/jobs") as reply:
+        assert (reply.status, reply.headers["Retry-After"]) == (429, "1.5")
+        error = {"message": "No money left", "type": "invalid_request_error", "param": None}
+        assert await reply.json() == {"error": {**error, "code": "insufficient_quota"}}
+    fine_tune_server.faults.fail_next("list", status=429, code="insufficient_quota")
+    async with FineTuneSession(fine_tune_server.api_key, base_url=fine_tune_server.base_url) as session:
+        with pytest.raises(QuotaExceeded):
+            await session.list_fine_tunes()
+
+
+@pytest.mark.parametrize("path", ["/fine-tunes", "/fine_tuning/jobs"])
+async def test_a_fault_is_for_both_apis(fine_tune_server: FineTuneServer, client: Client, path: str) -> None:
+    """The endpoints of jobs have the same names in both APIs."""
+    file = await client.upload(EXAMPLES)
+    job = await client.call("POST", path, json={"training_file": file["id"], "model": "ada"})
+    calls = {
+        "create": ("POST", path),
+        "list": ("GET", path),
+        "retrieve": ("GET", f"{path}/{job['id']}"),
+        "cancel": ("POST", f"{path}/{job['id']}/cancel"),
+        "events": ("GET", f"{path}/{job['id']}/events"),
+    }
+    for name, (method, called) in calls.items():
+        fine_tune_server.faults.fail_next(name, status=503)
+        error = await client.call(method, called, status=503)
+        assert error["message"] == "A fault on demand"
+        assert fine_tune_server.requests[-1].endpoint == name
+    assert not fine_tune_server.faults.pending
+
+
+async def test_a_lost_reply_leaves_one_job(
+    fine_tune_server: FineTuneServer, fine_tune_session: FineTuneSession
+) -> None:
+    """The job of a create whose reply is lost is found in the list, and no second one is made."""
+    request = await new_request(fine_tune_session)
+    fine_tune_server.faults.lose_reply("create")
+    job = await fine_tune_session.create_fine_tune(request)
+    assert fine_tune_server.requests.only("create").status is None
+    assert [row.id for row in await fine_tune_session.list_fine_tunes()] == [job.id]
+
+
+async def test_an_odd_reply_has_other_fields(
+    fine_tune_server: FineTuneServer, fine_tune_session: FineTuneSession
+) -> None:
+    """Fields of a reply are replaced or left out; the server's job stays as it is."""
+    job = await fine_tune_session.create_fine_tune(await new_request(fine_tune_session))
+    await fine_tune_session.wait(job.id)
+    fine_tune_server.faults.odd_reply("retrieve", {"status": "pondering"}, without=["fine_tuned_model"])
+    odd = await fine_tune_session.retrieve_fine_tune(job.id)
+    assert (odd.status, odd.fine_tuned_model) == ("pondering", None)
+    assert (await fine_tune_session.retrieve_fine_tune(job.id)).status == Status.SUCCEEDED
+
+
+async def test_a_create_without_an_id_is_found(
+    fine_tune_server: FineTuneServer, fine_tune_session: FineTuneSession
+) -> None:
+    """A reply to a create that names no job makes the session look for it."""
+    request = await new_request(fine_tune_session)
+    fine_tune_server.faults.odd_reply("create", {}, without=["id"])
+    fine_tune_server.faults.odd_reply("list", {"data": []}, times=None)
+    with pytest.raises(CreateUncertain):
+        await fine_tune_session.create_fine_tune(request)
+    fine_tune_server.faults.clear()
+    assert len(await fine_tune_session.list_fine_tunes()) == 1
+
+
+async def test_what_is_no_object_stays_as_it_is(
+    fine_tune_server: FineTuneServer, fine_tune_session: FineTuneSession
+) -> None:
+    """A reply without fields, such as a download, cannot be odd."""
+    file = await fine_tune_session.upload_file(EXAMPLES)
+    fine_tune_server.faults.odd_reply("download", {"id": "other"})
+    fine_tune_server.faults.odd_reply("list", {"id": "other"})
+    async with connected(fine_tune_server.base_url, fine_tune_server.api_key) as client:
+        async with client.http.get(f"{client.base_url}/files/{file.id}/content") as reply:
+            assert await reply.read() == EXAMPLES
+        assert (await client.call("GET", "/fine-tunes"))["id"] == "other"
+
+
+async def test_a_stream_that_is_cut_is_resumed(
+    fine_tune_server: FineTuneServer, fine_tune_session: FineTuneSession
+) -> None:
+    """A stream that ends after two events, and once more after four, goes on where it was."""
+    job = await fine_tune_session.create_fine_tune(await new_request(fine_tune_session))
+    fine_tune_server.faults.cut_stream(after=2)
+    fine_tune_server.faults.cut_stream(after=4)
+    async with fine_tune_session.stream_fine_tune_events(job.id) as events:
+        messages = [event.message async for event in events]
+    assert messages == [event.message for event in (await fine_tune_session.retrieve_fine_tune(job.id)).events]
+    assert len(fine_tune_server.requests.to("events")) == 3
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+async def test_a_stream_is_cut_where_asked(fine_tune_server: FineTuneServer, client: Client, after: int) -> None:
+    """So many events arrive, whole, and then the connection ends; the list of events is not a stream."""
+    job = await client.create(EXAMPLES)
+    fine_tune_server.faults.cut_stream(after=after)
+    await client.call("GET", f"/fine-tunes/{job['id']}/events")
+    received = b""
+    with pytest.raises(aiohttp.ClientError):
+        async with client.http.get(f"{client.base_url}/fine-tunes/{job['id']}/events?stream=true") as reply:
+            async for piece in reply.content.iter_any():
+                received += piece
+    assert (received.count(b"\n\n"), received[-2:]) == (after, b"\n\n"[: 2 * after])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "endpoint"),
+    [
+        ("/completions", {"prompt": "wren ->"}, "completion"),
+        ("/chat/completions", {"messages": [{"role": "user", "content": "wren"}]}, "chat"),
+    ],
+)
+async def test_a_stream_of_a_completion_is_cut(
+    fine_tune_server: FineTuneServer, client: Client, path: str, body: dict[str, Any], endpoint: str
+) -> None:
+    """Completions are streams too, if they are asked for as such."""
+    fine_tune_server.faults.cut_stream(endpoint, after=2)
+    await client.call("POST", path, json={"model": "ada", **body})
+    received = b""
+    with pytest.raises(aiohttp.ClientError):
+        async with client.http.post(client.base_url + path, json={"model": "ada", "stream": True, **body}) as reply:
+            async for piece in reply.content.iter_any():
+                received += piece
+    assert received.count(b"data: ") == 2
+
+
+async def test_a_stalled_request_is_not_carried_out(fine_tune_server: FineTuneServer, client: Client) -> None:
+    """A create that stalls gets no reply and makes no job; the session finds none, and sends it again."""
+    request = FineTuneRequest(training_file=(await client.upload(EXAMPLES))["id"], model="ada")
+    fine_tune_server.faults.stall("create")
+    key, url = fine_tune_server.api_key, fine_tune_server.base_url
+    timeout, retry = Timeout(reply=0.3), Retry(base=0.01, grace=0.1)
+    async with FineTuneSession(key, base_url=url, timeout=timeout, retry=retry) as session:
+        job = await session.create_fine_tune(request)
+        assert [asked.status for asked in fine_tune_server.requests.to("create")] == [None, 200]
+        assert [row.id for row in await session.list_fine_tunes()] == [job.id]
+
+
+async def test_a_stream_stalls_after_some_events(fine_tune_server: FineTuneServer, client: Client) -> None:
+    """The events before the stall arrive, and nothing more until the faults are cleared."""
+    job = await client.create(EXAMPLES)
+    fine_tune_server.faults.stall("events", after=2)
+    async with client.http.get(f"{client.base_url}/fine-tunes/{job['id']}/events?stream=true") as reply:
+        for _ in range(4):  # two events, each with an empty line
+            await reply.content.readline()
+        more = asyncio.ensure_future(reply.content.readline())
+        assert (await client.call("GET", f"/fine-tunes/{job['id']}"))["id"] == job["id"]
+        assert not more.done()
+        fine_tune_server.faults.clear()
+        with pytest.raises(aiohttp.ClientError):
+            await more
+
+
+async def test_the_end_of_the_server_ends_what_is_stalled(fine_tune_address: Address) -> None:
+    """A server does not wait for stalled requests, held jobs or slow replies: these are answered at once."""
+    port, key = fine_tune_address.port, fine_tune_address.api_key
+    async with connected(fine_tune_address.base_url, key) as client:
+        async with FineTuneServer(port=port, api_key=key) as server:
+            server.faults.hold_jobs()
+            server.faults.stall("list_models")
+            server.faults.slow("list_files", seconds=3600)
+            await client.create(EXAMPLES)
+            waiting = [asyncio.ensure_future(client.call("GET", path)) for path in ("/models", "/files")]
+            while len(server.requests) < 4:
+                await asyncio.sleep(0)
+        stalled, slow = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(stalled, aiohttp.ClientError)
+    assert isinstance(slow, dict)
+
+
+async def test_a_slow_reply_comes_late(fine_tune_server: FineTuneServer, client: Client) -> None:
+    """A reply, and each event of a stream, waits as long as asked."""
+    fine_tune_server.faults.slow("create", seconds=0.05)
+    before = time.monotonic()
+    job = await client.create(EXAMPLES, n_epochs=1)
+    assert time.monotonic() - before >= 0.05
+    fine_tune_server.faults.slow("events", seconds=0.01)
+    before = time.monotonic()
+    messages = await client.follow(job["id"])
+    assert time.monotonic() - before >= 0.01 * len(messages)
+
+
+async def test_jobs_fail_on_demand(fine_tune_server: FineTuneServer, fine_tune_session: FineTuneSession) -> None:
+    """The next job fails with the message; the one after it succeeds."""
+    fine_tune_server.faults.fail_job("no more disk space")
+    request = await new_request(fine_tune_session)
+    jobs = [await fine_tune_session.create_fine_tune(request) for _ in range(2)]
+    with pytest.raises(FineTuneFailed, match="no more disk space"):
+        await fine_tune_session.wait(jobs[0].id)
+    assert (await fine_tune_session.wait(jobs[1].id)).status == Status.SUCCEEDED
+
+
+async def test_a_failure_of_a_job_has_a_parameter(fine_tune_server: FineTuneServer, client: Client) -> None:
+    """The jobs API shows what is to blame."""
+    fine_tune_server.faults.fail_job("bad line", param="training_file")
+    file = await client.upload(EXAMPLES)
+    job = await client.call("POST", "/fine_tuning/jobs", json={"training_file": file["id"], "model": "ada"})
+    await client.follow(job["id"])
+    shown = await client.call("GET", f"/fine_tuning/jobs/{job['id']}")
+    assert shown["error"] == {"code": "invalid_training_file", "message": "bad line", "param": "training_file"}
+
+
+async def test_held_jobs_stay(fine_tune_server: FineTuneServer, client: Client) -> None:
+    """While jobs are held, one runs and the others are pending; they can be cancelled; released, the rest end."""
+    fine_tune_server.faults.hold_jobs()
+    jobs = [await client.create(EXAMPLES) for _ in range(3)]
+    await client.reach(jobs[0]["id"], "Fine-tune started")
+    while (shown := await client.call("GET", f"/fine_tuning/jobs/{jobs[0]['id']}"))["status"] == "validating_files":
+        await asyncio.sleep(0)
+    assert shown["status"] == "running"
+    assert (await client.call("GET", f"/fine-tunes/{jobs[2]['id']}"))["status"] == "pending"
+    await client.call("POST", f"/fine-tunes/{jobs[0]['id']}/cancel")
+    fine_tune_server.faults.release_jobs()
+    ended = [(await client.finish(job["id"]))["status"] for job in jobs]
+    assert ended == ["cancelled", "succeeded", "succeeded"]
+
+
+async def test_the_oldest_fault_that_fits_comes_first(fine_tune_server: FineTuneServer, client: Client) -> None:
+    """A request meets one fault, in the order in which they were asked for; "any" fits every request."""
+    faults = fine_tune_server.faults
+    faults.fail_next("list_models", status=500)
+    faults.fail_next("any", status=503, times=None)
+    faults.fail_next("list_models", status=501)
+    for status in (500, 503, 503):
+        await client.call("GET", "/models", status=status)
+    assert len(faults.pending) == 2
+    assert "501" in repr(faults)
+    assert "every any" in repr(faults)
+    faults.clear()
+    await client.call("GET", "/models")
+    assert repr(faults) == "<Faults: none>"
+
+
+async def test_an_unknown_path_is_no_endpoint(fine_tune_server: FineTuneServer, client: Client) -> None:
+    """What the server does not have is recorded as unknown."""
+    await client.call("GET", "/engines", status=404)
+    assert fine_tune_server.requests.endpoints == ["unknown"]
+    async with FineTuneSession(fine_tune_server.api_key, base_url=fine_tune_server.base_url) as session:
+        with pytest.raises(NotFound):
+            await session.retrieve_fine_tune("ft-none")
+
+
+@pytest.mark.parametrize(
+    ("fault", "arguments"),
+    [
+        ("fail_next", {"endpoint": "craete"}),
+        ("fail_next", {"endpoint": "create", "status": 200}),
+        ("fail_next", {"endpoint": "create", "status": True}),
+        ("fail_next", {"endpoint": "create", "retry_after": -1}),
+        ("fail_next", {"endpoint": "create", "times": 0}),
+        ("odd_reply", {"endpoint": "create", "fields": ["id"]}),
+        ("cut_stream", {"after": -1}),
+        ("stall", {"endpoint": "events", "after": 0.5}),
+        ("slow", {"endpoint": "create", "seconds": "1"}),
+        ("fail_job", {"message": "no", "times": None}),
+    ],
+    ids=str,
+)
+def test_a_fault_that_cannot_be_is_refused(fault: str, arguments: dict[str, Any]) -> None:
+    """A wrong argument is an error when the fault is asked for, not a fault that is never met."""
+    faults = FineTuneServer().faults
+    with pytest.raises(ConfigurationError, match="expected"):
+        getattr(faults, fault)(**arguments)
+    assert not faults.pending

@@ -1,0 +1,115 @@
+"""The pytest plugin in runs of its own: which tests it serves, and that it costs nothing unless it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = '{"prompt": "wren ->", "completion": " bird"}\\n'
+
+UNUSED = """
+import sys
+
+def test_nothing_is_imported():
+    assert "aiofinetune.testing._plugin" in sys.modules
+    assert not {"aiohttp", "attrs", "cattrs", "numpy", "aiofinetune.local", "aiofinetune.session"} & set(sys.modules)
+"""
+
+SYNC = """
+import json
+import urllib.request
+
+def call(server, path):
+    request = urllib.request.Request(server.base_url + path, headers={"Authorization": f"Bearer {server.api_key}"})
+    with urllib.request.urlopen(request) as reply:
+        return json.load(reply)
+
+def test_a_call(fine_tune_server, fine_tune_address):
+    assert fine_tune_server.base_url == fine_tune_address.base_url
+    call(fine_tune_server, "/fine-tunes")
+    fine_tune_server.faults.fail_next("list")
+    assert fine_tune_server.requests.endpoints == ["list"]
+
+def test_a_call_afterwards(fine_tune_server, fine_tune_address):
+    assert fine_tune_server.base_url == fine_tune_address.base_url
+    assert not fine_tune_server.requests and not fine_tune_server.faults.pending
+    call(fine_tune_server, "/fine-tunes")
+"""
+
+ASYNC = """
+import pytest
+from aiofinetune import FineTuneRequest
+
+@pytest.mark.{runner}
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_job(fine_tune_session, fine_tune_server, number):
+    file = await fine_tune_session.upload_file(b'{examples}')
+    job = await fine_tune_session.create_fine_tune(FineTuneRequest(training_file=file.id, model="ada"))
+    assert (await fine_tune_session.wait(job.id)).status == "succeeded"
+    assert len(await fine_tune_session.list_fine_tunes()) == 1
+"""
+
+NEEDS_ASYNC = """
+def test_a_session(fine_tune_session):
+    pass
+"""
+
+
+async def run(tmp_path: Path, test: str, *options: str) -> tuple[int, str]:
+    """Run a test file by pytest with this plugin and no other, but for those in `options`."""
+    (tmp_path / "test_it.py").write_text(test)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"),
+        *("-c", os.devnull, "--rootdir", str(tmp_path), "-p", "aiofinetune.testing._plugin", *options, "test_it.py"),
+        cwd=tmp_path,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def test_the_plugin_imports_nothing_until_it_is_used(tmp_path: Path) -> None:
+    """A run that uses no fixture of the plugin imports neither aiohttp nor anything else for it."""
+    status, output = await run(tmp_path, UNUSED)
+    assert status == 0, output
+
+
+async def test_sync_and_async_tests_are_served(tmp_path: Path) -> None:
+    """Each test has a fresh server at the same address, and an async one a session; a sync one is told what it has."""
+    test = SYNC + ASYNC.format(runner="asyncio", examples=EXAMPLES) + NEEDS_ASYNC
+    options = ("-p", "pytest_asyncio.plugin", "-o", "asyncio_default_fixture_loop_scope=function")
+    status, output = await run(tmp_path, test, *options)
+    assert (status, "4 passed, 1 error" in output) == (1, True), output
+    assert "other tests can use fine_tune_server.base_url" in output
+
+
+ANYIO_BACKEND = """
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("anyio") is None, reason="anyio is not installed")
+async def test_tests_of_anyio_have_a_session(tmp_path: Path) -> None:
+    """A session works with anyio on asyncio."""
+    test = ASYNC.format(runner="anyio", examples=EXAMPLES) + ANYIO_BACKEND
+    status, output = await run(tmp_path, test, "-p", "anyio")
+    assert (status, "2 passed" in output) == (0, True), output
+
+
+def test_pytest_finds_the_plugin() -> None:
+    """The package's entry point names the plugin."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["pytest11"] == {"aiofinetune": "aiofinetune.testing._plugin"}
