@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,9 @@ def test_a_server_runs_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Code that is not async calls a server in a thread, and nothing of it is left afterwards."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with LocalServer().in_thread() as server:
-        request = urllib.request.Request(
-            f"{server.base_url}/models", headers={"Authorization": f"Bearer {server.api_key}"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310  # the server's own URL
-            assert json.load(reply)["data"][0]["id"] == "ada"
+        with contextlib.closing(http.client.HTTPConnection(*address(server), timeout=60)) as connection:
+            connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {server.api_key}"})
+            assert json.load(connection.getresponse())["data"][0]["id"] == "ada"
         with pytest.raises(ZeroDivisionError), LocalServer().in_thread():
             raise ZeroDivisionError
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("aiofinetune")]

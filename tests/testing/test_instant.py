@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
 
 import pytest
 
-from aiofinetune import FineTuneFailed, FineTuneRequest, FineTuneSession, Status, last_figures
+from aiofinetune import FineTune, FineTuneFailed, FineTuneRequest, FineTuneSession, ResultRow, Status, last_figures
 from aiofinetune.testing import FineTuneServer
 from tests.local.plainclient import Client, connected, jsonl
 
 EXAMPLES = jsonl([("wren ->", " bird"), ("carp ->", " fish")])
 
 
+async def tune(session: FineTuneSession) -> tuple[FineTune, list[ResultRow]]:
+    """Run a job to its end; return it and its results."""
+    file = await session.upload_file(EXAMPLES)
+    request = FineTuneRequest(training_file=file.id, validation_file=file.id, model="ada", n_epochs=2)
+    job = await session.wait((await session.create_fine_tune(request)).id)
+    return job, await session.results(job)
+
+
+def words(job: FineTune) -> list[str]:
+    """The events' messages, without ids and models."""
+    return [event.message.partition(":")[0] for event in job.events]
+
+
 async def test_an_instant_job_has_all_that_a_job_has(fine_tune_session: FineTuneSession) -> None:
     """Its events, results and model are those of a job that was trained, but for the figures and a column."""
-    file = await fine_tune_session.upload_file(EXAMPLES)
-    request = FineTuneRequest(training_file=file.id, validation_file=file.id, model="ada", n_epochs=2)
-    instant = await fine_tune_session.wait((await fine_tune_session.create_fine_tune(request)).id)
-    rows = await fine_tune_session.results(instant)
-    async with FineTuneServer(real_training=True) as server:
-        async with FineTuneSession(server.api_key, base_url=server.base_url) as session:
-            file = await session.upload_file(EXAMPLES)
-            request = FineTuneRequest(training_file=file.id, validation_file=file.id, model="ada", n_epochs=2)
-            real = await session.wait((await session.create_fine_tune(request)).id)
-            real_rows = await session.results(real)
-
-    def words(job: Any) -> list[str]:
-        return [event.message.partition(":")[0] for event in job.events]
-
+    instant, rows = await tune(fine_tune_session)
+    async with (
+        FineTuneServer(real_training=True) as server,
+        FineTuneSession(server.api_key, base_url=server.base_url) as session,
+    ):
+        real, real_rows = await tune(session)
     assert words(instant) == words(real)
     assert (instant.status, instant.hyperparams) == (real.status, real.hyperparams)
     for row, real_row in zip(rows, real_rows, strict=True):

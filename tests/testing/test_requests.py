@@ -17,7 +17,7 @@ EXAMPLES = jsonl([("wren ->", " bird")])
 
 
 async def test_requests_are_recorded(fine_tune_server: FineTuneServer, client: Client) -> None:
-    """Each request is there with its endpoint, JSON, query and headers, but not the key, and with its reply's status."""
+    """Each request is there with its endpoint, JSON, query, headers but for the key, and its reply's status."""
     job = await client.create(EXAMPLES)
     await client.call("GET", "/fine-tunes?limit=2")
     await client.call("GET", "/fine_tuning/jobs/none", status=404)
