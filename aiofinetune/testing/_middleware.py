@@ -29,15 +29,14 @@ Write = Callable[[bytes | bytearray | memoryview], Awaitable[None]]
 
 @attrs.frozen
 class _Met:
-    """A request, its record and its fault."""
+    """What the middleware has of a request: its record and its fault."""
 
-    request: web.Request
     asked: Asked
     fault: Fault | None
 
 
 _met: ContextVar[_Met] = ContextVar("_met")
-"""What the task handles; a task may handle the requests of a connection one after the other."""
+"""Of the request that the task handles; each request has a task of its own."""
 
 
 class Middleware:
@@ -68,7 +67,7 @@ class Middleware:
             return await handler(request)
         asked = self._requests.add(_record(request, await _read_json(request)))
         fault = self._plans.take(asked.endpoint, is_stream=asked.is_stream)
-        _met.set(_Met(request, asked, fault))
+        _met.set(_Met(asked, fault))
         match fault:
             case Failure(status, message, code, retry_after):
                 headers = None if retry_after is None else {"Retry-After": f"{retry_after:g}"}
@@ -91,9 +90,9 @@ class Middleware:
         if request.path.startswith(CONTROL):
             return
         met = _met.get(None)
-        if met is None or met.request is not request:
+        if met is None:
             # A request without the right key does not reach the middleware.
-            met = _Met(request, self._requests.add(_record(request, None)), None)
+            met = _Met(self._requests.add(_record(request, None)), None)
         if request.transport is None or request.transport.is_closing():
             return
         met.asked.status = response.status

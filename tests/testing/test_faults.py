@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from aiofinetune import (
     ConfigurationError,
@@ -21,7 +22,11 @@ from aiofinetune import (
     Status,
     Timeout,
 )
-from aiofinetune.testing import Address, FineTuneServer
+from aiofinetune.local import LocalServer
+from aiofinetune.local._routes.replies import event_stream
+from aiofinetune.testing import Address, Faults, FineTuneServer, Requests
+from aiofinetune.testing._middleware import Middleware
+from aiofinetune.testing._plans import Plans
 from tests.local.plainclient import Client, connected, jsonl
 
 EXAMPLES = jsonl([("wren ->", " bird"), ("carp ->", " fish")])
@@ -154,6 +159,30 @@ async def test_a_stream_is_cut_where_asked(fine_tune_server: FineTuneServer, cli
     assert (received.count(b"\n\n"), received[-2:]) == (after, b"\n\n"[: 2 * after])
 
 
+async def test_a_comment_is_no_event() -> None:
+    """A stream is cut after events; the comments that keep it alive do not count, and arrive."""
+    plans = Plans()
+    Faults(plans).cut_stream("any", after=1)
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        async with event_stream(request) as response:
+            await response.write(b": keep-alive\n\n: keep-alive\n\n")
+            await response.write(b"data: 1\n\ndata: 2\n\n")
+        return response
+
+    def extend(application: web.Application) -> None:
+        Middleware(plans, Requests()).add_to(application)
+        application.router.add_get("/v1/stream", stream)
+
+    async with LocalServer(extend=extend) as server, connected(server.base_url, server.api_key) as client:
+        received = b""
+        with pytest.raises(aiohttp.ClientError):
+            async with client.http.get(f"{server.base_url}/stream?stream=true") as reply:
+                async for piece in reply.content.iter_any():
+                    received += piece
+        assert received == b": keep-alive\n\n: keep-alive\n\ndata: 1\n\n"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "endpoint"),
     [
@@ -255,10 +284,10 @@ async def test_held_jobs_stay(fine_tune_server: FineTuneServer, client: Client) 
     """While jobs are held, one runs and the others are pending; they can be cancelled; released, the rest end."""
     fine_tune_server.faults.hold_jobs()
     jobs = [await client.create(EXAMPLES) for _ in range(3)]
-    await client.reach(jobs[0]["id"], "Fine-tune started")
-    while (shown := await client.call("GET", f"/fine_tuning/jobs/{jobs[0]['id']}"))["status"] == "validating_files":
-        await asyncio.sleep(0)
-    assert shown["status"] == "running"
+    path = f"/fine_tuning/jobs/{jobs[0]['id']}"
+    async with asyncio.timeout(30):
+        while (await client.call("GET", path))["status"] != "running":
+            await asyncio.sleep(0)
     assert (await client.call("GET", f"/fine-tunes/{jobs[2]['id']}"))["status"] == "pending"
     await client.call("POST", f"/fine-tunes/{jobs[0]['id']}/cancel")
     fine_tune_server.faults.release_jobs()

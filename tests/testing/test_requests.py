@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import sys
 from typing import Any
 
 import pytest
@@ -36,8 +40,8 @@ async def test_a_request_without_the_key_is_recorded(fine_tune_server: FineTuneS
     """A wrong key is refused as ever; the request is in the record, and meets no fault."""
     await client.call("GET", "/models")
     fine_tune_server.faults.fail_next("any")
-    async with connected(fine_tune_server.base_url, "another-key") as stranger:
-        await stranger.call("POST", "/fine-tunes", json={}, status=401)
+    # On the same connection.
+    await client.call("POST", "/fine-tunes", json={}, headers={"Authorization": "Bearer another-key"}, status=401)
     assert [(asked.endpoint, asked.status) for asked in fine_tune_server.requests] == [
         ("list_models", 200),
         ("create", 401),
@@ -94,6 +98,28 @@ async def test_a_wrong_fault_is_refused(client: Client, path: str, body: object,
     """Another process is told what is wrong with what it asks for."""
     error = await client.call("POST", f"/testing/faults/{path}", json=body, status=status)
     assert message in error["message"]
+
+
+async def test_a_server_of_tests_runs_on_its_own() -> None:
+    """The command prints what points a client at the server, takes faults over HTTP, and ends with SIGTERM."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "aiofinetune.testing", "--port", "0", "--api-key", "a key"),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        assert process.stdout is not None
+        lines = [(await process.stdout.readline()).decode() for _ in range(2)]
+        assert lines[1] == "export OPENAI_API_KEY='a key'\n"
+        async with connected(lines[0].strip().removeprefix("export OPENAI_BASE_URL="), "a key") as client:
+            await client.call("POST", "/testing/faults/fail_next", json={"endpoint": "list_models", "status": 503})
+            await client.call("GET", "/models", status=503)
+        process.terminate()
+        assert await process.wait() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
 
 
 async def test_every_endpoint_has_a_name() -> None:
