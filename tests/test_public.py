@@ -162,6 +162,8 @@ PURE = (
     "results._rows",
     "retry",
     "structuring",
+    "testing._endpoints",
+    "testing._recorder",
 )
 
 

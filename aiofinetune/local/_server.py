@@ -85,7 +85,7 @@ class LocalServer:
 
     def __repr__(self) -> str:
         """Return a representation without the key."""
-        return f"<LocalServer {getattr(self, 'base_url', 'not entered')}>"
+        return f"<{type(self).__name__} {getattr(self, 'base_url', 'not entered')}>"
 
     async def __aenter__(self) -> Self:
         if self._entered is not None:

@@ -80,6 +80,7 @@ class Faults:
             times: How many requests.
         """
         _check("fields", isinstance(fields, Mapping), "fields and their values", fields)
+        _check("without", not isinstance(without, str), "a list of fields", without)
         self._add(endpoint, OddReply(dict(fields), tuple(without)), times)
 
     def cut_stream(self, endpoint: str = "events", *, after: int = 0, times: int | None = 1) -> None:

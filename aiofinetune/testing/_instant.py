@@ -47,10 +47,10 @@ def _simulate(run: Run) -> list[Report]:
     """Write what a trainer leaves, and return what it reports."""
     from aiofinetune.local._engines import training  # noqa: PLC0415  # On a thread: NumPy takes long to import.
 
-    hyperparams = training.resolve_hyperparams(structuring.write_reply(run.job.hyperparams), 1)
     try:
         texts = training.read_texts(str(run.training_path), "training")
         validation = training.read_texts(str(run.validation_path), "validation") if run.validation_path else []
+        hyperparams = training.resolve_hyperparams(structuring.write_reply(run.job.hyperparams), len(texts))
         classification = training.find_classes(hyperparams, texts, validation)
     except training.TrainingError as error:
         return [{"type": "failed", "message": str(error), "param": error.param}]
