@@ -94,6 +94,21 @@ async def test_a_lost_reply_leaves_one_job(
     assert [row.id for row in await fine_tune_session.list_fine_tunes()] == [job.id]
 
 
+async def test_a_session_of_the_jobs_api_meets_the_same_faults(fine_tune_server: FineTuneServer) -> None:
+    """A throttled create, and then one whose reply is lost, make one job there too, and its failure is reported."""
+    key, url, retry = fine_tune_server.api_key, fine_tune_server.base_url, Retry(base=0.01, grace=0.2)
+    async with FineTuneSession(key, base_url=url, dialect="jobs", retry=retry) as session:
+        request = await new_request(session)
+        fine_tune_server.faults.fail_next("create", status=429, retry_after=0)
+        fine_tune_server.faults.lose_reply("create")
+        fine_tune_server.faults.fail_job("no more disk space")
+        job = await session.create_fine_tune(request)
+        assert [str(asked) for asked in fine_tune_server.requests.to("create")] == ["POST /fine_tuning/jobs"] * 2
+        assert [row.id for row in await session.list_fine_tunes()] == [job.id]
+        with pytest.raises(FineTuneFailed, match="no more disk space"):
+            await session.wait(job.id)
+
+
 async def test_an_odd_reply_has_other_fields(
     fine_tune_server: FineTuneServer, fine_tune_session: FineTuneSession
 ) -> None:
