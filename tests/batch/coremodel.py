@@ -130,6 +130,7 @@ class Model:
         self.known_jobs: dict[str, act.AttemptId] = {}
         self.streamed: set[str] = set()
         self.listed_others: set[str] | None = None
+        self.listed_ends: set[str] = set()
         self.is_full = False
         self.held_until = self.next_at = 0.0
         self.wakes_at: float | None = None
@@ -424,7 +425,10 @@ class Model:
         if isinstance(event, on.CreateEvent) and isinstance(action, act.SendCreate):
             self._note_answer(action, event)
         if isinstance(event, on.JobVanished):
-            self._note_replacement(event.attempt)
+            # What a list said of its end counts more.
+            is_ended = isinstance(action, act.RetrieveJob) and action.job_id in self.listed_ends
+            if not is_ended:
+                self._note_replacement(event.attempt)
         self.send(event)
 
     def _must_wait(self, action: act.Action) -> bool:
@@ -526,6 +530,7 @@ class Model:
         active = frozenset(job_id for job_id, job in seen.items() if not job.is_terminal and job_id not in unreadable)
         ended = {job_id: job for job_id, job in seen.items() if job.is_terminal and job_id not in unreadable}
         self.listed_others = set((active | unreadable) & self.others)
+        self.listed_ends = set(ended)
         self.is_full = False
         return on.ListRead(active, ended, unreadable)
 
