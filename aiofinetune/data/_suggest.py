@@ -6,6 +6,7 @@ from typing import Final
 
 import attrs
 
+from aiofinetune.data._defaults import batch_size_of
 from aiofinetune.data._report import Report
 from aiofinetune.data._rules import PAIRS
 from aiofinetune.models import FineTuneRequest
@@ -75,8 +76,3 @@ def suggest_request(
         steps=-(-report.rows // batch_size_of(report.rows)) * epochs,
         cost=None if price_per_1000_tokens is None else tokens * price_per_1000_tokens / 1000,
     )
-
-
-def batch_size_of(examples: int) -> int:
-    """Return the reference's default batch size: about 0.2 % of the number of `examples`, between 1 and 256."""
-    return max(1, min(256, round(0.002 * examples)))

@@ -8,8 +8,6 @@ import pytest
 from hypothesis import example, given, settings
 
 from aiofinetune.data import FINE_TUNES, check_file
-from aiofinetune.data._suggest import batch_size_of as suggested_batch_size_of
-from aiofinetune.local._engines.defaults import batch_size_of
 from aiofinetune.local._engines.model import COMPLETION_BYTES
 from aiofinetune.local._engines.training import TrainingError, read_texts
 from aiofinetune.local._store.files import MAX_FILE_BYTES
@@ -45,12 +43,9 @@ def test_an_error_is_what_the_trainer_refuses(tmp_path_factory: pytest.TempPathF
 
 
 def test_the_limits_are_the_embedded_servers() -> None:
-    """The rules state the server's own sizes, and the default batch size."""
+    """The rules state the server's own sizes."""
     assert FINE_TUNES.max_completion_bytes == COMPLETION_BYTES
     assert FINE_TUNES.max_file_bytes == MAX_FILE_BYTES
-    assert [batch_size_of(n) for n in range(0, 200_000, 997)] == [
-        suggested_batch_size_of(n) for n in range(0, 200_000, 997)
-    ]
 
 
 def _file(factory: pytest.TempPathFactory, content: bytes) -> Path:

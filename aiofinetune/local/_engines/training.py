@@ -11,9 +11,9 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from aiofinetune.data._defaults import batch_size_of, learning_rate_multiplier_of
 from aiofinetune.data._examples import read_examples
 from aiofinetune.errors import DatasetError
-from aiofinetune.local._engines.defaults import batch_size_of, learning_rate_multiplier_of
 from aiofinetune.local._engines.model import Model, TextPair, evaluate, largest_weight, loss_and_gradients, score
 from aiofinetune.local._engines.optimizer import Adagrad
 from aiofinetune.local._engines.tokens import count_tokens, token_starts

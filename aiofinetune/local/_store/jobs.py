@@ -9,7 +9,7 @@ import attrs
 
 from aiofinetune import structuring
 from aiofinetune._sqlite import transaction
-from aiofinetune.local._engines.defaults import batch_size_of, learning_rate_multiplier_of
+from aiofinetune.data._defaults import batch_size_of, learning_rate_multiplier_of
 from aiofinetune.local._store.database import StoreDatabase, new_id, now
 from aiofinetune.local._store.files import PURPOSE, FileStore
 from aiofinetune.local._store.models import BASE_MODELS, ORGANIZATION, ModelStore
