@@ -21,6 +21,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from aiofinetune.data import (
+    EMBEDDED,
     FINE_TUNES,
     JOBS,
     Columns,
@@ -44,7 +45,7 @@ from aiofinetune.errors import FineTuneError
 Function = TypeVar("Function", bound=Callable[..., Any])  # Any: click calls it by the names of its options
 
 _STYLES: Final = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
-_RULES: Final = {"fine-tunes": FINE_TUNES, "jobs": JOBS}
+_RULES: Final = {"embedded": EMBEDDED, "fine-tunes": FINE_TUNES, "jobs": JOBS}
 _QUIET_SECONDS: Final = 1.0
 """A progress bar appears after this time."""
 

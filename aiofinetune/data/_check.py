@@ -7,12 +7,11 @@ from os import PathLike, fspath
 from aiofinetune.data._duplicates import DigestStore
 from aiofinetune.data._encodings import suggest_encoding
 from aiofinetune.data._formats import Record
-from aiofinetune.data._json_rows import Trouble
 from aiofinetune.data._leaks import find_shared
 from aiofinetune.data._messages import ChatChecker
 from aiofinetune.data._pairs import MIN_EXAMPLES, PairChecker
 from aiofinetune.data._reading import Progress, Source, open_source
-from aiofinetune.data._report import Report, cut
+from aiofinetune.data._report import Report, Trouble, cut
 from aiofinetune.data._rows import Columns, find_shape, rename, suggest_columns, text_of, value_trouble
 from aiofinetune.data._rules import FINE_TUNES, JOBS, PAIRS, Rules
 from aiofinetune.data._tally import Tally
@@ -133,7 +132,7 @@ class FileChecker:
         else:
             self._chat = ChatChecker(self.shape, *arguments)
         if self.shape not in self.rules.shapes:
-            self.tally.add("shape", None, None, f"{self.shape}; the {self.rules.name} API takes {_names(self.rules)}")
+            self.tally.add("shape", None, None, f"{self.shape}; the {self.rules.name} takes {_names(self.rules)}")
 
     def _look_at_pair(self, line: int, fields: dict[str, object]) -> None:
         prompt, completion = fields["prompt"], fields["completion"]

@@ -1,6 +1,7 @@
 """Read training files, which are JSON Lines with an object `{"prompt": ..., "completion": ...}` on each line.
 
-A line may also be a conversation, `{"messages": [...]}`, which `aiofinetune.data._chat` turns into such examples.
+Instead, every line may be a conversation, `{"messages": [...]}`, which `aiofinetune.data._chat` turns into such
+examples.
 
 Source: the reference's guide to fine-tuning, "Prepare training data".
 """
@@ -40,15 +41,16 @@ def read_examples(path: str | PathLike[str]) -> Iterator[Example]:
         DatasetError: A line is not an example, or the file holds none; a line is named by its number, starting at 1.
         OSError: The file cannot be read.
     """
-    name, found = fspath(path), False
+    name, is_chat = fspath(path), None
     for number, line in _lines(name):
         try:
-            examples = parse_examples(line)
+            record = _parse_json(line)
+            examples = _examples(record, is_chat)
         except ValueError as error:
             raise DatasetError(name, number, str(error)) from error
-        found = True
+        is_chat = _is_conversation(record)
         yield from examples
-    if not found:
+    if is_chat is None:
         raise DatasetError(name, None, "no example was found; at least one line is expected")
 
 
@@ -58,13 +60,7 @@ def parse_examples(line: bytes) -> tuple[Example, ...]:
     Raises:
         ValueError: The line is neither; the message says what was found and what is expected.
     """
-    record = _parse_json(line)
-    if not isinstance(record, dict) or "messages" not in record:
-        return (_example(record),)
-    if extra := sorted(key for key, value in record.items() if key != "messages" and value not in (None, [])):
-        raise ValueError(f"{extra[0]!a} beside 'messages' is not supported; only text messages are")
-    pairs = _chat.pairs(_chat.read_messages(record["messages"]))
-    return tuple(Example(prompt, completion) for prompt, completion in pairs)
+    return _examples(_parse_json(line))
 
 
 def parse_example(line: bytes) -> Example:
@@ -74,6 +70,18 @@ def parse_example(line: bytes) -> Example:
         ValueError: The line is not an example; the message says what was found and what is expected.
     """
     return _example(_parse_json(line))
+
+
+def _is_conversation(record: object) -> bool:
+    return isinstance(record, dict) and "messages" in record
+
+
+def _examples(record: object, is_chat: bool | None = None) -> tuple[Example, ...]:  # noqa: FBT001  # of a single use
+    if is_chat not in (None, _is_conversation(record)):
+        raise ValueError("messages are expected on all lines or on none, and the lines before it are different")
+    if not isinstance(record, dict) or not _is_conversation(record):
+        return (_example(record),)
+    return tuple(Example(prompt, completion) for prompt, completion in _chat.pairs(_chat.read_row(record)))
 
 
 def _example(record: object) -> Example:

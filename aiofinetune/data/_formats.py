@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
-from aiofinetune.data._json_rows import Notes, Trouble, check_depth, parse
-from aiofinetune.data._report import cut
+from aiofinetune.data._json_rows import Notes, check_depth, parse
+from aiofinetune.data._report import Trouble, cut
 from aiofinetune.errors import ConfigurationError
 
 _PIECE: Final = 1 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Final, NamedTuple
+from typing import Final
 
 try:
     from orjson import dumps as _dumps
@@ -17,6 +17,7 @@ try:
 except ImportError:
     from aiofinetune._json import dumps as _dumps  # type: ignore[assignment]  # narrower, and wide enough here
     from aiofinetune._json import loads as _loads  # type: ignore[assignment]  # likewise
+from aiofinetune.data._report import Trouble
 
 _MAX_DEPTH: Final = 100
 """How deep arrays and objects may be nested in a row; no service needs a fraction of it."""
@@ -29,16 +30,6 @@ def dumps(value: object) -> bytes:
     except (TypeError, ValueError):
         # orjson has no integers of more than 64 bits, and reports surrogates by a TypeError.
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-class Trouble(NamedTuple):
-    """A problem that was found while a row was read."""
-
-    check: str
-    field: str | None
-    text: str
-    content: bytes = b""
-    """The bytes of a line that cannot be decoded."""
 
 
 def parse(line: bytes) -> tuple[object, tuple[Trouble, ...]]:

@@ -19,11 +19,11 @@ from typing import IO, Final
 import attrs
 
 from aiofinetune.data._catalog import CHECKS
+from aiofinetune.data._chat import wrong_row
 from aiofinetune.data._check import PLAIN_COLUMNS, FileChecker
 from aiofinetune.data._duplicates import NO_DIGEST, DigestStore, Repeats, digest
 from aiofinetune.data._formats import Record
 from aiofinetune.data._json_rows import dumps, parse
-from aiofinetune.data._messages import check_messages
 from aiofinetune.data._reading import Progress, Source, open_source
 from aiofinetune.data._report import cut
 from aiofinetune.data._rows import Columns, find_shape, rename, text_of
@@ -286,7 +286,7 @@ class _Mending:
             self._note("not-a-number", line, fields, plain)
             fields = plain
         if self._shape == MESSAGES:
-            for trouble in check_messages(fields.get("messages")):
+            for trouble in wrong_row(fields, only_text=self._rules.only_text):
                 if trouble.check in self._wanted:
                     self._drop(trouble.check, line, fields)
                     return None

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from aiofinetune.data._json_rows import Trouble
+from aiofinetune.data._report import Trouble
 
 _TOKEN_STARTS: Final = (
     *("sk-", "AKIA", "ghp_", "gho_", "ghs_", "github_pat_", "xox", "AIza", "eyJ", "hf_", "glpat-"),

@@ -18,7 +18,8 @@ from aiofinetune._local_files import check_regular
 from aiofinetune.data._encodings import check_encoding, encoding_of, keeps_ascii
 from aiofinetune.data._examples import MAX_LINE_BYTES
 from aiofinetune.data._formats import Line, Record, json_lines, json_values, table_rows, workbook_rows
-from aiofinetune.data._json_rows import Trouble, undecodable
+from aiofinetune.data._json_rows import undecodable
+from aiofinetune.data._report import Trouble
 from aiofinetune.errors import LocalFileError
 
 _BUFFER: Final = 256 << 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import attrs
 
@@ -27,6 +27,16 @@ class Severity(enum.StrEnum):
 
 
 WORST_FIRST: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTE)
+
+
+class Trouble(NamedTuple):
+    """A problem that was found while a row was read."""
+
+    check: str
+    field: str | None
+    text: str
+    content: bytes = b""
+    """The bytes of a line that cannot be decoded."""
 
 
 @attrs.frozen

@@ -9,8 +9,7 @@ from typing import Final
 
 import attrs
 
-from aiofinetune.data._json_rows import Trouble
-from aiofinetune.data._report import cut
+from aiofinetune.data._report import Trouble, cut
 from aiofinetune.data._rules import MESSAGES, PAIRS, PREFERENCES
 
 _PAIR: Final = {"prompt", "completion"}
@@ -35,6 +34,8 @@ class Columns:
 
 def find_shape(fields: Mapping[str, object], columns: Columns) -> str | None:
     """Return the shape of a row; None if its keys are of none."""
+    if "messages" in fields and all(value in (None, []) for name, value in fields.items() if name != "messages"):
+        return MESSAGES
     names = {name.casefold() for name in fields}
     if any(names >= set(keys) for keys in _PREFERENCE_FIELDS):
         return PREFERENCES

@@ -20,13 +20,14 @@ class Rules:
     """What a service takes, and how severe each problem is there.
 
     Args:
-        name: What to call the service's API in a report.
+        name: What to call the service in a report.
         shapes: The shapes of rows that it takes: ``"pairs"``, ``"messages"``, ``"preferences"``.
         max_file_bytes: The size of the largest file.
         max_line_bytes: The length of the longest line, with its line end.
         max_completion_bytes: The length of the longest completion in UTF-8; None for no limit.
         max_tokens: The number of tokens of a row that the model reads.
         min_examples: The number of examples below which the service refuses a file.
+        only_text: Whether messages are text only; see `wrong_row`.
         severities: The severity of a check, by its id, where it is not the usual one; None if it does not apply.
     """
 
@@ -37,20 +38,33 @@ class Rules:
     max_completion_bytes: int | None
     max_tokens: int
     min_examples: int
+    only_text: bool = False
     severities: Mapping[str, Severity | None] = attrs.field(factory=dict)
 
 
 FINE_TUNES: Final = Rules(
-    name="fine-tunes",
+    name="fine-tunes API",
     shapes=frozenset({PAIRS}),
+    max_file_bytes=1 << 30,
+    max_line_bytes=MAX_LINE_BYTES,
+    max_completion_bytes=None,
+    max_tokens=2048,
+    min_examples=1,
+)
+"""The reference, ``/v1/fine-tunes``: prompt and completion, and no other key. It reads 2,048 tokens of them (the guide,
+"Prepare training data"). It names no longest line; this is many times longer than it reads."""
+
+EMBEDDED: Final = Rules(
+    name="embedded server",
+    shapes=frozenset({PAIRS, MESSAGES}),
     max_file_bytes=1 << 30,
     max_line_bytes=MAX_LINE_BYTES,
     max_completion_bytes=4095,
     max_tokens=2048,
     min_examples=1,
+    only_text=True,
 )
-"""The reference and the embedded server: prompt and completion, and no other key. The limits of sizes are the embedded
-server's; 2,048 tokens are from the reference's guide, "Prepare training data"."""
+"""The embedded server, through either API: prompt and completion, or chat messages of text."""
 
 _ADVICE_FOR_PAIRS: Final = (
     *("no-separator", "separator-inside", "no-leading-space", "no-stop", "stop-inside", "upper-case"),
@@ -58,7 +72,7 @@ _ADVICE_FOR_PAIRS: Final = (
 )
 
 JOBS: Final = Rules(
-    name="jobs",
+    name="jobs API",
     shapes=frozenset({MESSAGES, PREFERENCES}),
     max_file_bytes=512 << 20,
     max_line_bytes=16 << 20,

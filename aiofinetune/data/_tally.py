@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from aiofinetune.data._catalog import CHECKS
-from aiofinetune.data._json_rows import Trouble
-from aiofinetune.data._report import SHOWN_PLACES, WORST_FIRST, Finding, Place, cut
+from aiofinetune.data._report import SHOWN_PLACES, WORST_FIRST, Finding, Place, Trouble, cut
 from aiofinetune.data._rules import Rules
 
 

@@ -19,6 +19,33 @@ _ODD_VALUES = (
 _ODD_KEYS = st.sampled_from(["prompt", "completion", "Prompt", "COMPLETION", "id", "messages"])
 _ODD_LINES = st.dictionaries(_ODD_KEYS, _ODD_VALUES, max_size=4).map(lambda row: json.dumps(row).encode())
 _GOOD_LINES = st.fixed_dictionaries({"prompt": TEXTS, "completion": TEXTS}).map(lambda row: json.dumps(row).encode())
+_CONTENTS = TEXTS | st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXTS}), max_size=2)
+_MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": _CONTENTS}
+)
+_ODD_ROLES = st.sampled_from(["system", "user", "assistant", "tool", "Assistant", "\ud800", None, 1])
+_ODD_CONTENTS = _CONTENTS | _ODD_VALUES | st.just("\ud800") | st.just([{"type": "text", "text": "a", "x": None}])
+_ODD_WEIGHTS = st.sampled_from([0, 1, 2, 10**30, 1.0, True, None])
+_ODD_MESSAGES: st.SearchStrategy[object] = st.fixed_dictionaries(
+    {"role": _ODD_ROLES, "content": _ODD_CONTENTS},
+    optional={"weight": _ODD_WEIGHTS, "name": st.sampled_from([None, "a"]), "tool_calls": st.sampled_from([[], [{}]])},
+)
+_ODD_BESIDE: dict[str, st.SearchStrategy[object]] = {
+    "tools": st.sampled_from([None, [], [{}]]),
+    "prompt": st.sampled_from([None, "a"]),
+    "\ud800": st.none(),
+}
+_CONVERSATIONS = st.lists(_MESSAGES, max_size=3).map(
+    lambda messages: {"messages": [*messages, {"role": "assistant", "content": "b"}]}
+)
+_ODD_CONVERSATIONS = st.fixed_dictionaries(
+    {"messages": st.lists(_MESSAGES | _ODD_MESSAGES, max_size=3)}, optional=_ODD_BESIDE
+)
+CHAT_FILES = st.lists(_CONVERSATIONS | _ODD_CONVERSATIONS, min_size=1, max_size=2).map(
+    lambda rows: b"\n".join(json.dumps(row).encode() for row in rows)
+)
+"""Contents of files: conversations that are right or nearly right."""
+
 _JSON_PIECES = [b'{"prompt": "', b'"completion": "', b'"}', b"{}", b"[", b"]", b"\\ud800", b"\\u0022", b"NaN", b"1e999"]
 _OTHER_PIECES = [b"\n", b"\r\n", b" ", b"\t", b"\x00", b",", b'"', b"a", b"\xe9"]
 _MARKS = [b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b", b"PK\x03\x04"]

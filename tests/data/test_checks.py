@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiofinetune.data import CHECKS, FINE_TUNES, JOBS, Rules, Severity, check_file
+from aiofinetune.data import CHECKS, EMBEDDED, FINE_TUNES, JOBS, Rules, Severity, check_file
 from aiofinetune.errors import DatasetError
 from tests.data.files import counts, pairs, write
 
@@ -103,8 +103,9 @@ def test_a_check_finds_its_example(
     """A check finds its example, and names the line and the field."""
     path = tmp_path / name
     path.write_bytes(content)
-    is_chat = CHECKS[check].id in ("bad-message", "unknown-role", "empty-content", "last-not-assistant", "bad-weight")
-    report = check_file(path, rules=JOBS if is_chat or check == "too-few-examples" else FINE_TUNES)
+    is_chat = check in ("bad-message", "unknown-role", "empty-content", "last-not-assistant", "bad-weight")
+    rules = JOBS if is_chat or check == "too-few-examples" else FINE_TUNES
+    report = check_file(path, rules=EMBEDDED if check == "completion-too-long" else rules)
     (finding,) = [finding for finding in report.findings if finding.check == check]
     assert (finding.severity, finding.says) == (CHECKS[check].severity, CHECKS[check].says)
     place = finding.places[0]

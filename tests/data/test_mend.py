@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiofinetune.data import OPTIONAL_MENDS, SAFE_MENDS, check_file, mend_file
+from aiofinetune.data import EMBEDDED, OPTIONAL_MENDS, SAFE_MENDS, check_file, mend_file
 from aiofinetune.errors import ConfigurationError, DatasetError, LocalFileError
 from tests.data.files import ODD_FILES, PAIRS, counts, pairs, rows_in, write
 
@@ -128,5 +128,6 @@ def test_an_unknown_mend_is_refused(tmp_path: Path, options: dict[str, list[str]
 def test_long_completions_and_surrogates_are_mended_when_asked(tmp_path: Path) -> None:
     """A completion over the limit is dropped, and half a surrogate pair replaced."""
     rows = [*pairs(("a", "b" * 4096), ("c", "d")), {"prompt": "\ud800", "completion": "e"}]
-    mend_file(write(tmp_path, rows), tmp_path / "out.jsonl", mends=["completion-too-long", "lone-surrogate"])
+    mends = ["completion-too-long", "lone-surrogate"]
+    mend_file(write(tmp_path, rows), tmp_path / "out.jsonl", mends=mends, rules=EMBEDDED)
     assert rows_in(tmp_path / "out.jsonl") == pairs(("c", "d"), ("\ufffd", "e"))

@@ -54,25 +54,34 @@ def test_what_is_learned_is_what_follows_what_is_asked(messages: list[Message]) 
 
 USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 WRONG: dict[str, tuple[bytes, str]] = {
-    "no list": (b'{"messages": {}}', "not a list"),
-    "no message": (line(), "not a list of at least one"),
-    "no object": (line("a"), "messages[0] is not an object"),
-    "unknown role": (line({"role": "tool", "content": "a"}, ASSISTANT), "the role of messages[0] is 'tool'"),
-    "no role": (line({"content": "a"}, ASSISTANT), "the role of messages[0] is None"),
-    "no content": (line({"role": "user"}, ASSISTANT), "the content of messages[0] is not text"),
+    "no list": (b'{"messages": {}}', "messages: a list of at least one message is expected"),
+    "no message": (line(), "a list of at least one message is expected"),
+    "no object": (line("a"), "messages[0]: 'a'; an object with"),
+    "unknown role": (
+        line({"role": "tool", "content": "a"}, ASSISTANT),
+        "messages[0].role: 'tool'; one of system, developer,",
+    ),
+    "no role": (line({"content": "a"}, ASSISTANT), "messages[0].role: None; one of"),
+    "no content": (line({"role": "user"}, ASSISTANT), "messages[0].content: None; a string or"),
     "image": (
         line({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ASSISTANT),
-        "only text is supported",
+        "only parts of text are supported",
     ),
-    "tool call": (line(USER, ASSISTANT | {"tool_calls": [{}]}), "messages[1] has 'tool_calls'"),
-    "name": (line(USER | {"name": "x"}, ASSISTANT), "messages[0] has 'name'"),
-    "weight": (line(USER, ASSISTANT | {"weight": True}), "the weight of messages[1] is True"),
+    "tool call": (line(USER, ASSISTANT | {"tool_calls": [{}]}), "messages[1].tool_calls: is not supported"),
+    "name": (line(USER | {"name": "x"}, ASSISTANT), "messages[0].name: is not supported"),
+    "weight": (line(USER, ASSISTANT | {"weight": True}), "messages[1].weight: True of 'assistant'; 0 or 1"),
     "half a surrogate pair": (line(USER | {"content": "\ud800"}, ASSISTANT), "half a surrogate pair"),
-    "last from the user": (line(USER), "the last message is from the user"),
+    "last from the user": (line(USER), "messages[0].role: user; the last message is expected to be the assistant's"),
     "nothing to learn": (line(USER, ASSISTANT | {"weight": 0}), "no message of the assistant has the weight 1"),
-    "empty answer": (line(USER, ASSISTANT | {"content": ""}), "messages[1] of the assistant is empty"),
-    "tools": (line(USER, ASSISTANT, tools=[{}]), "'tools' beside 'messages' is not supported"),
-    "a prompt too": (line(USER, ASSISTANT, prompt="x"), "'prompt' beside 'messages' is not supported"),
+    "empty answer": (line(USER, ASSISTANT | {"content": ""}), "messages[1].content: the assistant says nothing"),
+    "tools": (line(USER, ASSISTANT, tools=[{}]), "tools: is not supported beside 'messages'"),
+    "weight of the user": (line(USER | {"weight": 1}, ASSISTANT), "messages[0].weight: 1 of 'user'"),
+    "part with more": (
+        line({"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}, ASSISTANT),
+        "only parts of text are supported",
+    ),
+    "no messages": (b'{"prompt": "a", "completion": "b"}', "messages are expected on all lines or on none"),
+    "a prompt too": (line(USER, ASSISTANT, prompt="x"), "prompt: is not supported beside 'messages'"),
 }
 
 
@@ -80,7 +89,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
 def test_a_wrong_conversation_is_refused_by_its_line(tmp_path: Path, wrong: bytes, expected: str) -> None:
     """What cannot be learned is refused, with its line and what was found."""
     path = tmp_path / "chats.jsonl"
-    path.write_bytes(b'{"prompt": "a", "completion": "b"}\n' + wrong + b"\n")
+    path.write_bytes(line(*TURNS) + b"\n" + wrong + b"\n")
     with pytest.raises(DatasetError) as caught:
         list(read_examples(path))
     assert caught.value.line == 2
