@@ -7,7 +7,7 @@ Source: the reference's guide to fine-tuning, "Prepare training data".
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Final
@@ -32,10 +32,14 @@ class Example:
     completion: str
 
 
-def read_examples(path: str | PathLike[str]) -> Iterator[Example]:
-    """Read the training file at `path` one example at a time, in constant memory.
+def read_examples(path: str | PathLike[str], max_completion_bytes: int | None = None) -> Iterator[Example]:
+    """Read a training file one example at a time, in constant memory.
 
     Blank lines and a byte order mark at the start are skipped.
+
+    Args:
+        path: The file.
+        max_completion_bytes: The length of the longest completion in UTF-8; None for no limit.
 
     Raises:
         DatasetError: A line is not an example, or the file holds none; a line is named by its number, starting at 1.
@@ -46,6 +50,7 @@ def read_examples(path: str | PathLike[str]) -> Iterator[Example]:
         try:
             record = _parse_json(line)
             examples = _examples(record, is_chat)
+            _check_lengths(examples, max_completion_bytes)
         except ValueError as error:
             raise DatasetError(name, number, str(error)) from error
         is_chat = _is_conversation(record)
@@ -82,6 +87,13 @@ def _examples(record: object, is_chat: bool | None = None) -> tuple[Example, ...
     if not isinstance(record, dict) or not _is_conversation(record):
         return (_example(record),)
     return tuple(Example(prompt, completion) for prompt, completion in _chat.pairs(_chat.read_row(record)))
+
+
+def _check_lengths(examples: Iterable[Example], most: int | None) -> None:
+    for example in examples:
+        length = len(example.completion.encode())
+        if most is not None and length > most:
+            raise ValueError(f"the completion has {length:,} bytes; at most {most:,} are expected")
 
 
 def _example(record: object) -> Example:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from aiofinetune import structuring
 from aiofinetune._threads import in_thread
 from aiofinetune.local._atomic import replacing
+from aiofinetune.local._engines.training_files import TrainingError
 from aiofinetune.local._store.runs import Run
 from aiofinetune.local._trainers import Ended
 
@@ -27,7 +28,7 @@ _WEIGHTS: Final = b"simulated: there are no weights\n"
 
 
 class InstantTrainers:
-    """Runs jobs without training. A file that a trainer would refuse fails its job with the same words."""
+    """Runs jobs without training. What a trainer would refuse fails its job with the same words."""
 
     async def run(self, run: Run, on_line: OnLine) -> Ended:
         """Run a job (see `aiofinetune.local._trainers.Trainers`)."""
@@ -52,7 +53,7 @@ def _simulate(run: Run) -> list[Report]:
         validation = training.read_texts(str(run.validation_path), "validation") if run.validation_path else []
         hyperparams = training.resolve_hyperparams(structuring.write_reply(run.job.hyperparams), len(texts))
         classification = training.find_classes(hyperparams, texts, validation)
-    except training.TrainingError as error:
+    except TrainingError as error:
         return [{"type": "failed", "message": str(error), "param": error.param}]
 
     columns = [*training.result_columns(has_validation=bool(validation), classification=classification), MARK_COLUMN]

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from aiofinetune.data import EMBEDDED, FINE_TUNES, JOBS, Rules, check_file
-from aiofinetune.local._engines.model import COMPLETION_BYTES
-from aiofinetune.local._engines.training import TrainingError, read_texts
+from aiofinetune.local._engines.training_files import COMPLETION_BYTES, TrainingError, read_file
 from aiofinetune.local._store.files import MAX_FILE_BYTES
 from tests.data.files import CHAT_FILES, ODD_FILES
 
@@ -61,7 +60,7 @@ def test_an_error_is_what_the_trainer_refuses(tmp_path_factory: pytest.TempPathF
     """For any bytes at all, a file has an error exactly if the trainer does not take it."""
     path = _file(tmp_path_factory, content)
     try:
-        read_texts(str(path), "training")
+        list(read_file(str(path), "training"))
     except TrainingError as error:
         refusal = str(error)
     else:

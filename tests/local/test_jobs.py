@@ -116,14 +116,20 @@ async def test_cancelling_is_idempotent_but_not_for_a_job_that_has_ended(client:
 # Failure
 
 
-async def test_a_broken_training_file_fails_the_job_with_the_line(client: Client, examples: bytes, data: Path) -> None:
+async def test_a_job_fails_if_its_file_is_broken_later(client: Client, examples: bytes, data: Path) -> None:
     """The error names the line and what is wrong with it, then the job fails, and the next one runs."""
-    job = await client.finish((await client.create(examples + b'{"prompt": 1}\n'))["id"])
+    first = await client.create(examples, n_epochs=50, batch_size=1)
+    second = await client.create(examples)
+    (data / "files" / second["training_files"][0]["id"]).write_bytes(examples + b'{"prompt": 1}\n')
+    await client.call("POST", f"/fine-tunes/{first['id']}/cancel")
+    job = await client.finish(second["id"])
     assert (job["status"], job["fine_tuned_model"], job["result_files"]) == ("failed", None, [])
     *_, error, last = job["events"]
     assert (error["level"], last["message"]) == ("error", "Fine-tune failed")
     assert "21" in error["message"]
     assert str(data) not in error["message"]
+    job = await client.call("GET", f"/fine_tuning/jobs/{job['id']}")
+    assert (job["error"]["code"], job["error"]["param"]) == ("invalid_training_file", "training_file")
     assert (await client.finish((await client.create(examples, n_epochs=1))["id"]))["status"] == "succeeded"
 
 

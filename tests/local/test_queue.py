@@ -19,7 +19,7 @@ from aiofinetune.local._store.refused import Refused
 from aiofinetune.local._store.runs import Run
 from aiofinetune.models import FineTune, FineTuneRequest
 from tests.local.plainclient import KEY, Client, Connect
-from tests.local.test_store import add_file
+from tests.local.test_store import ROW, add_file
 
 NEAR: Final = 10
 """The last place in the queue at which a job announces each step."""
@@ -69,7 +69,7 @@ async def test_jobs_announce_their_places(data: Path, seed: int) -> None:
     """Whatever happens, jobs announce the same places as when the place of every pending job is checked each time."""
     chance, queue = random.Random(seed), Queue()  # noqa: S311  # nothing secret
     async with Store(data).opened() as store:
-        request = FineTuneRequest(training_file=await add_file(store, b"x"), model="ada")
+        request = FineTuneRequest(training_file=await add_file(store, ROW), model="ada")
         run: Run | None = None
         for _ in range(150):
             match chance.choice(("create", "create", "cancel", "start", "fail", "succeed", "put back", "refuse")):
@@ -126,7 +126,7 @@ async def places(store: Store) -> dict[str, list[int]]:
 async def test_a_restart_counts_the_active_jobs(data: Path) -> None:
     """The place of a job that is created after a restart counts the jobs that were created before it."""
     async with Store(data).opened() as store:
-        request = FineTuneRequest(training_file=await add_file(store, b"x"), model="ada")
+        request = FineTuneRequest(training_file=await add_file(store, ROW), model="ada")
         jobs = [await store.jobs.create(request) for _ in range(4)]
         await store.runs.take_next()
         await store.jobs.cancel(jobs[2].id)
@@ -139,7 +139,7 @@ async def test_a_restart_counts_the_active_jobs(data: Path) -> None:
 async def test_no_call_looks_at_all_pending_jobs(data: Path) -> None:
     """A create, a start, an end and a cancel take as many steps of SQLite with 2,000 pending jobs as with 50."""
     async with Store(data).opened() as store:
-        request = FineTuneRequest(training_file=await add_file(store, b"x"), model="ada")
+        request = FineTuneRequest(training_file=await add_file(store, ROW), model="ada")
 
         async def fill(count: int) -> list[str]:
             # Unlike `create`, which first counts the examples on a thread, this keeps the order.

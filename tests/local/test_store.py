@@ -16,6 +16,9 @@ from aiofinetune.local._store import Store
 from aiofinetune.local._store.refused import Refused
 from aiofinetune.models import File, FineTuneRequest
 
+ROW = b'{"prompt": "a", "completion": "b"}\n'
+"""A training file."""
+
 
 async def test_a_folder_of_another_schema_is_refused(data: Path) -> None:
     """A folder that another version made is refused, and left as it is."""
@@ -65,7 +68,7 @@ async def test_a_transaction_that_fails_changes_nothing(data: Path) -> None:
     changed: list[object] = []
     async with Store(data).opened() as store:
         store.on_change = changed.append
-        training = await add_file(store, b"x")
+        training = await add_file(store, ROW)
         with pytest.raises(Refused, match="file-unknown"):
             await store.jobs.create(FineTuneRequest(training_file=training, validation_file="file-unknown"))
         assert await store.jobs.list() == []
@@ -76,7 +79,7 @@ async def test_a_transaction_that_fails_changes_nothing(data: Path) -> None:
 async def test_creations_at_once_all_get_their_place(data: Path) -> None:
     """A hundred jobs created together are all there, each with a queue number of its own."""
     async with Store(data).opened() as store:
-        training = await add_file(store, b"x")
+        training = await add_file(store, ROW)
         request = FineTuneRequest(training_file=training, model="ada")
         jobs = await asyncio.gather(*(store.jobs.create(request) for _ in range(100)))
         assert {job.id for job in jobs} == {job_id for job_id, _ in await store.jobs.list()}
@@ -87,7 +90,7 @@ async def test_creations_at_once_all_get_their_place(data: Path) -> None:
 async def test_creations_at_once_share_a_commit(data: Path) -> None:
     """What is asked for while the disk is busy goes there together: the first alone, the rest with one commit."""
     async with Store(data).opened() as store:
-        request = FineTuneRequest(training_file=await add_file(store, b"x"), model="ada")
+        request = FineTuneRequest(training_file=await add_file(store, ROW), model="ada")
         before = int((data / "commits").read_bytes())
         await asyncio.gather(*(store.jobs._add(request, 1) for _ in range(100)))
         assert int((data / "commits").read_bytes()) == before + 2

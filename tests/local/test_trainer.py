@@ -22,7 +22,8 @@ from aiofinetune.local._engines import trainer, training
 from aiofinetune.local._engines.model import Model, TextPair, evaluate, load, load_base
 from aiofinetune.local._engines.sampling import complete
 from aiofinetune.local._engines.trainer import EXIT_ABANDONED
-from aiofinetune.local._engines.training import Classification, Row, TrainingError
+from aiofinetune.local._engines.training import Classification, Row
+from aiofinetune.local._engines.training_files import TrainingError
 
 PLAIN: dict[str, Any] = {
     "n_epochs": 2,
@@ -156,7 +157,7 @@ def test_metrics_need_a_validation_file() -> None:
         (b" " * (MAX_LINE_BYTES + 1), "The training file, line 1: the line is too long; "),
         (
             json.dumps({"prompt": "", "completion": "x" * 5000}).encode(),
-            "The training file, example 1: the completion has 5,000 bytes; at most 4,095",
+            "The training file, line 1: the completion has 5,000 bytes; at most 4,095",
         ),
     ],
 )

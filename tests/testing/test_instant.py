@@ -7,7 +7,16 @@ import sys
 
 import pytest
 
-from aiofinetune import FineTune, FineTuneFailed, FineTuneRequest, FineTuneSession, ResultRow, Status, last_figures
+from aiofinetune import (
+    BadRequest,
+    FineTune,
+    FineTuneFailed,
+    FineTuneRequest,
+    FineTuneSession,
+    ResultRow,
+    Status,
+    last_figures,
+)
 from aiofinetune.testing import FineTuneServer
 from tests.local.plainclient import Client, connected, jsonl
 
@@ -69,11 +78,25 @@ async def test_no_process_trains(client: Client, monkeypatch: pytest.MonkeyPatch
     assert (await client.finish(further["id"]))["fine_tuned_model"].startswith("ada:ft-")
 
 
-async def test_a_file_that_cannot_be_trained_on_fails_its_job(fine_tune_session: FineTuneSession) -> None:
-    """A service sees the failure that a bad file causes, with the line, though nothing is trained."""
+async def test_a_file_that_cannot_be_trained_on_is_refused(fine_tune_session: FineTuneSession) -> None:
+    """A service sees the refusal that a bad file causes, with the line."""
     file = await fine_tune_session.upload_file(EXAMPLES + b'{"prompt": "eel ->"}\n')
-    job = await fine_tune_session.create_fine_tune(FineTuneRequest(training_file=file.id, model="ada"))
-    with pytest.raises(FineTuneFailed, match="training file, line 3"):
+    with pytest.raises(BadRequest, match="training file, line 3"):
+        await fine_tune_session.create_fine_tune(FineTuneRequest(training_file=file.id, model="ada"))
+
+
+async def test_a_job_that_cannot_be_trained_fails(fine_tune_session: FineTuneSession) -> None:
+    """A service sees the failure that wrong parameters cause, in the trainer's words, though nothing is trained."""
+    file = await fine_tune_session.upload_file(EXAMPLES)
+    request = FineTuneRequest(
+        training_file=file.id,
+        validation_file=file.id,
+        model="ada",
+        compute_classification_metrics=True,
+        classification_positive_class="no such class",
+    )
+    job = await fine_tune_session.create_fine_tune(request)
+    with pytest.raises(FineTuneFailed, match="No completion in the files is the classification_positive_class"):
         await fine_tune_session.wait(job.id)
     assert (await fine_tune_session.retrieve_fine_tune(job.id)).status == Status.FAILED
 

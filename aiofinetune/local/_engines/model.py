@@ -24,6 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from aiofinetune.local._atomic import replacing
+from aiofinetune.local._engines.training_files import COMPLETION_BYTES
 
 Floats = NDArray[np.float32]
 Symbols = NDArray[np.uint16]
@@ -35,7 +36,6 @@ SYMBOLS: Final = 257
 # A longer prompt is cut at its start. A longer completion is refused: if a completion, or a prompt and completion
 # together, were cut, their position would reveal the label to the model.
 PROMPT_BYTES: Final = 4096
-COMPLETION_BYTES: Final = 4095
 
 # Gradients are summed over slices of this many positions. This takes 80 MB where a whole batch of long texts took
 # 2.5 GB, and is twice as fast. The longest prompt and completion with its end of text fit in one slice.

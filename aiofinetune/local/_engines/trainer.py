@@ -54,6 +54,7 @@ from pathlib import Path
 from aiofinetune.local._atomic import replacing
 from aiofinetune.local._engines import training
 from aiofinetune.local._engines.model import SIZES, load, load_base, save
+from aiofinetune.local._engines.training_files import TrainingError
 from aiofinetune.local._shortage import shortage_of
 
 
@@ -99,7 +100,7 @@ def main(job_path: str) -> int:
     """Train the job described in the file at `job_path`; return the exit status."""
     try:
         run(json.loads(Path(job_path).read_bytes()))
-    except training.TrainingError as error:
+    except TrainingError as error:
         report("failed", message=str(error)[:MAX_MESSAGE], param=error.param)
         return 1
     except Exception as error:  # noqa: BLE001  # Any error is reported to the job's owner, without the paths of an OSError.

@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aiofinetune.data._defaults import batch_size_of, learning_rate_multiplier_of
-from aiofinetune.data._examples import read_examples
-from aiofinetune.errors import DatasetError
 from aiofinetune.local._engines.model import Model, TextPair, evaluate, largest_weight, loss_and_gradients, score
 from aiofinetune.local._engines.optimizer import Adagrad
 from aiofinetune.local._engines.tokens import count_tokens, token_starts
-from aiofinetune.local._shortage import shortage_of
+from aiofinetune.local._engines.training_files import TrainingError, read_file
 from aiofinetune.results import _metrics as metrics
 
 # The number of times in an epoch that the model is evaluated on the whole validation file, the last time at its end.
@@ -44,19 +42,6 @@ CHECKPOINT_FIGURES: Final = (
     "validation_loss",
     "validation_token_accuracy",
 )
-
-
-class TrainingError(Exception):
-    """A job cannot be trained as requested; the message is for its owner.
-
-    Args:
-        message: The reason.
-        param: The parameter to blame, such as ``"training_file"``.
-    """
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 @attrs.frozen
@@ -108,21 +93,7 @@ def read_texts(path: str, role: str) -> list[TextPair]:
         OSError: The machine has run out of something, so the file cannot be read.
         TrainingError: The file is not a training file, or contains a completion that is too long for the model.
     """
-    texts = []
-    try:
-        for number, example in enumerate(read_examples(path), start=1):
-            try:
-                texts.append(TextPair.of(example.prompt, example.completion))
-            except ValueError as error:
-                raise TrainingError(f"The {role} file, example {number}: {error}.", f"{role}_file") from error
-    except DatasetError as error:
-        line = "" if error.line is None else f", line {error.line}"
-        raise TrainingError(f"The {role} file{line}: {error.problem}.", f"{role}_file") from error
-    except OSError as error:
-        if shortage_of(error):
-            raise
-        raise TrainingError(f"The {role} file could not be read: {error.strerror}.", f"{role}_file") from error
-    return texts
+    return [TextPair.of(example.prompt, example.completion) for example in read_file(path, role)]
 
 
 def find_classes(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import functools
+import itertools
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import BinaryIO, Final, TypeVar
 
 from aiofinetune._sqlite import transaction
 from aiofinetune._threads import in_thread
-from aiofinetune.data._examples import MAX_LINE_BYTES
+from aiofinetune.local._engines.training_files import TrainingError, read_file
 from aiofinetune.local._store.database import StoreDatabase, new_id, now
 from aiofinetune.local._store.folder import sync_folder
 from aiofinetune.local._store.refused import Refused, refuse_if_needed
@@ -22,6 +24,8 @@ T = TypeVar("T")
 
 PURPOSE: Final = "fine-tune"
 MAX_FILE_BYTES: Final = 1 << 30
+ROLES: Final = ("training", "validation")
+"""What a file may be for in a job."""
 
 
 class FileStore:
@@ -37,8 +41,9 @@ class FileStore:
         self.database = database
         self._folder = folder
         self._threads = threads
-        self._examples: dict[str, int] = {}
-        """The number of examples in each file that a job was created with, by id."""
+        self._examples: dict[tuple[str, str], int | TrainingError] = {}
+        """The number of examples in each file that a job was created with, or why it was refused, by id and role."""
+        self._reading: dict[tuple[str, str], asyncio.Lock] = {}
 
     @contextlib.asynccontextmanager
     async def receive(self) -> AsyncIterator[Incoming]:
@@ -108,21 +113,39 @@ class FileStore:
         finally:
             await self._in_thread(handle.close)
 
-    async def count_examples(self, file_id: str) -> int:
-        """Return the number of examples in a file; 0 if the file was deleted in the meantime."""
-        count = self._examples.get(file_id)
-        if count is None:
-            try:
-                count = await self._in_thread(lambda: _count_lines(self.path(file_id)))
-            except FileNotFoundError:
-                return 0
-            self._examples[file_id] = count
-        return count
+    async def count_examples(self, file_id: str, role: str) -> int:
+        """Return the number of examples in a file; refuse with 400 what a trainer would, in the same words.
+
+        A file is read once, however many jobs are created with it; 0 is returned if it was deleted in the meantime.
+
+        Args:
+            file_id: The file.
+            role: What the file is for: ``"training"`` or ``"validation"``.
+        """
+        async with self._reading.setdefault((file_id, role), asyncio.Lock()):
+            found = self._examples.get((file_id, role))
+            if found is None:
+                found = self._examples[file_id, role] = await self._read_examples(file_id, role)
+        if isinstance(found, TrainingError):
+            raise Refused(400, str(found), param=found.param)
+        return found
+
+    async def _read_examples(self, file_id: str, role: str) -> int | TrainingError:
+        stopped = threading.Event()
+        try:
+            # On another thread than those for files: reading a file of a gigabyte takes a while.
+            return await asyncio.to_thread(_count_examples, self.path(file_id), role, stopped)
+        except TrainingError as error:
+            return error
+        finally:
+            stopped.set()
 
     async def delete(self, file_id: str) -> None:
         """Delete a file; refuse if a job that is not over needs it."""
         await self._forget(file_id)
-        self._examples.pop(file_id, None)
+        for role in ROLES:
+            self._examples.pop((file_id, role), None)
+            self._reading.pop((file_id, role), None)
         await self._in_thread(lambda: self.path(file_id).unlink(missing_ok=True))
 
     @transaction
@@ -213,8 +236,12 @@ def _no_file(file_id: str) -> Refused:
     return Refused(404, f"No such File object: {file_id}", param="id")
 
 
-def _count_lines(path: Path) -> int:
-    """Count the lines that are not blank. Each of them is an example, or else its job fails."""
-    with path.open("rb") as file:
-        # A line that is too long for an example is counted more than once, so that it is never in memory as a whole.
-        return sum(1 for line in iter(functools.partial(file.readline, MAX_LINE_BYTES), b"") if not line.isspace())
+def _count_examples(path: Path, role: str, stopped: threading.Event) -> int:
+    """Count the examples of a file, in bounded memory.
+
+    Raises:
+        TrainingError: A trainer would refuse the file.
+    """
+    if not path.exists():
+        return 0
+    return sum(1 for _ in itertools.takewhile(lambda _: not stopped.is_set(), read_file(str(path), role)))

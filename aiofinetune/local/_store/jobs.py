@@ -70,14 +70,17 @@ class JobStore:
         self._models = models
 
     async def create(self, request: FineTuneRequest, extras: Extras | None = None) -> FineTune:
-        """Add a job to the end of the queue; refuse if its model or one of its files does not exist.
+        """Add a job to the end of the queue; refuse if its model or a file does not exist, or a file is wrong.
 
         Args:
             request: The parameters of the reference.
             extras: The others, if the job is created through the jobs API. Its suffix replaces that of `request`.
         """
         await self._check(request)
-        return await self._add(request, await self._files.count_examples(request.training_file), extras)
+        examples = await self._files.count_examples(request.training_file, "training")
+        if request.validation_file:
+            await self._files.count_examples(request.validation_file, "validation")
+        return await self._add(request, examples, extras)
 
     @transaction
     def _check(self, request: FineTuneRequest) -> None:
