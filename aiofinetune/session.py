@@ -9,6 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar, overload
+from urllib.parse import urlsplit
 
 import aiohttp
 import attrs
@@ -19,6 +20,7 @@ from aiofinetune._http.download import download
 from aiofinetune._http.token import Token, TokenSource
 from aiofinetune._http.transport import Timeout, Transport
 from aiofinetune._http.upload_body import Progress
+from aiofinetune._http.upload_check import check_content
 from aiofinetune._http.upload_source import Source, opened_source
 from aiofinetune._jobs.events import EventStream
 from aiofinetune._jobs.ordering import is_newest_first, oldest_first
@@ -27,7 +29,7 @@ from aiofinetune._jobs.recovery import Recovery
 from aiofinetune._jobs.stream import SentEvents
 from aiofinetune._jobs.waiting import Waiting
 from aiofinetune._secret import Secret, scrubbed
-from aiofinetune._urls import check_base_url
+from aiofinetune._urls import check_base_url, is_loopback
 from aiofinetune._version import __version__
 from aiofinetune.dialects._choice import named, of_host
 from aiofinetune.dialects._dialect import Dialect, Follows
@@ -38,6 +40,7 @@ from aiofinetune.retry import Retry
 
 if TYPE_CHECKING:
     from aiofinetune._completions import Completion
+    from aiofinetune.data import Rules
     from aiofinetune.results import Results
 
 T = TypeVar("T")
@@ -141,6 +144,15 @@ class FineTuneSession:
     def times_throttled(self) -> int:
         """The number of times that the service throttled this session (429)."""
         return self._caller.throttle.count
+
+    @property
+    def data_rules(self) -> Rules:
+        """What the service takes as training data; at an address of this machine, what the embedded server takes."""
+        if is_loopback(urlsplit(self.base_url).hostname or ""):
+            from aiofinetune.data import EMBEDDED  # noqa: PLC0415  # a twentieth of the import time
+
+            return EMBEDDED
+        return self.dialect.rules()
 
     async def aclose(self) -> None:
         """Close the connections, and the aiohttp session unless it was passed in.
@@ -432,6 +444,7 @@ class FineTuneSession:
         purpose: str = "fine-tune",
         filename: str | None = None,
         progress: Progress | None = None,
+        check: bool | Rules = False,
     ) -> File:
         """Upload a file in constant memory, and return the service's description of it.
 
@@ -447,13 +460,20 @@ class FineTuneSession:
             filename: The name at the service; by default the name of the file, or ``"data.jsonl"``.
             progress: Called on the event loop with the number of bytes sent so far and the total; the total is None if
                 it is unknown.
+            check: Whether to check the training data first, by `data_rules` or by other rules. The source must be a
+                path, bytes or a seekable file.
 
         Raises:
+            DatasetError: The service would refuse the data; nothing was sent. It names the file, the line and what to
+                do.
             LocalFileError: The file cannot be read.
 
         Source: ``POST /files``, or ``POST /uploads`` and its parts.
         """
         async with opened_source(source) as content:
+            if check is not False:
+                named = os.fsdecode(source) if isinstance(source, str | os.PathLike) else filename or content.name
+                await check_content(content, named or "data.jsonl", self.data_rules if check is True else check)
             return await self._recovery.upload(content, filename or content.name or "data.jsonl", purpose, progress)
 
     async def list_files(self, purpose: str | None = None) -> tuple[File, ...]:

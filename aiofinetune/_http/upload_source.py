@@ -38,12 +38,14 @@ class Content:
         size: The length in bytes; None if it is unknown.
         read: Returns the next piece, or b"" at the end.
         rewind: Goes back to the first piece, or to so many bytes after its start; None if that is not possible.
+        file: The file behind it, at the first piece, to be read in a thread; None if it can be read only once.
     """
 
     name: str | None
     size: int | None
     read: Callable[[], Awaitable[bytes]]
     rewind: Callable[[int], Awaitable[object]] | None
+    file: SupportsRead | None = None
 
 
 @asynccontextmanager
@@ -158,7 +160,7 @@ async def _content_of_file(file: Any, name: str | None) -> Content:  # Any: only
             await asyncio.wait([reading])
         await asyncio.to_thread(file.seek, start + offset)
 
-    return Content(name, size, read, rewind)
+    return Content(name, size, read, rewind, file)
 
 
 _AT_END: Final = "its position is at the end, so nothing would be sent; call seek(0) first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from os import PathLike, fspath
 
 from aiofinetune.data._duplicates import DigestStore
@@ -59,6 +60,24 @@ def check_file(
                 count, places = find_shared(path, validation, columns, encoding=encoding, fallback=fallback)
                 checker.tally.add_places("shared-rows", places, count)
             return checker.report(None if validation is None else fspath(validation))
+        finally:
+            checker.close()
+
+
+def check_stream(raw: io.RawIOBase, name: str, size: int | None, rules: Rules) -> Report:
+    """Check a file that is open, and leave it open; see `check_file`.
+
+    Args:
+        raw: The file.
+        name: What to call it.
+        size: The number of bytes from its position on; None if it is unknown.
+        rules: What the service takes.
+    """
+    with open_source(name, max_line_bytes=rules.max_line_bytes, raw=raw, size=size or 0) as source:
+        checker = FileChecker(source, rules, PLAIN_COLUMNS)
+        try:
+            checker.read()
+            return checker.report(None)
         finally:
             checker.close()
 

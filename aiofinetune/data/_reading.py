@@ -51,13 +51,15 @@ class Source:
         self._damage = ""
         self._files: ExitStack
 
-    def open(self, files: ExitStack, progress: Progress | None) -> None:
-        """Open the file, and read its start. `files` closes it."""
+    def open(self, files: ExitStack, raw: io.RawIOBase | None, progress: Progress | None) -> None:
+        """Open the file, unless it is open as `raw`, and read its start. `files` closes what is opened here."""
         self._files = files
-        check_regular(Path(self.path))
-        raw = files.enter_context(_Counted(self.path, progress))
-        self.size = raw.size
-        self._reader = files.enter_context(io.BufferedReader(raw, _BUFFER))
+        if raw is None:
+            check_regular(Path(self.path))
+            raw = files.enter_context(io.FileIO(self.path))
+            self.size = os.fstat(raw.fileno()).st_size
+        counted = files.enter_context(_Counted(raw, self.size, progress))
+        self._reader = files.enter_context(io.BufferedReader(counted, _BUFFER))
         self.is_compressed = self._reader.peek(2)[:2] == b"\x1f\x8b"
         if self.is_compressed:
             unzipped = files.enter_context(gzip.GzipFile(fileobj=self._reader))
@@ -176,18 +178,23 @@ class Source:
                 yield (number, content, None)
 
 
-class _Counted(io.FileIO):
-    """A file that reports how much of it was read."""
+class _Counted(io.RawIOBase):
+    """Reads a file, and reports how much of it was read."""
 
-    def __init__(self, path: str, progress: Progress | None) -> None:
-        super().__init__(path)
-        self.size = os.fstat(self.fileno()).st_size
+    def __init__(self, file: io.RawIOBase, size: int, progress: Progress | None) -> None:
+        self._file = file
+        self._size = size
+        self._done = 0
         self._progress = progress
 
-    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]  # as io.BufferedReader calls it
-        count = super().readinto(buffer)
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:  # Any: as io.RawIOBase has it
+        count: int | None = self._file.readinto(buffer)
         if self._progress is not None:
-            self._progress(self.tell(), self.size)
+            self._done += count or 0
+            self._progress(self._done, self._size)
         return count
 
 
@@ -199,6 +206,8 @@ def open_source(
     fallback: str | None = None,
     max_line_bytes: int = MAX_LINE_BYTES,
     progress: Progress | None = None,
+    raw: io.RawIOBase | None = None,
+    size: int = 0,
 ) -> Iterator[Source]:
     """Return a context manager of a data file.
 
@@ -208,6 +217,8 @@ def open_source(
         fallback: An encoding for the lines that are not valid in `encoding`.
         max_line_bytes: The length of the longest line of JSON Lines that is read.
         progress: Called while the file is read.
+        raw: The file, if it is open; it is not closed here, and `path` is only its name.
+        size: Its size, if it is open.
 
     Raises:
         ConfigurationError: An encoding is unknown, or an extra is not installed.
@@ -215,9 +226,10 @@ def open_source(
     """
     name = fspath(path)
     source = Source(name, encoding, fallback, max_line_bytes)
+    source.size = size
     with ExitStack() as files:
         try:
-            source.open(files, progress)
+            source.open(files, raw, progress)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             raise LocalFileError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
         yield source

@@ -120,26 +120,35 @@ class Report:
         worst = WORST_FIRST[: WORST_FIRST.index(severity) + 1]
         return tuple(finding for finding in self.findings if finding.severity in worst)
 
+    def errors(self) -> tuple[DatasetError, ...]:
+        """Return an error for each kind of problem for which the service would refuse the file, the worst first."""
+        return tuple(_error_of(finding) for finding in self.at_least(Severity.ERROR))
+
     def raise_for_errors(self) -> None:
         """Raise the first error.
 
         Raises:
             DatasetError: The service would refuse the file; the error names the first line of the worst finding.
         """
-        errors = self.at_least(Severity.ERROR)
+        errors = self.errors()
         if not errors:
             return
-        first, *others = errors
-        place = first.places[0]
-        where = f"{place.field}: " if place.field else ""
-        shown = f" ({where}{place.text})" if place.text else ""
-        more = f"; {first.count:,} rows" if first.count > 1 else ""
-        rest = f"; and {len(others)} more kinds of errors" if others else ""
-        raise DatasetError(place.file, place.line, f"{first.says}{shown}{more}{rest}")
+        first = errors[0]
+        more = f" There are {len(errors) - 1} more kinds of errors." if errors[1:] else ""
+        advice = "'aiofinetune data check' shows all, and 'aiofinetune data mend' corrects what it can."
+        raise DatasetError(first.path, first.line, f"{first.problem}.{more} {advice}")
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as JSON values."""
         return {**attrs.asdict(self), "is_accepted": self.is_accepted}
+
+
+def _error_of(finding: Finding) -> DatasetError:
+    place = finding.places[0]
+    where = f"{place.field}: " if place.field else ""
+    shown = f" ({where}{place.text})" if place.text else ""
+    more = f", in {finding.count:,} rows" if finding.count > 1 else ""
+    return DatasetError(place.file, place.line, f"{finding.says.removesuffix('.')}{shown}{more}")
 
 
 def cut(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -24,6 +24,9 @@ from aiofinetune.models import (
     Upload,
     UploadPart,
 )
+
+if TYPE_CHECKING:
+    from aiofinetune.data import Rules
 
 Object = Mapping[str, object]
 """A JSON object."""
@@ -111,6 +114,12 @@ def _unchanged(parameters: Object) -> dict[str, object]:
     return dict(parameters)
 
 
+def _rules_of_jobs() -> Rules:
+    from aiofinetune.data import JOBS  # noqa: PLC0415  # a twentieth of the import time, and few programs need it
+
+    return JOBS
+
+
 def _unexplained(error: APIError, _endpoint: Endpoint[Any]) -> APIError:
     return error
 
@@ -145,6 +154,7 @@ class Dialect:
         job_object: What the ``object`` field of a job says.
         fits: Whether a JSON object has the form of a job of this dialect, and of no other.
         explain: Adds advice to an error of the service.
+        rules: Returns what the service takes as training data.
     """
 
     name: str
@@ -172,6 +182,7 @@ class Dialect:
     job_object: str = "fine-tune"
     fits: Callable[[Object], bool] = lambda _job: False
     explain: Explain = _unexplained
+    rules: Callable[[], Rules] = _rules_of_jobs
 
     def check(self, request: FineTuneRequest) -> None:
         """Refuse a request that this dialect cannot express.
