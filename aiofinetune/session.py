@@ -148,11 +148,7 @@ class FineTuneSession:
     @property
     def data_rules(self) -> Rules:
         """What the service takes as training data; at an address of this machine, what the embedded server takes."""
-        if is_loopback(urlsplit(self.base_url).hostname or ""):
-            from aiofinetune.data import EMBEDDED  # noqa: PLC0415  # a twentieth of the import time
-
-            return EMBEDDED
-        return self.dialect.rules()
+        return find_rules(self.dialect, self.base_url)
 
     async def aclose(self) -> None:
         """Close the connections, and the aiohttp session unless it was passed in.
@@ -524,6 +520,15 @@ class FineTuneSession:
         Source: ``DELETE /files/{id}``.
         """
         return await self._caller.delete(self._endpoints.delete_file, file_id)
+
+
+def find_rules(dialect: Dialect, base_url: str) -> Rules:
+    """Return what a service takes as training data; see `FineTuneSession.data_rules`."""
+    if is_loopback(urlsplit(base_url).hostname or ""):
+        from aiofinetune.data import EMBEDDED  # noqa: PLC0415  # a twentieth of the import time
+
+        return EMBEDDED
+    return dialect.rules()
 
 
 def find_service(dialect: Dialect | str | None, base_url: str | None) -> tuple[Dialect, str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 import attrs
 
@@ -37,6 +37,9 @@ from aiofinetune.batch._runner import Call, Note, Runner
 from aiofinetune.dialects._dialect import Follows
 from aiofinetune.errors import ConfigurationError, FineTuneError, JournalUnusable
 from aiofinetune.session import FineTuneSession
+
+if TYPE_CHECKING:
+    from aiofinetune.data import Rules
 
 _log = logging.getLogger("aiofinetune")
 _life = logging.getLogger("aiofinetune.batch")
@@ -84,6 +87,8 @@ class Batch:
             no longer knows their jobs. A job that was made after all then runs beside the new one, and costs money.
         progress: Called on the event loop whenever something changes.
         poll_interval: The number of seconds between two looks at the service's list.
+        data_check: Whether to check the data of each local file before its upload, once, by the session's `data_rules`
+            or by other rules. An entry with wrong data is rejected, and nothing of it is sent.
 
     Raises, on entering the context:
         JournalUnusable: The journal is in use, damaged, not a journal, or belongs to another service.
@@ -114,6 +119,7 @@ class Batch:
         retry_uncertain: Collection[str] = (),
         progress: Callable[[Progress], object] | None = None,
         poll_interval: float = 10.0,
+        data_check: bool | Rules = True,
     ) -> None:
         _check_limits(max_active, reserve, concurrency, per_minute, poll_interval)
         _check_retries(retry, retry_uncertain)
@@ -135,7 +141,7 @@ class Batch:
         file = None if journal is None else Path(journal)
         self._journal = Journal(file, session.base_url, session.dialect.name, accept_changes=accept_changes)
         self._results = None if results is None else ResultsFolder(session, Path(results))
-        data_files = DataFiles(session, self._journal)
+        data_files = DataFiles(session, self._journal, check=data_check)
         self._input = Input(requests, concurrency, self._journal, data_files)
         self._follower = Follower(session, self._journal, self._results, concurrency, self._core.active_jobs)
         # The batch records a create before it is sent, and finds it again in another run. The session offers neither.

@@ -8,18 +8,23 @@ import logging
 import os
 import weakref
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from aiofinetune._http.upload_check import check_content
+from aiofinetune._http.upload_source import opened_source
 from aiofinetune._local_files import check_regular
 from aiofinetune._threads import in_thread
 from aiofinetune.batch._core import AttemptRecord
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import is_local
-from aiofinetune.errors import FineTuneError, LocalFileError
+from aiofinetune.errors import DatasetError, FineTuneError, LocalFileError
 from aiofinetune.models import File, FineTuneRequest
 from aiofinetune.session import FineTuneSession
+
+if TYPE_CHECKING:
+    from aiofinetune.data import Rules
 
 _log = logging.getLogger("aiofinetune")
 
@@ -32,11 +37,19 @@ class DataFiles:
 
     A content whose digest is in the journal or the service's list is not sent again. The name of a file at the service
     contains the start of its digest, so that an upload is found even if it is in no journal.
+
+    Args:
+        session: Uploads the files.
+        journal: Knows the files that earlier runs uploaded.
+        check: Whether to check the data of a file before its upload, or the rules to check it by.
     """
 
-    def __init__(self, session: FineTuneSession, journal: Journal) -> None:
+    def __init__(self, session: FineTuneSession, journal: Journal, *, check: bool | Rules = False) -> None:
         self._session = session
         self._journal = journal
+        self._check = check
+        self._checked: dict[str, DatasetError | None] = {}
+        """What is wrong with the data of the files that were checked last in this run, by path; None if nothing is."""
         self._digests: dict[str, str] = {}
         """The digests of the files that were used last in this run, by path."""
         self._ids: dict[str, str] = {}
@@ -49,12 +62,21 @@ class DataFiles:
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def with_ids(self, request: FineTuneRequest) -> FineTuneRequest:
-        """Return a request with the files' ids in place of local paths, after uploading the files that need it."""
-        if await self._is_local(request.training_file):
-            request = attrs.evolve(request, training_file=await self._id_of(request.training_file))
-        if request.validation_file is not None and await self._is_local(request.validation_file):
-            request = attrs.evolve(request, validation_file=await self._id_of(request.validation_file))
-        return request
+        """Return a request with the files' ids in place of local paths, after uploading the files that need it.
+
+        Raises:
+            DatasetError: The data of a file is wrong; neither file was sent.
+        """
+        training, validation = request.training_file, request.validation_file
+        paths = [file for file in (training, validation) if file is not None and await self._is_local(file)]
+        for path in paths if self._check is not False else ():
+            await self._check_data(path)
+        ids = {path: await self._id_of(path) for path in paths}
+        return attrs.evolve(
+            request,
+            training_file=ids.get(training, training),
+            validation_file=None if validation is None else ids.get(validation, validation),
+        )
 
     async def change_of(self, record: AttemptRecord, request: FineTuneRequest) -> str:
         """Return what has changed in an entry since an earlier run, as text for people; "" if nothing has.
@@ -94,6 +116,27 @@ class DataFiles:
                 self._local[file] = await in_thread(None, lambda: is_local(file))
             return self._local[file]
 
+    async def _check_data(self, path: str) -> None:
+        """Check the data of a file once in a run, although a sweep names it many times; not if it was sent before."""
+        async with self._lock(f"check {path}"):
+            if path not in self._checked:
+                is_there = path in self._ids or await self._find(Path(path), await self._digest_of(path))
+                self._checked[path] = None if is_there else await self._problem_of(path)
+            wrong = self._checked[path]
+            if len(self._checked) > _MAX_REMEMBERED:
+                del self._checked[next(iter(self._checked))]
+        if wrong is not None:
+            raise wrong
+
+    async def _problem_of(self, path: str) -> DatasetError | None:
+        rules = self._session.data_rules if isinstance(self._check, bool) else self._check
+        try:
+            async with opened_source(path) as content:
+                await check_content(content, path, rules)
+        except DatasetError as error:
+            return error.with_traceback(None)
+        return None
+
     async def _id_of(self, path: str) -> str:
         async with self._lock(path):
             if path not in self._ids:
@@ -120,18 +163,20 @@ class DataFiles:
         return digest
 
     async def _id_by_digest(self, path: Path, digest: str) -> str:
-        name = f"{path.stem[:40]}-{digest[:16]}{path.suffix}"
-        known = await self._journal.file_id(digest)
+        file_id = await self._find(path, digest) or await self._upload(path, _name_of(path, digest), digest)
+        if file_id != await self._journal.file_id(digest):
+            await self._journal.keep_file(digest, file_id)
+        return file_id
+
+    async def _find(self, path: Path, digest: str) -> str | None:
+        """Return the id of a file that is at the service; None if it must be uploaded."""
         there = await self._files_there()
         # A file of another size is the rest of an upload that was cut off, unless the journal knows its id. Some
         # services report 0 or no size.
-        usable = there.get(known or "") or [
-            file for file in there.get(name, ()) if file.bytes in (None, 0, await _size(path))
+        usable = there.get(await self._journal.file_id(digest) or "") or [
+            file for file in there.get(_name_of(path, digest), ()) if file.bytes in (None, 0, await _size(path))
         ]
-        file_id = usable[0].id if usable else await self._upload(path, name, digest)
-        if file_id != known:
-            await self._journal.keep_file(digest, file_id)
-        return file_id
+        return usable[0].id if usable else None
 
     async def _upload(self, path: Path, name: str, digest: str) -> str:
         file = await self._session.upload_file(path, filename=name)
@@ -165,6 +210,11 @@ class DataFiles:
         if lock is None:
             lock = self._locks[name] = asyncio.Lock()
         return lock
+
+
+def _name_of(path: Path, digest: str) -> str:
+    """Return the name of a file at the service."""
+    return f"{path.stem[:40]}-{digest[:16]}{path.suffix}"
 
 
 async def _size(path: Path) -> int:

@@ -28,7 +28,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -118,12 +118,15 @@ def read_manifest(path: str | os.PathLike[str]) -> Iterator[Entry]:
         yield item
 
 
-def check_manifest(path: str | os.PathLike[str], dialect: Dialect = FINE_TUNES) -> int:
+def check_manifest(
+    path: str | os.PathLike[str], dialect: Dialect = FINE_TUNES, look: Callable[[str], Iterable[str]] | None = None
+) -> int:
     """Check a whole manifest, and that its local files exist; return the number of its jobs.
 
     Args:
         path: The manifest.
         dialect: What the service says. A parameter that it does not have is a problem.
+        look: Returns what is wrong with the data in a local file; called once for each file. None to leave that out.
 
     Raises:
         ManifestInvalid: The manifest is invalid; the error holds every problem.
@@ -134,6 +137,7 @@ def check_manifest(path: str | os.PathLike[str], dialect: Dialect = FINE_TUNES) 
     problems = []
     # Hashes take less memory than labels, and a manifest may be very long.
     labels: set[int] = set()
+    seen: set[str] = set()
     count = 0
     for table, item in _entries(Path(path)):
         if isinstance(item, Problem):
@@ -149,18 +153,32 @@ def check_manifest(path: str | os.PathLike[str], dialect: Dialect = FINE_TUNES) 
             dialect.check(item.request)
         except RequestInvalid as error:
             problems.append(Problem(table.line_of(error.field), error.field, error.problem))
-        for field in _FILE_FIELDS:
-            file = getattr(item.request, field)
-            if file is not None and _looks_local(file) and not os.path.isfile(file):  # noqa: PTH113
-                exists = os.path.exists(file)  # noqa: PTH110
-                words = f"{file!r} is not a regular file" if exists else f"the file {file!r} does not exist"
-                problems.append(Problem(table.line_of(field), field, words))
+        problems += _wrong_files(table, item.request, look, seen)
     if not count and not problems:
         problems.append(Problem(1, "requests", "expected at least one request"))
     if problems:
         # All jobs of a sweep report the same missing file.
         raise ManifestInvalid(os.fspath(path), tuple(dict.fromkeys(problems)))
     return count
+
+
+def _wrong_files(
+    table: _Table, request: FineTuneRequest, look: Callable[[str], Iterable[str]] | None, seen: set[str]
+) -> Iterator[Problem]:
+    """Yield what is wrong with the local files of a request; what is in them, only for those that were not `seen`."""
+    for field in _FILE_FIELDS:
+        file = getattr(request, field)
+        if file is None or not _looks_local(file):
+            continue
+        found: Iterable[str] = ()
+        if not os.path.isfile(file):  # noqa: PTH113
+            exists = os.path.exists(file)  # noqa: PTH110
+            found = [f"{file!r} is not a regular file" if exists else f"the file {file!r} does not exist"]
+        elif look is not None and file not in seen:
+            seen.add(file)
+            found = look(file)
+        for words in found:
+            yield Problem(table.line_of(field), field, words)
 
 
 @attrs.frozen

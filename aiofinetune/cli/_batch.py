@@ -7,8 +7,9 @@ import contextlib
 import logging
 import signal
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -25,8 +26,10 @@ from aiofinetune.batch._manifest import check_manifest, read_manifest
 from aiofinetune.batch._notices import Notices
 from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
 from aiofinetune.batch._rerun import Rerun, look_back
+from aiofinetune.cli._data import progress_bar
+from aiofinetune.data import Rules, check_file
 from aiofinetune.errors import ConfigurationError, JournalUnusable, LocalFileError
-from aiofinetune.session import FineTuneSession, find_service
+from aiofinetune.session import FineTuneSession, find_rules, find_service
 
 _SHOWN_ACTIVE: Final = 10
 _DRAW_INTERVAL: Final = 0.25
@@ -43,6 +46,7 @@ async def run_manifest(
     console: Console,
     *,
     check: bool,
+    data_check: bool,
     accept_changes: bool,
     retry_failed: bool,
     show_ended: bool,
@@ -59,8 +63,9 @@ async def run_manifest(
     """
     if summary is not None:
         await asyncio.to_thread(_check_summary, summary, (manifest, journal))
-    dialect, _ = find_service(None, None)
-    count = await asyncio.to_thread(check_manifest, manifest, dialect)
+    dialect, base_url = find_service(None, None)
+    with looking_into(find_rules(dialect, base_url)) as look:
+        count = await asyncio.to_thread(check_manifest, manifest, dialect, look if data_check else None)
     if check:
         console.print(f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, no problems")
         return 0
@@ -80,10 +85,35 @@ async def run_manifest(
             journal=journal,
             accept_changes=accept_changes,
             retry="failed" if retry_failed else None,
+            data_check=False,  # They were checked above.
             **options,
         )
         run = _Run(batch, count, journal, console, cancels=bool(options.get("cancel_on_exit")), show_ended=show_ended)
         return await run.to_the_end(summary)
+
+
+@contextlib.contextmanager
+def looking_into(rules: Rules) -> Iterator[Callable[[str], list[str]]]:
+    """Return a context manager of a function that returns what is wrong with a data file, and ends with the block."""
+    is_over = threading.Event()
+
+    def look(file: str) -> list[str]:
+        with progress_bar(Path(file)) as show:
+
+            def progress(done: int, size: int) -> None:
+                if is_over.is_set():
+                    raise LocalFileError(f"{file}: the check was interrupted")
+                show(done, size)
+
+            try:
+                return [str(error) for error in check_file(file, rules=rules, progress=progress).errors()]
+            except LocalFileError as error:
+                return [str(error)]
+
+    try:
+        yield look
+    finally:
+        is_over.set()
 
 
 def _before(rerun: Rerun, count: int, *, retry_failed: bool) -> str:

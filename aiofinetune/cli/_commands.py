@@ -139,7 +139,8 @@ def services() -> None:
     help="Create a new job for an uncertain or vanished entry; a job that was made after all costs money too.",
 )
 @click.option("--show-ended", is_flag=True, help="Print also the entries that ended in an earlier run.")
-@click.option("--check", is_flag=True, help="Check the manifest without sending anything.")
+@click.option("--check", is_flag=True, help="Check the manifest and its data files without sending anything.")
+@click.option("--no-data-check", "data_check", flag_value=False, default=True, help="Do not look into the data files.")
 def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: bool, **options: Any) -> None:
     """Run all jobs of a MANIFEST (JSON Lines or TOML).
 

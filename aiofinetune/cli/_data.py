@@ -133,7 +133,7 @@ def check(
     """Report what is wrong with data FILES, the worst first."""
     console, is_bad, told = Console(highlight=False), False, list[dict[str, object]]()
     for file in files:
-        with _bar(file) as progress:
+        with progress_bar(file) as progress:
             rules = None if api is None else _RULES[api]
             report = check_file(file, rules=rules, columns=Columns(prompt, completion), progress=progress, **options)
         suggestion = suggest_request(report, n_epochs=epochs, price_per_1000_tokens=price)
@@ -174,7 +174,7 @@ def mend(
     """Write a mended copy of a data FILE: what `check` calls safe, and what is named with --mend."""
     if dry_run == (output is not None):
         raise click.UsageError("give either --output or --dry-run")
-    with _bar(file) as progress:
+    with progress_bar(file) as progress:
         rules = None if api is None else _RULES[api]
         columns = Columns(prompt, completion)
         report = mend_file(file, output, rules=rules, columns=columns, progress=progress, **options)
@@ -241,7 +241,7 @@ COMMANDS: Final = {"check": check, "mend": mend, "split": split, "convert": conv
 
 
 @contextlib.contextmanager
-def _bar(file: Path) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(file: Path) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on a terminal, if reading takes longer than a second."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)

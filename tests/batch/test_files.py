@@ -23,7 +23,7 @@ async def test_a_content_is_uploaded_once(tmp_path: Path) -> None:
     train, same, valid = (write(tmp_path, f"{name}.jsonl", name[:5]) for name in ("train-1", "train-2", "valid"))
     wanted = [FineTuneRequest(training_file=file, validation_file=valid) for file in [train, same] * 5]
     async with talking_to(server) as session:
-        outcomes = await outcomes_of(Batch(session, wanted))
+        outcomes = await outcomes_of(Batch(session, wanted, data_check=False))
     assert [outcome.error for outcome in outcomes] == [None] * 10
     assert server.trained_on() == [b"train"] * 10
     assert server.asked["upload"] == 2
@@ -40,11 +40,11 @@ async def test_a_file_of_the_current_folder_is_uploaded(
     at_service = server.add_file("other.jsonl", b"other")
     wanted = [FineTuneRequest(training_file=file, validation_file=at_service) for file in (name, at_service)]
     async with talking_to(server) as session:
-        outcomes = await outcomes_of(Batch(session, wanted, journal="journal", concurrency=1))
+        outcomes = await outcomes_of(Batch(session, wanted, journal="journal", concurrency=1, data_check=False))
         assert [outcome.status for outcome in outcomes] == ["succeeded", "succeeded"]
         assert server.trained_on() == [b"train", b"other"]
         Path(name).unlink()
-        again = await outcomes_of(Batch(session, wanted, journal="journal"))
+        again = await outcomes_of(Batch(session, wanted, journal="journal", data_check=False))
     assert [outcome.job_id for outcome in again] == [outcome.job_id for outcome in outcomes]
 
 
@@ -54,7 +54,7 @@ async def test_a_missing_data_file_is_no_id(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     server = BatchServer()
     async with talking_to(server) as session:
-        (outcome,) = await outcomes_of(Batch(session, [FineTuneRequest(training_file=name)]))
+        (outcome,) = await outcomes_of(Batch(session, [FineTuneRequest(training_file=name)], data_check=False))
     assert isinstance(outcome.error, LocalFileError)
     assert str(outcome.error) == f"{name}: No such file or directory"
     assert (outcome.status, server.asked["create"]) == ("rejected", 0)
@@ -66,7 +66,7 @@ async def test_a_content_is_uploaded_once_whatever_happens_first(tmp_path: Path)
     train, same = (write(tmp_path, name, "train") for name in ("a.jsonl", "b.jsonl"))
     async with talking_to(server) as session:
         wanted = [FineTuneRequest(training_file=file) for file in (train, same, train)]
-        await outcomes_of(Batch(session, wanted, concurrency=1))
+        await outcomes_of(Batch(session, wanted, concurrency=1, data_check=False))
     assert server.asked["upload"] == 1
 
 
@@ -78,7 +78,7 @@ async def test_files_are_told_by_their_content(tmp_path: Path) -> None:
         (tmp_path / content).mkdir()
     wanted = [FineTuneRequest(training_file=write(tmp_path / name, "train.jsonl", name)) for name in contents]
     async with talking_to(server) as session:
-        await outcomes_of(Batch(session, wanted))
+        await outcomes_of(Batch(session, wanted, data_check=False))
     assert sorted(server.trained_on()) == [b"one", b"six", b"two"]
 
 
@@ -91,7 +91,7 @@ async def test_a_content_is_uploaded_once_across_runs(tmp_path: Path, *, has_jou
     async with talking_to(server) as session:
         for number in range(2):
             wanted = [Entry(f"job-{number}", FineTuneRequest(training_file=file))]
-            await outcomes_of(Batch(session, wanted, journal=journal))
+            await outcomes_of(Batch(session, wanted, journal=journal, data_check=False))
     assert server.asked["upload"] == 1
     assert server.trained_on() == [b"train"] * 2
 
@@ -112,9 +112,9 @@ async def test_a_run_reads_a_file_once_to_see_whether_it_has_changed(
     file = write(tmp_path, "train.jsonl", "train")
     wanted = [Entry(f"job-{number}", FineTuneRequest(training_file=file, n_epochs=number)) for number in range(1, 9)]
     async with talking_to(server) as session:
-        await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+        await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", data_check=False))
         read.clear()
-        outcomes = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+        outcomes = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", data_check=False))
     assert [outcome.error for outcome in outcomes] == [None] * 8
     assert read == [file]
 
@@ -126,7 +126,7 @@ async def test_a_file_that_is_gone_at_the_service_is_uploaded_again(tmp_path: Pa
     async with talking_to(server) as session:
         for label in ("a", "b", "c"):
             wanted = [Entry(label, FineTuneRequest(training_file=file))]
-            await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+            await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", data_check=False))
             if label == "a":
                 for file_id in [key for key, value in server.files.items() if value["purpose"] == "fine-tune"]:
                     del server.files[file_id]
@@ -139,10 +139,10 @@ async def test_what_is_left_of_a_failed_upload_is_not_used(tmp_path: Path, wrong
     server = BatchServer()
     file = write(tmp_path, "train.jsonl", "train")
     async with talking_to(server) as session:
-        await outcomes_of(Batch(session, [Entry("a", FineTuneRequest(training_file=file))]))
+        await outcomes_of(Batch(session, [Entry("a", FineTuneRequest(training_file=file))], data_check=False))
         for known in server.files.values():
             known.update(wrong)
-        await outcomes_of(Batch(session, [Entry("b", FineTuneRequest(training_file=file))]))
+        await outcomes_of(Batch(session, [Entry("b", FineTuneRequest(training_file=file))], data_check=False))
     assert server.asked["upload"] == 2
     first, second = (job["training_files"][0]["id"] for job in server.jobs.values())
     assert first != second
@@ -156,7 +156,7 @@ async def test_a_file_that_changes_while_it_is_sent(tmp_path: Path) -> None:
     async with (
         talking_to(server) as session,
         asyncio.timeout(60),
-        Batch(session, [FineTuneRequest(training_file=file)]) as batch,
+        Batch(session, [FineTuneRequest(training_file=file)], data_check=False) as batch,
     ):
         await server.until(lambda: server.asked["list files"] == 1)
         write(tmp_path, "train.jsonl", "other")
@@ -174,7 +174,7 @@ async def test_an_upload_that_fails_is_the_outcome_of_those_who_need_it(tmp_path
     server.refuse = lambda endpoint: error(400, "Invalid file") if endpoint == "upload" else None
     wanted = [*known, Entry("bad", FineTuneRequest(training_file=write(tmp_path, "bad.jsonl", "bad")))]
     async with talking_to(server) as session:
-        outcomes = {outcome.label: outcome for outcome in await outcomes_of(Batch(session, wanted))}
+        outcomes = {outcome.label: outcome for outcome in await outcomes_of(Batch(session, wanted, data_check=False))}
     assert outcomes["job-1"].error is None
     assert str(outcomes["bad"].error).startswith("400: Invalid file")
 
@@ -184,7 +184,7 @@ async def test_a_path_that_no_file_can_have() -> None:
     server = BatchServer()
     wanted = [*entries(server, 1), Entry("bad", FineTuneRequest(training_file="a\0.jsonl"))]
     async with talking_to(server) as session:
-        outcomes = {outcome.label: outcome for outcome in await outcomes_of(Batch(session, wanted))}
+        outcomes = {outcome.label: outcome for outcome in await outcomes_of(Batch(session, wanted, data_check=False))}
     assert isinstance(outcomes["bad"].error, LocalFileError)
     assert outcomes["job-1"].error is None
 
@@ -202,15 +202,17 @@ async def test_a_rerun_in_another_folder_makes_no_job_again(
     async with talking_to(server) as session:
         monkeypatch.chdir(tmp_path / "in")
         before = await outcomes_of(
-            Batch(session, [Entry("a", FineTuneRequest(training_file="train.jsonl"))], journal=journal)
+            Batch(
+                session, [Entry("a", FineTuneRequest(training_file="train.jsonl"))], journal=journal, data_check=False
+            )
         )
         monkeypatch.chdir(tmp_path)
         wanted = [Entry("a", FineTuneRequest(training_file=again.format(folder=tmp_path)))]
         assert (await look_back(journal, session, wanted)).changes == ()
-        after = await outcomes_of(Batch(session, wanted, journal=journal))
+        after = await outcomes_of(Batch(session, wanted, journal=journal, data_check=False))
         assert [outcome.job_id for outcome in after] == [outcome.job_id for outcome in before]
         Path("in/train.jsonl").write_text("other")
         Path("copy.jsonl").write_text("other")
         with pytest.raises(JournalUnusable, match="the content of"):
-            await outcomes_of(Batch(session, wanted, journal=journal))
+            await outcomes_of(Batch(session, wanted, journal=journal, data_check=False))
     assert (server.asked["create"], server.asked["upload"]) == (1, 1)

@@ -200,7 +200,7 @@ async def test_a_throttling_that_the_session_does_not_wait_out(
     wanted = [FineTuneRequest(training_file=file, n_epochs=number) for number in range(1, 5)]
     async with talking_to(server, retry=retry) as session:
         begin = asyncio.get_running_loop().time()
-        async with Batch(session, wanted, concurrency=1, poll_interval=7200) as batch:
+        async with Batch(session, wanted, concurrency=1, poll_interval=7200, data_check=False) as batch:
             outcomes = await batch.run()
     assert [outcome.error for outcome in outcomes] == [None] * 4
     assert server.asked[endpoint] == (5 if endpoint == "create" else 2)
