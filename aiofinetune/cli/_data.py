@@ -241,16 +241,18 @@ COMMANDS: Final = {"check": check, "mend": mend, "split": split, "convert": conv
 
 
 @contextlib.contextmanager
-def progress_bar(file: Path) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on a terminal, if reading takes longer than a second."""
+def progress_bar(
+    file: Path, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on a terminal, by default that of stderr, if reading takes longer than a second."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    start, task = time.monotonic(), bar.add_task(f"reading {file.name}", total=None)
+    bar = Progress(*columns, console=console or Console(stderr=True), transient=True)
+    start, task = clock(), bar.add_task(f"reading {file.name}", total=None)
     is_shown = False
 
     def progress(done: int, size: int) -> None:
         nonlocal is_shown
-        if not is_shown and bar.console.is_terminal and time.monotonic() - start > _QUIET_SECONDS:
+        if not is_shown and bar.console.is_terminal and clock() - start > _QUIET_SECONDS:
             is_shown = True
             bar.start()
         bar.update(task, completed=done, total=size)

@@ -115,8 +115,19 @@ def _decode_value(notes: Notes, buffer: str) -> tuple[object, int, str]:
     return value, end, ""
 
 
-def table_rows(text: Iterable[str], dialect: type[csv.Dialect], fallback: str | None) -> Iterator[Record]:
-    """Read CSV or TSV with a header. Bytes that could not be decoded are surrogates in `text`."""
+def table_rows(
+    text: Iterable[str], dialect: type[csv.Dialect], fallback: str | None, max_field: int
+) -> Iterator[Record]:
+    """Read CSV or TSV with a header.
+
+    Args:
+        text: The lines. Bytes that could not be decoded are surrogates.
+        dialect: The form of the table.
+        fallback: An encoding for such bytes.
+        max_field: The number of characters of the longest field.
+    """
+    # The limit belongs to the whole process, so it is only raised.
+    csv.field_size_limit(max(csv.field_size_limit(), max_field))
     reader = csv.reader(text, dialect, strict=True)
     header: list[str] | None = None
     while True:
@@ -126,12 +137,13 @@ def table_rows(text: Iterable[str], dialect: type[csv.Dialect], fallback: str | 
         except StopIteration:
             return
         except csv.Error as error:
-            yield Record(line, None, (Trouble("not-csv", None, str(error)),))
-            if "limit" in str(error):
-                end = f"a quotation mark may be missing on line {line}; nothing after it was read"
-                yield Record(None, None, (Trouble("unreadable-file", None, end),))
-                return
-            continue
+            if "limit" not in str(error):
+                yield Record(line, None, (Trouble("not-csv", None, str(error)),))
+                continue
+            words = f"a field has more than {csv.field_size_limit():,} characters; a quotation mark may be missing"
+            yield Record(line, None, (Trouble("line-too-long", None, words),))
+            yield Record(None, None, (Trouble("unreadable-file", None, f"nothing after line {line} was read"),))
+            return
         if not any(cells):
             # A line without a cell is blank; so is, in what spreadsheets write, one of nothing but delimiters.
             yield Record(line, None, (Trouble("blank-line", None, ""),))

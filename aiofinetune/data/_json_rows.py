@@ -22,6 +22,8 @@ from aiofinetune.data._report import Trouble
 _MAX_DEPTH: Final = 100
 """How deep arrays and objects may be nested in a row; no service needs a fraction of it."""
 
+_LARGE: Final = 2.0**63
+
 
 def dumps(value: object) -> bytes:
     """Encode what `parse` returned as JSON. A lone surrogate raises a UnicodeEncodeError, which is a ValueError."""
@@ -54,9 +56,12 @@ def _quotes(value: object, depth: int = 0) -> int:
 
     Raises:
         RecursionError: The value is nested too deeply.
+        ValueError: A number is so large that it may be an integer, which orjson does not keep as it is.
     """
     if type(value) is str:
         return 2 + value.count('"')
+    if type(value) is float and abs(value) >= _LARGE:
+        raise ValueError
     if depth > _MAX_DEPTH:
         raise RecursionError
     if type(value) is dict:
@@ -88,9 +93,12 @@ def parse_carefully(line: bytes) -> tuple[object, tuple[Trouble, ...]]:
     return value, notes.troubles()
 
 
-def check_depth(value: object) -> None:
+def check_depth(value: object, depth: int = 0) -> None:
     """Raise a RecursionError if a value is nested too deeply to be handled."""
-    _quotes(value)
+    if depth > _MAX_DEPTH:
+        raise RecursionError
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_depth(item, depth + 1)
 
 
 class Notes:

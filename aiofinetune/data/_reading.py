@@ -122,7 +122,7 @@ class Source:
         text = self._text("", "surrogateescape" if keeps_ascii(self.encoding) else None)
         if self.format == "json":
             return json_values(text)
-        return table_rows(text, _dialect(self._delimiter), self._fallback)
+        return table_rows(text, _dialect(self._delimiter), self._fallback, self._max_line_bytes)
 
     def _text(self, newline: str, errors: str | None) -> io.TextIOWrapper:
         return self._files.enter_context(io.TextIOWrapper(self._reader, self.encoding, errors, newline))

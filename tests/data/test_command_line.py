@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from aiofinetune.cli._commands import cli
+from aiofinetune.cli._data import progress_bar
 from aiofinetune.data import CHECKS
 from tests.data.files import pairs, rows_in, write
 
@@ -102,3 +105,18 @@ def test_help_lists_the_commands() -> None:
     """The group lists its commands."""
     shown = run("--help").stdout
     assert all(name in shown for name in ("check", "mend", "split", "convert", "sample"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_terminal", "is_shown"), [(0.9, True, False), (1.1, True, True), (9, False, False)]
+)
+def test_a_bar_appears_after_a_second(seconds: float, *, is_terminal: bool, is_shown: bool) -> None:
+    """On a terminal, what takes longer than a second shows how far it is; else nothing is printed."""
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
+    times = iter([0.0, seconds, seconds])
+    with progress_bar(Path("train.jsonl"), console, lambda: next(times)) as progress:
+        progress(512, 1024)
+        console.file.write("during")
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO from above
+    assert ("reading train.jsonl" in shown) == is_shown
+    assert shown.startswith("during") == (not is_shown)

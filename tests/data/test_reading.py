@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiofinetune.data import FINE_TUNES, Columns, check_file, convert_file
+from aiofinetune.data import EMBEDDED, FINE_TUNES, Columns, check_file, convert_file, mend_file
 from aiofinetune.errors import ConfigurationError, LocalFileError
 from tests.data.files import ODD_FILES, counts, pairs, rows_in
 
@@ -116,6 +117,31 @@ def test_a_quotation_mark_that_is_not_closed_is_named(tmp_path: Path) -> None:
     path.write_text("prompt,completion\na,b\n" + 'c,"d\n' + "e,f\n" * 40_000)
     (finding, *_) = [finding for finding in check_file(path).findings if finding.check == "not-csv"]
     assert finding.places[0].line == 3
+
+
+def test_a_long_field_of_csv_is_read(tmp_path: Path) -> None:
+    """A field may be as long as the longest line; beyond that the row is named, and what is behind it is not read."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt,completion\na,b\n{'c' * 200_000},d\ne,\n")
+    report = check_file(path, rules=FINE_TUNES)
+    assert (report.rows, report.unreadable_rows) == (3, 0)
+    assert counts(report)["empty-completion"] == 1
+    path.write_text(f"prompt,completion\na,b\n{'c' * (csv.field_size_limit() + 1)},d\ne,\n")
+    found = {finding.check: finding for finding in check_file(path, rules=FINE_TUNES).findings}
+    assert found["line-too-long"].places[0].line == 3
+    assert "nothing after line 3" in found["unreadable-file"].places[0].text
+    assert "empty-completion" not in found
+
+
+def test_an_integer_of_any_size_is_read(tmp_path: Path) -> None:
+    """An integer of more than 64 bits is a value that is not a text, and its digits are kept when it is mended."""
+    path, number = tmp_path / "a.jsonl", 10**30 + 1
+    path.write_text(json.dumps({"prompt": "a", "completion": number}) + "\n" + json.dumps({"messages": [number]}))
+    assert {"not-text": 1, "mixed-shapes": 1}.items() <= counts(check_file(path, rules=FINE_TUNES)).items()
+    mend_file(path, tmp_path / "out.jsonl", mends=["mixed-shapes"])
+    assert rows_in(tmp_path / "out.jsonl") == pairs(("a", str(number)))
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": number}]}))
+    assert counts(check_file(path, rules=EMBEDDED))["bad-message"] == 1
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
