@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from aiofinetune.data import EMBEDDED, FINE_TUNES, Columns, check_file, convert_file, mend_file
@@ -163,7 +163,12 @@ def test_any_bytes_are_reported(tmp_path_factory: pytest.TempPathFactory, conten
     """Whatever the bytes and the format, a report is made, whose rows add up."""
     path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
     path.write_bytes(gzip.compress(content) if suffix.endswith("gz") and len(content) % 3 else content)
-    report = check_file(path, encoding="cp1252" if len(content) % 5 == 1 else None)
+    try:
+        report = check_file(path, encoding="cp1252" if len(content) % 5 == 1 else None)
+    except ConfigurationError:
+        # What starts as a workbook does needs an extra.
+        event("needs an extra")
+        return
     assert 0 <= report.unreadable_rows <= report.rows
     assert all(finding.count >= len(finding.places) > 0 for finding in report.findings)
     json.dumps(report.to_dict()).encode()
