@@ -8,9 +8,8 @@ from typing import Literal
 import attrs
 
 from aiofinetune.data._check import PLAIN_COLUMNS
-from aiofinetune.data._reading import open_source
+from aiofinetune.data._reading import open_source, rows_of
 from aiofinetune.data._rows import Columns, rename, text_of
-from aiofinetune.data._rows_of import rows_of
 from aiofinetune.data._rules import JOBS, MESSAGES, PAIRS
 from aiofinetune.data._writing import created, json_line
 from aiofinetune.errors import DatasetError

@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from os import PathLike, fspath
 from typing import IO, Final
@@ -28,6 +28,7 @@ from aiofinetune.data._reading import Progress, Source, open_source
 from aiofinetune.data._report import cut
 from aiofinetune.data._rows import Columns, find_shape, rename, text_of
 from aiofinetune.data._rules import FINE_TUNES, JOBS, MESSAGES, PAIRS, Rules
+from aiofinetune.data._text_mends import TEXT_MENDS
 from aiofinetune.data._writing import created, json_line
 from aiofinetune.errors import ConfigurationError, DatasetError
 
@@ -41,10 +42,6 @@ SAFE_MENDS: Final = tuple(check.id for check in CHECKS.values() if check.kind ==
 _CAN_BE_LEFT: Final = frozenset({"duplicate", "empty-completion"})
 OPTIONAL_MENDS: Final = tuple(check.id for check in CHECKS.values() if check.kind == "optional")
 """What is mended when it is asked for."""
-
-Pair = tuple[str, str]
-Transform = Callable[[str, str], Pair | None]
-"""Changes a prompt and a completion; None drops the row."""
 
 
 @attrs.frozen
@@ -190,7 +187,7 @@ class _Mending:
         if self._shape == PAIRS:
             for _ in range(_MAX_ROUNDS):
                 before = sum(each.count for each in self.mended.values())
-                for id in _TEXT_MENDS:
+                for id in TEXT_MENDS:
                     if id in self._wanted:
                         rows = self._stored(self._apply(id, rows), rows)
                 if sum(each.count for each in self.mended.values()) == before:
@@ -340,7 +337,7 @@ class _Mending:
     # The mends of texts, which depend on all rows
 
     def _apply(self, id: str, rows: _Rows) -> Iterator[tuple[int, dict[str, object]]]:
-        transform = _TEXT_MENDS[id](self._facts(rows))
+        transform = TEXT_MENDS[id](self._facts(rows))
         for line, fields in rows:
             pair = (str(fields["prompt"]), str(fields["completion"]))
             changed = transform(*pair)
@@ -418,65 +415,3 @@ def _replaced(fields: Mapping[str, object], *, is_nan: bool) -> dict[str, object
         return None if is_nan and isinstance(value, float) and not math.isfinite(value) else value
 
     return {str(replaced(key)): replaced(item) for key, item in fields.items()}
-
-
-# Each returns, for what was found in all rows, what to do with one.
-
-
-def _drop_blank(_facts: FileChecker) -> Transform:
-    return lambda prompt, completion: (prompt, completion) if completion.strip() else None
-
-
-def _drop_long(facts: FileChecker) -> Transform:
-    most = facts.rules.max_completion_bytes
-    return lambda p, c: None if most is not None and len(c.encode()) > most else (p, c)
-
-
-def _drop_many_tokens(facts: FileChecker) -> Transform:
-    return lambda p, c: None if facts.count_tokens(p, c) > facts.rules.max_tokens else (p, c)
-
-
-def _lower(facts: FileChecker) -> Transform:
-    found = facts.tally.fields("upper-case")
-    return lambda p, c: (p.lower() if "prompt" in found else p, c.lower() if "completion" in found else c)
-
-
-def _without_prompt_prefix(facts: FileChecker) -> Transform:
-    prefix = facts.prefix("prompt")
-    return lambda p, c: (p.removeprefix(prefix), c)
-
-
-def _without_completion_prefix(facts: FileChecker) -> Transform:
-    prefix = facts.prefix("completion")
-    space = " " if prefix.startswith(" ") else ""
-    if not prefix:
-        return lambda p, c: (p, c)
-    return lambda p, c: (p, space + c.removeprefix(prefix).lstrip(" ") if c != prefix else c)
-
-
-def _with_separator(facts: FileChecker) -> Transform:
-    ending = facts.ending("no-separator")
-    return lambda p, c: (p if not p or p.endswith(ending) else p + ending, c)
-
-
-def _with_stop(facts: FileChecker) -> Transform:
-    ending = facts.ending("no-stop")
-    return lambda p, c: (p, c if not c or c.endswith(ending) else c + ending)
-
-
-def _with_space(_facts: FileChecker) -> Transform:
-    return lambda p, c: (p, c if not c or c[0].isspace() else f" {c}")
-
-
-_TEXT_MENDS: Final[Mapping[str, Callable[[FileChecker], Transform]]] = {
-    "blank-completion": _drop_blank,
-    "completion-too-long": _drop_long,
-    "too-many-tokens": _drop_many_tokens,
-    "upper-case": _lower,
-    "prompt-prefix": _without_prompt_prefix,
-    "completion-prefix": _without_completion_prefix,
-    "no-separator": _with_separator,
-    "no-leading-space": _with_space,
-    "no-stop": _with_stop,
-}
-"""The mends of texts, in the order in which they are applied."""

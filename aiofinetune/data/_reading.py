@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
 from aiofinetune._local_files import check_regular
+from aiofinetune.data._catalog import CHECKS
 from aiofinetune.data._encodings import check_encoding, encoding_of, keeps_ascii
 from aiofinetune.data._examples import MAX_LINE_BYTES
 from aiofinetune.data._formats import Line, Record, json_lines, json_values, table_rows, workbook_rows
 from aiofinetune.data._json_rows import undecodable
 from aiofinetune.data._report import Trouble
-from aiofinetune.errors import LocalFileError
+from aiofinetune.errors import DatasetError, LocalFileError
 
 _BUFFER: Final = 256 << 10
 _HEAD: Final = 8 << 10
@@ -29,6 +30,9 @@ _WORKBOOKS: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 _ARRAY: Final = re.compile(r"\s*\[\s*(\{|\])")
 _DAMAGED: Final = (EOFError, zlib.error, gzip.BadGzipFile)
 """What gzip raises for a damaged file."""
+
+_HARMLESS: Final = frozenset({"blank-line", "more-sheets", "duplicate-key", "not-a-number"})
+"""What leaves a row as it is."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of bytes that were read, and the size of the file."""
@@ -245,3 +249,22 @@ def _dialect(delimiter_: str) -> type[csv.Dialect]:
         delimiter = delimiter_
 
     return Table
+
+
+def rows_of(source: Source) -> Iterator[tuple[int, dict[str, object]]]:
+    """Yield each row of a file with its line; every row must be readable.
+
+    Raises:
+        DatasetError: A row cannot be read, or has a text that cannot be written; the error names its line.
+        LocalFileError: The file cannot be read.
+    """
+    count = 0
+    for line, fields, troubles in source.records():
+        for trouble in troubles:
+            if trouble.check not in _HARMLESS:
+                raise DatasetError(source.path, line, f"{CHECKS[trouble.check].says} ({trouble.text}) Mend it first")
+        if fields is not None:
+            count += 1
+            yield line or 0, fields
+    if not count:
+        raise DatasetError(source.path, None, CHECKS["no-rows"].says)

@@ -16,9 +16,8 @@ import attrs
 from aiofinetune.data._check import PLAIN_COLUMNS
 from aiofinetune.data._duplicates import DigestStore
 from aiofinetune.data._leaks import prompt_of
-from aiofinetune.data._reading import Source, open_source
+from aiofinetune.data._reading import Source, open_source, rows_of
 from aiofinetune.data._rows import Columns, rename, text_of
-from aiofinetune.data._rows_of import rows_of
 from aiofinetune.data._rules import JOBS
 from aiofinetune.data._writing import created, json_line
 from aiofinetune.errors import ConfigurationError, DatasetError
