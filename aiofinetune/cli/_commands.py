@@ -83,11 +83,18 @@ async def _serve(host: str, port: int, data: Path | None, api_key: str | None) -
 
 @cli.command()
 @click.option("--model", default="curie", show_default=True, type=click.Choice(["ada", "babbage", "curie", "davinci"]))
-def demo(model: str) -> None:
+@click.option(
+    "--dialect",
+    default="fine-tunes",
+    show_default=True,
+    type=click.Choice(["fine-tunes", "jobs"]),
+    help="The API to use.",
+)
+def demo(model: str, dialect: str) -> None:
     """Fine-tune a model on real data, offline, and show what it learned."""
     from aiofinetune.cli import _demo as demonstration
 
-    _run(demonstration.run(model, Console()))
+    _run(demonstration.run(model, dialect, Console()))
 
 
 @cli.command()

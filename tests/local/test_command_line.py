@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from aiofinetune import FineTuneSession
 
 COMMAND = (sys.executable, "-m", "aiofinetune")
@@ -67,9 +69,10 @@ async def test_serve_refuses_other_machines_without_a_key() -> None:
     assert stderr.count(b"\n") == 1
 
 
-async def test_demo_tunes_a_model_that_beats_the_majority() -> None:
-    """The demonstration runs to its end and shows its events, its learning curve and its answers."""
-    async with running("demo", "--model", "ada", COLUMNS="100") as process:
+@pytest.mark.parametrize("dialect", ["fine-tunes", "jobs"])
+async def test_demo_tunes_a_model_that_beats_the_majority(dialect: str) -> None:
+    """The demonstration runs to its end, through either API, and shows its events, learning curve and answers."""
+    async with running("demo", "--model", "ada", "--dialect", dialect, COLUMNS="100") as process:
         stdout, stderr = await process.communicate()
     assert process.returncode == 0, stderr.decode()
     shown = stdout.decode()
