@@ -47,8 +47,8 @@ def without_secret(error: FineTuneError, *secrets: str) -> FineTuneError:
     return type(error)(*arguments)
 
 
-def _shown(error: BaseException) -> Iterator[str]:
-    """Yield all the text that a traceback shows of an error, except for lines of code."""
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all the errors that are chained to it."""
     waiting: list[BaseException] = [error]
     # Chains of exceptions may have cycles.
     seen: set[int] = set()
@@ -57,9 +57,15 @@ def _shown(error: BaseException) -> Iterator[str]:
         if id(error) in seen:
             continue
         seen.add(id(error))
-        yield str(error)
-        yield repr(error.args)
-        yield from map(str, getattr(error, "__notes__", ()))
+        yield error
         if isinstance(error, BaseExceptionGroup):
             waiting += error.exceptions
         waiting += filter(None, (error.__cause__, error.__context__))
+
+
+def _shown(error: BaseException) -> Iterator[str]:
+    """Yield all the text that a traceback shows of an error, except for lines of code."""
+    for each in chain_of(error):
+        yield str(each)
+        yield repr(each.args)
+        yield from map(str, getattr(each, "__notes__", ()))

@@ -9,6 +9,7 @@ from typing import Final
 import aiohttp
 from aiohttp.http import HttpProcessingError
 
+from aiofinetune._secret import chain_of
 from aiofinetune.errors import (
     ConfigurationError,
     ConnectFailed,
@@ -79,5 +80,14 @@ def of_borrowed(error: Exception) -> str:
 
 
 def cause_of(error: Exception) -> Exception | None:
-    """Return the cause to chain: not the refusal of a proxy, because it shows the proxy's password."""
-    return None if isinstance(error, aiohttp.ClientHttpProxyError) else error
+    """Return the cause to chain, in which nothing shows a key or a password.
+
+    It is not the refusal of a proxy, which shows the proxy's password. What breaks a connection loses its traceback: a
+    write that fails leaves the bytes of the request, with the key, in the locals of asyncio's and aiohttp's frames.
+    """
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return None
+    for each in chain_of(error):
+        if isinstance(each, aiohttp.ClientError | OSError):
+            each.__traceback__ = None
+    return error

@@ -13,7 +13,7 @@ from typing import Final
 import aiohttp
 
 from aiofinetune._http.compression import ENCODINGS, encoding_of, new_decompressor
-from aiofinetune._http.network_errors import LOST, in_our_words
+from aiofinetune._http.network_errors import LOST, cause_of, in_our_words
 from aiofinetune.dialects._requests import Reply, Request
 from aiofinetune.errors import (
     ConfigurationError,
@@ -108,8 +108,8 @@ class Incoming:
                     raise FineTuneError(
                         f"{name}: another task is already reading the reply; read it in one task at a time"
                     ) from error
-                raise ConnectionLost(f"{name}: {LOST}") from error
-            raise in_our_words(error, name) from error
+                raise ConnectionLost(f"{name}: {LOST}") from cause_of(error)
+            raise in_our_words(error, name) from cause_of(error)
 
     async def read_reply(self, pieces: list[bytes] | None = None) -> Reply:
         """Return the complete reply, but only the start of an error's body.

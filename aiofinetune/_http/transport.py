@@ -395,7 +395,7 @@ async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
     except aiohttp.ClientConnectorError:
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise in_our_words(error, f"{request.method} {request.url}") from error
+        raise in_our_words(error, f"{request.method} {request.url}") from cause_of(error)
 
 
 _SEND_ONCE: Final = (_send_once,)

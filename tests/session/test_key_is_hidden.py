@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import socket
+import struct
+import threading
 import traceback
 from asyncio import StreamWriter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from aiofinetune import AuthenticationFailed, File, FineTune, FineTuneError, FineTuneSession, Retry
+from aiofinetune import AuthenticationFailed, ConnectionLost, File, FineTune, FineTuneError, FineTuneSession, Retry
 from tests.servers.rawserver import (
     JOB,
     KEY,
@@ -105,6 +109,37 @@ async def test_key_is_in_no_local(raw: bytes, call: Call) -> None:
             await call(session)
     assert "FineTuneSession" in every_local(caught.value)
     assert KEY not in every_local(caught.value)
+
+
+@pytest.mark.parametrize("dialect", ["fine-tunes", "jobs"])
+async def test_key_in_a_write_that_fails(dialect: str) -> None:
+    """Nor do they show it if the request is written to a kept connection that the service has just reset."""
+    is_next = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as threads:
+
+        def answer_and_reset() -> None:
+            server.settimeout(10)
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(reply(body={"data": []}))
+                is_next.wait(10)
+                # Closing it resets it.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        serving = threads.submit(answer_and_reset)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        async with FineTuneSession(KEY, base_url=url, dialect=dialect, retry=ONCE) as session:
+            await session.list_models()
+            is_next.set()
+            # The loop must not see the reset before the next call writes.
+            serving.result(10)
+            with pytest.raises(ConnectionLost, match="reset by peer") as caught:
+                async with session.stream_fine_tune_events("ft-1"):
+                    pass
+    assert "Transport" in every_local(caught.value)
+    assert KEY not in every_local(caught.value)
+    assert KEY not in everything_said(caught.value)
 
 
 @pytest.mark.parametrize("call", [lambda session: session.retrieve_fine_tune("ft-1"), create])
