@@ -103,19 +103,18 @@ class Caller:
         self, endpoint: Endpoint[Listing[T]], *ids: str, query: Mapping[str, str] | None = None
     ) -> tuple[T, ...]:
         """Call an endpoint that returns a list, page by page; log a warning if the list is partial."""
-        found: dict[object, T] = {}
-        page: Listing[T] = Listing()
-        count = 0
-        async for page, _reply in self.pages(endpoint, *ids, query=query):
-            if not count and not (self.dialect.has_pages and page.has_more):
-                break
-            count += 1
+        page, _reply = await self.exchange(endpoint, *ids, query=self._of_page(endpoint, query))
+        rows = page.data
+        if self.dialect.has_pages and page.has_more and (after := _last_id(page)) is not None:
             # A row may be on two pages if others were added in between.
-            found.update((getattr(row, "id", None) or (count, place), row) for place, row in enumerate(page.data))
+            found: dict[object, T] = {_key_of(row, place): row for place, row in enumerate(rows)}
+            async for page, _reply in self.pages(endpoint, *ids, query=query, after=after):
+                found.update((_key_of(row, len(found) + place), row) for place, row in enumerate(page.data))
+            rows = tuple(found.values())
         if page.has_more and endpoint.path not in self._partial_lists:
             self._partial_lists.add(endpoint.path)
             _log.warning("%s %s: the service sent only part of the list", endpoint.method, endpoint.path)
-        return tuple(found.values()) if count else page.data
+        return rows
 
     async def pages(
         self,
@@ -130,12 +129,10 @@ class Caller:
         Where the dialect has no pages, there is one. A page that still ``has_more`` is the last one if the service does
         not go on after it.
         """
-        query = dict(query or {})
-        if self.dialect.page_size is not None and endpoint.is_paged:
-            query["limit"] = str(self.dialect.page_size)
+        query = self._of_page(endpoint, query)
         for _ in range(_MAX_PAGES):
             if after is not None:
-                query["after"] = after
+                query = {**(query or {}), "after": after}
             page, reply = await self.exchange(endpoint, *ids, query=query, headers=headers)
             yield page, reply
             following = _last_id(page) if self.dialect.has_pages and page.has_more else None
@@ -143,6 +140,12 @@ class Caller:
             if following is None or following == after:
                 return
             after = following
+
+    def _of_page(self, endpoint: Endpoint[P], query: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        """Return the parameters of a URL with the number of rows to ask for, if the dialect says one."""
+        if self.dialect.page_size is None or not endpoint.is_paged:
+            return query
+        return {**(query or {}), "limit": str(self.dialect.page_size)}
 
     async def exchange(
         self,
@@ -349,6 +352,11 @@ class Caller:
 
 def _in_form_of(other: Dialect) -> str:
     return f"the reply has the form of another dialect: pass dialect={other.name!r} (AIOFINETUNE_DIALECT={other.name})"
+
+
+def _key_of(row: object, place: int) -> object:
+    """Return the id of a row of a list, or else its place."""
+    return getattr(row, "id", None) or place
 
 
 def _last_id(page: Listing[Any] | Rows) -> str | None:
