@@ -8,13 +8,11 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Final, Self, overload
 from urllib.parse import urlsplit
 
 import aiohttp
-import attrs
 
-from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.download import download
 from aiofinetune._http.token import Token, TokenSource
@@ -22,19 +20,23 @@ from aiofinetune._http.transport import Timeout, Transport
 from aiofinetune._http.upload_body import Progress
 from aiofinetune._http.upload_check import check_content
 from aiofinetune._http.upload_source import Source, opened_source
+from aiofinetune._jobs.changes import change, is_cancelled, is_paused, is_resumed
+from aiofinetune._jobs.checkpoints import with_model
+from aiofinetune._jobs.claims import Claims
 from aiofinetune._jobs.events import EventStream
 from aiofinetune._jobs.ordering import is_newest_first, oldest_first
 from aiofinetune._jobs.polling import PolledEvents
 from aiofinetune._jobs.recovery import Recovery
 from aiofinetune._jobs.stream import SentEvents
+from aiofinetune._jobs.uploads import FileUploads
 from aiofinetune._jobs.waiting import Waiting
 from aiofinetune._secret import Secret, scrubbed
 from aiofinetune._urls import check_base_url, is_loopback
 from aiofinetune._version import __version__
 from aiofinetune.dialects._choice import named, of_host
 from aiofinetune.dialects._dialect import Dialect, Follows
-from aiofinetune.dialects._requests import HEADERS, STREAM_HEADERS, Endpoint
-from aiofinetune.errors import BadRequest, ConfigurationError, Conflict, NotFound, ProtocolViolation, RequestInvalid
+from aiofinetune.dialects._requests import HEADERS, STREAM_HEADERS
+from aiofinetune.errors import ConfigurationError, NotFound, RequestInvalid
 from aiofinetune.models import Checkpoint, Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Model, Status
 from aiofinetune.retry import Retry
 
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
     from aiofinetune._completions import Completion
     from aiofinetune.data import Rules
     from aiofinetune.results import Results
-
-T = TypeVar("T")
 
 _USER_AGENT: Final = f"aiofinetune/{__version__}"
 
@@ -109,15 +109,7 @@ class FineTuneSession:
         self.dialect, base_url = find_service(dialect, base_url)
         self.base_url: str = check_base_url(base_url, allow_plain_http=allow_plain_http)
         query = _version_of(self.dialect, self.base_url, api_version)
-        headers = {**HEADERS, "User-Agent": _USER_AGENT}
-        if not callable(api_key):
-            is_bearer = self.dialect.key_header == "Authorization"
-            headers[self.dialect.key_header] = Secret(f"Bearer {api_key}") if is_bearer else api_key
-        if organization is None:
-            organization = os.environ.get("OPENAI_ORG_ID")
-        if organization:
-            _check_header("organization", organization)
-            headers["OpenAI-Organization"] = organization
+        headers = _headers_of(self.dialect, None if callable(api_key) else api_key, organization)
         for name, value, kind in (("timeout", timeout, Timeout), ("retry", retry, Retry)):
             if not isinstance(value, kind):
                 raise ConfigurationError(f"{name}: expected a {kind.__name__}, got {value!r}")
@@ -126,7 +118,9 @@ class FineTuneSession:
         transport = Transport(self.base_url, headers, timeout, http)
         self._caller = Caller(secrets, self.base_url, transport, retry, self.dialect, query, token)
         self._endpoints = self.dialect.endpoints
-        self._recovery = Recovery(self._caller)
+        claims = Claims()
+        self._recovery = Recovery(self._caller, claims)
+        self._uploads = FileUploads(self._caller, claims)
 
     def __repr__(self) -> str:
         name = "" if self.dialect.name == "fine-tunes" else f", dialect={self.dialect.name!r}"
@@ -212,33 +206,21 @@ class FineTuneSession:
         """
         job = await self._caller.call(self._endpoints.retrieve_fine_tune, fine_tune_id)
         is_missing = job.status == Status.SUCCEEDED and job.fine_tuned_model is None
-        return await self._with_model(job) if is_missing and self.dialect.model_in_checkpoints else job
-
-    async def _with_model(self, job: FineTune) -> FineTune:
-        """Return a job with the model of its last checkpoint, and the files of that, if it has them."""
+        if not is_missing or not self.dialect.model_in_checkpoints:
+            return job
         try:
-            checkpoints = await self.list_checkpoints(job.id)
+            return with_model(job, await self.list_checkpoints(job.id))
         except NotFound:
             # A job without checkpoints has no model that could be named.
             return job
-        if not checkpoints:
-            return job
-        last = max(checkpoints, key=lambda checkpoint: checkpoint.step_number or 0)
-        return attrs.evolve(job, fine_tuned_model=last.fine_tuned_model_checkpoint)
 
     async def cancel_fine_tune(self, fine_tune_id: str) -> FineTune:
         """Cancel a job and return it. A job that is already cancelled is returned unchanged.
 
         Source: ``POST /fine-tunes/{id}/cancel``.
         """
-        try:
-            return await self._caller.call(self._endpoints.cancel_fine_tune, fine_tune_id)
-        except (BadRequest, Conflict, ProtocolViolation):
-            # An earlier attempt of this call may have cancelled the job, though its reply was lost or did not fit.
-            job = await self.retrieve_fine_tune(fine_tune_id)
-            if job.status != Status.CANCELLED:
-                raise
-            return job
+        endpoint = self._endpoints.cancel_fine_tune
+        return await change(self._caller, endpoint, fine_tune_id, self.retrieve_fine_tune, is_cancelled)
 
     async def pause_fine_tune(self, fine_tune_id: str) -> FineTune:
         """Pause a job and return it; it counts as pending. A job that is already paused is returned unchanged.
@@ -248,15 +230,8 @@ class FineTuneSession:
 
         Source: ``POST /fine_tuning/jobs/{id}/pause`` (the reference has none).
         """
-        endpoint = self._offered(self._endpoints.pause_fine_tune, "pause_fine_tune", "cancel_fine_tune")
-        try:
-            return await self._caller.call(endpoint, fine_tune_id)
-        except (BadRequest, Conflict, ProtocolViolation):
-            # An earlier attempt of this call may have paused it.
-            job = await self.retrieve_fine_tune(fine_tune_id)
-            if job.service_status not in ("paused", "pausing"):
-                raise
-            return job
+        endpoint = self.dialect.offered(self._endpoints.pause_fine_tune, "pause_fine_tune", "cancel_fine_tune")
+        return await change(self._caller, endpoint, fine_tune_id, self.retrieve_fine_tune, is_paused)
 
     async def resume_fine_tune(self, fine_tune_id: str) -> FineTune:
         """Resume a paused job and return it. A job that is not paused, and has not ended, is returned unchanged.
@@ -266,15 +241,8 @@ class FineTuneSession:
 
         Source: ``POST /fine_tuning/jobs/{id}/resume`` (the reference has none).
         """
-        endpoint = self._offered(self._endpoints.resume_fine_tune, "resume_fine_tune", "create_fine_tune")
-        try:
-            return await self._caller.call(endpoint, fine_tune_id)
-        except (BadRequest, Conflict, ProtocolViolation):
-            # An earlier attempt of this call may have resumed it.
-            job = await self.retrieve_fine_tune(fine_tune_id)
-            if job.is_terminal or job.service_status in ("paused", "pausing"):
-                raise
-            return job
+        endpoint = self.dialect.offered(self._endpoints.resume_fine_tune, "resume_fine_tune", "create_fine_tune")
+        return await change(self._caller, endpoint, fine_tune_id, self.retrieve_fine_tune, is_resumed)
 
     async def list_checkpoints(self, fine_tune_id: str) -> tuple[Checkpoint, ...]:
         """List the models that a job has saved on its way, in the service's order.
@@ -284,20 +252,8 @@ class FineTuneSession:
 
         Source: ``GET /fine_tuning/jobs/{id}/checkpoints`` (the reference has none).
         """
-        endpoint = self._offered(self._endpoints.list_checkpoints, "list_checkpoints", "retrieve_fine_tune")
+        endpoint = self.dialect.offered(self._endpoints.list_checkpoints, "list_checkpoints", "retrieve_fine_tune")
         return await self._caller.list(endpoint, fine_tune_id)
-
-    def _offered(self, endpoint: Endpoint[T] | None, name: str, nearest: str) -> Endpoint[T]:
-        """Return an endpoint that not every dialect has.
-
-        Raises:
-            RequestInvalid: This dialect does not have it.
-        """
-        if endpoint is None:
-            raise RequestInvalid(
-                name, f"the dialect {self.dialect.name!r} does not have this; the nearest is {nearest}()"
-            )
-        return endpoint
 
     async def list_fine_tune_events(self, fine_tune_id: str) -> tuple[FineTuneEvent, ...]:
         """List a job's events so far, oldest first.
@@ -417,19 +373,10 @@ class FineTuneSession:
 
         Source: ``POST /completions``.
         """
-        parameters = {
-            "model": model,
-            "prompt": prompt if isinstance(prompt, str) else list(prompt),
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "stop": stop if stop is None or isinstance(stop, str) else list(stop),
-            "logprobs": logprobs,
-            "seed": seed,
-        }
-        body = structuring.write_request({name: value for name, value in parameters.items() if value is not None})
-        from aiofinetune.dialects._completions import CREATE_COMPLETION  # noqa: PLC0415  # an eighth of the import time, and few programs need it
+        from aiofinetune.dialects._completions import CREATE_COMPLETION, encode  # noqa: PLC0415  # an eighth of the import time, and few programs need it
 
-        return await self._caller.call(CREATE_COMPLETION, body=body)
+        sampling = {"max_tokens": max_tokens, "temperature": temperature, "stop": stop, "logprobs": logprobs}
+        return await self._caller.call(CREATE_COMPLETION, body=encode(model, prompt, {**sampling, "seed": seed}))
 
     # Files
 
@@ -470,7 +417,7 @@ class FineTuneSession:
             if check is not False:
                 named = os.fsdecode(source) if isinstance(source, str | os.PathLike) else filename or content.name
                 await check_content(content, named or "data.jsonl", self.data_rules if check is True else check)
-            return await self._recovery.upload(content, filename or content.name or "data.jsonl", purpose, progress)
+            return await self._uploads.upload(content, filename or content.name or "data.jsonl", purpose, progress)
 
     async def list_files(self, purpose: str | None = None) -> tuple[File, ...]:
         """List the files, or only those with one purpose.
@@ -548,6 +495,23 @@ def find_service(dialect: Dialect | str | None, base_url: str | None) -> tuple[D
         words = f"missing; the dialect {chosen.name!r} has no URL of its own: pass base_url or set OPENAI_BASE_URL"
         raise ConfigurationError(f"base_url: {words}")
     return chosen, base_url
+
+
+def _headers_of(dialect: Dialect, key: Secret | None, organization: str | None) -> dict[str, str]:
+    """Return the headers of every request: also the key, if there is one, and the organization.
+
+    Raises:
+        ConfigurationError: The organization cannot be sent in a header.
+    """
+    headers = {**HEADERS, "User-Agent": _USER_AGENT}
+    if key is not None:
+        headers[dialect.key_header] = Secret(f"Bearer {key}") if dialect.key_header == "Authorization" else key
+    if organization is None:
+        organization = os.environ.get("OPENAI_ORG_ID")
+    if organization:
+        _check_header("organization", organization)
+        headers["OpenAI-Organization"] = organization
+    return headers
 
 
 def _version_of(dialect: Dialect, base_url: str, api_version: str | None) -> dict[str, str]:

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Literal, assert_type
 
 import aiohttp
+import attrs
 
 from aiofinetune import (
     APIError,
     Batch,
     BatchStopped,
+    Checkpoint,
     Completion,
     CreateUncertain,
     Deleted,
     Entry,
     EventStream,
+    Failure,
     File,
     FineTune,
     FineTuneEnded,
@@ -28,6 +31,7 @@ from aiofinetune import (
     FineTuneUnreadable,
     Hyperparams,
     ManifestInvalid,
+    Method,
     Model,
     Outcome,
     Problem,
@@ -40,6 +44,7 @@ from aiofinetune import (
     last_figures,
     read_manifest,
 )
+from aiofinetune.dialects import DIALECTS, Dialect
 from aiofinetune.local import LocalServer
 from aiofinetune.results import Results
 
@@ -66,6 +71,43 @@ async def call_every_endpoint(http: aiohttp.ClientSession) -> None:
         assert_type(await session.download_file("file-1", "results.csv"), Path)
         assert_type(session.times_throttled, int)
         assert_type(session.base_url, str)
+
+
+async def call_what_some_services_have() -> None:
+    """Other dialects have calls and fields of their own, with the same classes."""
+    dialect = assert_type(DIALECTS["jobs"], Dialect)
+    async with FineTuneSession(
+        fetch_token, dialect="azure", base_url="https://x.openai.azure.com/openai/v1"
+    ) as session:
+        request = FineTuneRequest(
+            training_file="file-1",
+            model="mini",
+            n_epochs="auto",
+            seed=7,
+            metadata={"team": "birds"},
+            method=Method("preference", {"beta": 0.1}),
+            extra={"trainingType": "Standard"},
+        )
+        job = assert_type(await session.create_fine_tune(request), FineTune)
+        async for listed in session.iter_fine_tunes():
+            assert_type(listed, FineTune)
+        assert_type(await session.pause_fine_tune(job.id), FineTune)
+        assert_type(await session.resume_fine_tune(job.id), FineTune)
+        for checkpoint in assert_type(await session.list_checkpoints(job.id), tuple[Checkpoint, ...]):
+            assert_type(checkpoint.fine_tuned_model_checkpoint, str | None)
+            assert_type(checkpoint.metrics, Mapping[str, float] | None)
+        assert_type(job.metadata, Mapping[str, str] | None)
+        assert_type(job.method, Method | None)
+        assert_type(job.error, Failure | None)
+        assert_type(job.service_status, str | None)
+        assert_type(job.trained_tokens, int | None)
+        assert_type(session.dialect, Dialect)
+    FineTuneSession("key", dialect=attrs.evolve(dialect, page_size=10))
+
+
+async def fetch_token() -> str:
+    """Return an access token."""
+    return "token"
 
 
 def read_a_job(job: FineTune) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import AsyncIterator, Container, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
@@ -124,3 +125,18 @@ class Group(Generic[T]):
             self._searching -= 1
             if not self._searching:
                 self._none_searching.set()
+
+
+class Groups(Generic[T]):
+    """The groups of the calls in progress, by what their results have in common in the service's list."""
+
+    def __init__(self) -> None:
+        # Weak, so that a group lasts for as long as a call uses it.
+        self._groups: weakref.WeakValueDictionary[str, Group[T]] = weakref.WeakValueDictionary()
+
+    def named(self, name: str) -> Group[T]:
+        """Return the group of a name, such as a training file's id."""
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = Group()
+        return group

@@ -1,9 +1,12 @@
-"""Measure how long ago something happened, by both clocks of this machine."""
+"""Measure how long ago something happened, by both clocks of this machine and by the service's."""
 
 from __future__ import annotations
 
 import time
 from typing import Final, NamedTuple
+
+from aiofinetune.dialects._error_replies import server_time
+from aiofinetune.dialects._requests import Reply
 
 _AGREEMENT: Final = 1.0
 """The number of seconds by which this machine's two clocks may disagree about the length of an interval."""
@@ -38,3 +41,12 @@ class Moment(NamedTuple):
         """
         by_unix, by_steady = time.time() - self.unix, time.monotonic() - self.steady
         return by_steady if abs(by_unix - by_steady) <= _AGREEMENT and by_steady >= -_AGREEMENT else None
+
+
+def at_service(reply: Reply, moment: Moment) -> float | None:
+    """Return the service's time at `moment`; None if it is not known.
+
+    The difference between two times of the service does not depend on how this machine's clock is set.
+    """
+    now, seconds_ago = server_time(reply), moment.seconds_ago()
+    return None if now is None or seconds_ago is None else now - seconds_ago

@@ -1,4 +1,4 @@
-"""Create jobs and upload files exactly once: if a reply is lost or unreadable, find what the call made."""
+"""Create jobs exactly once: if a reply is lost or unreadable, find the job that the call made."""
 
 from __future__ import annotations
 
@@ -6,29 +6,23 @@ import asyncio
 import logging
 import secrets
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from types import MappingProxyType, TracebackType
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
 from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.transport import Heard
-from aiofinetune._http.upload_body import Progress, send_file
-from aiofinetune._http.upload_parts import PartedUpload
-from aiofinetune._http.upload_source import Content
 from aiofinetune._jobs import matching
-from aiofinetune._jobs.claims import Claims, Group
-from aiofinetune._jobs.clocks import Moment
-from aiofinetune.dialects._dialect import Uploads
-from aiofinetune.dialects._error_replies import server_time
+from aiofinetune._jobs.claims import Claims, Groups
+from aiofinetune._jobs.clocks import Moment, at_service
 from aiofinetune.dialects._replies import unreadable
-from aiofinetune.dialects._requests import Endpoint, Reply
+from aiofinetune.dialects._requests import Reply
 from aiofinetune.errors import FineTuneError, FineTuneUnreadable, NotFound, ProtocolViolation, RequestInvalid
-from aiofinetune.models import CreateUncertain, File, FineTune, FineTuneRequest, Rows
+from aiofinetune.models import CreateUncertain, FineTune, FineTuneRequest, Rows
 
 _log = logging.getLogger("aiofinetune")
 
@@ -121,20 +115,20 @@ async def _unheeded(_fine_tune_id: str | None, _is_whole: bool) -> None:  # noqa
 
 
 class Recovery:
-    """Creates jobs and uploads files for one session, each exactly once.
+    """Creates the jobs of one session, each exactly once.
 
     Args:
         caller: Makes the calls.
+        claims: The ids of the session's jobs and files.
     """
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, caller: Caller, claims: Claims) -> None:
         self.caller = caller
-        self.claims = Claims()
+        self.claims = claims
         self.has_echoed = False
         """Whether a list has shown the key of a job that was made through this base URL, so that nothing between this
         program and the service drops metadata. A batch keeps this in its journal, and sets it from there."""
-        # Weak, so that a group lasts for as long as a call uses it.
-        self._groups: weakref.WeakValueDictionary[tuple[str, str], Group[Any]] = weakref.WeakValueDictionary()
+        self.groups: Groups[FineTuneRequest] = Groups()
 
     def check_loop(self) -> None:
         """Raise `ConfigurationError` unless the session belongs to the running event loop, and bind it at first use."""
@@ -262,81 +256,6 @@ class Recovery:
         )
         return Rows(tuple(jobs.values()), tuple(dict.fromkeys(unreadable)), is_whole and has_ids), first
 
-    async def upload(self, content: Content, name: str, purpose: str, progress: Progress | None) -> File:
-        """Upload a file, once if possible: it is sent again if its reply was lost and the file cannot be identified."""
-        group = self.group("file", name)
-        sent = Moment.now()
-        parts = self._parts_of(content, progress)
-        if parts is not None:
-            await parts.send_parts(name, purpose)
-
-        async def send() -> File:
-            if parts is not None:
-                return await parts.complete()
-            if content.rewind is not None:
-                await content.rewind(0)
-            return await send_file(self.caller, content, purpose, name, progress)
-
-        async def attempt() -> File:
-            # Otherwise the search for another upload could take this file for its own.
-            await group.wait_for_searches()
-            with group:
-                file = await send()
-                self.claims.add(file.id)
-                return file
-
-        async def find() -> File | None:
-            with group.losing(content):
-                async with group.searching():
-                    # Two lost uploads may have different contents, so only sending both again is safe.
-                    group.is_contested |= len(group.lost) > 1
-                    if group.is_contested:
-                        return None
-                    return await self._find_file(name, content.size, purpose, sent)
-
-        # A source that cannot be rewound can be sent only once.
-        policy = self.caller.policy if content.rewind is not None else attrs.evolve(self.caller.policy, attempts=1)
-        with self.claims.call():
-            endpoints = self.caller.endpoints
-            endpoint: Endpoint[Any] = endpoints.upload_file if parts is None else endpoints.complete_upload
-            return await self.caller.retrying(endpoint, attempt, find, policy)
-
-    def _parts_of(self, content: Content, progress: Progress | None) -> PartedUpload | None:
-        """Return the upload in parts of a file that is too large for a form; None for any other file.
-
-        Raises:
-            RequestInvalid: The service does not take a file of this size.
-        """
-        dialect, size = self.caller.dialect, content.size
-        if size is None or dialect.max_form is None or size <= dialect.max_form:
-            return None
-        if dialect.uploads is not Uploads.PARTS or content.rewind is None:
-            limit = f"the {dialect.max_form} bytes that the dialect {dialect.name!r} takes"
-            raise RequestInvalid("file", f"its {size} bytes are more than {limit}; split the file")
-        return PartedUpload(self.caller, content, size, progress)
-
-    async def _find_file(self, name: str, size: int | None, purpose: str, sent: Moment) -> File | None:
-        """Return the file of an upload whose reply was lost; None if no file is certainly the one."""
-        try:
-            policy = attrs.evolve(self.caller.policy, attempts=1)
-            listing, reply = await self.caller.exchange(self.caller.endpoints.list_files, policy=policy)
-        except FineTuneError as error:
-            # Uploading a file twice costs little, unlike creating a job twice.
-            _log.info("searching for the upload of %s failed: %s", name, error)
-            return None
-        since = _at_service(reply, sent)
-        file = matching.find_file(listing.data, name, size, purpose, since, self.claims)
-        if file is not None:
-            self.claims.add(file.id)
-        return file
-
-    def group(self, kind: str, name: str) -> Group[Any]:  # Any: requests in one kind, files in the other
-        """Return the group of the calls in progress whose results look alike in a list."""
-        group = self._groups.get((kind, name))
-        if group is None:
-            group = self._groups[kind, name] = Group()
-        return group
-
     async def search(self, search: Search) -> FineTune | None:
         """Search the service's list for the job of a create until ``Retry.grace`` is over.
 
@@ -355,7 +274,7 @@ class Recovery:
                 rows, reply = await self._rows(search.back_to, search.known, headers)
             except FineTuneError as error:
                 raise search.uncertain() from search.cause or error
-            since = _at_service(reply, search.sent)
+            since = at_service(reply, search.sent)
             others = [job for job in rows.jobs if job.id not in search.known]
             verdict = matching.judge(
                 others,
@@ -428,7 +347,7 @@ class Recovery:
                     raise FineTuneUnreadable(words, named)
                 # A broken reply is no proof that the id is this create's, so the job must match the request.
                 if not is_whole and not matching.is_ours(
-                    job, search.request, _at_service(reply, search.sent), search.key
+                    job, search.request, at_service(reply, search.sent), search.key
                 ):
                     return None
                 self.claims.add(named)
@@ -467,7 +386,7 @@ class _Create:
         headers = {"Idempotency-Key": key or secrets.token_hex(16)}
         body = structuring.write_request(self._caller.dialect.body_of(request, key))
         self._call = self._caller.build(self._caller.endpoints.create_fine_tune, body=body, headers=headers)
-        self._group: Group[FineTuneRequest] = recovery.group("fine-tune", request.training_file)
+        self._group = recovery.groups.named(request.training_file)
         self._sent = Moment.now()
         self._is_lost = False
 
@@ -547,17 +466,8 @@ class _Create:
 
 def _before(reply: Reply, sent: Moment, astray: float = 0.0) -> float | None:
     """Return the service's time before which what was sent cannot have made anything; None if that is not known."""
-    since = _at_service(reply, sent)
+    since = at_service(reply, sent)
     return None if since is None else since - max(astray, matching.CLOCK_SLACK)
-
-
-def _at_service(reply: Reply, moment: Moment) -> float | None:
-    """Return the service's time at `moment`; None if it is not known.
-
-    The difference between two times of the service does not depend on how this machine's clock is set.
-    """
-    now, seconds_ago = server_time(reply), moment.seconds_ago()
-    return None if now is None or seconds_ago is None else now - seconds_ago
 
 
 class _Noted:

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from aiofinetune import structuring
 from aiofinetune._completions import Completion
 from aiofinetune.dialects._requests import Endpoint
 
 CREATE_COMPLETION: Final = Endpoint("POST", "/completions", Completion)
+
+
+def encode(model: str, prompt: str | Sequence[str], sampling: Mapping[str, object]) -> bytes:
+    """Return the body of a request.
+
+    Args:
+        model: The model.
+        prompt: One prompt, or several.
+        sampling: The other parameters; None leaves one out.
+    """
+    parameters = {"model": model, "prompt": prompt, **sampling}
+    for name in ("prompt", "stop"):
+        value = parameters[name]
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            parameters[name] = list(value)
+    return structuring.write_request({name: value for name, value in parameters.items() if value is not None})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
@@ -27,6 +27,8 @@ from aiofinetune.models import (
 
 if TYPE_CHECKING:
     from aiofinetune.data import Rules
+
+T = TypeVar("T")
 
 Object = Mapping[str, object]
 """A JSON object."""
@@ -209,6 +211,22 @@ class Dialect:
             raise RequestInvalid(
                 "method", f"the dialect {self.name!r} has only {', '.join(self.methods)}, not {request.method.type!r}"
             )
+
+    def offered(self, endpoint: Endpoint[T] | None, name: str, nearest: str) -> Endpoint[T]:
+        """Return an endpoint that not every dialect has.
+
+        Args:
+            endpoint: The endpoint; None if this dialect does not have it.
+            name: The session's coroutine for it.
+            nearest: The coroutine to use instead.
+
+        Raises:
+            RequestInvalid: This dialect does not have it.
+        """
+        if endpoint is None:
+            words = f"the dialect {self.name!r} does not have this; the nearest is {nearest}()"
+            raise RequestInvalid(name, words)
+        return endpoint
 
     def has_room_for_key(self, request: FineTuneRequest) -> bool:
         """Return whether a create can carry a key of ours, which tells its job from all others."""
