@@ -8,7 +8,12 @@ from aiofinetune.models import FineTuneEvent
 
 
 def is_newest_first(events: Sequence[FineTuneEvent], otherwise: bool) -> bool:  # noqa: FBT001  # what to return
-    """Return whether the newest events of a list come first, by their times; `otherwise` if these do not tell."""
+    """Return whether the newest events of a list come first, by their times; `otherwise` if these do not tell.
+
+    Nothing else in a list tells: ids have no order that a service promises, and a page after a cursor goes on in the
+    same order. Events of one second, at a service whose order is not its dialect's, stay the wrong way round until
+    later events show the order.
+    """
     times = [event.created_at for event in events if event.created_at is not None]
     return times[0] > times[-1] if times and times[0] != times[-1] else otherwise
 
