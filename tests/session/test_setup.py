@@ -173,6 +173,15 @@ def test_unusable_proxy(monkeypatch: pytest.MonkeyPatch, proxy: str, variable: s
     FineTuneSession(KEY, base_url="https://service.test/v1")
 
 
+def test_socks_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy for all schemes counts where the scheme has none of its own; one of SOCKS is said to be missing."""
+    monkeypatch.setenv("all_proxy", "socks5h://127.0.0.1:1080")
+    with pytest.raises(ConfigurationError, match=r"^all_proxy names a proxy .*\(SOCKS is not supported"):
+        FineTuneSession(KEY)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:3128")
+    FineTuneSession(KEY)
+
+
 async def test_refusing_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A create that the proxy did not let out was not sent, and nothing shows the proxy's password."""
     async with serve(answering(reply(407, connection="close"))) as proxy:
