@@ -14,7 +14,7 @@ def main() -> None:
             # Anything else that is missing is a defect of the installation, which the traceback shows.
             raise
         sys.exit(f"the command line needs {error.name}: pip install 'aiofinetune[cli]'")
-    cli()
+    cli(prog_name="aiofinetune")
 
 
 if __name__ == "__main__":

@@ -45,16 +45,14 @@ def _new_uvloop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-_VARIABLES = (
-    *("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_API_VERSION"),
-    *("AIOFINETUNE_API_KEY", "AIOFINETUNE_DIALECT"),
-)
+_VARIABLES = (*("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_API_VERSION"),)
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the key, the service and the proxies of whoever runs the tests."""
-    for name in _VARIABLES:
+    """Hide the key, the service, the proxies and the configuration file of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nowhere")
+    for name in (*_VARIABLES, *filter(lambda name: name.startswith("AIOFINETUNE_"), list(os.environ))):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -7,13 +7,14 @@ import contextlib
 import logging
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
@@ -27,9 +28,12 @@ from aiofinetune.batch._notices import Notices
 from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
 from aiofinetune.batch._rerun import Rerun, look_back
 from aiofinetune.cli._data import progress_bar
+from aiofinetune.cli._exit import Exit, exit_status
+from aiofinetune.cli._output import one_line, print_json_line
+from aiofinetune.cli._shell import Shell
 from aiofinetune.data import Rules, check_file
-from aiofinetune.errors import ConfigurationError, JournalUnusable, LocalFileError
-from aiofinetune.session import FineTuneSession, find_rules, find_service
+from aiofinetune.errors import ConfigurationError, FineTuneError, JournalUnusable, LocalFileError
+from aiofinetune.session import find_rules, find_service
 
 _SHOWN_ACTIVE: Final = 10
 _DRAW_INTERVAL: Final = 0.25
@@ -39,11 +43,25 @@ _MAX_LINE_BYTES: Final = 1 << 20
 _INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
+@contextlib.contextmanager
+def journal_of(manifest: Path, journal: Path | None, *, is_local: bool) -> Iterator[Path]:
+    """Return a context manager of the path of a batch's journal.
+
+    That of an embedded server, whose jobs no other server knows, is a temporary one: beside the manifest it would stand
+    in the way of the batch itself.
+    """
+    if journal is None and is_local:
+        with tempfile.TemporaryDirectory(prefix="aiofinetune-") as folder:
+            yield Path(folder) / f"{manifest.name}.journal"
+    else:
+        yield journal or manifest.with_name(f"{manifest.name}.journal")
+
+
 async def run_manifest(
     manifest: Path,
     journal: Path,
     summary: Path | None,
-    console: Console,
+    shell: Shell,
     *,
     check: bool,
     data_check: bool,
@@ -55,7 +73,7 @@ async def run_manifest(
     """Check a whole manifest, run it, and show its progress and outcomes.
 
     Returns:
-        The exit status: 0 if every job succeeded, 130 if the run was interrupted, else 1.
+        The exit status; see `aiofinetune.cli._exit`.
 
     Raises:
         ManifestInvalid: The manifest is invalid; nothing was sent.
@@ -63,13 +81,14 @@ async def run_manifest(
     """
     if summary is not None:
         await asyncio.to_thread(_check_summary, summary, (manifest, journal))
-    dialect, base_url = find_service(None, None)
+    dialect, base_url = find_service(shell.dialect, shell.base_url)
     with looking_into(find_rules(dialect, base_url)) as look:
         count = await asyncio.to_thread(check_manifest, manifest, dialect, look if data_check else None)
+    console = shell.err if shell.as_json else shell.out
     if check:
         console.print(f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, no problems")
         return 0
-    async with FineTuneSession() as session:
+    async with shell.session() as session:
         rerun = await look_back(journal, session, read_manifest(manifest), accept_changes=accept_changes)
         if rerun.changes and not accept_changes:
             lines = "\n".join(rerun.changes)
@@ -88,8 +107,14 @@ async def run_manifest(
             data_check=False,  # They were checked above.
             **options,
         )
-        run = _Run(batch, count, journal, console, cancels=bool(options.get("cancel_on_exit")), show_ended=show_ended)
-        return await run.to_the_end(summary)
+        run = _Run(batch, count, journal, shell, cancels=bool(options.get("cancel_on_exit")), show_ended=show_ended)
+        try:
+            return await run.to_the_end(summary)
+        except asyncio.CancelledError:
+            # The second signal cancels the task that this command consists of.
+            if len(run.signals) < 2:
+                raise
+            return exit_status(signal=run.signals[0])
 
 
 @contextlib.contextmanager
@@ -131,14 +156,17 @@ class _Run:
     """One run of a batch, and its display."""
 
     def __init__(
-        self, batch: Batch, count: int, journal: Path, console: Console, *, cancels: bool, show_ended: bool
+        self, batch: Batch, count: int, journal: Path, shell: Shell, *, cancels: bool, show_ended: bool
     ) -> None:
         self._batch = batch
         self._count = count
         self._journal = journal
-        self._console = console
-        self._interrupts = 0
-        self._failures = 0
+        self._as_json = shell.as_json
+        self._usual_log = shell.log
+        self._console = shell.err if shell.as_json else shell.out
+        self.signals: list[int] = []
+        """The numbers of the signals that were received."""
+        self._status = Exit.DONE
         self._cancels = cancels
         self._show_ended = show_ended
 
@@ -155,6 +183,11 @@ class _Run:
                             _write(lines, outcome)
                 except BatchStopped as error:
                     stopped = error
+                except FineTuneError as error:
+                    if exit_status(error, so_far=self._status) is exit_status(error):
+                        raise
+                    # That a person must look at an outcome goes first.
+                    self._say(one_line(str(error)))
         progress = self._batch.progress
         self._say(_counts(progress, self._count))
         if stopped is not None:
@@ -162,19 +195,17 @@ class _Run:
             rest = "have not ended; run the same command again to continue"
             if self._cancels:
                 rest = "had not ended; the active ones are being cancelled. Run the same command again to send the rest"
-            self._say(f"{_line(str(stopped))}\n{left} of {self._count} jobs {rest}")
-        if self._interrupts:
-            return 130
-        return 0 if progress.succeeded == self._count and not self._failures else 1
+            self._say(f"{one_line(str(stopped))}\n{left} of {self._count} jobs {rest}")
+        return exit_status(stopped, so_far=self._status, signal=self.signals[0] if self.signals else 0)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
         """Stop sending at the first Ctrl-C or SIGTERM, and exit at the second."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
-        def interrupt() -> None:
-            self._interrupts += 1
-            if self._interrupts == 1:
+        def interrupt(number: int) -> None:
+            self.signals.append(number)
+            if len(self.signals) == 1:
                 fate = "are cancelled" if self._cancels else "continue at the service"
                 self._say(f"Sending no more requests. Active jobs {fate}; the journal is {self._journal}")
                 self._batch.stop()
@@ -182,7 +213,7 @@ class _Run:
                 task.cancel()
 
         for number in _INTERRUPTS:
-            loop.add_signal_handler(number, interrupt)
+            loop.add_signal_handler(number, interrupt, number)
         try:
             yield
         finally:
@@ -213,28 +244,32 @@ class _Run:
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
         """Show what the batch logs about its jobs and its waits, and all warnings."""
-        handler = _Shown(self)
+        handler = _Shown(self, self._usual_log.level)
         logger, life = logging.getLogger("aiofinetune"), logging.getLogger("aiofinetune.batch")
         before = life.level
+        logger.removeHandler(self._usual_log)
         logger.addHandler(handler)
         life.setLevel(logging.INFO)
         try:
             yield
         finally:
             logger.removeHandler(handler)
+            logger.addHandler(self._usual_log)
             life.setLevel(before)
 
     def say_log(self, record: logging.LogRecord) -> None:
         """Print a log record: above the table on a terminal, elsewhere to stderr."""
-        words = _line(record.getMessage())
+        words = one_line(record.getMessage())
         if self._console.is_terminal:
             self._say(words)
         else:
             print(_stamped(words), file=sys.stderr, flush=True)  # noqa: T201  # rich would wrap it
 
     def _show(self, outcome: Outcome) -> None:
-        self._failures += outcome.error is not None
-        if self._show_ended or _is_news(outcome):
+        self._status = exit_status(outcomes=[outcome], so_far=self._status)
+        if self._as_json:
+            print_json_line(outcome.summary())
+        elif self._show_ended or _is_news(outcome):
             # On a terminal this is printed above the table of active jobs, which disappears at the end.
             words = _words(outcome)
             self._say(words if self._console.is_terminal else _stamped(words))
@@ -257,11 +292,11 @@ class _Run:
         active = list(self._batch.active.values())
         for job in active[:_SHOWN_ACTIVE]:
             seconds = f"{now - (job.sent_at or now):.0f}"
-            table.add_row(escape(job.label), seconds, escape(job.job_id), escape(_line(job.message)))
+            table.add_row(escape(job.label), seconds, escape(job.job_id), escape(one_line(job.message)))
         if len(active) > _SHOWN_ACTIVE:
             table.add_row(f"{len(active) - _SHOWN_ACTIVE} more", "", "", "")
         progress = self._batch.progress
-        waits = [Text(_line(words)) for words in Notices().lines(progress.waits, time.monotonic())]
+        waits = [Text(one_line(words)) for words in Notices().lines(progress.waits, time.monotonic())]
         bar = Table.grid(padding=(0, 1))
         percent = f"{100 * progress.ended / max(1, self._count):.0f} %{_arrival(progress, self._count)}"
         bar.add_row(ProgressBar(self._count, progress.ended, width=30), percent)
@@ -269,14 +304,15 @@ class _Run:
 
 
 class _Shown(logging.Handler):
-    """Shows log records: those of batches, and all warnings."""
+    """Shows log records: those of batches, and all others from a level on."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _Run, others: int) -> None:
         super().__init__()
         self._run = run
+        self._others = others
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "aiofinetune.batch" or record.levelno >= logging.WARNING:
+        if record.name == "aiofinetune.batch" or record.levelno >= self._others:
             self._run.say_log(record)
 
 
@@ -302,12 +338,7 @@ def _is_news(outcome: Outcome) -> bool:
 def _words(outcome: Outcome) -> str:
     told = outcome.summary()
     seconds = "" if told["seconds"] is None else f"{told['seconds']:.1f}"
-    return f"{outcome.label} {told['status']} {seconds} {_line(str(told['error'] or told['model']))}"
-
-
-def _line(text: str) -> str:
-    """Return a service's text on one line, without the control characters of terminals."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    return f"{outcome.label} {told['status']} {seconds} {one_line(str(told['error'] or told['model']))}"
 
 
 def _counts(progress: Progress, count: int) -> str:

@@ -2,26 +2,81 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
-import shlex
-import signal
-import sys
-from collections.abc import Coroutine
+import importlib
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
-from rich.console import Console
+from click.shell_completion import CompletionItem
 
 from aiofinetune._version import __version__
-from aiofinetune.errors import FineTuneError
+from aiofinetune.cli._exit import MEANINGS
+from aiofinetune.cli._options import Command, examples, session_command
+
+if TYPE_CHECKING:
+    from aiofinetune.cli._shell import Shell
 
 # ruff: noqa: PLC0415  # each command imports what it runs, so that --help does not wait for the rest
 
+_LATER: Final = {
+    "create": ("_jobs", "Create a job from a training file."),
+    "list": ("_jobs", "List the jobs, the newest first."),
+    "get": ("_jobs", "Show jobs."),
+    "follow": ("_jobs", "Print the events of a job until it ends."),
+    "events": ("_jobs", "Print the events of a job so far."),
+    "cancel": ("_jobs", "Cancel jobs."),
+    "pause": ("_jobs", "Pause jobs, where the service can."),
+    "resume": ("_jobs", "Resume paused jobs, where the service can."),
+    "checkpoints": ("_jobs", "List the models that a job has saved."),
+    "files": ("_files", "Upload, list, download and delete files."),
+    "models": ("_models", "List the models that the key may use."),
+    "delete-model": ("_models", "Delete fine-tuned models."),
+}
+"""The module of each command that is imported when it is used, and its line in the list of commands."""
 
-class _Later(click.Group):
-    """A group whose commands are imported when one of them is used."""
+
+class _Commands(click.Group):
+    """The group of all commands. To list them imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands, those about jobs first."""
+        return [*_LATER, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command."""
+        if cmd_name not in _LATER:
+            return super().get_command(ctx, cmd_name)
+        module = importlib.import_module(f"aiofinetune.cli.{_LATER[cmd_name][0]}")
+        command: click.Command = module.COMMANDS[cmd_name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self._lines(ctx)))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the exit statuses, and how to set what all commands share."""
+        with formatter.section("Exit status"):
+            formatter.write_dl([(str(int(status)), meaning) for status, meaning in MEANINGS.items()])
+        super().format_epilog(ctx, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and options that start with what was typed."""
+        found = [CompletionItem(name, help=line) for name, line in self._lines(ctx) if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def _lines(self, ctx: click.Context) -> Iterator[tuple[str, str]]:
+        for name in self.list_commands(ctx):
+            if name in _LATER:
+                yield name, _LATER[name][1]
+            elif command := self.get_command(ctx, name):
+                yield name, command.get_short_help_str(80)
+
+
+class _Data(click.Group):
+    """The group of the commands about data, which are imported when one of them is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
@@ -36,7 +91,36 @@ class _Later(click.Group):
         return super().get_command(ctx, cmd_name) or _data.COMMANDS.get(cmd_name)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_ABOUT: Final = """\
+Each shared option (see 'aiofinetune list --help') can also be a variable, such as AIOFINETUNE_BASE_URL, or a line of
+your own configuration file (config.toml in ~/.config/aiofinetune), such as:
+
+\b
+  base_url = "https://tuning.example.com/v1"
+
+\b
+Examples:
+  aiofinetune create train.jsonl --model ada --follow
+  aiofinetune list --limit 10
+  aiofinetune batch sweep.toml --max-active 3
+  aiofinetune create train.jsonl --local --follow
+
+\b
+Completion in bash (zsh_source, fish_source elsewhere):
+  eval "$(_AIOFINETUNE_COMPLETE=bash_source aiofinetune)"
+"""
+
+
+def _dashed(name: str) -> str:
+    """Let options be written with underscores, as in OpenAI's old command line."""
+    return name.replace("_", "-")
+
+
+@click.group(
+    cls=_Commands,
+    epilog=_ABOUT,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _dashed, "max_content_width": 100},
+)
 @click.version_option(__version__)
 def cli() -> None:
     """Fine-tune models through the fine-tunes API, or serve that API on this machine."""
@@ -64,10 +148,14 @@ def cli() -> None:
 @click.option("--api-key", envvar="AIOFINETUNE_API_KEY", help="Key that clients must send; by default a random key.")
 def serve(host: str, port: int, data: Path | None, api_key: str | None) -> None:
     """Serve the fine-tunes API, training small models for real."""
-    _run(_serve(host, port, data, api_key))
+    _run(lambda: _serve(host, port, data, api_key))
 
 
 async def _serve(host: str, port: int, data: Path | None, api_key: str | None) -> None:
+    import asyncio
+    import shlex
+    import signal
+
     from aiofinetune.local import LocalServer
 
     stopped = asyncio.Event()
@@ -92,20 +180,31 @@ async def _serve(host: str, port: int, data: Path | None, api_key: str | None) -
 )
 def demo(model: str, dialect: str) -> None:
     """Fine-tune a model on real data, offline, and show what it learned."""
+    from rich.console import Console
+
     from aiofinetune.cli import _demo as demonstration
 
-    _run(demonstration.run(model, dialect, Console()))
+    _run(lambda: demonstration.run(model, dialect, Console()))
 
 
 @cli.command()
 def services() -> None:
     """List the services that a session can speak to, and what each can and cannot."""
+    from rich.console import Console
+
     from aiofinetune.cli._services import show
 
     show(Console())
 
 
-@cli.command()
+@cli.command(
+    cls=Command,
+    epilog=examples(
+        "aiofinetune batch sweep.toml --check",
+        "aiofinetune batch sweep.toml --max-active 3 --results results/ --summary outcomes.jsonl",
+        "aiofinetune batch sweep.toml --retry-failed",
+    ),
+)
 @click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Default: MANIFEST.journal.")
 @click.option(
@@ -148,19 +247,22 @@ def services() -> None:
 @click.option("--show-ended", is_flag=True, help="Print also the entries that ended in an earlier run.")
 @click.option("--check", is_flag=True, help="Check the manifest and its data files without sending anything.")
 @click.option("--no-data-check", "data_check", flag_value=False, default=True, help="Do not look into the data files.")
-def batch(manifest: Path, journal: Path | None, summary: Path | None, *, check: bool, **options: Any) -> None:
+@session_command
+async def batch(
+    shell: Shell, manifest: Path, journal: Path | None, summary: Path | None, *, check: bool, **options: Any
+) -> int:
     """Run all jobs of a MANIFEST (JSON Lines or TOML).
 
     If it is killed or interrupted, run the same command again to continue. The first Ctrl-C stops sending and leaves
     active jobs running at the service; the second exits at once.
     """
-    from aiofinetune.cli._batch import run_manifest
+    from aiofinetune.cli._batch import journal_of, run_manifest
 
-    journal = journal or manifest.with_name(f"{manifest.name}.journal")
-    _run(run_manifest(manifest, journal, summary, Console(), check=check, **options))
+    with journal_of(manifest, journal, is_local=shell.local) as path:
+        return await run_manifest(manifest, path, summary, shell, check=check, **options)
 
 
-@cli.group(cls=_Later)
+@cli.group(cls=_Data)
 def data() -> None:
     """Check and mend training data; split, convert and sample it."""
 
@@ -183,9 +285,11 @@ def results(jobs: tuple[str, ...], **options: Any) -> None:
     Of one job it shows the training loss of each step and its mean, the validation loss, and the accuracy; of several
     jobs one picture of each figure.
     """
+    from rich.console import Console
+
     from aiofinetune.cli._results import show_results
 
-    _run(show_results(jobs, Console(), **options))
+    _run(lambda: show_results(jobs, Console(), **options))
 
 
 @cli.command()
@@ -208,10 +312,12 @@ def compare(jobs: tuple[str, ...], **options: Any) -> None:
     The table has the parameters in which the jobs differ, and the final value of each figure. The journal is only read,
     also while its batch runs.
     """
+    from rich.console import Console
+
     from aiofinetune.cli._compare import Options
     from aiofinetune.cli._compare import compare as compare_jobs
 
-    _run(compare_jobs(jobs, Console(), Console(stderr=True), Options(**options)))
+    _run(lambda: compare_jobs(jobs, Console(), Console(stderr=True), Options(**options)))
 
 
 @cli.command("try")
@@ -233,23 +339,20 @@ def try_(model: str, prompts: tuple[str, ...], file: Path | None, beside: str | 
 
     End a prompt the way that the training prompts end.
     """
+    from rich.console import Console
+
     from aiofinetune.cli._try import Options, try_models
 
     models = (model,) if beside is None else (model, beside)
-    _run(try_models(models, prompts, file, Console(), Console(stderr=True), Options(**options)))
+    _run(lambda: try_models(models, prompts, file, Console(), Console(stderr=True), Options(**options)))
 
 
-def _run(main: Coroutine[object, object, int | None]) -> None:
-    """Run a coroutine and exit with the status that it returns. Print this package's own errors to stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal cannot display must not stop a batch.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    try:
-        status = asyncio.run(main)
-    except FineTuneError as error:
-        sys.exit(f"aiofinetune: {error}")
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        # By convention 128 plus the number of SIGINT.
-        sys.exit(130)
+def _run(main: Callable[[], Coroutine[object, object, int | None]]) -> NoReturn:
+    """Run a coroutine that needs no session, and exit with its status."""
+    import sys
+
+    from aiofinetune.cli._run import reported, run
+
+    with reported():
+        status = run(main())
     sys.exit(status)

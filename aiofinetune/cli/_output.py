@@ -1,4 +1,7 @@
-"""Print what several commands have in common: drawings, tables that fit, JSON and CSV."""
+"""Print what several commands have in common: lines, drawings, tables that fit, times as people say them, JSON and CSV.
+
+No control character of a text that is printed here reaches the terminal.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,32 @@ import csv
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Final
 
+import attrs
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from aiofinetune.results import Line
+
+_GAP: Final = 2
+"""The number of spaces between two columns."""
+_MIN_FOLDED: Final = 16
+"""The least width of a column whose cells may be folded."""
+_LATEST: Final = 253402300799
+"""The last second of the year 9999."""
+_AGES: Final = ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h"), (60 * 86400, 86400, "days"))
+"""Up to how many seconds, in seconds of what unit, an age is given."""
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line, without the control characters of terminals."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def is_ascii(console: Console) -> bool:
@@ -26,8 +48,8 @@ def has_width(console: Console) -> bool:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """Print text that is no markup, each line on one line."""
-    console.print(Text(text, style), soft_wrap=True, highlight=False)
+    """Print text that is no markup on one line, which only the terminal folds."""
+    console.print(Text(one_line(text), style), soft_wrap=True, highlight=False)
 
 
 def print_drawing(console: Console, lines: Iterable[Line]) -> None:
@@ -45,6 +67,81 @@ def print_table(console: Console, table: Table) -> None:
         Console(file=console.file, width=10_000).print(table)
 
 
+def print_fields(console: Console, fields: Iterable[tuple[str, str]]) -> None:
+    """Print names and values, a pair on each line; a pair without a value is left out."""
+    shown = [(name, value) for name, value in fields if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        text = Text.assemble((f"{name:<{width}}", "bold"), "  ", one_line(value))
+        console.print(text, soft_wrap=True, highlight=False)
+
+
+@attrs.frozen
+class Column:
+    """A column of a table.
+
+    Args:
+        title: What stands above it.
+        cells: Its texts.
+        may_fold: Whether a cell may take several lines. Ids do not, so that they can be copied.
+        is_number: Whether to align it to the right.
+    """
+
+    title: str
+    cells: Sequence[str]
+    may_fold: bool = False
+    is_number: bool = False
+
+    @property
+    def width(self) -> int:
+        """The least width, in cells of a terminal."""
+        width = max(map(cell_len, (self.title, *self.cells)))
+        return min(width, _MIN_FOLDED) if self.may_fold else width
+
+
+def print_columns(console: Console, columns: Sequence[Column]) -> None:
+    """Print a table, whose first columns matter most: the last ones are left out, and named, if there is no room.
+
+    In a pipe the table is as wide as it is, so that no cell is cut or folded.
+    """
+    kept = list(columns)
+    while has_width(console) and len(kept) > 1 and _width(kept) > console.width:
+        kept.pop()
+    if has_width(console) and _width(kept) > console.width:
+        for cell in (kept[0].title, *kept[0].cells):
+            print_line(console, cell)
+    elif has_width(console):
+        console.print(_table(kept))
+    else:
+        for cells in zip(*((column.title, *column.cells) for column in kept), strict=True):
+            padded = (_padded(column, one_line(cell)) for column, cell in zip(kept, cells, strict=True))
+            print_line(console, (" " * _GAP).join(padded).rstrip())
+    if left_out := [column.title for column in columns[len(kept) :] if any(column.cells)]:
+        print_line(console, f"no room for: {', '.join(left_out)} (--json has all)", "dim")
+
+
+def _width(columns: Sequence[Column]) -> int:
+    return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
+
+
+def _padded(column: Column, cell: str) -> str:
+    space = " " * (max(map(cell_len, (column.title, *column.cells))) - cell_len(cell))
+    return space + cell if column.is_number else cell + space
+
+
+def _table(columns: Sequence[Column]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for column in columns:
+        justify = "right" if column.is_number else "left"
+        if column.may_fold:
+            table.add_column(column.title, overflow="fold")
+        else:
+            table.add_column(column.title, no_wrap=True, justify=justify, min_width=column.width)  # type: ignore[arg-type]  # one of two words
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    return table
+
+
 def print_json(value: object) -> None:
     """Print JSON in ASCII."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
@@ -59,6 +156,59 @@ def print_csv(rows: Sequence[Mapping[str, object]]) -> None:
     writer.writerows(row.values() for row in rows)
 
 
+def print_json_line(value: object) -> None:
+    """Print JSON on one line in ASCII, at once."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def ago(then: float | None, now: float | None = None) -> str:
+    """Return how long ago a Unix time is, such as ``"3 min ago"``; its date after two months; "" for None."""
+    if then is None:
+        return ""
+    seconds = (time.time() if now is None else now) - then
+    for most, unit, name in _AGES:
+        if abs(seconds) < most:
+            count = int(abs(seconds) / unit)
+            words = f"{count} {'day' if name == 'days' and count == 1 else name}"
+            return f"{words} ago" if seconds >= 0 else f"in {words}"
+    return clock(then, "%Y-%m-%d")
+
+
+def clock(then: float | None, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """Return a Unix time as this machine's clock shows it; "" for None."""
+    if then is None:
+        return ""
+    if not 0 <= then <= _LATEST:
+        # Times come from outside.
+        return f"{then:.0f}"
+    return datetime.fromtimestamp(then).astimezone().strftime(form)
+
+
+def moment(then: float | None) -> str:
+    """Return a Unix time as this machine's clock shows it, and how long ago it is."""
+    return "" if then is None else f"{clock(then)} ({ago(then)})"
+
+
+def size(count: int | None) -> str:
+    """Return a number of bytes as people read it."""
+    if count is None:
+        return ""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a number of seconds as people read it, such as ``"1:02:03"``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def number(value: float) -> str:
     """Return a figure as people read it."""
     return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.3g}"
@@ -69,4 +219,4 @@ def cell(value: object) -> str:
     if value is None:
         return ""
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return "".join(character if character.isprintable() else " " for character in text)
+    return one_line(text)

@@ -94,7 +94,7 @@ async def test_a_wrong_manifest_is_told_whole_and_nothing_is_sent() -> None:
     async with server.listening() as url:
         for options in ([], ["--check"]):
             status, lines, said = await run(name, *options, url=url)
-            assert (status, lines) == (1, [])
+            assert (status, lines) == (5, [])
             assert said.splitlines() == [
                 "aiofinetune: jobs.jsonl, line 1, training_file: the file 'gone.jsonl' does not exist",
                 "jobs.jsonl, line 2, epochs: is not a parameter of this request",
@@ -227,7 +227,7 @@ async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
             {"label": "job-1", "training_file": "file-1", "n_epochs": 1}, {"label": "job-2", "training_file": "file-1"}
         )
         status, lines, said = await run(name, url=url)
-        assert (status, lines) == (1, [])
+        assert (status, lines) == (6, [])
         assert said.splitlines() == [
             "aiofinetune: jobs.jsonl has changed since jobs.jsonl.journal was started:",
             "job-2: n_epochs was 2 and is now None",
@@ -246,7 +246,7 @@ async def test_a_second_process_on_the_journal_is_refused() -> None:
     async with server.listening() as url, running(name, url=url) as process:
         await server.until(lambda: len(server.active) == 1)
         status, lines, said = await run(name, url=url)
-        assert (status, lines) == (1, [])
+        assert (status, lines) == (6, [])
         assert said == "aiofinetune: jobs.jsonl.journal: another process is running this batch\n"
         server.end(*server.active)
         assert await process.wait() == 0
@@ -257,7 +257,7 @@ async def test_a_quota_that_is_used_up_is_told() -> None:
     server = BatchServer(quota=2)
     async with server.listening() as url:
         status, lines, _ = await run(sweep(server, 4), url=url)
-    assert status == 1
+    assert status == 3
     assert "the batch sends no more requests: 429: You exceeded your current quota" in " ".join(lines)
     assert lines[-1] == "2 of 4 jobs have not ended; run the same command again to continue"
 
@@ -268,7 +268,7 @@ async def test_words_of_the_service_are_shown_as_they_are() -> None:
     server.refuse = lambda endpoint: error(403, "see [docs] or [/b]") if endpoint == "create" else None
     async with server.listening() as url:
         status, lines, said = await run(sweep(server, 2), url=url)
-    assert (status, said) == (1, "")
+    assert (status, said) == (3, "")
     assert "403: see [docs] or [/b]" in " ".join(lines)
 
 
@@ -288,7 +288,7 @@ async def test_a_summary_that_cannot_be_written() -> None:
     server = BatchServer()
     async with server.listening() as url:
         status, _, said = await run(sweep(server, 1), "--summary", "nowhere/summary.jsonl", url=url)
-    assert (status, said.count("\n"), said[:12]) == (1, 1, "aiofinetune:")
+    assert (status, said.count("\n"), said[:12]) == (5, 1, "aiofinetune:")
     assert not server.jobs
 
 
@@ -323,7 +323,7 @@ async def test_a_summary_writes_over_no_other_file() -> None:
         for other in (name, f"{name}.journal", "train.jsonl"):
             before = Path(other).read_bytes()
             status, _, said = await run(name, "--summary", str(Path(other).absolute()), url=url)
-            assert (status, said[:21]) == (1, "aiofinetune: summary:")
+            assert (status, said[:21]) == (2, "aiofinetune: summary:")
             assert Path(other).read_bytes() == before
         for _ in range(2):
             assert (await run(name, "--summary", "summary.jsonl", url=url))[0] == 0
@@ -347,7 +347,7 @@ async def test_a_folder_for_results_that_cannot_be_made_is_told_first() -> None:
     Path("results").write_bytes(b"no folder")
     async with server.listening() as url:
         status, lines, said = await run(sweep(server, 1), "--results", "results/of/jobs", url=url)
-    assert (status, lines, said) == (1, [], "aiofinetune: results/of/jobs: Not a directory\n")
+    assert (status, lines, said) == (5, [], "aiofinetune: results/of/jobs: Not a directory\n")
     assert not server.jobs
 
 
@@ -376,6 +376,7 @@ async def test_a_job_that_the_service_no_longer_knows_is_counted_as_vanished() -
         (job_id,) = server.active
         server.end(job_id)
         stdout, _ = await process.communicate()
+    assert process.returncode == 7
     lines = stdout.decode().splitlines()
     assert TIME.sub("", lines[0]).startswith("job-1 vanished ")
     assert lines[-1] == "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 vanished"
@@ -390,7 +391,7 @@ async def test_a_job_that_may_have_been_made_is_not_counted_as_rejected() -> Non
     server.refuse = lambda endpoint: error(404, "no list here") if endpoint == "list" else None
     async with server.listening() as url:
         status, lines, _ = await run(sweep(server, 1), url=url)
-    assert (status, lines[-1]) == (1, "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 uncertain")
+    assert (status, lines[-1]) == (7, "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 uncertain")
 
 
 async def test_after_fail_fast_the_same_command_goes_on() -> None:

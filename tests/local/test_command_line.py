@@ -64,7 +64,7 @@ async def test_serve_refuses_other_machines_without_a_key() -> None:
     """Listening on every address without a key of one's own is one line on stderr and a failure."""
     async with running("serve", "--host", "0.0.0.0", "--port", "0") as process:  # to see it refused
         stdout, stderr = await process.communicate()
-    assert (process.returncode, stdout) == (1, b"")
+    assert (process.returncode, stdout) == (2, b"")
     assert stderr.startswith(b"aiofinetune: host: ")
     assert stderr.count(b"\n") == 1
 

@@ -1,0 +1,382 @@
+"""The commands about jobs: create, list, get, cancel, follow, events, pause, resume and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import click
+
+from aiofinetune.batch._manifest import is_local
+from aiofinetune.cli._files import upload
+from aiofinetune.cli._following import follow_to_the_end, show_event
+from aiofinetune.cli._options import Command, examples, session_command
+from aiofinetune.cli._output import Column, ago, moment, print_columns, print_fields, print_line
+from aiofinetune.cli._run import for_each
+from aiofinetune.cli._shell import Shell
+from aiofinetune.errors import RequestInvalid
+from aiofinetune.models import METHODS, Checkpoint, File, FineTune, FineTuneRequest, Method
+from aiofinetune.session import FineTuneSession
+
+
+class _OrAuto(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has none
+    """A number, or ``auto``."""
+
+    def __init__(self, number: Any) -> None:  # Any: click's type of it
+        self._number = number
+        self.name = f"{number.name}|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # Any: as click's
+        """Return the value; `FineTuneRequest` checks its range."""
+        return value if value == "auto" else self._number.convert(value, param, ctx)
+
+
+class _Pair(click.ParamType):  # type: ignore[type-arg]  # likewise
+    """A name and a value, ``NAME=VALUE``.
+
+    Args:
+        reads_json: Whether the value is JSON; what is none is text.
+    """
+
+    def __init__(self, *, reads_json: bool = False) -> None:
+        self._reads_json = reads_json
+        self.name = "name=json" if reads_json else "name=text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, object]:
+        """Return the name and the value."""
+        if isinstance(value, tuple):
+            return value
+        name, sign, text = str(value).partition("=")
+        if not sign or not name:
+            self.fail(f"expected {self.name}, got {value!r}", param, ctx)
+        try:
+            return name, json.loads(text) if self._reads_json else text
+        except ValueError:
+            return name, text
+
+
+class _Betas(click.ParamType):  # type: ignore[type-arg]  # likewise
+    """Numbers, separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(number) for number in str(value).split(","))
+        except ValueError:
+            self.fail(f"expected numbers separated by commas, such as 0.5,1,2; got {value!r}", param, ctx)
+
+
+_INT_OR_AUTO: Final = _OrAuto(click.INT)
+_JSON_PAIR: Final = _Pair(reads_json=True)
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "aiofinetune create train.jsonl --model ada --follow",
+        "aiofinetune create file-abc123 --validation-file valid.jsonl --n-epochs 4",
+        "aiofinetune create train.jsonl --dialect jobs --model gpt-4o-mini-2024-07-18 --metadata team=search",
+        "aiofinetune create train.jsonl --local --follow",
+    ),
+)
+@click.argument("training_file")
+@click.option("--validation-file", metavar="FILE", help="Id of an uploaded file, or a local file to upload.")
+@click.option("-m", "--model", help="Base model, or a fine-tuned model to train further.")
+@click.option("--n-epochs", type=_INT_OR_AUTO, help="Number of passes over the data.")
+@click.option("--batch-size", type=_INT_OR_AUTO, help="Number of examples in one step.")
+@click.option("--learning-rate-multiplier", type=_OrAuto(click.FLOAT), help="Multiple of the pretraining rate.")
+@click.option("--learning-rate", type=float, help="The learning rate itself, where the service takes no multiple.")
+@click.option("--prompt-loss-weight", type=float, help="Weight of the loss on the prompt's tokens.")
+@click.option("--compute-classification-metrics", is_flag=True, default=None, help="Measure a classifier each epoch.")
+@click.option("--classification-n-classes", type=int, help="Number of its classes.")
+@click.option("--classification-positive-class", metavar="TEXT", help="Completion that counts as positive, of two.")
+@click.option("--classification-betas", type=_Betas(), help="Betas of the F-beta scores, such as 0.5,1.")
+@click.option("--suffix", help="Part of the fine-tuned model's name.")
+@click.option("--seed", type=int, help="Seed of the training.")
+@click.option("--method", type=click.Choice(METHODS), help="How to train; by default supervised.")
+@click.option("--method-option", type=_JSON_PAIR, multiple=True, help="Hyperparameter of the method; repeatable.")
+@click.option("--grader", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="JSON file of the grader.")
+@click.option("--metadata", type=_Pair(), multiple=True, help="Text to keep with the job; repeatable.")
+@click.option("--extra", type=_JSON_PAIR, multiple=True, help="Parameter of the service's own; repeatable.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the job to its end.")
+@session_command
+async def create(
+    shell: Shell,
+    training_file: str,
+    validation_file: str | None,
+    *,
+    follow: bool,
+    **parameters: Any,  # as `FineTuneRequest` takes them
+) -> None:
+    """Create a job from TRAINING_FILE: the id of an uploaded file, or a local file, which is uploaded first.
+
+    A name is a local file if it has a slash or the suffix of a data file, or if there is such a file. The create is
+    sent again only if it certainly made no job. The parameters are those of the service's API; those that are not
+    given are left to the service.
+    """
+    # Checked before anything is uploaded.
+    request = _request(parameters, training_file=training_file, validation_file=validation_file)
+    async with shell.session() as session:
+        session.dialect.check(request)
+        uploaded = await _uploaded(shell, session, [name for name in (training_file, validation_file) if name])
+        job = await session.create_fine_tune(
+            _request(
+                parameters,
+                training_file=uploaded[training_file],
+                validation_file=None if validation_file is None else uploaded[validation_file],
+            )
+        )
+        if shell.as_json:
+            shell.print_json(job)
+        elif follow:
+            print_line(shell.out, f"created {job.id} ({job.status})")
+        else:
+            show_job(shell, job)
+            shell.hint(f"Follow it: {shell.command('follow', job.id)}")
+        if follow:
+            await follow_to_the_end(shell, session, job.id)
+
+
+def _request(
+    parameters: Mapping[str, Any], *, training_file: str, validation_file: str | None
+) -> FineTuneRequest:  # Any: as `FineTuneRequest` takes them
+    given = dict(parameters)
+    kind, options, grader = given.pop("method"), dict(given.pop("method_option")), given.pop("grader")
+    if kind is None and (options or grader is not None):
+        raise RequestInvalid("method", "is required with --method-option and --grader")
+    method = None if kind is None else Method(kind, options or None, None if grader is None else _grader(grader))
+    for name in ("metadata", "extra"):
+        given[name] = dict(given[name]) or None
+    return FineTuneRequest(training_file=training_file, validation_file=validation_file, method=method, **given)
+
+
+def _grader(file: Path) -> Any:  # Any: in the service's form
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RequestInvalid("grader", f"{file}: {error}") from error
+    if not isinstance(found, dict):
+        raise RequestInvalid("grader", f"{file}: expected a JSON object")
+    return found
+
+
+async def _uploaded(shell: Shell, session: FineTuneSession, names: Sequence[str]) -> dict[str, str]:
+    """Return the id of each file; what is local is uploaded."""
+    ids: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        ids[name] = name
+        if is_local(name):
+            ids[name] = (await upload(shell, session, Path(name))).id
+            shell.hint(f"uploaded {name} as {ids[name]}")
+    return ids
+
+
+@click.command(
+    "list",
+    cls=Command,
+    epilog=examples("aiofinetune list --limit 10", "aiofinetune list --status running --json | jq -r .id"),
+)
+@click.option("-n", "--limit", type=click.IntRange(1), help="Number of jobs, the newest.")
+@click.option("--status", help="Only jobs with this status, such as running.")
+@session_command
+async def list_jobs(shell: Shell, limit: int | None, status: str | None) -> None:
+    """List the jobs, the newest first."""
+    async with shell.session() as session:
+        jobs = [job async for job in _newest(session, limit, status)]
+    if shell.as_json:
+        shell.print_json(*jobs)
+    elif jobs:
+        columns = [
+            Column("job", [job.id for job in jobs]),
+            Column("status", [job.status for job in jobs]),
+            Column("created", [ago(job.created_at) for job in jobs]),
+            Column("model", [job.model or "" for job in jobs]),
+            Column("fine-tuned model", [job.fine_tuned_model or "" for job in jobs]),
+        ]
+        print_columns(shell.out, columns)
+    else:
+        shell.hint("no jobs" if status is None else f"no jobs with status {status}")
+
+
+async def _newest(session: FineTuneSession, limit: int | None, status: str | None) -> AsyncGenerator[FineTune]:
+    """Yield jobs, the newest first. Where lists come in pages, they begin with the newest."""
+    count = 0
+    async with aclosing(_in_order(session, is_partial=limit is not None)) as jobs:
+        async for job in jobs:
+            if limit is not None and count >= limit:
+                return
+            if status is None or status in (job.status, job.service_status):
+                count += 1
+                yield job
+
+
+async def _in_order(session: FineTuneSession, *, is_partial: bool) -> AsyncGenerator[FineTune]:
+    if is_partial and session.dialect.has_pages:
+        async with aclosing(session.iter_fine_tunes()) as jobs:
+            async for job in jobs:
+                yield job
+        return
+    for job in sorted(await session.list_fine_tunes(), key=lambda job: job.created_at or 0, reverse=True):
+        yield job
+
+
+@click.command(cls=Command, epilog=examples("aiofinetune get ft-abc123", "aiofinetune get ft-abc123 --json"))
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True)
+@session_command
+async def get(shell: Shell, ids: tuple[str, ...]) -> int:
+    """Show jobs."""
+
+    async def show(fine_tune_id: str) -> None:
+        job = await session.retrieve_fine_tune(fine_tune_id)
+        if shell.as_json:
+            shell.print_json(job)
+            return
+        show_job(shell, job)
+        if len(ids) > 1:
+            print_line(shell.out, "")
+
+    async with shell.session() as session:
+        return await for_each(ids, show)
+
+
+def show_job(shell: Shell, job: FineTune) -> None:
+    """Print what is known of a job, a field on each line."""
+    status = job.status if job.service_status is None else f"{job.status} ({job.service_status})"
+    fields = [
+        ("job", job.id),
+        ("status", status),
+        ("model", job.model or ""),
+        ("fine-tuned model", job.fine_tuned_model or ""),
+        ("created", moment(job.created_at)),
+        ("finished", moment(job.finished_at)),
+        ("training file", _files(job.training_files)),
+        ("validation file", _files(job.validation_files)),
+        ("results file", _files(job.result_files)),
+        ("error", "" if job.error is None else job.error.message or job.error.code or ""),
+        ("method", "" if job.method is None else job.method.type),
+        ("trained tokens", "" if job.trained_tokens is None else f"{job.trained_tokens:,}"),
+        ("seed", "" if job.seed is None else str(job.seed)),
+        *((name, str(value)) for name, value in _hyperparameters(job)),
+        *((f"metadata {name}", value) for name, value in (job.metadata or {}).items()),
+        ("events", str(len(job.events) or "")),
+    ]
+    print_fields(shell.out, fields)
+
+
+def _hyperparameters(job: FineTune) -> list[tuple[str, object]]:
+    values = attrs.asdict(job.hyperparams, recurse=False)
+    return [(name, value) for name, value in values.items() if value is not None]
+
+
+def _files(files: Sequence[File]) -> str:
+    return ", ".join(file.id if file.filename is None else f"{file.id} ({file.filename})" for file in files)
+
+
+@click.command(cls=Command, epilog=examples("aiofinetune cancel ft-abc123"))
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True)
+@session_command
+async def cancel(shell: Shell, ids: tuple[str, ...]) -> int:
+    """Cancel jobs. One that is cancelled already stays so."""
+    async with shell.session() as session:
+        return await for_each(ids, lambda job: _then_show(shell, session.cancel_fine_tune(job)))
+
+
+@click.command(cls=Command, epilog=examples("aiofinetune pause ftjob-abc123 --dialect jobs"))
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True)
+@session_command
+async def pause(shell: Shell, ids: tuple[str, ...]) -> int:
+    """Pause jobs, where the service can."""
+    async with shell.session() as session:
+        return await for_each(ids, lambda job: _then_show(shell, session.pause_fine_tune(job)))
+
+
+@click.command(cls=Command, epilog=examples("aiofinetune resume ftjob-abc123 --dialect jobs"))
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True)
+@session_command
+async def resume(shell: Shell, ids: tuple[str, ...]) -> int:
+    """Resume paused jobs, where the service can."""
+    async with shell.session() as session:
+        return await for_each(ids, lambda job: _then_show(shell, session.resume_fine_tune(job)))
+
+
+async def _then_show(shell: Shell, call: Coroutine[object, object, FineTune]) -> None:
+    job = await call
+    if shell.as_json:
+        shell.print_json(job)
+    else:
+        print_line(shell.out, f"{job.id} {job.service_status or job.status}")
+
+
+@click.command(
+    cls=Command, epilog=examples("aiofinetune follow ft-abc123", "aiofinetune follow ft-abc123 --json >> events.jsonl")
+)
+@click.argument("job")
+@session_command
+async def follow(shell: Shell, job: str) -> None:
+    """Print the events of a JOB until it ends.
+
+    They start with the first. A broken connection is resumed where it broke. Ctrl-C leaves the job running.
+    """
+    async with shell.session() as session:
+        await follow_to_the_end(shell, session, job)
+
+
+@click.command(cls=Command, epilog=examples("aiofinetune events ft-abc123"))
+@click.argument("job")
+@session_command
+async def events(shell: Shell, job: str) -> None:
+    """Print the events of a JOB so far, the oldest first."""
+    async with shell.session() as session:
+        found = await session.list_fine_tune_events(job)
+    if shell.as_json:
+        shell.print_json(*found)
+        return
+    for event in found:
+        show_event(shell.out, event, "%Y-%m-%d %H:%M:%S")
+
+
+@click.command(cls=Command, epilog=examples("aiofinetune checkpoints ftjob-abc123 --dialect jobs"))
+@click.argument("job")
+@session_command
+async def checkpoints(shell: Shell, job: str) -> None:
+    """List the models that a JOB has saved on its way, where the service offers them."""
+    async with shell.session() as session:
+        found = await session.list_checkpoints(job)
+    if shell.as_json:
+        shell.print_json(*found)
+    elif found:
+        columns = [
+            Column("model", [it.fine_tuned_model_checkpoint or "" for it in found]),
+            Column("step", ["" if it.step_number is None else str(it.step_number) for it in found], is_number=True),
+            Column("created", [ago(it.created_at) for it in found]),
+            Column("metrics", [_metrics(it) for it in found], may_fold=True),
+            Column("checkpoint", [it.id for it in found]),
+        ]
+        print_columns(shell.out, columns)
+    else:
+        shell.hint(f"{job} has no checkpoints")
+
+
+def _metrics(checkpoint: Checkpoint) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in (checkpoint.metrics or {}).items() if name != "step")
+
+
+COMMANDS: Final = {
+    "create": create,
+    "list": list_jobs,
+    "get": get,
+    "follow": follow,
+    "events": events,
+    "cancel": cancel,
+    "pause": pause,
+    "resume": resume,
+    "checkpoints": checkpoints,
+}

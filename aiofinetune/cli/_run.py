@@ -1,0 +1,103 @@
+"""Run the coroutine of a command, end it at a signal, print its error, and exit with the status that says why."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from typing import Final
+
+import click
+
+from aiofinetune.cli._exit import Exit, exit_status, way_out
+from aiofinetune.errors import BadRequest, Conflict, FineTuneError, JournalUnusable, NotFound
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def run(main: Coroutine[object, object, int | None]) -> int:
+    """Run a coroutine, and return the exit status: what it returns, or that of the signal that cancelled it."""
+    return asyncio.run(_until_signal(main))
+
+
+async def _until_signal(main: Coroutine[object, object, int | None]) -> int:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    received: list[int] = []
+
+    def interrupt(number: int) -> None:
+        received.append(number)
+        if task is not None:
+            task.cancel()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, interrupt, number)
+    try:
+        return await main or 0
+    except asyncio.CancelledError as error:
+        if not received:
+            raise
+        # A create that was cancelled says in a note what is known about its job.
+        for note in getattr(error, "__notes__", ()):
+            _say(str(note))
+    except FineTuneError as error:
+        if not received:
+            raise
+        _say(error)
+    return exit_status(signal=received[0])
+
+
+async def for_each(names: Sequence[str], do: Callable[[str], Awaitable[object]]) -> Exit:
+    """Do something for each name, and return the exit status of all. A refusal of one does not keep the others."""
+    status = Exit.DONE
+    for name in names:
+        try:
+            await do(name)
+        except (BadRequest, Conflict, NotFound) as error:
+            if len(names) == 1:
+                raise
+            _say(f"{name}: {error}")
+            status = exit_status(error, so_far=status)
+    return status
+
+
+@contextlib.contextmanager
+def reported(verbosity: int = 0) -> Iterator[None]:
+    """Print this package's own errors to stderr, and exit with their status.
+
+    Args:
+        verbosity: From 2 on, the traceback is printed first.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal cannot display must not stop a command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        yield
+    except FineTuneError as error:
+        if verbosity > 1:
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                _write(line)
+        _say(error)
+        if advice := way_out(error):
+            _write(f"  {advice}")
+        sys.exit(exit_status(error))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(exit_status(signal=signal.SIGINT))
+
+
+def _say(words: FineTuneError | str) -> None:
+    # The lists of what is wrong with a manifest or a journal have a line for each; a service's text is one line.
+    is_list = isinstance(words, JournalUnusable | ValueError)
+    for number, line in enumerate(str(words).splitlines() if is_list else [str(words)]):
+        _write(line if number else f"aiofinetune: {line}")
+
+
+def _write(line: str) -> None:
+    # A service's text may hold characters that would steer the terminal.
+    click.echo("".join(character if character.isprintable() else " " for character in line), err=True)

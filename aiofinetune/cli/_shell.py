@@ -1,0 +1,206 @@
+"""What a command has at hand: its session, its consoles and its log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+from rich.console import Console
+
+from aiofinetune._http.transport import Timeout
+from aiofinetune._secret import Secret
+from aiofinetune.cli._output import one_line, print_json_line, print_line
+from aiofinetune.errors import ConfigurationError, LocalFileError
+from aiofinetune.retry import Retry
+from aiofinetune.session import FineTuneSession
+
+_log: Final = logging.getLogger("aiofinetune")
+_MAX_KEY_BYTES: Final = 1 << 16
+_CONNECT: Final = Timeout().connect
+
+
+@attrs.frozen
+class Shell:
+    """The surroundings of one command.
+
+    Args:
+        out: Where to print what was asked for.
+        err: Where to print hints, progress and warnings.
+        api_key: The service's key; None leaves it to the session.
+        base_url: The service's URL; None leaves it to the session.
+        dialect: The name of the dialect; None leaves it to the session.
+        allow_plain_http: Whether the key may be sent over plain http.
+        timeout: How long to wait.
+        retry: How often to retry.
+        local: Whether to run an embedded server.
+        local_data: Its folder; None is a temporary one.
+        as_json: Whether to print JSON lines in place of texts for people.
+        is_quiet: Whether to print no hints and no progress.
+        log: What shows the log on `err`.
+        again: The options by which another command reaches the same service.
+    """
+
+    out: Console
+    err: Console
+    api_key: Secret | None = None
+    base_url: str | None = None
+    dialect: str | None = None
+    allow_plain_http: bool = False
+    timeout: Timeout = Timeout()
+    retry: Retry = Retry()
+    local: bool = False
+    local_data: Path | None = None
+    as_json: bool = False
+    is_quiet: bool = False
+    log: logging.Handler = attrs.field(factory=logging.NullHandler)
+    again: tuple[str, ...] = ()
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[FineTuneSession]:
+        """Open a session with the service, or with an embedded server that runs as long.
+
+        Raises:
+            ConfigurationError: There is no key, or an option is not valid.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            key, url = self.api_key, self.base_url
+            if self.local:
+                from aiofinetune.local import LocalServer  # noqa: PLC0415  # needs an extra
+
+                server = await stack.enter_async_context(LocalServer(self.local_data))
+                key, url = Secret(server.api_key), server.base_url
+            session = FineTuneSession(
+                key,
+                base_url=url,
+                dialect=self.dialect,
+                timeout=self.timeout,
+                retry=self.retry,
+                allow_plain_http=self.allow_plain_http,
+            )
+            yield await stack.enter_async_context(session)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether there is a terminal to draw progress bars on."""
+        return self.err.is_terminal and not self.is_quiet
+
+    def hint(self, words: str) -> None:
+        """Tell a person something beside the output."""
+        if not self.is_quiet:
+            print_line(self.err, words, "dim")
+
+    def command(self, *words: str) -> str:
+        """Return a command that reaches the same service, to be pasted into a shell."""
+        return shlex.join(["aiofinetune", *words, *self.again])
+
+    def print_json(self, *values: object) -> None:
+        """Print models, each as a JSON object on a line: all their fields by name; None is null."""
+        from aiofinetune import structuring  # noqa: PLC0415  # only for --json
+
+        for value in values:
+            print_json_line(structuring.write_reply(value) if attrs.has(type(value)) else value)
+
+
+@contextlib.contextmanager
+def opened(given: Mapping[str, Any], again: tuple[str, ...]) -> Iterator[Shell]:  # Any: the values of options
+    """Return a context manager of the surroundings of a command, in which its log is written.
+
+    Args:
+        given: The shared options, by name.
+        again: The options by which another command reaches the same service.
+
+    Raises:
+        ConfigurationError: The file of the key holds none.
+        LocalFileError: The file of the key cannot be read, or that of the log cannot be written.
+    """
+    no_color = True if given["no_color"] else None
+    seconds, retries = given["timeout"], given["retries"]
+    timeout = Timeout() if seconds is None else Timeout(connect=min(_CONNECT, seconds), reply=seconds, stall=seconds)
+    err = Console(no_color=no_color, highlight=False, stderr=True)
+    level = (
+        logging.ERROR if given["quiet"] else (logging.WARNING, logging.INFO, logging.DEBUG)[min(given["verbose"], 2)]
+    )
+    shell = Shell(
+        Console(no_color=no_color, highlight=False),
+        err,
+        _key(given["api_key"], given["api_key_file"]),
+        given["base_url"],
+        given["dialect"],
+        bool(given["allow_plain_http"]),
+        timeout,
+        Retry() if retries is None else Retry(attempts=retries + 1),
+        given["local"],
+        given["local_data"],
+        given["as_json"],
+        given["quiet"],
+        _OnConsole(err, level),
+        again,
+    )
+    with _logged(shell.log, given["log_file"]):
+        yield shell
+
+
+def _key(key: str | None, file: Path | None) -> Secret | None:
+    if key is not None or file is None:
+        return None if key is None else Secret(key)
+    try:
+        with file.open("rb") as opened_file:
+            line = opened_file.readline(_MAX_KEY_BYTES)
+        key = line.decode().strip()
+    except OSError as error:
+        raise LocalFileError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        # The error would show what may be a key.
+        raise ConfigurationError(f"api_key_file: the first line of {file} is not text") from None
+    if not key:
+        raise ConfigurationError(f"api_key_file: the first line of {file} is empty; write the key there")
+    return Secret(key)
+
+
+class _OnConsole(logging.Handler):
+    """Prints records to a console, above a progress bar if there is one."""
+
+    def __init__(self, console: Console, level: int) -> None:
+        super().__init__(level)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record on one line."""
+        print_line(self._console, f"aiofinetune: {record.getMessage()}")
+
+
+class _OneLine(logging.Formatter):
+    """Formats a record on one line, whatever a service has said."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return one_line(super().format(record))
+
+
+@contextlib.contextmanager
+def _logged(shown: logging.Handler, file: Path | None) -> Iterator[None]:
+    """Write what the library logs to the console, and to a file."""
+    handlers = [shown]
+    if file is not None:
+        try:
+            handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
+        except OSError as error:
+            raise LocalFileError(f"{file}: {error.strerror}") from error
+        handlers[-1].setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers[-1].setLevel(min(shown.level, logging.INFO))
+    before = _log.level
+    _log.setLevel(min(handler.level for handler in handlers))
+    for handler in handlers:
+        _log.addHandler(handler)
+    try:
+        yield
+    finally:
+        _log.setLevel(before)
+        for handler in handlers:
+            _log.removeHandler(handler)
+            handler.close()
