@@ -86,9 +86,9 @@ def reported(verbosity: int = 0) -> Iterator[None]:
         _say(error)
         if advice := way_out(error):
             _write(f"  {advice}")
-        sys.exit(exit_status(error))
+        sys.exit(int(exit_status(error)))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit(exit_status(signal=signal.SIGINT))
+        sys.exit(int(exit_status(signal=signal.SIGINT)))
 
 
 def _say(words: FineTuneError | str) -> None:

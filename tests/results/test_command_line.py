@@ -317,6 +317,6 @@ def test_options_reach_the_commands(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["compare", path, "--sort", "label", "--csv"])
     assert done.stdout.splitlines()[1].startswith("a,")
     done = CliRunner().invoke(cli, ["results", str(tmp_path / "b.csv")])
-    assert (done.exit_code, str(done.exception)) == (1, f"aiofinetune: {tmp_path}/b.csv: there is no such file")
+    assert (done.exit_code, done.output) == (5, f"aiofinetune: {tmp_path}/b.csv: there is no such file\n")
     done = CliRunner().invoke(cli, ["try", "ada"])
-    assert "there is no prompt" in str(done.exception)
+    assert (done.exit_code, "there is no prompt" in done.output) == (2, True)
