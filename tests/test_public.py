@@ -228,7 +228,7 @@ STOREYS = (
     ("aiofinetune.models",),
     ("aiofinetune.errors",),
 )
-GROUND = ("_json", "_local_files", "_secret", "_sqlite", "_sse", "_threads", "_urls", "_version")
+GROUND = ("_json", "_local_files", "_observe", "_secret", "_sqlite", "_sse", "_threads", "_urls", "_version")
 """What any module may import, and what imports only errors, and one another in this order of the alphabet or not."""
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
-from aiofinetune import retry
+from aiofinetune import _observe, retry
 from aiofinetune._http.reply_body import Incoming
 from aiofinetune._http.throttle import Throttle, Trouble
 from aiofinetune._http.token import Token
 from aiofinetune._http.transport import SMALL_BUFFER, Heard, Transport
+from aiofinetune._observe import Call
 from aiofinetune._secret import Secret, scrubbed, without_secret
 from aiofinetune.dialects._choice import fitting
 from aiofinetune.dialects._dialect import Dialect
@@ -198,6 +201,8 @@ class Caller:
         attempt: Callable[[], Awaitable[R]],
         find: Callable[[], Awaitable[R | None]] | None = None,
         policy: Retry | None = None,
+        *,
+        call: Call | None = None,
     ) -> R:
         """Attempt a call until it succeeds, or fails in a way that a retry cannot or must not fix.
 
@@ -206,7 +211,14 @@ class Caller:
             attempt: Makes one attempt.
             find: Looks for the result of a call whose reply was lost; returns None if the call certainly had no effect.
             policy: How often and how slowly to retry; by default the session's policy.
+            call: What is noted of the call, if it is watched.
         """
+        if call is None and (_observe.observer is not None or _log.isEnabledFor(logging.INFO)):
+            with _observe.watching(Call(endpoint.method, endpoint.path, self.base_url)) as begun:
+                attempt = partial(self._watched, begun, attempt)
+                result = await self.retrying(endpoint, attempt, find, policy, call=begun)
+            self._note_created(endpoint, result)
+            return result
         self.transport.check_place()
         policy = policy or self.policy
         now = asyncio.get_running_loop().time
@@ -248,7 +260,27 @@ class Caller:
             self._note_trouble(failure, now(), seconds)
             words = "%s %s, failure %d: %s; retrying in %.1f s"
             _log.info(words, endpoint.method, endpoint.path, failures, failure, seconds)
+            _note_retry(call, failure, seconds)
             await asyncio.sleep(seconds)
+
+    async def _watched(self, call: Call, attempt: Callable[[], Awaitable[R]]) -> R:
+        """Make one attempt of a call, and log how it ended."""
+        call.begin_attempt()
+        started_at = time.perf_counter()
+        how = "no reply"
+        try:
+            result = await attempt()
+        except BaseException as error:
+            how = type(error).__name__
+            raise
+        finally:
+            if call.request_id is not None:
+                call.request_id = scrubbed(call.request_id.encode(errors="replace"), *self.secrets).decode()
+            _log_attempt(call, how, time.perf_counter() - started_at)
+        if self.trouble is not None:
+            lasted = asyncio.get_running_loop().time() - self.trouble.since
+            _log.info("calls succeed again, after %.1f s", lasted, extra={"seconds": lasted})
+        return result
 
     async def fetch(
         self,
@@ -280,6 +312,10 @@ class Caller:
 
     async def connect(self, request: Request) -> Incoming:
         """Send a request for an event stream; return the reply with its body unread."""
+        endpoint = self.endpoints.list_fine_tune_events
+        if _observe.current() is None and (_observe.observer is not None or _log.isEnabledFor(logging.INFO)):
+            with _observe.watching(Call(endpoint.method, endpoint.path, self.base_url)) as call:
+                return await self._watched(call, partial(self.connect, request))
         self.transport.check_place()
         await self.throttle.wait()
         token = await self._authorize()
@@ -290,7 +326,7 @@ class Caller:
             await self._authorize()
             incoming = await self.transport.open(request, self.transport.timeout.stream, SMALL_BUFFER)
         if incoming.status >= 300:
-            refusal = await self.refusal(self.endpoints.list_fine_tune_events, incoming)
+            refusal = await self.refusal(endpoint, incoming)
             # A quota, or a wait beyond the deadline, is not retried, so it must not slow down other calls either.
             seconds = retry.delay(self.policy, refusal, 1, 0.0, idempotent=True)
             if seconds is not None:
@@ -335,7 +371,14 @@ class Caller:
         kind: Literal["throttled", "unreachable"] = "throttled" if isinstance(failure, RateLimited) else "unreachable"
         before = self.trouble
         since = before.since if before is not None and before.kind == kind else now
+        if since == now:
+            _log.info("%s since %s: %s", kind, time.strftime("%H:%M:%S"), failure, extra={"trouble": kind})
         self.trouble = Trouble(kind, since, now + seconds, str(failure))
+
+    def _note_created(self, endpoint: Endpoint[T], result: object) -> None:
+        """Log that a job was created, if that is what the call did."""
+        if endpoint is self.endpoints.create_fine_tune and isinstance(result, FineTune):
+            _log.info("created %s", result.id, extra={"job_id": result.id, "status": result.status})
 
     def _note_other_dialect(self, reply: Reply) -> None:
         """Log once in a session that a job has the form of another dialect."""
@@ -348,6 +391,29 @@ class Caller:
         if field not in self._oddities:
             self._oddities.add(field)
             _log.warning("%s: the service sent %s, which is not valid here; it is treated as missing", field, found)
+
+
+def _note_retry(call: Call | None, failure: FineTuneError, seconds: float) -> None:
+    if call is not None and _observe.observer is not None:
+        _observe.observer.retrying(call, failure, seconds)
+
+
+def _log_attempt(call: Call, how: str, seconds: float) -> None:
+    if _log.isEnabledFor(logging.DEBUG):
+        words = "%s %s: %s in %.3f s (attempt %d, request id %s)"
+        result = how if call.status is None else call.status
+        # Not named "args" or the like, which log records have already.
+        extra = {
+            "method": call.method,
+            "path": call.path,
+            "status": call.status,
+            "seconds": seconds,
+            "attempt": call.attempts,
+            "request_id": call.request_id,
+        }
+        _log.debug(
+            words, call.method, call.path, result, seconds, call.attempts, call.request_id or "unknown", extra=extra
+        )
 
 
 def _in_form_of(other: Dialect) -> str:

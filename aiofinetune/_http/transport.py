@@ -18,6 +18,7 @@ import attrs
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
+from aiofinetune import _observe
 from aiofinetune._http.network_errors import cause_of, in_our_words, of_borrowed
 from aiofinetune._http.proxies import proxy_for
 from aiofinetune._http.reply_body import Incoming
@@ -300,7 +301,7 @@ class Transport:
                 self._fresh_http = self._new_http(force_close=True)
             http = self._fresh_http
         try:
-            return await http.request(
+            response = await http.request(
                 request.method,
                 # The URL is already encoded, and must be sent as it was checked: yarl would normalise it.
                 URL(request.url, encoded=True),
@@ -326,6 +327,10 @@ class Transport:
             if data is None:
                 raise in_our_words(error, request.name) from cause_of(error)
             raise _in_our_words_if_sent(error, request.name, data) from cause_of(error)
+        if (call := _observe.current()) is not None:
+            call.url, call.status = request.url.partition("?")[0], response.status
+            call.request_id = response.headers.get("x-request-id")
+        return response
 
     def _new_http(self, *, force_close: bool = False) -> aiohttp.ClientSession:
         # No limit on connections: `_slots` limits plain calls, and event streams are not limited.

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import attrs
 
-from aiofinetune import retry, structuring
+from aiofinetune import _observe, retry, structuring
 from aiofinetune._http.reply_body import MAX_ERROR_BYTES, Incoming
 from aiofinetune._jobs.events import EventStream
 from aiofinetune._secret import scrubbed, without_secret
@@ -70,6 +70,7 @@ class SentEvents(EventStream):
         "_is_odd",
         "_names",
         "_new",
+        "_note_closed",
         "_policy",
         "_position",
         "_request",
@@ -112,6 +113,8 @@ class SentEvents(EventStream):
         self._failures = 0
         self._failing_since = 0.0
         self._connected_at = 0.0
+        self._note_closed: Callable[[], object] | None = None
+        """Tells the observer that this stream is closed, if it was told of the opening."""
         self._again_at: float | None = None
         """When to connect, by the event loop's clock; None while there is a connection. It is kept here so that a read
         that was cancelled during the wait can continue it."""
@@ -124,6 +127,8 @@ class SentEvents(EventStream):
         except BaseException:
             self._close()
             raise
+        if _observe.observer is not None:
+            self._note_closed = _observe.observer.stream_opened()
         return self
 
     async def __aexit__(
@@ -132,6 +137,9 @@ class SentEvents(EventStream):
         self._new.clear()
         self._again_at = None
         self._close()
+        if self._note_closed is not None:
+            self._note_closed()
+            self._note_closed = None
 
     async def __anext__(self) -> FineTuneEvent:
         while not self._new:
@@ -147,6 +155,8 @@ class SentEvents(EventStream):
                 if (seconds := self._again_at - asyncio.get_running_loop().time()) > 0:
                     await asyncio.sleep(seconds)
                 self._start(await self._connect(self._request))
+                if self._failures:
+                    _log.info("event stream, resumed after failure %d", self._failures)
                 if _may_stream(self._connection().headers):
                     return
                 # By its headers this is not a stream, so read on: the error is then raised on entering the context, not
@@ -289,6 +299,8 @@ class SentEvents(EventStream):
         if seconds is not None:
             self._again_at = now + seconds
             _log.info("event stream, failure %d: %s; reconnecting in %.1f s", self._failures, failure, seconds)
+            if _observe.observer is not None:
+                _observe.observer.reconnecting(failure, seconds)
         elif was_open:
             raise StreamInterrupted(f"{failure}; the job may still be running") from failure
         else:

@@ -96,6 +96,8 @@ class Waiting:
             else:
                 last_seen = _now()
                 if job.is_terminal:
+                    extra = {"job_id": job.id, "status": job.status}
+                    _log.info("%s ended: %s", job.id, job.status, extra=extra)
                     return job
                 if job.status not in Status.KNOWN and job.status != strange:
                     strange = job.status

@@ -284,6 +284,6 @@ async def test_warnings_and_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "aiofinetune")
     async with talking_to(answering(reply(500, {"error": "busy"}), reply(body=MODELS))) as session:
         await session.list_models()
-    (record,) = [record for record in caplog.records if record.name.startswith("aiofinetune")]
+    (record,) = [record for record in caplog.records if "retrying" in record.getMessage()]
     assert record.levelno == logging.INFO
     assert "GET /models, failure 1: 500: busy; retrying in 0.0 s" in record.getMessage()
