@@ -7,15 +7,17 @@ the tasks. Each action is one call, whose result is the event that answers it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import attrs
 
-from aiofinetune.batch._core import BatchCore, BatchState
+from aiofinetune import _observe
+from aiofinetune.batch._core import AttemptId, BatchCore, BatchState
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
-from aiofinetune.errors import JournalUnusable
+from aiofinetune.errors import FineTuneError, JournalUnusable
 
 # Any: each takes its own action.
 Call = Callable[[Any], Awaitable[on.Event]]
@@ -48,6 +50,8 @@ class Runner:
         self._running: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
+        self._watched: dict[AttemptId, _observe.Job] = {}
+        """The attempts that are under way, if there is an observer."""
         self.finish: act.Finish | None = None
         """How the batch ended; None while it runs."""
 
@@ -66,6 +70,8 @@ class Runner:
             self.finish = act.Finish(_first(failures), None, None)
         finally:
             self._tasks = None
+            for attempt in list(self._watched):
+                self._end_watch(attempt, "left", None)
 
     def tell(self, event: on.Event) -> None:
         """Tell the core what happened, and begin what it then asks for."""
@@ -74,6 +80,8 @@ class Runner:
         for action in self._core.handle(event, now):
             if (note := self._notes.get(type(action))) is not None:
                 note(action)
+                if isinstance(action, act.ReportOutcome):
+                    self._end_watch(action.attempt, action.status, action.error)
             elif self._tasks is not None:
                 self._start(self._tasks, self._perform(action))
         self._changed()
@@ -87,12 +95,29 @@ class Runner:
 
     async def _perform(self, action: act.Action) -> None:
         try:
-            event = await self._calls[type(action)](action)
+            with self._watching(action):
+                event = await self._calls[type(action)](action)
         except JournalUnusable as error:
             if not isinstance(action, act.AttemptAction):
                 raise
             event = on.JournalFailed(action.attempt, error)
         self.tell(event)
+
+    def _watching(self, action: act.Action) -> contextlib.AbstractContextManager[object]:
+        """Return a context manager in which what is done for an attempt is watched."""
+        if _observe.observer is None or not isinstance(action, act.AttemptAction):
+            return contextlib.nullcontext()
+        attempt = action.attempt
+        job = self._watched.get(attempt)
+        if job is None:
+            job = self._watched[attempt] = _observe.observer.job(attempt.label, attempt.number)
+        if isinstance(action, act.WriteJobId | act.FollowStream | act.RetrieveJob):
+            job.name(action.job_id)
+        return job.current()
+
+    def _end_watch(self, attempt: AttemptId, status: str, error: FineTuneError | None) -> None:
+        if (job := self._watched.pop(attempt, None)) is not None:
+            job.end(status, error)
 
     def _start(self, tasks: asyncio.TaskGroup, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = tasks.create_task(call)

@@ -146,27 +146,14 @@ def cli() -> None:
     help="Folder for the server's state; by default a temporary folder.",
 )
 @click.option("--api-key", envvar="AIOFINETUNE_API_KEY", help="Key that clients must send; by default a random key.")
-def serve(host: str, port: int, data: Path | None, api_key: str | None) -> None:
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Log requests and jobs to stderr like this.")
+@click.option("--metrics", is_flag=True, help="Serve metrics for Prometheus at /metrics, with the same key.")
+def serve(data: Path | None, **options: Any) -> None:
     """Serve the fine-tunes API, training small models for real."""
-    _run(lambda: _serve(host, port, data, api_key))
+    from aiofinetune.cli._serve import Options
+    from aiofinetune.cli._serve import serve as serve_until_signal
 
-
-async def _serve(host: str, port: int, data: Path | None, api_key: str | None) -> None:
-    import asyncio
-    import shlex
-    import signal
-
-    from aiofinetune.local import LocalServer
-
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    async with LocalServer(data, host=host, port=port, api_key=api_key) as server:
-        click.echo(f"export OPENAI_BASE_URL={server.base_url}")
-        click.echo(f"export OPENAI_API_KEY={shlex.quote(server.api_key)}")
-        click.echo("Serving. Press Ctrl-C to stop. Paste the lines above into the client's shell.", err=True)
-        await stopped.wait()
+    _run(lambda: serve_until_signal(data, Options(**options)))
 
 
 @cli.command()

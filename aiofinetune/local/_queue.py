@@ -194,6 +194,7 @@ class Jobs:
 
     async def _train(self, run: Run) -> None:
         said = _Said()
+        _log.info("fine-tune %s started", run.job.id, extra={"job_id": run.job.id})
         try:
             ended = await self._run_trainer(run, said)
             await self._conclude(run, said, ended)
@@ -205,6 +206,13 @@ class Jobs:
             await self._store.runs.note_failure(run.job.id, "The server failed to run the training; its log says more")
         finally:
             await self._store.runs.clear(run)
+        await self._log_end(run, time.monotonic() - said.started_at)
+
+    async def _log_end(self, run: Run, seconds: float) -> None:
+        if _log.isEnabledFor(logging.INFO):
+            _, status = await self._store.jobs.events(run.job.id, 0, 0)
+            extra = {"job_id": run.job.id, "status": status, "seconds": seconds}
+            _log.info("fine-tune %s: %s after %.1f s", run.job.id, status, seconds, extra=extra)
 
     async def _run_trainer(self, run: Run, said: _Said) -> Ended:
         """Run a job's trainer until it ends, or the job is cancelled or paused."""
