@@ -82,7 +82,7 @@ async def test_other_rules_or_none_can_be_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--check"]])
 async def test_the_command_looks_into_all_files_first(tmp_path: Path, options: list[str]) -> None:
-    """Each problem of each file is a line, once, the status is 1, and nothing is sent."""
+    """Each problem of each file is a line, once, the status is 5, and nothing is sent."""
     write(tmp_path, BAD, "bad.jsonl")
     (tmp_path / "bad.csv").write_bytes("prompt,completion\na,caf\xe9\n".encode("cp1252"))
     requests = [
@@ -91,7 +91,7 @@ async def test_the_command_looks_into_all_files_first(tmp_path: Path, options: l
     ]
     (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(request) + "\n" for request in requests))
     status, lines, said = await run("jobs.jsonl", *options, url="http://127.0.0.1:1/v1")
-    assert (status, lines) == (1, [])
+    assert (status, lines) == (5, [])
     assert [line.partition(" (")[0] for line in said.removeprefix("aiofinetune: ").splitlines()] == [
         "jobs.jsonl, line 1, training_file: bad.jsonl, line 3: The completion is empty",
         "jobs.jsonl, line 1, training_file: bad.jsonl, line 4: A field is missing",

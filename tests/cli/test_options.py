@@ -194,7 +194,7 @@ async def test_what_is_retried_is_logged() -> None:
     async with serve(answering(reply(500, b"\x1b[2Joops"), reply(body=MODELS))) as url:
         result = await ashell("models", "-v", "--log-file", "log.txt", url=url)
     assert result.exit_code == 0
-    (line,) = Path("log.txt").read_text().splitlines()
+    (line,) = (line for line in Path("log.txt").read_text().splitlines() if "failure 1" in line)
     assert "INFO aiofinetune: GET /models" in line
     assert line[:2] == "20"
     assert "aiofinetune: GET /models" in result.stderr
