@@ -70,7 +70,7 @@ class Comparison:
     """
 
     def __init__(self, runs: Iterable[Run]) -> None:
-        self.runs = list(runs)
+        self.runs: list[Run] = list(runs)
         self._figures = [run.figures() for run in self.runs]
 
     @property

@@ -83,7 +83,7 @@ class Gate:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-        self.is_closed = False
+        self.is_closed: bool = False
 
     def close(self) -> None:
         """Let those wait who come from now on."""
@@ -123,9 +123,9 @@ class Plans:
     """The faults that requests and jobs are still to meet."""
 
     def __init__(self) -> None:
-        self.held_jobs = Gate()
+        self.held_jobs: Gate = Gate()
         """Where jobs wait that are held."""
-        self.stalled_requests = Gate()
+        self.stalled_requests: Gate = Gate()
         """Where requests wait that are stalled."""
         self.stalled_requests.close()
         self._lock = threading.Lock()
