@@ -41,6 +41,8 @@ _SCHEMA: Final = """
     CREATE INDEX lost_attempts ON attempts (number) WHERE sent IS NOT NULL AND job_id IS NULL;
     CREATE INDEX attempts_by_job ON attempts (job_id) WHERE job_id IS NOT NULL;
     CREATE TABLE asked_for (label TEXT PRIMARY KEY) WITHOUT ROWID;
+    -- The entries that a caller agreed to leave out of the batch.
+    CREATE TABLE left_out (label TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TABLE files (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, digest TEXT NOT NULL);
     CREATE INDEX files_by_digest ON files (digest, number);
     CREATE TABLE openings (number INTEGER PRIMARY KEY, base_url TEXT NOT NULL, dialect TEXT, path TEXT NOT NULL);
@@ -70,6 +72,7 @@ _NOTES: Final = {
     "accept": """UPDATE attempts SET is_accepted = TRUE, hint = :hint, job_id = NULL
         WHERE label = :label AND attempt = :attempt""",
     "create": "UPDATE attempts SET job_id = :job_id WHERE label = :label AND attempt = :attempt",
+    "leave out": "INSERT OR IGNORE INTO left_out (label) VALUES (:label)",
     "end": "UPDATE attempts SET job = :job, ended_at = :at WHERE label = :label AND attempt = :attempt",
 }
 """The statement of each note. A note may be applied twice, because one whose writing failed may be on the disk."""
@@ -245,9 +248,18 @@ class Journal:
 
     @transaction
     def sent_labels(self) -> list[str]:
-        """Return the labels of all entries whose last attempt was sent."""
-        rows = self.database.execute(f"SELECT label FROM attempts WHERE sent IS NOT NULL AND {_IS_LAST}")  # noqa: S608  # as above
+        """Return the labels of all entries whose last attempt was sent, but for those that were left out since."""
+        rows = self.database.execute(
+            f"SELECT label FROM attempts WHERE sent IS NOT NULL AND {_IS_LAST}"  # noqa: S608  # as above
+            " AND label NOT IN left_out"
+        )
         return [label for (label,) in rows]
+
+    @transaction
+    def leave_out(self, labels: Iterable[str]) -> None:
+        """Note that entries are no longer part of the batch. What is known of them is kept."""
+        for label in labels:
+            self._note("leave out", label=label)
 
     @transaction
     def unfinished_elsewhere(self) -> list[str]:

@@ -44,7 +44,8 @@ async def look_back(
         journal: The path of the journal.
         session: The session of the batch; nothing is sent.
         entries: All entries of the batch.
-        accept_changes: Whether entries may have changed. Those that have are then not counted as ended.
+        accept_changes: Whether entries may have changed. Those that have are then not counted as ended, and those that
+            are gone are left out of the batch from now on.
 
     Raises:
         JournalUnusable: The journal is in use, damaged, or belongs to another service.
@@ -63,12 +64,15 @@ async def look_back(
                     raise record
                 if record is None or record.sent is None:
                     continue
-                del gone[entry.label]
+                gone.pop(entry.label, None)
                 if change := await _change_of(entry, record):
                     changes.append(f"{entry.label}: {change}")
                 elif record.job is not None:
                     is_success = record.job.status == Status.SUCCEEDED
                     succeeded, failed = succeeded + is_success, failed + (not is_success)
+        if accept_changes:
+            # So that the next run need not accept it again.
+            await known.leave_out(gone)
     changes += (f"{label}: was sent, but is no longer in the manifest" for label in gone)
     return Rerun(tuple(changes), succeeded, failed)
 

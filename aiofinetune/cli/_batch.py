@@ -93,8 +93,8 @@ async def run_manifest(
         if rerun.changes and not accept_changes:
             lines = "\n".join(rerun.changes)
             raise JournalUnusable(
-                f"{manifest} has changed since {journal} was started:\n{lines}\nTo continue and create a new job for"
-                " each changed request, pass --accept-changes"
+                f"{manifest} has changed since {journal} was started:\n{lines}\nTo create a new job for each changed"
+                " request, and leave out what is gone, pass --accept-changes"
             )
         if ended := _before(rerun, count, retry_failed=retry_failed):
             console.print(ended, soft_wrap=True, highlight=False)

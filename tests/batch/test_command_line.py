@@ -232,7 +232,7 @@ async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
             "aiofinetune: jobs.jsonl has changed since jobs.jsonl.journal was started:",
             "job-2: n_epochs was 2 and is now None",
             "job-3: was sent, but is no longer in the manifest",
-            "To continue and create a new job for each changed request, pass --accept-changes",
+            "To create a new job for each changed request, and leave out what is gone, pass --accept-changes",
         ]
         assert len(server.jobs) == 3
         assert (await run(name, "--accept-changes", url=url))[0] == 0

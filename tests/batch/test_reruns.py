@@ -251,6 +251,23 @@ async def test_a_changed_request_makes_a_new_job_if_accepted(tmp_path: Path) -> 
     assert len(server.jobs) == 4
 
 
+async def test_what_was_left_out_need_not_be_accepted_again(tmp_path: Path) -> None:
+    """An entry that is gone is a change until it is accepted once; what is known of it is kept."""
+    server = BatchServer()
+    wanted = entries(server, 3)
+    journal = tmp_path / "journal"
+    async with talking_to(server) as session:
+        await outcomes_of(Batch(session, wanted, journal=journal))
+        gone = ("job-1: was sent, but is no longer in the manifest",)
+        for _ in range(2):
+            assert (await look_back(journal, session, wanted[1:])).changes == gone
+        assert (await look_back(journal, session, wanted[1:], accept_changes=True)).changes == gone
+        assert await look_back(journal, session, wanted[1:]) == Rerun((), 2, 0)
+        assert await look_back(journal, session, wanted) == Rerun((), 3, 0)
+        assert len(await outcomes_of(Batch(session, wanted, journal=journal))) == 3
+    assert len(server.jobs) == 3
+
+
 async def test_changes_of_a_batch_that_was_never_begun(tmp_path: Path) -> None:
     """Without a journal there is nothing to compare with, and looking makes none."""
     async with FineTuneSession("sk-key", base_url="http://127.0.0.1:1/v1") as session:
