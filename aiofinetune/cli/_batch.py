@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -98,6 +98,7 @@ async def run_manifest(
             )
         if ended := _before(rerun, count, retry_failed=retry_failed):
             console.print(ended, soft_wrap=True, highlight=False)
+        await asyncio.to_thread(_check_labels, manifest, options.get("retry_uncertain", ()))
         batch = Batch(
             session,
             read_manifest(manifest),
@@ -139,6 +140,14 @@ def looking_into(rules: Rules) -> Iterator[Callable[[str], list[str]]]:
         yield look
     finally:
         is_over.set()
+
+
+def _check_labels(manifest: Path, labels: Collection[str]) -> None:
+    """Check that labels that were named are those of entries, so that a misspelt one is not passed over."""
+    if unknown := set(labels).difference(entry.label for entry in read_manifest(manifest) if labels):
+        raise ConfigurationError(
+            f"retry_uncertain: {', '.join(sorted(unknown))}: no entry of {manifest} has this label"
+        )
 
 
 def _before(rerun: Rerun, count: int, *, retry_failed: bool) -> str:

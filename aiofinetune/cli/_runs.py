@@ -133,7 +133,7 @@ async def _read(path: Path) -> Results:
     except OSError as error:
         raise LocalFileError(f"{path}: {error.strerror}") from error
     except ProtocolViolation as error:
-        raise ProtocolViolation(f"{path}: {error}") from error
+        raise LocalFileError(f"{path}: {error}") from error
 
 
 def _is_file(name: str) -> bool:
