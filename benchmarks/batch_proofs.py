@@ -73,7 +73,8 @@ async def copy(seed: int) -> None:
 
 async def _killed_batch(chance: random.Random, folder: Path, *, copies: bool = False) -> int:
     for number in range(FILES):
-        (folder / f"train-{number}.jsonl").write_text(f"{number}\n" * 1000)
+        row = json.dumps({"prompt": f"{number} ->", "completion": f" {number}"})
+        (folder / f"train-{number}.jsonl").write_text(f"{row}\n" * 1000)
     server = BatchServer(lasts=0.3)
     lost: Counter[str] = Counter()
 
