@@ -1,9 +1,9 @@
 """Run many jobs within the service's limits, follow them to their ends, and survive a crash at any moment.
 
-`Batch` is what users see. Its core (`aiofinetune.batch._core`) decides everything, and is told of all that happens by
-its runner (`aiofinetune.batch._runner`). Only the entries in progress are in memory. The journal
-(`aiofinetune.batch._journal`) records what was sent and how it ended, so that after a crash a new run can find the jobs
-that may have been made before it sends anything again.
+`Batch` is what users see. Its core (`aiofinetune.batch._core`) makes every decision. Its runner
+(`aiofinetune.batch._runner`) performs the decisions and reports the results to the core. Only the entries in progress
+are in memory. The journal (`aiofinetune.batch._journal`) records what was sent and how it ended, so that after a crash
+a new run can find the jobs that may have been made before it sends anything again.
 """
 
 from __future__ import annotations

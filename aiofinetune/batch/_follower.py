@@ -41,7 +41,7 @@ class Follower:
         active: Callable[[], Iterable[ActiveJob]],
     ) -> None:
         self._session = session
-        self._recovery = session._recovery  # noqa: SLF001  # the same package; only it tells of rows that cannot be read
+        self._recovery = session._recovery  # noqa: SLF001  # the same package; it also lists the rows that cannot be read
         self._journal = journal
         self._results = results
         # Many jobs may end at once.

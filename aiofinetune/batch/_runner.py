@@ -61,7 +61,7 @@ class Runner:
             async with asyncio.TaskGroup() as self._tasks:
                 # It may have been stopped before it was entered.
                 if self.finish is None:
-                    # In this order: whoever is told of the start may stop the batch, which ends what was begun.
+                    # Started first: the first progress callback may stop the batch, which cancels these tasks.
                     for other in others:
                         self._start(self._tasks, other())
                     self.tell(on.Started())

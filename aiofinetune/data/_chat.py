@@ -185,7 +185,7 @@ def join(messages: tuple[Message, ...]) -> str:
 
 
 def pairs(messages: tuple[Message, ...]) -> Iterator[tuple[str, str]]:
-    """Yield a prompt and a completion for each of the assistant's messages that is to be learned."""
+    """Yield a prompt and a completion for each assistant message that the model should learn."""
     for index, message in enumerate(messages):
         if message.role == "assistant" and message.weight:
             yield join(messages[:index]), f" {message.content}"

@@ -118,7 +118,7 @@ def mend_file(
     Args:
         path: The file; see `check_file`.
         output: The file to write; None for a dry run. It must not be `path`.
-        mends: The ids of further checks whose problems are to be mended (`OPTIONAL_MENDS`).
+        mends: The ids of further checks whose problems to mend (`OPTIONAL_MENDS`).
         without: The ids of safe mends that are not wanted: ``"duplicate"`` or ``"empty-completion"``.
         rules: What the service takes; by default those of the API that takes the shape of the rows.
         columns: See `check_file`.

@@ -12,7 +12,7 @@ import attrs
 Points: TypeAlias = list[tuple[int, float]]
 """The values of a figure, each with its step."""
 
-_ORDER: Final = (
+FIELDS: Final = (
     "training_loss",
     "training_sequence_accuracy",
     "training_token_accuracy",
@@ -21,6 +21,11 @@ _ORDER: Final = (
     "validation_token_accuracy",
     "full_validation_loss",
     "full_validation_token_accuracy",
+)
+"""The figures that are fields of a `ResultRow`, in the reference's order of columns."""
+
+_ORDER: Final = (
+    *FIELDS,
     "classification/accuracy",
     "classification/weighted_f1_score",
     "classification/precision",

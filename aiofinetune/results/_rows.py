@@ -22,19 +22,9 @@ from typing import Final
 import attrs
 
 from aiofinetune.errors import ProtocolViolation
-from aiofinetune.results._figures import FigureSummary, Points, in_order, summarize
+from aiofinetune.results._figures import FIELDS, FigureSummary, Points, in_order, summarize
 
 _COUNTS: Final = ("step", "elapsed_tokens", "elapsed_examples")
-_FIGURES: Final = (
-    "training_loss",
-    "training_sequence_accuracy",
-    "training_token_accuracy",
-    "validation_loss",
-    "validation_sequence_accuracy",
-    "validation_token_accuracy",
-    "full_validation_loss",
-    "full_validation_token_accuracy",
-)
 _OTHER_NAMES: Final = {
     "train_loss": "training_loss",
     "train_accuracy": "training_token_accuracy",
@@ -83,7 +73,7 @@ class ResultRow:
 
     def figures(self) -> dict[str, float]:
         """Return the figures that were computed in this step, by column, such as ``"classification/accuracy"``."""
-        found = {name: value for name in _FIGURES if (value := getattr(self, name)) is not None}
+        found = {name: value for name in FIELDS if (value := getattr(self, name)) is not None}
         return found | {_CLASSIFICATION + name: value for name, value in self.classification.items()}
 
     def to_dict(self) -> dict[str, object]:
@@ -103,7 +93,7 @@ class Results(list[ResultRow]):
     @property
     def metrics(self) -> list[str]:
         """The names of the figures that were computed in any step, by column, in the reference's order."""
-        names = {name for name in _FIGURES if any(getattr(row, name) is not None for row in self)}
+        names = {name for name in FIELDS if any(getattr(row, name) is not None for row in self)}
         return in_order(names | {_CLASSIFICATION + name for row in self for name in row.classification})
 
     def series(self, metric: str) -> Points:
@@ -113,7 +103,7 @@ class Results(list[ResultRow]):
             metric: A column, such as ``"training_loss"`` or ``"classification/accuracy"``. Of a column that neither
                 API has, the cells that are numbers are returned.
         """
-        if metric in _FIGURES:
+        if metric in FIELDS:
             return [(row.step, value) for row in self if (value := getattr(row, metric)) is not None]
         if metric.startswith(_CLASSIFICATION):
             name = metric.removeprefix(_CLASSIFICATION)
@@ -130,7 +120,7 @@ class Results(list[ResultRow]):
         rows = [row.to_dict() for row in self]
         found = {name for row in rows for name in row}
         names: list[str] = [name for name in _COUNTS if name in found]
-        names += in_order(found & {*_FIGURES, *(name for name in found if name.startswith(_CLASSIFICATION))})
+        names += in_order(found & {*FIELDS, *(name for name in found if name.startswith(_CLASSIFICATION))})
         names += [name for name in dict.fromkeys(name for row in self for name in row.other) if name not in names]
         return [{name: row.get(name) for name in names} for row in rows]
 
@@ -199,13 +189,13 @@ def _row(cells: Mapping[str, str | None], line: int) -> ResultRow:
         if not name:
             # A comma at the end of each line makes a column without a name.
             continue
-        if name not in _COUNTS and name not in _FIGURES and not name.startswith(_CLASSIFICATION):
+        if name not in _COUNTS and name not in FIELDS and not name.startswith(_CLASSIFICATION):
             other[name] = cell or ""
         elif (number := _number(cell, name, line)) is None:
             continue
         elif name in _COUNTS:
             counts[name] = int(number)
-        elif name in _FIGURES:
+        elif name in FIELDS:
             figures[name] = number
         else:
             classification[name.removeprefix(_CLASSIFICATION)] = number

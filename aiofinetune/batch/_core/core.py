@@ -103,7 +103,7 @@ class BatchCore:
         ]
 
     def handle(self, event: on.Event, now: float) -> list[act.Action]:
-        """Take one event; return what is to be done, in order.
+        """Handle one event, and return the actions to perform, in order.
 
         Raises:
             UnexpectedEvent: The event cannot follow, which is a bug of the shell or of the core.

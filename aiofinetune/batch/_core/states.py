@@ -93,7 +93,7 @@ ATTEMPT_TABLE: Final[Mapping[tuple[AttemptState, type[on.AttemptEvent]], Attempt
     (_SENDING, on.JobIdTaken): _ACCEPTED,
     # A job may have been made.
     (_SENDING, on.CreateUnclear): _UNKNOWN,
-    # A job was made, and which one is to be found out and written.
+    # A job was made. Its id has to be found and written.
     (_ACCEPTED, on.AcceptedOnDisk): _ACCEPTED,
     (_ACCEPTED, on.JobCreated): _ACCEPTED,
     (_ACCEPTED, on.JobFound): _ACCEPTED,
