@@ -124,9 +124,9 @@ class ModelStore:
     def _find(self, name: str) -> tuple[str, str, int]:
         """Return the base of a fine-tuned model or a checkpoint, its weights and its time; refuse with 404."""
         row: tuple[str, str, int] | None = self.database.execute(
-            "SELECT base, weights, created FROM models WHERE id = ?1"
-            " UNION ALL SELECT base, weights, created_at FROM checkpoints WHERE model = ?1 AND weights IS NOT NULL",
-            (name,),
+            "SELECT base, weights, created FROM models WHERE id = ?"
+            " UNION ALL SELECT base, weights, created_at FROM checkpoints WHERE model = ? AND weights IS NOT NULL",
+            (name, name),
         ).fetchone()
         if row is None:
             raise _no_model(name)
