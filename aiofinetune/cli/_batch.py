@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import sys
 import tempfile
 import threading
@@ -30,6 +29,7 @@ from aiofinetune.batch._rerun import Rerun, look_back
 from aiofinetune.cli._data import progress_bar
 from aiofinetune.cli._exit import Exit, exit_status
 from aiofinetune.cli._output import one_line, print_json_line
+from aiofinetune.cli._run import on_signal
 from aiofinetune.cli._shell import Shell
 from aiofinetune.data import Rules, check_file
 from aiofinetune.errors import ConfigurationError, FineTuneError, JournalUnusable, LocalFileError
@@ -40,7 +40,6 @@ _DRAW_INTERVAL: Final = 0.25
 _TOLD: Final = ("label", "status", "job")
 """The keys by which a line of a summary is recognised; see `Outcome.summary`."""
 _MAX_LINE_BYTES: Final = 1 << 20
-_INTERRUPTS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -210,7 +209,7 @@ class _Run:
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
         """Stop sending at the first Ctrl-C or SIGTERM, and exit at the second."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
 
         def interrupt(number: int) -> None:
             self.signals.append(number)
@@ -221,13 +220,8 @@ class _Run:
             elif task is not None:
                 task.cancel()
 
-        for number in _INTERRUPTS:
-            loop.add_signal_handler(number, interrupt, number)
-        try:
+        with on_signal(interrupt):
             yield
-        finally:
-            for number in _INTERRUPTS:
-                loop.remove_signal_handler(number)
 
     @contextlib.asynccontextmanager
     async def _shown(self) -> AsyncIterator[None]:

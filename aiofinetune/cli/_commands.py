@@ -158,6 +158,7 @@ def serve(data: Path | None, **options: Any) -> None:
 
 @cli.command()
 @click.option("--model", default="curie", show_default=True, type=click.Choice(["ada", "babbage", "curie", "davinci"]))
+@click.option("--n-epochs", default=4, show_default=True, type=click.IntRange(1), help="Number of epochs.")
 @click.option(
     "--dialect",
     default="fine-tunes",
@@ -165,13 +166,13 @@ def serve(data: Path | None, **options: Any) -> None:
     type=click.Choice(["fine-tunes", "jobs"]),
     help="The API to use.",
 )
-def demo(model: str, dialect: str) -> None:
+def demo(model: str, n_epochs: int, dialect: str) -> None:
     """Fine-tune a model on real data, offline, and show what it learned."""
     from rich.console import Console
 
     from aiofinetune.cli import _demo as demonstration
 
-    _run(lambda: demonstration.run(model, dialect, Console()))
+    _run(lambda: demonstration.run(model, n_epochs, dialect, Console()))
 
 
 @cli.command()

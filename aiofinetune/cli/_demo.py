@@ -29,7 +29,6 @@ from aiofinetune.results import ResultRow, draw_curves, last_figures
 from aiofinetune.session import FineTuneSession
 
 _SCRIPTS: Final = ("LATIN", "ARABIC", "CYRILLIC", "ETHIOPIC", "GREEK", "GEORGIAN", "CHEROKEE", "HEBREW")
-_EPOCHS: Final = 4
 _TRAINING_ROWS: Final = 2000
 _SHOWN: Final = 8
 _PROMPTS_AT_ONCE: Final = 50
@@ -60,11 +59,12 @@ def examples() -> Examples:
     return Examples(rows[:_TRAINING_ROWS], rows[_TRAINING_ROWS : _TRAINING_ROWS + 400])
 
 
-async def run(model: str, dialect: str, console: Console) -> None:
+async def run(model: str, n_epochs: int, dialect: str, console: Console) -> None:
     """Serve, upload, tune, follow, download, and compare the answers before and after.
 
     Args:
         model: The base model to tune.
+        n_epochs: The number of epochs to train for.
         dialect: The API to use: ``"fine-tunes"`` or ``"jobs"``.
         console: Where to print.
 
@@ -81,11 +81,11 @@ async def run(model: str, dialect: str, console: Console) -> None:
             FineTuneSession(server.api_key, base_url=server.base_url, dialect=dialect) as session,
         ):
             console.print(f"Embedded server: {server.base_url}{session.dialect.endpoints.create_fine_tune.path}")
-            job = await _tune(session, model, data, Path(folder), console)
+            job = await _tune(session, model, n_epochs, data, Path(folder), console)
             rows = await session.results(job)
             console.print("Learning curve", style="italic")
             print_drawing(
-                console, draw_curves({model: rows}, {model: _EPOCHS}, width=console.width, is_ascii=is_ascii(console))
+                console, draw_curves({model: rows}, {model: n_epochs}, width=console.width, is_ascii=is_ascii(console))
             )
             before = await _answers(session, model, data)
             after = await _answers(session, job.fine_tuned_model or "", data)
@@ -93,7 +93,9 @@ async def run(model: str, dialect: str, console: Console) -> None:
     _judge(data, before, after, rows, console)
 
 
-async def _tune(session: FineTuneSession, model: str, data: Examples, folder: Path, console: Console) -> FineTune:
+async def _tune(
+    session: FineTuneSession, model: str, n_epochs: int, data: Examples, folder: Path, console: Console
+) -> FineTune:
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         training_file = await _upload(session, folder / "train.jsonl", data.training, progress)
@@ -102,13 +104,13 @@ async def _tune(session: FineTuneSession, model: str, data: Examples, folder: Pa
             training_file=training_file,
             validation_file=validation_file,
             model=model,
-            n_epochs=_EPOCHS,
+            n_epochs=n_epochs,
             suffix="scripts",
         )
         if "compute_classification_metrics" not in session.dialect.lacks:
             request = attrs.evolve(request, compute_classification_metrics=True, classification_n_classes=len(_SCRIPTS))
         job = await session.create_fine_tune(request)
-        epochs = progress.add_task("training, in epochs", total=_EPOCHS)
+        epochs = progress.add_task("training, in epochs", total=n_epochs)
         async with session.stream_fine_tune_events(job.id) as events:
             async for event in events:
                 progress.console.print(f"  {event.message}", highlight=False)

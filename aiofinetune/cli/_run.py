@@ -26,7 +26,7 @@ def run(main: Coroutine[object, object, int | None]) -> int:
 
 
 async def _until_signal(main: Coroutine[object, object, int | None]) -> int:
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    task = asyncio.current_task()
     received: list[int] = []
 
     def interrupt(number: int) -> None:
@@ -34,11 +34,9 @@ async def _until_signal(main: Coroutine[object, object, int | None]) -> int:
         if task is not None:
             task.cancel()
 
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, interrupt, number)
     try:
-        return await main or 0
+        with on_signal(interrupt):
+            return await main or 0
     except asyncio.CancelledError as error:
         if not received:
             raise
@@ -50,6 +48,25 @@ async def _until_signal(main: Coroutine[object, object, int | None]) -> int:
             raise
         _say(error)
     return exit_status(signal=received[0])
+
+
+@contextlib.contextmanager
+def on_signal(interrupt: Callable[[int], None]) -> Iterator[None]:
+    """Call a function with the number of each SIGINT and SIGTERM that is received in the block.
+
+    Only the main thread of a process receives signals. In another, as where a test runs a command, there are none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, interrupt, number)
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
 
 
 async def for_each(names: Sequence[str], do: Callable[[str], Awaitable[object]]) -> Exit:

@@ -22,6 +22,7 @@ import pytest
 from aiofinetune import FineTuneRequest, LocalFileError
 from aiofinetune.batch._outcomes import Outcome
 from aiofinetune.cli._batch import _write
+from tests.cli import ashell
 from tests.servers.batchserver import BatchServer, error
 from tests.servers.rawserver import KEY
 
@@ -68,11 +69,10 @@ async def running(*arguments: str, url: str = "", terminal: int | None = None) -
 
 
 async def run(*arguments: str, url: str = "") -> tuple[int | None, list[str], str]:
-    """Run the command to its end; its status, the lines on stdout, and stderr."""
-    async with running(*arguments, url=url) as process:
-        stdout, stderr = await process.communicate()
-    told = [line for line in stderr.decode().splitlines(keepends=True) if not TIME.match(line)]
-    return process.returncode, [TIME.sub("", line) for line in stdout.decode().splitlines()], "".join(told)
+    """Run the command in this process to its end; its status, the lines on stdout, and what stderr says."""
+    done = await ashell("batch", *arguments, url=url)
+    told = [line for line in done.stderr.splitlines(keepends=True) if not TIME.match(line)]
+    return done.exit_code, [TIME.sub("", line) for line in done.stdout.splitlines()], "".join(told)
 
 
 async def line_of(process: Process) -> str:
@@ -307,9 +307,11 @@ async def test_a_terminal_that_knows_few_letters(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     server = BatchServer()
     server.refuse = lambda endpoint: error(400, "\x1b[2Jno\n\u6f22") if endpoint == "create" else None
-    async with server.listening() as url:
-        status, lines, said = await run(manifest({"label": "\xe9", "training_file": "file-1"}), url=url)
-    assert (status, said) == (1, "")
+    name = manifest({"label": "\xe9", "training_file": "file-1"})
+    async with server.listening() as url, running(name, url=url) as process:
+        stdout, _ = await process.communicate()
+    lines = [TIME.sub("", line) for line in stdout.decode("ascii").splitlines()]
+    assert process.returncode == 1
     assert re.sub(r"\d+\.\d", "0.0", lines[0]) == "? rejected  400:  [2Jno ? (type server_error)"
 
 

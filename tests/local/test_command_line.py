@@ -72,7 +72,8 @@ async def test_serve_refuses_other_machines_without_a_key() -> None:
 @pytest.mark.parametrize("dialect", ["fine-tunes", "jobs"])
 async def test_demo_tunes_a_model_that_beats_the_majority(dialect: str) -> None:
     """The demonstration runs to its end, through either API, and shows its events, learning curve and answers."""
-    async with running("demo", "--model", "ada", "--dialect", dialect, COLUMNS="100") as process:
+    command = ("demo", "--model", "ada", "--n-epochs", "1", "--dialect", dialect)
+    async with running(*command, COLUMNS="100") as process:
         stdout, stderr = await process.communicate()
     assert process.returncode == 0, stderr.decode()
     shown = stdout.decode()
