@@ -1,38 +1,80 @@
-"""Every example of the README runs as it stands; those marked "py" need OpenAI's client (tests/clients)."""
+"""The README: its examples run as they stand, and what it names is there.
+
+Blocks marked "python" and "sh" run one after another in one folder, as a reader would run them. Those marked "py" need
+FastAPI or OpenAI's client (tests/testing/test_readme.py).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import sys
+import tomllib
 from pathlib import Path
-
-import pytest
 
 from aiofinetune.local import LocalServer
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLES = [
+    (language, text)
+    for language, text in re.findall(r"^```(python|sh)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    if "-m venv" not in text  # the two commands: they install this package, and run the tests and the demonstration
+]
+SHELL = f'set -eo pipefail; aiofinetune() {{ "{sys.executable}" -W error -m aiofinetune "$@"; }}\n'
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=[f"example-{number}" for number in range(1, len(EXAMPLES) + 1)])
-async def test_example(example: str, tmp_path: Path) -> None:
-    """A Python example of the README runs to its end against the embedded server, and says nothing on stderr."""
-    rows = [{"prompt": f"{name} ->", "completion": f" {kind}"} for kind, name in ANIMALS]
-    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+async def run(language: str, text: str, folder: Path, environment: dict[str, str]) -> str:
+    """Run one example to its end, and return what it prints; it must print nothing of its own on stderr."""
+    command = [sys.executable, "-W", "error", "-c", text] if language == "python" else ["bash", "-c", SHELL + text]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    stdout, stderr = await process.communicate()
+    assert process.returncode == 0, f"{text}\n{stdout.decode()}\n{stderr.decode()}"
+    assert language == "sh" or stderr == b"", f"{text}\n{stderr.decode()}"
+    return stdout.decode()
+
+
+async def test_the_examples_run_in_their_order_twice(tmp_path: Path) -> None:
+    """A reader who runs every example in an empty folder, in order, sees what the README says; and so a second time."""
     async with LocalServer() as server:
-        environment = os.environ | {"OPENAI_API_KEY": server.api_key, "OPENAI_BASE_URL": server.base_url}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-W", "error", "-c", example,
-            cwd=tmp_path, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        stdout, stderr = await process.communicate()
-    assert process.returncode == 0, stderr.decode()
-    assert stderr == b""
-    for comment in re.findall(r"print\(.*\)  # (.+)", example):
-        assert comment.strip('"') in stdout.decode()
+        environment = os.environ | {
+            "OPENAI_API_KEY": server.api_key,
+            "OPENAI_BASE_URL": server.base_url,
+            "PYTHONPATH": str(ROOT),
+            "XDG_CONFIG_HOME": str(tmp_path / "none"),
+        }
+        folder = tmp_path / "empty"
+        folder.mkdir()
+        for language, text in EXAMPLES * 2:
+            stdout = await run(language, text, folder, environment)
+            for comment in re.findall(r"print\(.*\)  # (.+)", text):
+                assert comment.strip('"') in stdout
 
 
-ANIMALS = [("bird", "wren"), ("bird", "owl"), ("fish", "carp"), ("fish", "eel")] * 8
+def test_what_is_promised_has_its_test() -> None:
+    """Each promise names a test, and each test that the README names is there."""
+    promises = README.partition("| promise | test |\n|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    assert len(promises) > 10
+    assert all(re.fullmatch(r"\| .+ \| `tests/\S+\.py::\w+` \|", line) for line in promises)
+    for path, name in re.findall(r"`(tests/\S+\.py)::(\w+)`", README):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), flags=re.MULTILINE), f"{path}::{name}"
+
+
+def test_links_lead_somewhere() -> None:
+    """Each link is to a heading of the README or a file of the project."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    anchors = {f"#{re.sub(r'[^a-z0-9 _-]', '', heading.lower()).replace(' ', '-')}" for heading in headings}
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        assert link in anchors or link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_extras_are_named() -> None:
+    """The README names every extra, and no other."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"])
+    installed = {name for names in re.findall(r"'[\w.]*\[([\w,]+)\]'", README) for name in names.split(",")}
+    assert installed <= extras
+    assert all(f"`{extra}`" in README for extra in extras - {"dev"})
