@@ -126,6 +126,7 @@ class Caller:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
         after: str | None = None,
+        policy: Retry | None = None,
     ) -> AsyncGenerator[tuple[P, Reply]]:
         """Call an endpoint that returns a list; yield each page and its reply until there are no more.
 
@@ -133,16 +134,17 @@ class Caller:
         not go on after it.
         """
         query = self._of_page(endpoint, query)
+        cursors = {after}
         for _ in range(_MAX_PAGES):
             if after is not None:
                 query = {**(query or {}), "after": after}
-            page, reply = await self.exchange(endpoint, *ids, query=query, headers=headers)
+            page, reply = await self.exchange(endpoint, *ids, query=query, headers=headers, policy=policy)
             yield page, reply
-            following = _last_id(page) if self.dialect.has_pages and page.has_more else None
-            # A service that ignores the cursor sends the same page again.
-            if following is None or following == after:
+            after = _last_id(page) if self.dialect.has_pages and page.has_more else None
+            # A service that ignores the cursor, or goes round in a circle, sends pages again.
+            if after is None or after in cursors:
                 return
-            after = following
+            cursors.add(after)
 
     def _of_page(self, endpoint: Endpoint[P], query: Mapping[str, str] | None) -> Mapping[str, str] | None:
         """Return the parameters of a URL with the number of rows to ask for, if the dialect says one."""

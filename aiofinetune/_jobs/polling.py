@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections.abc import Callable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Final, Self
 
-from aiofinetune import retry
+from aiofinetune import _observe
 from aiofinetune._http.caller import Caller
 from aiofinetune._jobs.events import EventStream
 from aiofinetune._jobs.ordering import is_newest_first, oldest_first
-from aiofinetune.errors import FineTuneError, StreamInterrupted
+from aiofinetune._jobs.reconnecting import note_resumed, pause_after
+from aiofinetune.errors import FineTuneError, RateLimited
 from aiofinetune.models import FineTuneEvent
-
-_log = logging.getLogger("aiofinetune")
+from aiofinetune.retry import Retry
 
 _MIN_PAUSE: Final = 1.0
 _MAX_PAUSE: Final = 30.0
 """The bounds, in seconds, of the pause between two looks. It grows while nothing happens."""
 _GROWTH: Final = 1.5
+_ONCE: Final = Retry(attempts=1)
+"""A look is not retried by itself: failures are counted over all looks, also over those that were cancelled."""
 
 
 class PolledEvents(EventStream):
@@ -34,7 +36,9 @@ class PolledEvents(EventStream):
     __slots__ = (
         "_caller",
         "_failing_since",
+        "_failures",
         "_given",
+        "_has_looked",
         "_id",
         "_is_done",
         "_is_open",
@@ -43,6 +47,7 @@ class PolledEvents(EventStream):
         "_new",
         "_newest_first",
         "_next_at",
+        "_note_closed",
         "_pause",
     )
 
@@ -58,20 +63,30 @@ class PolledEvents(EventStream):
         self._last_id: str | None = None
         """The id of the newest event so far."""
         self._is_open = False
+        self._has_looked = False
+        """Whether any look has succeeded."""
         self._is_over = False
         """Whether the job has ended, so that the next look at its events is the last."""
         self._is_done = False
         self._next_at = 0.0
         self._pause = _MIN_PAUSE
-        self._failing_since: float | None = None
+        self._failures = 0
+        """The number of looks that failed since the last one that did not."""
+        self._failing_since = 0.0
+        self._note_closed: Callable[[], object] | None = None
+        """Tells the observer that this stream is closed, if it was told of the opening."""
 
     async def __aenter__(self) -> Self:
-        self._is_open = True
+        self._is_open, self._has_looked = True, False
+        self._next_at, self._failures = _now(), 0
         try:
-            await self._look()
+            while not self._has_looked:
+                await self._wait_and_look()
         except BaseException:
             self._is_open = False
             raise
+        if _observe.observer is not None:
+            self._note_closed = _observe.observer.stream_opened()
         return self
 
     async def __aexit__(
@@ -79,6 +94,9 @@ class PolledEvents(EventStream):
     ) -> None:
         self._new.clear()
         self._is_open = False
+        if self._note_closed is not None:
+            self._note_closed()
+            self._note_closed = None
 
     async def __anext__(self) -> FineTuneEvent:
         while not self._new:
@@ -91,42 +109,54 @@ class PolledEvents(EventStream):
 
     async def _wait_and_look(self) -> None:
         # The time of the next look is kept, so that a read that was cancelled during the pause can continue it.
-        await asyncio.sleep(self._next_at - _now())
+        if (seconds := self._next_at - _now()) > 0:
+            await asyncio.sleep(seconds)
         try:
             await self._look()
-        except FineTuneError as failure:
-            self._fail(failure)
+        except FineTuneError as error:
+            failure = error
+        else:
+            return
+        # Outside the except block, as in `SentEvents`: an error that is raised must not have itself as its context.
+        self._fail(failure)
 
     async def _look(self) -> None:
         """Read the list of events, and the job's status if that may have ended the list."""
-        is_first, is_last = not self._given, self._is_over
-        events = await self._unseen()
+        is_first, is_last = not self._has_looked, self._is_over
+        events = await self._unseen(is_last=is_last)
         is_over = is_last
         if not is_last and (is_first or not events):
-            is_over = (await self._caller.call(self._caller.endpoints.retrieve_fine_tune, self._id)).is_terminal
+            endpoint = self._caller.endpoints.retrieve_fine_tune
+            is_over = (await self._caller.exchange(endpoint, self._id, policy=_ONCE))[0].is_terminal
         # No await from here on: a look that is cancelled has no effect, and the next one reads the same events.
         self._given.update(map(_identity, events))
         self._new = events[::-1]
         if events:
             self._last_id = events[-1].id
         self._is_over, self._is_done = is_over, is_last
-        self._failing_since = None
+        self._has_looked = True
+        note_resumed(self._failures)
+        self._failures = 0
         self._pause = _MIN_PAUSE if events else min(self._pause * _GROWTH, _MAX_PAUSE)
         # The last events may have come between the two calls, so after the end they are read once more, at once.
         self._next_at = _now() + (0 if is_over else self._pause)
 
-    async def _unseen(self) -> list[FineTuneEvent]:
-        """Return the events that were not given yet, oldest first."""
-        # Where the newest come first, the cursor leads into the past, so the pages are read until a known event.
-        after = self._last_id if self._newest_first is False else None
+    async def _unseen(self, *, is_last: bool) -> list[FineTuneEvent]:
+        """Return the events that were not given yet, oldest first.
+
+        Where the oldest come first, only those after the last one are read; where the newest do, the cursor leads into
+        the past, so the pages are read until a known event. The last look reads the whole list: a service that changed
+        the order meanwhile, or added an event late, has not told all of them to the looks before.
+        """
+        after = self._last_id if self._newest_first is False and not is_last else None
         found: dict[int, FineTuneEvent] = {}
         endpoint = self._caller.endpoints.list_fine_tune_events
-        async with aclosing(self._caller.pages(endpoint, self._id, after=after)) as pages:
+        async with aclosing(self._caller.pages(endpoint, self._id, after=after, policy=_ONCE)) as pages:
             async for page, _reply in pages:
                 found.update((_identity(event), event) for event in page.data)
                 if self._newest_first is None:
                     self._learn_order(list(found.values()))
-                if self._newest_first and any(_identity(event) in self._given for event in page.data):
+                if self._newest_first and not is_last and any(_identity(event) in self._given for event in page.data):
                     break
         newest_first = self._caller.dialect.newest_first if self._newest_first is None else self._newest_first
         events = [event for name, event in found.items() if name not in self._given]
@@ -143,22 +173,16 @@ class PolledEvents(EventStream):
             self._newest_first = was_last_given
 
     def _fail(self, failure: FineTuneError) -> None:
-        """Schedule another look after a failure, or give up.
-
-        Raises:
-            StreamInterrupted: Looks have failed for too long.
-            FineTuneError: The failure itself, if looking again cannot help.
-        """
+        """Schedule another look after a failure, or give up after too many; see `pause_after`."""
         now = _now()
-        if self._failing_since is None:
+        if self._failures == 0:
             self._failing_since = now
-        if not retry.may_pass(failure):
-            raise failure
-        if now - self._failing_since > self._caller.policy.deadline:
-            raise StreamInterrupted(f"{failure}; the job may still be running") from failure
-        self._pause = min(2 * self._pause, _MAX_PAUSE)
-        self._next_at = now + self._pause
-        _log.info("reading the events of %s failed: %s; reading them again in %.1f s", self._id, failure, self._pause)
+        self._failures += 1
+        elapsed = now - self._failing_since
+        seconds = pause_after(self._caller.policy, failure, self._failures, elapsed, was_open=self._has_looked)
+        self._next_at = now + seconds
+        if isinstance(failure, RateLimited):
+            self._caller.throttle.slow_down(seconds if failure.retry_after is None else failure.retry_after)
 
 
 def _identity(event: FineTuneEvent) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from operator import attrgetter
@@ -13,9 +12,10 @@ from typing import Final, Self
 
 import attrs
 
-from aiofinetune import _observe, retry, structuring
+from aiofinetune import _observe, structuring
 from aiofinetune._http.reply_body import MAX_ERROR_BYTES, Incoming
 from aiofinetune._jobs.events import EventStream
+from aiofinetune._jobs.reconnecting import note_resumed, pause_after
 from aiofinetune._secret import scrubbed, without_secret
 from aiofinetune._sse import EventDecoder
 from aiofinetune.dialects._error_replies import MAX_WORDS, Words, error_words
@@ -26,7 +26,6 @@ from aiofinetune.errors import (
     FineTuneError,
     ProtocolViolation,
     StreamHistoryChanged,
-    StreamInterrupted,
 )
 from aiofinetune.models import FineTuneEvent
 from aiofinetune.retry import Retry
@@ -47,8 +46,6 @@ _REST_SECONDS: Final = 5.0
 _LASTING: Final = 5.0
 """A connection that replayed everything and lasted longer than this many seconds resets the count of failures: proxies
 close connections that are silent for long."""
-
-_log = logging.getLogger("aiofinetune")
 
 
 class SentEvents(EventStream):
@@ -155,8 +152,7 @@ class SentEvents(EventStream):
                 if (seconds := self._again_at - asyncio.get_running_loop().time()) > 0:
                     await asyncio.sleep(seconds)
                 self._start(await self._connect(self._request))
-                if self._failures:
-                    _log.info("event stream, resumed after failure %d", self._failures)
+                note_resumed(self._failures)
                 if _may_stream(self._connection().headers):
                     return
                 # By its headers this is not a stream, so read on: the error is then raised on entering the context, not
@@ -290,21 +286,11 @@ class SentEvents(EventStream):
             # This counts as progress: a job may be silent for longer than a proxy keeps a connection open.
             self._failures = 0
         self._has_caught_up = False
-        if not retry.may_pass(failure):
-            raise failure
         if self._failures == 0:
             self._failing_since = now
         self._failures += 1
-        seconds = retry.delay(self._policy, failure, self._failures, now - self._failing_since, idempotent=True)
-        if seconds is not None:
-            self._again_at = now + seconds
-            _log.info("event stream, failure %d: %s; reconnecting in %.1f s", self._failures, failure, seconds)
-            if _observe.observer is not None:
-                _observe.observer.reconnecting(failure, seconds)
-        elif was_open:
-            raise StreamInterrupted(f"{failure}; the job may still be running") from failure
-        else:
-            raise failure
+        elapsed = now - self._failing_since
+        self._again_at = now + pause_after(self._policy, failure, self._failures, elapsed, was_open=was_open)
 
     def _close(self) -> None:
         self._unread.clear()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from contextlib import aclosing
 
 import pytest
 
-from aiofinetune import FineTuneFailed, NotFound, RequestInvalid, Retry, StreamInterrupted
+from aiofinetune import FineTuneFailed, NotFound, RequestInvalid, Retry, ServerError, StreamInterrupted
 from tests.servers.faults import FAULTS
 from tests.servers.faultserver import FaultServer
 from tests.servers.jobs_service import JobsService, NebiusService
@@ -148,19 +149,45 @@ async def test_intervals_are_bounded() -> None:
 
 
 async def test_failures_are_passed_over() -> None:
-    """Looks that fail for a while lose no event; those that fail for too long are raised."""
+    """Looks that fail for a while lose no event, and a look that does not fail begins the count of failures anew."""
     service = JobsService()
-    retry = Retry(attempts=1, base=0.1, cap=1, deadline=30, grace=0.02)
+    async with talking(service=service, retry=Retry(attempts=4, base=0.1, cap=1, grace=0.02)) as (server, session, _):
+        job = job_of(service)
+        server.fail(EVENTS, FAULTS["500"])
+        async with session.stream_fine_tune_events(job) as events:
+            await anext(events)
+            for message in ("one", "two"):
+                service.tell(job, message)
+                server.fail(EVENTS, FAULTS["500"], FAULTS["429 with Retry-After"], FAULTS["closed inside the body"])
+                assert (await anext(events)).message == message
+                assert session.times_throttled > 0
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize("endpoint", [EVENTS, "retrieve_fine_tune"])
+async def test_a_service_that_is_gone(endpoint: str, attempts: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Looks that keep failing end the stream as broken connections do: as often as calls are retried, and logged."""
+    service = JobsService()
+    caplog.set_level(logging.INFO, "aiofinetune")
+    retry = Retry(attempts=attempts, base=0.1, cap=1, grace=0.02)
     async with talking(service=service, retry=retry) as (server, session, _request):
         job = job_of(service)
         async with session.stream_fine_tune_events(job) as events:
             await anext(events)
-            service.tell(job, "one")
-            server.fail(EVENTS, FAULTS["500"], FAULTS["429 with Retry-After"], FAULTS["closed inside the body"])
-            assert (await anext(events)).message == "one"
-            server.fail_always(EVENTS, FAULTS["502 page"])
-            with pytest.raises(StreamInterrupted):
-                await anext(events)
+            server.fail_always(endpoint, FAULTS["502 page"])
+            asked = server.asked().count(endpoint)
+            # Reads that are cancelled in between do not begin the count anew.
+            with pytest.raises(StreamInterrupted, match="the job may still be running"):
+                for _ in range(1000):
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(0.05):
+                            await anext(events)
+            assert server.asked().count(endpoint) >= asked + attempts
+        with pytest.raises(ServerError):
+            await session.stream_fine_tune_events(job).__aenter__()
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("event stream, failure")]
+    assert len(told) == 2 * (attempts - 1)
+    assert all("reconnecting in" in line for line in told)
 
 
 async def test_unknown_job() -> None:
@@ -218,11 +245,12 @@ async def test_checkpoints() -> None:
 
 
 async def test_not_offered() -> None:
-    """What a service does not offer is said, with the nearest that it has, and nothing is sent."""
+    """What a service does not offer is said, and nothing is sent; nothing is named in its place that ends a job."""
     async with talking() as (server, session, _request):
         for call in (session.pause_fine_tune, session.resume_fine_tune, session.list_checkpoints):
-            with pytest.raises(RequestInvalid, match="the dialect 'fine-tunes' does not have this; the nearest is"):
+            with pytest.raises(RequestInvalid, match="the dialect 'fine-tunes' does not have this; ") as caught:
                 await call("ft-1")
+            assert not [word for word in ("cancel_fine_tune", "create_fine_tune") if word in str(caught.value)]
         assert server.seen == []
 
 
