@@ -19,6 +19,7 @@
     │   ├── AuthenticationFailed  401
     │   ├── PermissionDenied      403
     │   ├── NotFound              404
+    │   │   └── NoResults         a job has no results file (not an answer of the service)
     │   ├── Conflict              409
     │   ├── RateLimited           429: too many requests; of the 429s, the only one worth retrying soon
     │   │   ├── QuotaExceeded     429: a budget or a daily allowance is used up
@@ -164,6 +165,32 @@ class PermissionDenied(APIError):
 
 class NotFound(APIError):
     """404: there is no such job, file, model or path."""
+
+
+class NoResults(NotFound):
+    """A job has no results file. The service did not answer with an error: the job names no such file.
+
+    Args:
+        fine_tune_id: The id of the job.
+        fine_tune_status: The status of the job.
+    """
+
+    def __init__(self, fine_tune_id: str, fine_tune_status: str) -> None:
+        super().__init__(404, fine_tune_id)
+        # Copying and unpickling an exception call the class with its args.
+        self.args = (fine_tune_id, fine_tune_status)
+        self.fine_tune_id = fine_tune_id
+        self.fine_tune_status = fine_tune_status
+        self.message = self._words()
+
+    def _words(self) -> str:
+        known = f"fine-tune {self.fine_tune_id} has no results file"
+        if self.fine_tune_status == "succeeded":
+            return f"{known}, although it succeeded: the service does not name one"
+        return f"{known}; its status is {self.fine_tune_status}, and a job has one once it has succeeded"
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Conflict(APIError):

@@ -36,7 +36,7 @@ from aiofinetune._version import __version__
 from aiofinetune.dialects._choice import named, of_host
 from aiofinetune.dialects._dialect import Dialect, Follows
 from aiofinetune.dialects._requests import HEADERS, STREAM_HEADERS
-from aiofinetune.errors import ConfigurationError, NotFound, RequestInvalid
+from aiofinetune.errors import ConfigurationError, NoResults, NotFound, RequestInvalid
 from aiofinetune.models import Checkpoint, Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Model, Status
 from aiofinetune.retry import Retry
 
@@ -230,7 +230,7 @@ class FineTuneSession:
 
         Source: ``POST /fine_tuning/jobs/{id}/pause`` (the reference has none).
         """
-        endpoint = self.dialect.offered(self._endpoints.pause_fine_tune, "pause_fine_tune", "cancel_fine_tune")
+        endpoint = self.dialect.offered(self._endpoints.pause_fine_tune, "pause_fine_tune")
         return await change(self._caller, endpoint, fine_tune_id, self.retrieve_fine_tune, is_paused)
 
     async def resume_fine_tune(self, fine_tune_id: str) -> FineTune:
@@ -241,7 +241,7 @@ class FineTuneSession:
 
         Source: ``POST /fine_tuning/jobs/{id}/resume`` (the reference has none).
         """
-        endpoint = self.dialect.offered(self._endpoints.resume_fine_tune, "resume_fine_tune", "create_fine_tune")
+        endpoint = self.dialect.offered(self._endpoints.resume_fine_tune, "resume_fine_tune")
         return await change(self._caller, endpoint, fine_tune_id, self.retrieve_fine_tune, is_resumed)
 
     async def list_checkpoints(self, fine_tune_id: str) -> tuple[Checkpoint, ...]:
@@ -311,14 +311,14 @@ class FineTuneSession:
             fine_tune: The job. If it holds no results file, it is retrieved again first.
 
         Raises:
-            NotFound: The job has no results file.
+            NoResults: The job has no results file.
         """
         if not isinstance(fine_tune, FineTune):
             raise RequestInvalid("fine_tune", f"expected a FineTune, got {type(fine_tune).__name__}")
         if not fine_tune.result_files:
             fine_tune = await self.retrieve_fine_tune(fine_tune.id)
         if not fine_tune.result_files:
-            raise NotFound(404, f"fine-tune {fine_tune.id} has no results file; its status is {fine_tune.status}")
+            raise NoResults(fine_tune.id, fine_tune.status)
         from aiofinetune.results import read_results  # noqa: PLC0415  # a tenth of the import time, and few programs need it
 
         content = scrubbed(await self.download_file(fine_tune.result_files[0].id), *self._caller.secrets)

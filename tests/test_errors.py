@@ -44,6 +44,7 @@ ONE_OF_EACH = [
             (aiofinetune.ServerError, 500),
         )
     ),
+    aiofinetune.NoResults("ft-1", "running"),
     aiofinetune.CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0, (JOB,), True, ("ft-2",), "ft-3"),
     aiofinetune.ProtocolViolation("$.id is missing"),
     aiofinetune.FineTuneUnreadable("$.status is missing", "ft-1"),
@@ -133,6 +134,14 @@ def test_copies(error: aiofinetune.FineTuneError) -> None:
             "the create made the job ft-1, but the job cannot be read: $.status is missing",
         ),
         (aiofinetune.NotFound(404, "no such job"), "404: no such job"),
+        (
+            aiofinetune.NoResults("ft-1", "running"),
+            "fine-tune ft-1 has no results file; its status is running, and a job has one once it has succeeded",
+        ),
+        (
+            aiofinetune.NoResults("ft-1", "succeeded"),
+            "fine-tune ft-1 has no results file, although it succeeded: the service does not name one",
+        ),
         (
             aiofinetune.BadRequest(400, "wrong", "invalid_request_error", "model", "bad_model", "req-7", 3.0),
             "400: wrong (type invalid_request_error, param model, code bad_model, request id req-7)",

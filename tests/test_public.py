@@ -54,6 +54,7 @@ PUBLIC = [
     "ManifestInvalid",
     "Method",
     "Model",
+    "NoResults",
     "NotFound",
     "Outcome",
     "PermissionDenied",

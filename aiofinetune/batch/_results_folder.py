@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from aiofinetune.errors import LocalFileError, NotFound, ProtocolViolation
+from aiofinetune.errors import LocalFileError, NoResults, ProtocolViolation
 from aiofinetune.models import FineTune
 from aiofinetune.results import last_figures, read_results
 from aiofinetune.session import FineTuneSession
@@ -46,7 +46,7 @@ class ResultsFolder:
             may_exist: Whether an earlier run may have downloaded the file already.
 
         Raises:
-            NotFound: The job has no results file.
+            NoResults: The job has no results file.
             LocalFileError: The file cannot be written or read.
             ProtocolViolation: It is not a results file.
         """
@@ -54,7 +54,7 @@ class ResultsFolder:
         try:
             if not (may_exist and await asyncio.to_thread(path.exists)):
                 if not job.result_files:
-                    raise NotFound(404, f"fine-tune {job.id} has no results file")
+                    raise NoResults(job.id, job.status)
                 await self._session.download_file(job.result_files[0].id, path)
             content = await asyncio.to_thread(path.read_bytes)
             return last_figures(await asyncio.to_thread(read_results, content))

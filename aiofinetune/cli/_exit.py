@@ -15,6 +15,7 @@ from aiofinetune.errors import (
     FineTuneUnreadable,
     JournalUnusable,
     LocalFileError,
+    NoResults,
     NotFound,
     PermissionDenied,
     ProtocolViolation,
@@ -136,6 +137,7 @@ _ADVICE: Final[Sequence[tuple[tuple[type[Exception], ...], str]]] = (
         (AuthenticationFailed, PermissionDenied),
         "Give a key that may do this: --api-key-file FILE, or the variable OPENAI_API_KEY.",
     ),
+    ((NoResults,), "What the service says of its training is in 'aiofinetune events JOB'."),
     ((NotFound,), "See what there is: 'aiofinetune list', 'aiofinetune files list', 'aiofinetune models'."),
     ((QuotaExceeded,), "Wait until the quota is renewed, or have it raised, and run the command again."),
     (

@@ -212,20 +212,20 @@ class Dialect:
                 "method", f"the dialect {self.name!r} has only {', '.join(self.methods)}, not {request.method.type!r}"
             )
 
-    def offered(self, endpoint: Endpoint[T] | None, name: str, nearest: str) -> Endpoint[T]:
+    def offered(self, endpoint: Endpoint[T] | None, name: str, nearest: str | None = None) -> Endpoint[T]:
         """Return an endpoint that not every dialect has.
 
         Args:
             endpoint: The endpoint; None if this dialect does not have it.
             name: The session's coroutine for it.
-            nearest: The coroutine to use instead.
+            nearest: The coroutine to use instead; None if no other does nearly the same.
 
         Raises:
             RequestInvalid: This dialect does not have it.
         """
         if endpoint is None:
-            words = f"the dialect {self.name!r} does not have this; the nearest is {nearest}()"
-            raise RequestInvalid(name, words)
+            instead = "nothing stands for it" if nearest is None else f"the nearest is {nearest}()"
+            raise RequestInvalid(name, f"the dialect {self.name!r} does not have this; {instead}")
         return endpoint
 
     def has_room_for_key(self, request: FineTuneRequest) -> bool:

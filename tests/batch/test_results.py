@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aiofinetune import FineTuneRequest, LocalFileError
+from aiofinetune import FineTuneRequest, LocalFileError, NoResults
 from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.errors import FineTuneError, JournalUnusable
@@ -74,7 +74,8 @@ async def test_results_that_are_missing_are_told(tmp_path: Path) -> None:
     async with talking_to(server) as session:
         (outcome,) = await outcomes_of(Batch(session, entries(server, 1), results=tmp_path))
     assert outcome.job is not None
-    assert "has no results file" in str(outcome.error)
+    assert isinstance(outcome.error, NoResults)
+    assert str(outcome.error).startswith(f"fine-tune {outcome.job_id} has no results file, although it succeeded")
 
 
 async def test_a_results_folder_that_cannot_be_is_told_first(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
-from aiofinetune import FineTuneError, FineTuneSession, NotFound, RequestInvalid, Retry
+from aiofinetune import FineTuneError, FineTuneSession, NoResults, NotFound, RequestInvalid, Retry
 from aiofinetune.dialects._fine_tunes import FINE_TUNES
 from tests.servers.rawserver import (
     FAST,
@@ -160,7 +160,7 @@ async def test_no_results() -> None:
     """A job that has no results says so, with its status."""
     async with talking_to(answering(reply(body=JOB))) as session:
         job = await session.retrieve_fine_tune("ft-1")
-        with pytest.raises(NotFound, match="running"):
+        with pytest.raises(NoResults, match=r"^fine-tune ft-1 has no results file; its status is running"):
             await session.results(job)
 
 
