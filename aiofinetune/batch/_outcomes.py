@@ -35,6 +35,19 @@ def parameters_of(request: FineTuneRequest | None, job: FineTune | None) -> dict
     return found
 
 
+def seconds_of(job: FineTune | None, sent_at: float | None, ended_at: float | None) -> float | None:
+    """Return how long a job took, in seconds; None if that is not known.
+
+    Args:
+        job: The job as it ended, if it is known. What it says of its own times counts, in whole seconds.
+        sent_at: The Unix time at which its request was sent.
+        ended_at: The Unix time at which its end was seen, which at a service without streams is some seconds later.
+    """
+    if job is not None and job.created_at is not None and job.finished_at is not None:
+        return float(max(0, job.finished_at - job.created_at))
+    return None if sent_at is None or ended_at is None else round(ended_at - sent_at, 3)
+
+
 @attrs.frozen
 class Wait:
     """What a batch waits for, besides its jobs. Times are by the event loop's clock, in seconds."""
@@ -101,6 +114,11 @@ class Outcome:
         """The parameters by name: those of the request, and those that the service chose for the others."""
         return parameters_of(self.request, self.job)
 
+    @property
+    def seconds(self) -> float | None:
+        """How long the job took, by its own times if it says them, or else by when its end was seen."""
+        return seconds_of(self.job, self.sent_at, self.ended_at)
+
     def summary(self) -> dict[str, object]:
         """Return a summary of the outcome as a JSON object."""
         return {
@@ -109,7 +127,7 @@ class Outcome:
             "job": self.job_id,
             "model": None if self.job is None else self.job.fine_tuned_model,
             "parameters": self.parameters,
-            "seconds": None if self.sent_at is None else round(self.ended_at - self.sent_at, 3),
+            "seconds": self.seconds,
             "figures": dict(self.figures),
             "error": None if self.error is None else str(self.error),
         }

@@ -196,7 +196,7 @@ async def list_jobs(shell: Shell, limit: int | None, status: str | None) -> None
     elif jobs:
         columns = [
             Column("job", [job.id for job in jobs]),
-            Column("status", [job.status for job in jobs]),
+            Column("status", [_status(job) for job in jobs]),
             Column("created", [ago(job.created_at) for job in jobs]),
             Column("model", [job.model or "" for job in jobs]),
             Column("fine-tuned model", [job.fine_tuned_model or "" for job in jobs]),
@@ -249,10 +249,9 @@ async def get(shell: Shell, ids: tuple[str, ...]) -> int:
 
 def show_job(shell: Shell, job: FineTune) -> None:
     """Print what is known of a job, a field on each line."""
-    status = job.status if job.service_status is None else f"{job.status} ({job.service_status})"
     fields = [
         ("job", job.id),
-        ("status", status),
+        ("status", _status(job)),
         ("model", job.model or ""),
         ("fine-tuned model", job.fine_tuned_model or ""),
         ("created", moment(job.created_at)),
@@ -269,6 +268,10 @@ def show_job(shell: Shell, job: FineTune) -> None:
         ("events", str(len(job.events) or "")),
     ]
     print_fields(shell.out, fields)
+
+
+def _status(job: FineTune) -> str:
+    return job.status if job.service_status is None else f"{job.status} ({job.service_status})"
 
 
 def _hyperparameters(job: FineTune) -> list[tuple[str, object]]:

@@ -14,7 +14,7 @@ from aiofinetune.batch._core import AttemptRecord
 from aiofinetune.batch._journal import read_records
 from aiofinetune.batch._journal_file import is_journal
 from aiofinetune.batch._manifest import Entry, read_manifest
-from aiofinetune.batch._outcomes import parameters_of
+from aiofinetune.batch._outcomes import parameters_of, seconds_of
 from aiofinetune.batch._results_folder import results_path
 from aiofinetune.errors import ConfigurationError, FineTuneError, LocalFileError, ProtocolViolation
 from aiofinetune.models import Status
@@ -108,7 +108,7 @@ def _run_of(source: AttemptRecord | Entry) -> Run:
         status=status,
         job=source.job_id,
         fine_tuned_model=None if job is None else job.fine_tuned_model,
-        seconds=_between(source.sent_at, source.ended_at),
+        seconds=seconds_of(job, source.sent_at, source.ended_at),
     )
 
 

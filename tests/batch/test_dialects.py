@@ -172,3 +172,17 @@ async def test_a_journal_is_of_one_dialect(tmp_path: Path) -> None:
     with pytest.raises(JournalUnusable, match="belongs to a batch in the dialect 'fine-tunes', not 'jobs'"):
         async with Journal(tmp_path / "journal", url, "jobs").opened():
             pass
+
+
+async def test_how_long_a_job_took_is_by_its_own_times() -> None:
+    """Where a job says when it was made and when it finished, the time of polling it does not count."""
+    service = Quick()
+    async with talking_to(service) as (_server, session, wanted):
+        for finished_at, seconds in ((service.now() + 90, 90.0), (None, None), (5, 0.0)):
+            service.changes["finished_at"] = finished_at
+            (outcome,) = await outcomes_of(Batch(session, wanted[:1], poll_interval=POLL))
+            if seconds is None:
+                assert outcome.seconds == pytest.approx(outcome.ended_at - (outcome.sent_at or 0), abs=0.001)
+            else:
+                assert outcome.seconds == pytest.approx(seconds, abs=1.1)
+            assert outcome.summary()["seconds"] == outcome.seconds
