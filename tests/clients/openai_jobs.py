@@ -262,19 +262,21 @@ async def check_history(calls: Calls, job_id: str) -> str:
     return str(job.fine_tuned_model)
 
 
-async def check_failure(calls: Calls) -> None:
-    """Train on a file that is not a training file."""
+async def check_failure(calls: Calls, file_id: str) -> None:
+    """Train on a file that is not a training file, and with a rate at which the training diverges."""
     api = calls.client.fine_tuning.jobs
     content = ("bad.jsonl", b'{"messages": []}\n')
     bad = await calls.run(lambda: calls.client.files.create(file=content, purpose="fine-tune"))
-    job = await calls("jobs.create, a bad file", lambda: api.create(model="ada", training_file=bad.id))
+    await calls.refused(
+        "jobs.create, a bad file", lambda: api.create(model="ada", training_file=bad.id), "training_file"
+    )
+    method = supervised(learning_rate_multiplier=1e30)
+    job = await calls("jobs.create, a bad rate", lambda: api.create(model="ada", training_file=file_id, method=method))
     await calls.ended(job.id)
     await calls(
         "jobs.retrieve, failed",
         lambda: api.retrieve(job.id),
-        lambda found: (
-            (found.status, found.error.code, found.error.param) == ("failed", "invalid_training_file", "training_file")
-        ),
+        lambda found: (found.status, "diverged" in found.error.message) == ("failed", True),
     )
 
 
@@ -323,14 +325,15 @@ async def check(calls: Calls) -> None:
     await check_refusals(calls, file_id)
     job_id = await check_jobs(calls, file_id)
     model = await check_history(calls, job_id)
-    await check_failure(calls)
+    await check_failure(calls, file_id)
     await check_models(calls, model)
     print(f"{calls.name}: {calls.count} calls, all as expected")
 
 
 async def check_readme() -> None:
-    """Run the README's examples that use this client."""
-    examples = re.findall(r"```py\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    """Run the README's programs that use this client; its tests that do are run by `tests.testing.test_readme`."""
+    every = re.findall(r"```py\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    examples = [text for text in every if "openai import" in text and "asyncio.run(" in text]
     assert examples
     for example in examples:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", example, stdout=asyncio.subprocess.PIPE)

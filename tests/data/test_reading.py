@@ -205,6 +205,15 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         check_file(tmp_path / "a.jsonl", tokenizer=tmp_path / "tokenizer.json")
 
 
+def test_an_encoding_is_suggested_by_its_letters(tmp_path: Path) -> None:
+    """With its library, the encoding of lines that are not UTF-8 is told by their letters, not taken for cp1252."""
+    pytest.importorskip("charset_normalizer", reason="the extra encodings is not installed")
+    row = {"prompt": "Какая птица живёт в лесу и кричит ночью? ->", "completion": " Это большая серая сова."}
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(f"{json.dumps(row, ensure_ascii=False)}\n".encode("cp1251") * 3)
+    assert check_file(path).suggested_encoding in {"cp1251", "windows_1251"}
+
+
 def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path) -> None:
     """With a tokenizer's file, the tokens are exact."""
     tokenizers = pytest.importorskip("tokenizers", reason="the extra tokenizers is not installed")

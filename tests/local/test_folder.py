@@ -280,10 +280,11 @@ async def test_a_folder_of_an_older_server_opens(folder: Path) -> None:
     assert int((folder / "commits").read_bytes()) > 0
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 async def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     """A folder without the right to write in it is refused by name."""
     tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("root may write anywhere")
     with pytest.raises(ConfigurationError, match="cannot be used"):
         async with LocalServer(tmp_path):
             pass
