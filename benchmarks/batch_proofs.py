@@ -1,5 +1,5 @@
 # ruff: noqa: S101, S311, T201  # it proves, by chance, and tells
-"""What a batch promises, put to the proof: ``python -m benchmarks.batch_proofs PROOF``.
+"""What a batch promises, put to the proof: ``python -m benchmarks.batch_proofs PROOF [SEED] [--dialect SERVICE]``.
 
 kill: a process that runs a batch is killed again and again, by a service that loses replies; no job is made twice.
 copy: the same, and each run goes on with a copy of the journal that the one before left.
@@ -11,6 +11,7 @@ jobs: real jobs on the embedded server, never more active than allowed.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import itertools
@@ -25,8 +26,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
+from typing import Final
+
+import attrs
 
 from aiofinetune import FineTuneRequest, FineTuneSession, Retry
 from aiofinetune.batch._batch import Batch
@@ -34,8 +38,18 @@ from aiofinetune.batch._manifest import Entry
 from aiofinetune.local import LocalServer
 from aiofinetune.models import CreateUncertain
 from tests.servers.batchserver import BatchServer, Bucket
+from tests.servers.jobs_batchserver import JobsBatchServer, NebiusBatchServer, NoMetadataBatchServer
 from tests.servers.rawserver import KEY
 from tests.support.damage import COUNT, Case, corrupted, flipped, sent, write_version_1
+
+SERVICES: Final[Mapping[str, type[BatchServer]]] = {
+    "fine-tunes": BatchServer,
+    "jobs": JobsBatchServer,
+    "jobs-without-metadata": NoMetadataBatchServer,
+    "nebius": NebiusBatchServer,
+}
+"""The services of the proofs, by name. Each says by its `dialect` how to speak to it."""
+_HELP: Final = f"whose dialect is spoken: {', '.join(SERVICES)}"
 
 # kill
 
@@ -48,34 +62,36 @@ LOSS = 0.15
 """Of the creates and uploads, how many lose their reply: half of them before they have an effect, half after."""
 
 
-async def kill(seed: int) -> None:
+async def kill(asked: argparse.Namespace) -> None:
     """Run batches of 50 jobs, and kill each at random moments until it is over, 100 times in all."""
-    chance = random.Random(seed)
+    chance = random.Random(asked.seed)
     kills = batches = 0
-    print(f"seed {seed}; {JOBS} jobs of {FILES} files a batch; replies lost: {LOSS:.0%}")
-    while kills < KILLS:
+    print(f"{asked.dialect}, seed {asked.seed}; {JOBS} jobs of {FILES} files a batch; replies lost: {LOSS:.0%}")
+    while kills < (asked.count or KILLS):
         with tempfile.TemporaryDirectory() as folder:
-            kills += await _killed_batch(chance, Path(folder))
+            kills += await _killed_batch(SERVICES[asked.dialect], chance, Path(folder))
         batches += 1
     print(f"{batches} batches, {kills} kills, no job made twice, none forgotten")
 
 
-async def copy(seed: int) -> None:
+async def copy(asked: argparse.Namespace) -> None:
     """Kill batches 50 times in all, and let each run go on with a copy of the journal alone."""
-    chance = random.Random(seed)
+    chance = random.Random(asked.seed)
     kills = 0
-    print(f"seed {seed}")
-    while kills < COPIES:
+    print(f"{asked.dialect}, seed {asked.seed}")
+    while kills < (asked.count or COPIES):
         with tempfile.TemporaryDirectory() as folder:
-            kills += await _killed_batch(chance, Path(folder), copies=True)
+            kills += await _killed_batch(SERVICES[asked.dialect], chance, Path(folder), copies=True)
     print(f"{kills} kills, no job made twice, none forgotten")
 
 
-async def _killed_batch(chance: random.Random, folder: Path, *, copies: bool = False) -> int:
+async def _killed_batch(
+    service: type[BatchServer], chance: random.Random, folder: Path, *, copies: bool = False
+) -> int:
     for number in range(FILES):
         row = json.dumps({"prompt": f"{number} ->", "completion": f" {number}"})
         (folder / f"train-{number}.jsonl").write_text(f"{row}\n" * 1000)
-    server = BatchServer(lasts=0.3)
+    server = service(lasts=0.3)
     lost: Counter[str] = Counter()
 
     def lose(_endpoint: str) -> str:
@@ -88,8 +104,9 @@ async def _killed_batch(chance: random.Random, folder: Path, *, copies: bool = F
     journal = folder / "journal"
     async with server.listening() as url:
         while True:
+            child = ("child-kill", url, str(folder), str(journal), service.dialect)
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "benchmarks.batch_proofs", "child-kill", url, str(folder), str(journal)),
+                *(sys.executable, "-m", "benchmarks.batch_proofs", *child),
                 stdout=asyncio.subprocess.PIPE,
             )
             assert process.stdout is not None
@@ -126,14 +143,15 @@ async def _killed_batch(chance: random.Random, folder: Path, *, copies: bool = F
     return kills
 
 
-async def _child_kill(url: str, folder: Path, journal: Path) -> None:
+async def _child_kill(url: str, folder: Path, journal: Path, dialect: str) -> None:
+    files = [FineTuneRequest(training_file=str(folder / f"train-{file}.jsonl"), model="ada") for file in range(FILES)]
     requests = [
-        Entry(f"{file}/{epochs}", FineTuneRequest(training_file=str(folder / f"train-{file}.jsonl"), n_epochs=epochs))
+        Entry(f"{file}/{epochs}", attrs.evolve(files[file], n_epochs=epochs))
         for epochs in range(1, JOBS // FILES + 1)
         for file in range(FILES)
     ]
     retry = Retry(attempts=10, base=0.01, cap=0.1, grace=0.4)
-    async with FineTuneSession(KEY, base_url=url, retry=retry) as session:
+    async with FineTuneSession(KEY, base_url=url, dialect=dialect, retry=retry) as session:
         print("begins", flush=True)
         async with Batch(session, requests, max_active=4, poll_interval=0.1, journal=journal) as batch:
             async for outcome in batch:
@@ -149,10 +167,13 @@ CORRUPTIONS = 60
 FLIPS = 48
 
 
-async def damage(seed: int) -> None:
+async def damage(asked: argparse.Namespace) -> None:
     """Damage journals in many ways, and count what became of their batches."""
-    chance = random.Random(seed)
-    print(f"seed {seed}; a batch of {COUNT} jobs; {CORRUPTIONS} files damaged at random, {FLIPS} bits flipped, of each")
+    chance = random.Random(asked.seed)
+    print(
+        f"seed {asked.seed}; a batch of {COUNT} jobs; of each, {CORRUPTIONS} files damaged at random and {FLIPS} bits"
+        " flipped"
+    )
     for killed in (False, True):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -200,7 +221,7 @@ async def _damaged(case: Case, chance: random.Random, what: str, journal: Path, 
 # memory
 
 
-async def memory(_seed: int) -> None:
+async def memory(_asked: argparse.Namespace) -> None:
     """Run long batches in a process of their own, with a journal and without, and say what they take."""
     for has_journal, count in itertools.product((False, True), (10_000, 100_000)):
         server = BatchServer()
@@ -263,20 +284,20 @@ def _peak() -> float:
 # throttle
 
 
-async def throttle(seed: int) -> None:
+async def throttle(asked: argparse.Namespace) -> None:
     """Run batches against services that throttle at random rates, and compare with what the limit allows."""
-    chance = random.Random(seed)
-    print(f"seed {seed}")
+    chance = random.Random(asked.seed)
+    print(f"{asked.dialect}, seed {asked.seed}")
     worst = 0.0
     for _ in range(6):
         rate, size = chance.uniform(5, 60), chance.randint(1, 10)
         count = int(rate * 12) + size
-        worst = max(worst, await _throttled(rate, size, count))
+        worst = max(worst, await _throttled(SERVICES[asked.dialect], rate, size, count))
     print(f"the worst: {worst:.2f} times what the limit allows (the bar is 1.3)")
 
 
-async def _throttled(rate: float, size: int, count: int) -> float:
-    server = BatchServer(bucket=Bucket(rate, size))
+async def _throttled(service: type[BatchServer], rate: float, size: int, count: int) -> float:
+    server = service(bucket=Bucket(rate, size))
     file = server.add_file("train.jsonl", b"train")
     asked: list[float] = []
 
@@ -286,8 +307,8 @@ async def _throttled(rate: float, size: int, count: int) -> float:
         return ""
 
     server.lose = note
-    requests = (FineTuneRequest(training_file=file, n_epochs=number + 1) for number in range(count))
-    async with server.listening() as url, FineTuneSession(KEY, base_url=url) as session:
+    requests = (FineTuneRequest(training_file=file, model="ada", n_epochs=number + 1) for number in range(count))
+    async with server.listening() as url, FineTuneSession(KEY, base_url=url, dialect=service.dialect) as session:
         begin = time.monotonic()
         async with Batch(session, requests) as batch:
             outcomes = await batch.run()
@@ -307,9 +328,10 @@ async def _throttled(rate: float, size: int, count: int) -> float:
 # jobs
 
 
-async def jobs(_seed: int) -> None:
+async def jobs(asked: argparse.Namespace) -> None:
     """Train 200 small models on the embedded server, three active at most, and count them in its database."""
-    count, most = 200, 3
+    count, most = asked.count or 200, 3
+    dialect = SERVICES[asked.dialect].dialect
     rows = [{"prompt": f"{name} ->", "completion": f" {kind}"} for kind, name in [("bird", "owl"), ("fish", "eel")] * 4]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.jsonl"
@@ -318,7 +340,7 @@ async def jobs(_seed: int) -> None:
         data = Path(folder) / "data"
         async with (
             LocalServer(data) as server,
-            FineTuneSession(server.api_key, base_url=server.base_url) as session,
+            FineTuneSession(server.api_key, base_url=server.base_url, dialect=dialect) as session,
             _counting(data) as seen,
         ):
             begin = time.monotonic()
@@ -332,7 +354,7 @@ async def jobs(_seed: int) -> None:
     succeeded = sum(outcome.error is None for outcome in outcomes)
     shares = {number: f"{looks / sum(seen.values()):.0%}" for number, looks in sorted(seen.items())}
     print(
-        f"{count} jobs: {made} made, {succeeded} succeeded, {uploads} file uploaded, {seconds:.1f} s;"
+        f"{dialect}, {count} jobs: {made} made, {succeeded} succeeded, {uploads} file uploaded, {seconds:.1f} s;"
         f" active at the server, of {sum(seen.values())} looks: {shares}; at most {max(seen)} (allowed {most})"
     )
     assert (made, succeeded, uploads) == (count, count, 1)
@@ -358,20 +380,34 @@ async def _counting(data: Path) -> AsyncIterator[Counter[int]]:
     db.close()
 
 
-_PROOFS = {"kill": kill, "copy": copy, "damage": damage, "memory": memory, "throttle": throttle, "jobs": jobs}
+_PROOFS: Final[Mapping[str, Callable[[argparse.Namespace], Coroutine[None, None, None]]]] = {
+    "kill": kill,
+    "copy": copy,
+    "damage": damage,
+    "memory": memory,
+    "throttle": throttle,
+    "jobs": jobs,
+}
+_OF_ANY_DIALECT: Final = ("kill", "copy", "throttle", "jobs")
 
 
 def main() -> None:
     """Run one of the proofs."""
     match sys.argv[1:]:
-        case "child-kill", url, folder, journal:
-            asyncio.run(_child_kill(url, Path(folder), Path(journal)))
+        case "child-kill", url, folder, journal, dialect:
+            asyncio.run(_child_kill(url, Path(folder), Path(journal), dialect))
         case "child-memory", url, count, has_journal:
             asyncio.run(_child_memory(url, int(count), has_journal=has_journal == "1"))
-        case [name, *seed] if name in _PROOFS:
-            asyncio.run(_PROOFS[name](int(seed[0]) if seed else int.from_bytes(os.urandom(3))))
         case _:
-            sys.exit(f"{__doc__}")
+            parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+            parser.add_argument("proof", choices=_PROOFS)
+            parser.add_argument("seed", type=int, nargs="?", default=int.from_bytes(os.urandom(3)))
+            parser.add_argument("--dialect", choices=SERVICES, default="fine-tunes", metavar="SERVICE", help=_HELP)
+            parser.add_argument("--count", type=int, help="kills, or jobs, in place of those by default")
+            asked = parser.parse_args()
+            if asked.proof not in _OF_ANY_DIALECT and asked.dialect != "fine-tunes":
+                parser.error(f"{asked.proof} is a proof of the reference alone; of any dialect are {_OF_ANY_DIALECT}")
+            asyncio.run(_PROOFS[asked.proof](asked))
 
 
 if __name__ == "__main__":

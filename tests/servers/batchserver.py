@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from aiofinetune import FineTuneSession, Retry
 from tests.servers.rawserver import KEY, STREAM_HEAD, Received, chunk, event, reply, serve
@@ -62,6 +62,8 @@ class BatchServer:
         bucket: How fast jobs may be made; a 429 with Retry-After says when to come again.
         quota: Jobs that may be made at all; a 429 says that the quota is used up.
     """
+
+    dialect = "fine-tunes"
 
     def __init__(
         self,
@@ -183,22 +185,41 @@ class BatchServer:
         self._news.set()
         self._news = asyncio.Event()
 
+    # How its dialect says it
+
+    def wanted(self, asked: Object) -> Object:
+        """The parameters that a create asks for, by the reference's names."""
+        return asked
+
+    def said(self, job: Object) -> Object:
+        """A job as a reply shows it."""
+        return job
+
+    def page(self, rows: list[Object], query: dict[str, list[str]]) -> Object:  # noqa: ARG002  # whole here
+        """The part of a list of jobs that is asked for."""
+        return {"object": "list", "data": rows}
+
+    def listed_events(self, job: Object, query: dict[str, list[str]]) -> Object | None:  # noqa: ARG002  # streamed here
+        """The events of a job as a list; None if they are streamed."""
+        return None
+
     # What it answers
 
     async def _answer(self, request: Received, writer: asyncio.StreamWriter) -> None:
         assert request.headers["authorization"] == f"Bearer {KEY}"
         endpoint, ids = _endpoint(request)
+        query = parse_qs(urlsplit(request.target).query)
         self.asked[endpoint] += 1
         self._tell()
         lost = self.lose(endpoint) if endpoint in {"create", "upload"} else ""
         if lost == "before":
             writer.transport.abort()
-        elif endpoint == "stream" and ids[0] in self.jobs and self.refuse(endpoint) is None:
+        elif endpoint == "stream" and self._streams(ids[0]) and self.refuse(endpoint) is None:
             await self._stream(ids[0], writer)
         else:
             data = self.refuse(endpoint)
             if data is None:
-                data = self.rewrite(endpoint, self._reply(endpoint, ids, request.body))
+                data = self.rewrite(endpoint, self._reply(endpoint, ids, request.body, query))
             self._tell()
             if endpoint in self.held:
                 await self.held[endpoint].wait()
@@ -211,12 +232,19 @@ class BatchServer:
                     writer.close()
         self._tell()
 
-    def _reply(self, endpoint: str, ids: list[str], body: bytes) -> bytes:  # noqa: C901  # one for each endpoint
+    def _streams(self, job_id: str) -> bool:
+        return job_id in self.jobs and self.listed_events(self.jobs[job_id], {}) is None
+
+    def _reply(  # noqa: C901  # one for each endpoint
+        self, endpoint: str, ids: list[str], body: bytes, query: dict[str, list[str]]
+    ) -> bytes:
         match endpoint:
             case "create":
-                return self._create(json.loads(body))
+                return self._create(self.wanted(json.loads(body)))
             case "list":
-                return ok({"object": "list", "data": [job for job in self.jobs.values() if not self.hides(job)]})
+                return ok(self.page([self.said(job) for job in self.jobs.values() if not self.hides(job)], query))
+            case "stream" if ids[0] in self.jobs:
+                return ok(self.listed_events(self.jobs[ids[0]], query))
             case "list files":
                 return ok({"object": "list", "data": list(self.files.values())})
             case "upload":
@@ -225,10 +253,10 @@ class BatchServer:
                 job = self.jobs[ids[0]]
                 if not self.keeps_ended and job["status"] in OVER:
                     del self.jobs[ids[0]]
-                return ok({**job, "events": [{"message": f"Fine-tune {job['status']}"}]})
+                return ok(self.said({**job, "events": [{"message": f"Fine-tune {job['status']}"}]}))
             case "cancel" if ids[0] in self.jobs:
                 self.end(ids[0], "cancelled")
-                return ok(self.jobs[ids[0]])
+                return ok(self.said(self.jobs[ids[0]]))
             case "retrieve file" if ids[0] in self.files:
                 return ok(self.files[ids[0]])
             case "delete file" if self.files.pop(ids[0], None):
@@ -252,7 +280,7 @@ class BatchServer:
             self.end(job_id, self.fate(asked))
         elif self.lasts is not None:
             asyncio.get_running_loop().call_later(self.lasts, self.end, job_id, self.fate(asked))
-        return ok(self.jobs[job_id])
+        return ok(self.said(self.jobs[job_id]))
 
     def _upload(self, body: bytes) -> str:
         boundary, _, _ = body.partition(b"\r\n")
@@ -271,8 +299,8 @@ class BatchServer:
 
 def _endpoint(request: Received) -> tuple[str, list[str]]:  # noqa: C901  # one for each endpoint
     """An endpoint's short name, and the ids in its path."""
-    url = urlsplit(request.target)
-    match request.method, *map(unquote, url.path.removeprefix("/v1/").split("/")):
+    path = urlsplit(request.target).path.removeprefix("/v1/").replace("fine_tuning/jobs", "fine-tunes", 1)
+    match request.method, *map(unquote, path.split("/")):
         case "POST", "fine-tunes":
             return "create", []
         case "GET", "fine-tunes":
