@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from aiofinetune._jobs.changes import change, is_cancelled, is_paused, is_resume
 from aiofinetune._jobs.checkpoints import with_model
 from aiofinetune._jobs.claims import Claims
 from aiofinetune._jobs.events import EventStream
+from aiofinetune._jobs.matching import has_metadata
 from aiofinetune._jobs.ordering import is_newest_first, oldest_first
 from aiofinetune._jobs.polling import PolledEvents
 from aiofinetune._jobs.recovery import Recovery
@@ -180,22 +181,39 @@ class FineTuneSession:
         """
         return await self._recovery.create(request)
 
-    async def list_fine_tunes(self) -> tuple[FineTune, ...]:
+    async def list_fine_tunes(self, *, metadata: Mapping[str, str] | None = None) -> tuple[FineTune, ...]:
         """List all jobs, without their events, in the service's order.
 
-        Source: ``GET /fine-tunes``.
-        """
-        return await self._caller.list(self._endpoints.list_fine_tunes)
+        Args:
+            metadata: List only the jobs whose metadata has these texts by these names. Jobs that do not show them are
+                left out here too, because some gateways ignore what was asked for.
 
-    async def iter_fine_tunes(self) -> AsyncGenerator[FineTune]:
+        Raises:
+            RequestInvalid: The dialect does not list jobs by metadata; nothing was sent.
+
+        Source: ``GET /fine-tunes``; the ``metadata`` of ``GET /fine_tuning/jobs``.
+        """
+        query = self.dialect.query_of(metadata)
+        jobs = await self._caller.list(self._endpoints.list_fine_tunes, query=query)
+        return jobs if metadata is None else tuple(job for job in jobs if has_metadata(job, metadata))
+
+    async def iter_fine_tunes(self, *, metadata: Mapping[str, str] | None = None) -> AsyncGenerator[FineTune]:
         """Iterate over the jobs in the service's order; where lists come in pages, each is asked for when needed.
 
-        Source: ``GET /fine-tunes``.
+        Args:
+            metadata: As in `list_fine_tunes`.
+
+        Raises:
+            RequestInvalid: The dialect does not list jobs by metadata; nothing was sent.
+
+        Source: ``GET /fine-tunes``; the ``metadata`` of ``GET /fine_tuning/jobs``.
         """
-        async with aclosing(self._caller.pages(self._endpoints.list_fine_tunes)) as pages:
+        query = self.dialect.query_of(metadata)
+        async with aclosing(self._caller.pages(self._endpoints.list_fine_tunes, query=query)) as pages:
             async for page, _reply in pages:
                 for job in page.data:
-                    yield job
+                    if metadata is None or has_metadata(job, metadata):
+                        yield job
 
     async def retrieve_fine_tune(self, fine_tune_id: str) -> FineTune:
         """Retrieve a job, at the reference with its events so far.

@@ -8,7 +8,7 @@ drop metadata, so a job without a key may be anybody's.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aiofinetune.dialects._dialect import KEY_NAME
@@ -87,6 +87,11 @@ def judge(
     return Verdict(unclear=tuple(unclear))
 
 
+def has_metadata(job: FineTune, metadata: Mapping[str, str]) -> bool:
+    """Return whether a job shows all of some metadata."""
+    return metadata.items() <= (job.metadata or {}).items()
+
+
 def key_of(job: FineTune) -> str | None:
     """Return the key that a job shows; None if it shows none."""
     return None if job.metadata is None else job.metadata.get(KEY_NAME)
@@ -130,7 +135,7 @@ def fits(job: FineTune, request: FineTuneRequest) -> bool:
         and _suffix_fits(job.fine_tuned_model, request.suffix)
         and (None in (job.seed, request.seed) or job.seed == request.seed)
         and (job.method is None or request.method is None or job.method.type == request.method.type)
-        and (job.metadata is None or (request.metadata or {}).items() <= job.metadata.items())
+        and (job.metadata is None or has_metadata(job, request.metadata or {}))
     )
 
 

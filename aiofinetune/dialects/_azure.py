@@ -32,6 +32,7 @@ AZURE: Final = attrs.evolve(
     takes_api_version=True,
     # Models are deployed, and their deployments deleted, by Azure's other APIs; a fine-tuned model is deleted here.
     max_form=100 << 20,
+    filters_metadata=False,
     fits=lambda _job: False,
     explain=_explain,
 )

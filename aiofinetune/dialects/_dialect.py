@@ -23,6 +23,7 @@ from aiofinetune.models import (
     Rows,
     Upload,
     UploadPart,
+    problem_of,
 )
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ class Dialect:
         part_size: The size of a part, in bytes.
         follows: How to follow a job's events.
         recognises: How to tell one's own job again.
+        filters_metadata: Whether the list of jobs can be asked for those with some metadata only.
         model_in_checkpoints: Whether the name of the tuned model is in the job's checkpoints, not in the job.
         job_object: What the ``object`` field of a job says.
         fits: Whether a JSON object has the form of a job of this dialect, and of no other.
@@ -180,6 +182,7 @@ class Dialect:
     part_size: int = 64 << 20
     follows: Follows = Follows.STREAM
     recognises: Recognises = Recognises.PARAMETERS
+    filters_metadata: bool = False
     model_in_checkpoints: bool = False
     job_object: str = "fine-tune"
     fits: Callable[[Object], bool] = lambda _job: False
@@ -227,6 +230,21 @@ class Dialect:
             instead = "nothing stands for it" if nearest is None else f"the nearest is {nearest}()"
             raise RequestInvalid(name, f"the dialect {self.name!r} does not have this; {instead}")
         return endpoint
+
+    def query_of(self, metadata: Mapping[str, str] | None) -> dict[str, str] | None:
+        """Return the parameters of a URL that lists the jobs with some metadata only; None for all jobs.
+
+        Raises:
+            RequestInvalid: This dialect cannot list by metadata, or it is not texts by name.
+        """
+        if metadata is None:
+            return None
+        if problem := problem_of("metadata", metadata):
+            raise RequestInvalid("metadata", problem)
+        if not self.filters_metadata:
+            words = f"the dialect {self.name!r} does not list jobs by metadata"
+            raise RequestInvalid("metadata", f"{words}; list all, and choose by the metadata of each, if it shows any")
+        return {f"metadata[{name}]": value for name, value in metadata.items()}
 
     def has_room_for_key(self, request: FineTuneRequest) -> bool:
         """Return whether a create can carry a key of ours, which tells its job from all others."""

@@ -158,6 +158,7 @@ JOBS: Final = Dialect(
     max_form=512 << 20,
     follows=Follows.CURSOR,
     recognises=Recognises.METADATA,
+    filters_metadata=True,
     job_object="fine_tuning.job",
     fits=_fits,
 )

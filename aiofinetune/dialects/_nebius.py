@@ -44,6 +44,7 @@ NEBIUS: Final = attrs.evolve(
     uploads=Uploads.FORM,
     max_form=5 << 30,
     recognises=Recognises.PARAMETERS,
+    filters_metadata=False,
     model_in_checkpoints=True,
     fits=lambda _job: False,
 )

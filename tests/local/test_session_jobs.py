@@ -126,6 +126,8 @@ async def test_list_of_several_pages(session: FineTuneSession) -> None:
     assert [job.metadata for job in shown] == [job.metadata for job in made][::-1]
     assert [(job.metadata or {}).keys() for job in made] == [full.keys(), {KEY_NAME}, {"a", KEY_NAME}]
     assert [job.id async for job in session.iter_fine_tunes()] == [job.id for job in shown]
+    assert [job.id for job in await session.list_fine_tunes(metadata={"a": "b"})] == [shown[0].id]
+    assert [job.id async for job in session.iter_fine_tunes(metadata={"a": "c"})] == []
 
 
 async def test_pause_resume_and_cancel(session: FineTuneSession) -> None:

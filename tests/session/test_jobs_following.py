@@ -6,10 +6,19 @@ import asyncio
 import contextlib
 import logging
 from contextlib import aclosing
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from aiofinetune import FineTuneFailed, NotFound, RequestInvalid, Retry, ServerError, StreamInterrupted
+from aiofinetune import (
+    FineTuneFailed,
+    FineTuneSession,
+    NotFound,
+    RequestInvalid,
+    Retry,
+    ServerError,
+    StreamInterrupted,
+)
 from tests.servers.faults import FAULTS
 from tests.servers.faultserver import FaultServer
 from tests.servers.jobs_service import JobsService, NebiusService
@@ -270,3 +279,34 @@ async def test_tuned_model_of_a_checkpoint() -> None:
         assert (await session.wait(job)).fine_tuned_model == "m:30"
         server.fail("list_checkpoints", FAULTS["404"])
         assert (await session.retrieve_fine_tune(job)).fine_tuned_model is None
+
+
+async def test_jobs_by_metadata() -> None:
+    """Jobs are listed by their metadata, whole or page by page, and also where a gateway ignores what was asked for."""
+    service = JobsService()
+    service.page_size = 2
+    wanted = {"team": "blue & red", "run": ""}
+    async with talking(service=service) as (server, session, request):
+        for number in range(6):
+            more = {} if number % 2 else wanted
+            service.add_job({"training_file": request.training_file, "model": "m", "metadata": {"n": "1", **more}})
+        whole = [job.id for job in await session.list_fine_tunes(metadata=wanted)]
+        assert len(whole) == 3
+        # The service of this test knows no filter.
+        assert parse_qs(urlsplit(server.seen[0].target).query, keep_blank_values=True) == {
+            "metadata[team]": ["blue & red"],
+            "metadata[run]": [""],
+            "limit": ["100"],
+        }
+        assert [job.id async for job in session.iter_fine_tunes(metadata=wanted)] == whole
+        assert len(await session.list_fine_tunes(metadata={})) == 6
+
+
+@pytest.mark.parametrize("dialect", ["fine-tunes", "azure", "nebius"])
+async def test_jobs_by_metadata_where_there_is_no_such_list(dialect: str) -> None:
+    """A dialect that cannot list by metadata says so, and nothing is sent."""
+    async with FineTuneSession("key", base_url="http://127.0.0.1:1/v1", dialect=dialect) as session:
+        with pytest.raises(RequestInvalid, match=f"metadata: the dialect '{dialect}' does not list jobs by metadata"):
+            await session.list_fine_tunes(metadata={"a": "b"})
+        with pytest.raises(RequestInvalid, match="metadata: "):
+            _ = [job async for job in session.iter_fine_tunes(metadata={"a": "b"})]
