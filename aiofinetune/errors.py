@@ -8,6 +8,7 @@
     ├── DatasetError              a training file that cannot be used                 (also a ValueError)
     ├── ManifestInvalid           a batch's manifest is invalid; lists every problem  (also a ValueError)
     ├── JournalUnusable           a batch's journal is in use, damaged, missing, or belongs to another batch
+    │   └── EntryChanged          an entry of a batch differs from what was sent under its label
     ├── BatchStopped              a batch ended before all its requests were sent
     ├── LocalFileError            a file on this machine could not be read or written
     ├── TransportError            no complete reply was received
@@ -90,6 +91,10 @@ class DatasetError(FineTuneError, ValueError):
 
 class JournalUnusable(FineTuneError):
     """A batch's journal is in use by another process, damaged, missing, or belongs to another batch."""
+
+
+class EntryChanged(JournalUnusable):
+    """An entry of a batch, or its data file, has changed since the journal's batch sent it."""
 
 
 class LocalFileError(FineTuneError):

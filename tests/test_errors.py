@@ -21,6 +21,7 @@ ONE_OF_EACH = [
     aiofinetune.DatasetError("train.jsonl", None, "is empty"),
     aiofinetune.ManifestInvalid("sweep.toml", (Problem(3, "n_epochs", "expected a whole number"),)),
     aiofinetune.JournalUnusable("sweep.journal: another process is running this batch"),
+    aiofinetune.EntryChanged("'spam' has changed since it was sent: the content of spam.jsonl"),
     aiofinetune.BatchStopped("the batch sends no more requests"),
     aiofinetune.CreateUncertain(FineTuneRequest(training_file="file-1"), 0.0, (JOB,)),
     aiofinetune.StreamHistoryChanged("event 3 differs from the one before the reconnect"),

@@ -36,6 +36,7 @@ PUBLIC = [
     "Deleted",
     "Dialect",
     "Entry",
+    "EntryChanged",
     "EventStream",
     "Failure",
     "File",

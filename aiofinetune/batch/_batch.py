@@ -81,24 +81,28 @@ class Batch:
         cancel_on_exit: Whether to cancel the jobs that are still active on leaving the context.
         accept_changes: Whether a request may differ from the one that was sent under its label. It then makes a new
             job, and the old one is no longer followed. A request that made no job may always differ.
+        accept_base_url: Whether the session's base URL may differ from that of the earlier runs, because both are the
+            same service.
         retry: ``"failed"`` to make a new job for each entry whose last one failed or was cancelled in an earlier run.
             The journal keeps the earlier attempts.
         retry_uncertain: The labels of entries to send again although an earlier run left them uncertain, or the service
             no longer knows their jobs. A job that was made after all then runs beside the new one, and costs money.
         progress: Called on the event loop whenever something changes.
         poll_interval: The number of seconds between two looks at the service's list.
+        outage: The number of seconds for which the service may be away, once it has answered, before the batch stops.
+            A create that did not reach it waits until it answers again.
         data_check: Whether to check the data of each local file before its upload, once, by the session's `data_rules`
             or by other rules. An entry with wrong data is rejected, and nothing of it is sent.
 
     Raises, on entering the context:
-        JournalUnusable: The journal is in use, damaged, not a journal, or belongs to another service.
+        JournalUnusable: The journal is in use, damaged, not a journal, or belongs to another base URL or dialect.
         LocalFileError: The folder for results cannot be made.
 
     Raises, during iteration:
         BatchStopped: Not all requests were sent, because a quota is used up, the service cannot be reached, or `stop`
             was called. It is raised after the outcomes of the requests that were sent.
-        JournalUnusable: The journal cannot be written, was moved or deleted, or holds another request under a label; or
-            two requests have the same label.
+        EntryChanged: The journal holds another request under a label, or a data file has changed since it was sent.
+        JournalUnusable: The journal cannot be written, was moved or deleted; or two requests have the same label.
     """
 
     def __init__(
@@ -115,19 +119,22 @@ class Batch:
         fail_fast: bool = False,
         cancel_on_exit: bool = False,
         accept_changes: bool = False,
+        accept_base_url: bool = False,
         retry: Literal["failed"] | None = None,
         retry_uncertain: Collection[str] = (),
         progress: Callable[[Progress], object] | None = None,
         poll_interval: float = 10.0,
+        outage: float = 300.0,
         data_check: bool | Rules = True,
     ) -> None:
-        _check_limits(max_active, reserve, concurrency, per_minute, poll_interval)
+        _check_limits(max_active, reserve, concurrency, per_minute, poll_interval, outage)
         _check_retries(retry, retry_uncertain)
         settings = Settings(
             max_active=math.inf if max_active is None else max_active - reserve,
             concurrency=concurrency,
             per_minute=per_minute,
             poll_interval=poll_interval,
+            outage=outage,
             max_streams=MAX_STREAMS if session.dialect.follows is Follows.STREAM else 0,
             wants_results=results is not None,
             fail_fast=fail_fast,
@@ -139,7 +146,7 @@ class Batch:
         self._settings = settings
         self._core = BatchCore(settings)
         file = None if journal is None else Path(journal)
-        self._journal = Journal(file, session.base_url, session.dialect.name, accept_changes=accept_changes)
+        self._journal = Journal(file, session.base_url, session.dialect.name, accept_base_url=accept_base_url)
         self._results = None if results is None else ResultsFolder(session, Path(results))
         data_files = DataFiles(session, self._journal, check=data_check)
         self._input = Input(requests, concurrency, self._journal, data_files)
@@ -193,6 +200,7 @@ class Batch:
             counts.others,
             **{str(status): count for status, count in counts.ended.items()},
             replayed=counts.replayed,
+            unsaved=counts.unsaved,
             followed_by="list" if counts.active > self._settings.max_streams else "streams",
             started_at=self._started_at,
             waits=tuple(self._waits()),
@@ -376,7 +384,12 @@ class Batch:
 
 
 def _check_limits(
-    max_active: int | None, reserve: int, concurrency: int, per_minute: float | None, poll_interval: float
+    max_active: int | None,
+    reserve: int,
+    concurrency: int,
+    per_minute: float | None,
+    poll_interval: float,
+    outage: float,
 ) -> None:
     if reserve < 0:
         raise ConfigurationError(f"reserve: expected at least 0, got {reserve}")
@@ -390,6 +403,8 @@ def _check_limits(
         raise ConfigurationError(f"per_minute: expected a number greater than 0, got {per_minute}")
     if not poll_interval > 0:
         raise ConfigurationError(f"poll_interval: expected more than 0 seconds, got {poll_interval}")
+    if not outage >= 0:
+        raise ConfigurationError(f"outage: expected at least 0 seconds, got {outage}")
 
 
 def _check_retries(retry: str | None, retry_uncertain: Collection[str]) -> None:

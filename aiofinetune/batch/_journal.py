@@ -118,17 +118,18 @@ class Journal:
         path: The file; it is created if it does not exist. None keeps a temporary journal.
         base_url: The service; a journal belongs to one service.
         dialect: The name of the dialect that is spoken there.
-        accept_changes: Whether the journal may belong to another service. If nothing was sent, it may in any case.
+        accept_base_url: Whether the journal may belong to another base URL, because both are the same service. If
+            nothing was sent, it may in any case.
     """
 
     def __init__(
-        self, path: Path | None, base_url: str, dialect: str = FINE_TUNES.name, *, accept_changes: bool = False
+        self, path: Path | None, base_url: str, dialect: str = FINE_TUNES.name, *, accept_base_url: bool = False
     ) -> None:
         self._name = "the journal" if path is None else str(path)
         self._file = None if path is None else JournalFile(path)
         self._base_url = base_url
         self._dialect = dialect
-        self._accept_changes = accept_changes
+        self._accept_base_url = accept_base_url
         self.database = _Database(self._name, self._file)
 
     @asynccontextmanager
@@ -365,15 +366,15 @@ class Journal:
     def _move(self, known_url: str | None, known_dialect: str) -> None:
         """Check that the journal may continue at another service, or in another dialect."""
         ((was_sent,),) = self.database.execute("SELECT EXISTS (SELECT * FROM attempts WHERE sent IS NOT NULL)")
-        if was_sent and not self._accept_changes:
-            if known_url == self._base_url:
-                raise JournalUnusable(
-                    f"{self._name}: belongs to a batch in the dialect {known_dialect!r}, not {self._dialect!r};"
-                    f" continue with dialect={known_dialect!r} (AIOFINETUNE_DIALECT)"
-                )
+        if was_sent and known_dialect != self._dialect:
+            raise JournalUnusable(
+                f"{self._name}: belongs to a batch in the dialect {known_dialect!r}, not {self._dialect!r};"
+                f" continue with dialect={known_dialect!r} (AIOFINETUNE_DIALECT)"
+            )
+        if was_sent and known_url != self._base_url and not self._accept_base_url:
             raise JournalUnusable(
                 f"{self._name}: belongs to a batch at {known_url}, not at {self._base_url}; if both URLs are the same"
-                " service, continue with accept_changes=True (--accept-changes)"
+                " service, continue with accept_base_url=True (--accept-base-url)"
             )
         if not was_sent and known_url is not None:
             # At this service, other files may have the same ids.

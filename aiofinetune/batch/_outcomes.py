@@ -152,6 +152,8 @@ class Progress:
     vanished: int = 0
     replayed: int = 0
     """The number of ended entries whose outcome an earlier run knew already."""
+    unsaved: int = 0
+    """The number of those that succeeded, and whose results files were wanted and not saved."""
     followed_by: str = "streams"
     """How jobs are followed: ``"streams"``, or ``"list"`` if there are many."""
     started_at: float = attrs.field(factory=time.monotonic)

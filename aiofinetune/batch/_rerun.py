@@ -11,12 +11,11 @@ from typing import Final
 
 import attrs
 
-from aiofinetune.batch._core import AttemptRecord
-from aiofinetune.batch._data_files import difference
+from aiofinetune.batch._data_files import DataFiles
 from aiofinetune.batch._journal import Journal
-from aiofinetune.batch._manifest import Entry, is_local
+from aiofinetune.batch._manifest import Entry
 from aiofinetune.errors import JournalUnusable
-from aiofinetune.models import FineTuneRequest, Status
+from aiofinetune.models import Status
 from aiofinetune.session import FineTuneSession
 
 _AT_ONCE: Final = 256
@@ -36,7 +35,12 @@ class Rerun:
 
 
 async def look_back(
-    journal: Path, session: FineTuneSession, entries: Iterable[Entry], *, accept_changes: bool = False
+    journal: Path,
+    session: FineTuneSession,
+    entries: Iterable[Entry],
+    *,
+    accept_changes: bool = False,
+    accept_base_url: bool = False,
 ) -> Rerun:
     """Return what earlier runs of a batch did with its entries; nothing if there is no journal yet.
 
@@ -46,17 +50,19 @@ async def look_back(
         entries: All entries of the batch.
         accept_changes: Whether entries may have changed. Those that have are then not counted as ended, and those that
             are gone are left out of the batch from now on.
+        accept_base_url: Whether the session's base URL may differ from that of the earlier runs.
 
     Raises:
-        JournalUnusable: The journal is in use, damaged, or belongs to another service.
+        JournalUnusable: The journal is in use, damaged, or belongs to another base URL or dialect.
     """
     if not await asyncio.to_thread(os.path.exists, journal):
         return Rerun()
     changes: list[str] = []
     succeeded = failed = 0
     async with Journal(
-        journal, session.base_url, session.dialect.name, accept_changes=accept_changes
+        journal, session.base_url, session.dialect.name, accept_base_url=accept_base_url
     ).opened() as known:
+        files = DataFiles(session, known)
         gone = dict.fromkeys(await known.sent_labels())
         for some in _slices(entries):
             for entry, record in zip(some, await known.records(some), strict=True):
@@ -65,7 +71,7 @@ async def look_back(
                 if record is None or record.sent is None:
                     continue
                 gone.pop(entry.label, None)
-                if change := await _change_of(entry, record):
+                if change := await files.change_of(record, entry.request):
                     changes.append(f"{entry.label}: {change}")
                 elif record.job is not None:
                     is_success = record.job.status == Status.SUCCEEDED
@@ -81,19 +87,3 @@ def _slices(entries: Iterable[Entry]) -> Iterable[Sequence[Entry]]:
     rest = iter(entries)
     while some := list(itertools.islice(rest, _AT_ONCE)):
         yield some
-
-
-async def _change_of(entry: Entry, record: AttemptRecord) -> str:
-    if record.request == entry.request:
-        return ""
-    # In a thread, because the disk may decide whether a file is a path.
-    return difference(await asyncio.to_thread(_at_paths_of, entry.request, record.request), entry.request)
-
-
-def _at_paths_of(request: FineTuneRequest, before: FineTuneRequest) -> FineTuneRequest:
-    """Return `before` with the local paths of `request`: the batch compares their contents, not their names."""
-    for field in ("training_file", "validation_file"):
-        old, new = getattr(before, field), getattr(request, field)
-        if None not in (old, new) and is_local(old) and is_local(new):
-            before = attrs.evolve(before, **{field: new})
-    return before

@@ -116,7 +116,7 @@ async def test_that_keys_were_seen_is_kept(tmp_path: Path) -> None:
         await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
         async with Journal(tmp_path / "journal", session.base_url, "jobs").opened() as journal:
             assert await journal.has_echoed()
-        async with Journal(tmp_path / "journal", "http://other/v1", "jobs", accept_changes=True).opened() as journal:
+        async with Journal(tmp_path / "journal", "http://other/v1", "jobs", accept_base_url=True).opened() as journal:
             assert not await journal.has_echoed()
 
 

@@ -34,8 +34,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def opened(path: Path | None, base_url: str = URL, *, accept_changes: bool = False) -> AsyncIterator[Journal]:
-    async with Journal(path, base_url, accept_changes=accept_changes).opened() as journal:
+async def opened(path: Path | None, base_url: str = URL, *, accept_base_url: bool = False) -> AsyncIterator[Journal]:
+    async with Journal(path, base_url, accept_base_url=accept_base_url).opened() as journal:
         yield journal
 
 
@@ -243,14 +243,14 @@ async def test_a_failure_that_nobody_waits_for(path: Path) -> None:
 
 
 async def test_a_journal_is_of_one_service(path: Path) -> None:
-    """A journal of another service is refused, naming both, unless changes are accepted."""
+    """A journal of another service is refused, naming both, unless the other base URL is accepted."""
     async with opened(path) as journal:
         await journal.intend(A, ASKED, SENT, 100.0)
     other = "https://api.example.org/v1"
-    with pytest.raises(JournalUnusable, match=f"belongs to a batch at {URL}, not at {other}; .*--accept-changes"):
+    with pytest.raises(JournalUnusable, match=f"belongs to a batch at {URL}, not at {other}; .*--accept-base-url"):
         async with opened(path, other):
             pass
-    async with opened(path, other, accept_changes=True):
+    async with opened(path, other, accept_base_url=True):
         pass
 
 

@@ -279,12 +279,14 @@ async def test_a_changed_request_is_sent_though_the_old_one_is_uncertain(tmp_pat
     """With changes accepted, what became of an old create does not keep the new request from being sent."""
     server = BatchServer()
     (entry,) = entries(server, 1)
-    async with Journal(tmp_path / "journal", "http://127.0.0.1:1/v1", accept_changes=True).opened() as crashed:
+    async with Journal(tmp_path / "journal", "http://127.0.0.1:1/v1").opened() as crashed:
         await crashed.intend(AttemptId(entry.label), entry.request, entry.request, time.time() - 1)
     server.refuse = lambda endpoint: error(404, "no list here") if endpoint == "list" else None
     wanted = [Entry(entry.label, attrs.evolve(entry.request, n_epochs=9))]
     async with talking_to(server) as session:
-        (outcome,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", accept_changes=True))
+        (outcome,) = await outcomes_of(
+            Batch(session, wanted, journal=tmp_path / "journal", accept_changes=True, accept_base_url=True)
+        )
     assert outcome.error is None
 
 

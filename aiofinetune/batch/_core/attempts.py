@@ -54,8 +54,15 @@ class Attempt:
     """Whether a new attempt takes its place if its job has vanished."""
     call_waits: bool = False
     """Whether the call of its create waits for a note to be on the disk."""
+    was_unreached: bool = False
+    """Whether its create did not reach the service once, and is sent again."""
     status: OutcomeStatus | None = None
     """How it ended, once that was reported."""
+
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether it made a model, and its results file was not saved."""
+        return self.status == "succeeded" and self.error is not None
 
 
 def attempt_of(record: on.AttemptRecord) -> Attempt:
@@ -97,7 +104,7 @@ class Attempts:
         self._by_action: dict[type[act.AttemptAction], dict[str, Attempt]] = {}
         self._replayed: dict[str, Attempt] = {}
         self._forgotten: Counter[OutcomeStatus] = Counter()
-        self._forgotten_replays = 0
+        self._forgotten_replays = self._forgotten_unsaved = 0
 
     def __contains__(self, label: str) -> bool:
         return label in self._by_label
@@ -182,6 +189,7 @@ class Attempts:
         if attempt.status is not None:
             self._forgotten[attempt.status] += 1
             self._forgotten_replays += attempt.is_replayed
+            self._forgotten_unsaved += attempt.is_unsaved
 
     def outcomes(self) -> Counter[OutcomeStatus]:
         """Return the number of attempts that ended, by how they did."""
@@ -195,6 +203,10 @@ class Attempts:
         """Return the number of attempts that ended and whose outcomes an earlier run knew."""
         told = sum(attempt.status is not None for attempt in self._replayed.values())
         return self._forgotten_replays + told
+
+    def unsaved(self) -> int:
+        """Return the number of attempts that made a model, and whose results files were not saved."""
+        return self._forgotten_unsaved + sum(attempt.is_unsaved for attempt in self.in_state(AttemptState.ENDED))
 
     def _await(self, attempt: Attempt, action: type[act.AttemptAction] | None) -> None:
         label = attempt.id.label

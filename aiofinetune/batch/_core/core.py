@@ -18,7 +18,7 @@ from aiofinetune.batch._core.sending import Sender, taken
 from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedEvent
 from aiofinetune.batch._core.watching import Watcher
 from aiofinetune.batch._outcomes import ActiveJob, OutcomeStatus, Wait
-from aiofinetune.errors import JournalUnusable
+from aiofinetune.errors import EntryChanged, FineTuneError, JournalUnusable
 from aiofinetune.models import Status
 
 _ASKED_TO: Final = "it was asked to stop"
@@ -42,6 +42,8 @@ class Counts:
     """The number of entries that ended, by how they did."""
     replayed: int
     """The number of those whose outcome an earlier run knew."""
+    unsaved: int
+    """The number of those that made a model, and whose results files were not saved."""
 
 
 class BatchCore:
@@ -82,7 +84,8 @@ class BatchCore:
         waiting = sum(attempt.status is not None for attempt in told)
         sending = attempts.count(AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
         seen = len(attempts) - waiting + ended.total()
-        return Counts(seen, sending, self._run.active, len(self._looks.others), waiting, ended, attempts.replays())
+        active, others = self._run.active, len(self._looks.others)
+        return Counts(seen, sending, active, others, waiting, ended, attempts.replays(), attempts.unsaved())
 
     @property
     def why(self) -> str | None:
@@ -201,7 +204,7 @@ class BatchCore:
             case AttemptState.ACTIVE:
                 self._watcher.follow(attempt)
 
-    def _refusal(self, entry: on.KnownEntry) -> JournalUnusable | None:
+    def _refusal(self, entry: on.KnownEntry) -> FineTuneError | None:
         """Return why an entry cannot be begun."""
         if entry.problem is not None:
             return entry.problem
@@ -209,7 +212,7 @@ class BatchCore:
             return JournalUnusable(f"{entry.label!r} is used twice; each entry of a batch needs a label of its own")
         was_sent = entry.last is not None and entry.last.sent is not None
         if entry.change and was_sent and not self._run.settings.accepts_changes:
-            return JournalUnusable(
+            return EntryChanged(
                 f"{entry.label!r} has changed since it was sent: {entry.change}; pass accept_changes=True"
                 " (--accept-changes) to create new jobs for changed requests"
             )
@@ -268,10 +271,10 @@ class BatchCore:
             on.JobCreated: lambda attempt, event, _now: self._follow_if(attempt, send.made(attempt, event)),
             on.JobNamed: lambda attempt, event, _now: send.made(attempt, event),
             on.CreateAccepted: lambda attempt, event, _now: send.accepted(attempt, event),
-            on.AcceptedOnDisk: lambda attempt, event, _now: send.accepted_on_disk(attempt, event),
+            on.AcceptedOnDisk: send.accepted_on_disk,
             on.JobIdOnDisk: lambda attempt, event, _now: self._follow_if(attempt, send.job_id_on_disk(attempt, event)),
             on.JobIdTaken: lambda attempt, event, _now: self._take_back(attempt, event),
-            on.CreateUnclear: lambda attempt, event, _now: send.unclear(attempt, event),
+            on.CreateUnclear: send.unclear,
             on.JobUnreadable: self._unreadable,
             on.StreamFailed: lambda attempt, event, _now: watch.stream_failed(attempt, event),
             on.JobEnded: lambda attempt, event, _now: watch.ended(attempt, event),

@@ -15,10 +15,10 @@ from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedE
 from aiofinetune.batch._outcomes import Wait
 from aiofinetune.errors import AuthenticationFailed
 
-LONGEST_BLIND: Final = 300.0
-"""The number of seconds for which a job, or the list once it was read, may be unreachable or unreadable."""
 _MAX_UNREAD: Final = 3
 """The number of consecutive looks that may fail where no look may, after which the batch stops."""
+_MAX_PAUSE: Final = 10.0
+"""The number of seconds after which the list is looked at if the service cannot be reached."""
 
 
 @attrs.define
@@ -45,13 +45,14 @@ class Looks:
         """When to look again; None if nothing depends on it."""
         self.others: set[str] = set()
         """The ids of other programs' jobs that were active at the last look."""
-        self._has_looked = False
+        self._has_looked = self._has_reached = False
         self.full: Wait | None = None
         """Since when the service takes no more jobs until one ends; None if it does."""
         self.blind: Wait | None = None
         """Since when the list cannot be read; None if it can."""
         self._blind = 0
-        self._looked_at = 0.0
+        self.is_away = False
+        """Whether a create did not reach the service, and no list was read since: the next create may fail likewise."""
 
     @property
     def is_full(self) -> bool:
@@ -61,6 +62,22 @@ class Looks:
     def fill(self, now: float, why: str) -> None:
         """Note that the service takes no more jobs until one ends."""
         self.full = self.full or Wait("full", now, None, why)
+
+    @property
+    def has_reached(self) -> bool:
+        """Whether the service has answered in this run."""
+        return self._has_looked or self._has_reached
+
+    def reach(self) -> None:
+        """Note that the service has answered."""
+        self._has_reached = True
+
+    def lose(self, now: float, why: str) -> None:
+        """Note that the service cannot be reached, and look at the list until it can."""
+        self.is_away = True
+        due = now + min(self._run.settings.poll_interval, _MAX_PAUSE)
+        self.due = due if self.due is None else min(self.due, due)
+        self.blind = Wait("unreachable", now if self.blind is None else self.blind.since, self.due, why)
 
     @property
     def knows_others(self) -> bool:
@@ -107,7 +124,7 @@ class Looks:
     @property
     def _is_needed(self) -> bool:
         if self._run.state is BatchState.RUNNING:
-            return self.is_full or self._is_limited or self.unstreamed > 0
+            return self.is_full or self.is_away or self._is_limited or self.unstreamed > 0
         return self._run.state is BatchState.DRAINING and self.unstreamed > 0
 
     def read(self, event: on.ListRead, now: float) -> list[Attempt]:
@@ -115,7 +132,7 @@ class Looks:
         look = self._end_look(now)
         active = event.active | event.unreadable
         self.others = {job_id for job_id in active - look.ended if not self._is_mine(job_id)}
-        self._has_looked, self._blind, self._looked_at = True, 0, now
+        self._has_looked, self._blind, self.is_away = True, 0, False
         self.full = self.blind = None
         return [attempt for attempt in look.mine if attempt.state is AttemptState.ACTIVE and attempt.awaits is None]
 
@@ -126,10 +143,12 @@ class Looks:
         """
         self._end_look(now)
         self._blind += 1
-        self.blind = Wait("unreachable", now if self.blind is None else self.blind.since, self.due, str(event.error))
-        if self._has_looked and retry.may_pass(event.error) and now - self._looked_at < LONGEST_BLIND:
-            return
-        if self._blind < _MAX_UNREAD and not isinstance(event.error, AuthenticationFailed):
+        since = now if self.blind is None else self.blind.since
+        self.blind = Wait("unreachable", since, self.due, str(event.error))
+        if self.has_reached and retry.may_pass(event.error):
+            if now - since < self._run.settings.outage:
+                return
+        elif self._blind < _MAX_UNREAD and not isinstance(event.error, AuthenticationFailed):
             return
         why = f"the list of jobs cannot be read: {event.error}"
         if self.unstreamed:

@@ -24,6 +24,7 @@ class Settings:
     concurrency: int = 8
     per_minute: float | None = None
     poll_interval: float = 10.0
+    outage: float = 300.0
     max_streams: int = 32
     max_waiting: int = 100
     """The number of outcomes that may wait for the caller before no further entry is read, which bounds the memory."""

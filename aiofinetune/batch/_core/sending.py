@@ -13,6 +13,7 @@ from aiofinetune.batch._core.looks import Looks
 from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.states import AttemptState, UnexpectedEvent
 from aiofinetune.batch._outcomes import Wait
+from aiofinetune.errors import FineTuneError
 from aiofinetune.models import CreateUncertain
 
 _ORDER: Final = attrgetter("order")
@@ -94,7 +95,7 @@ class Sender:
 
     def send(self, now: float) -> None:
         """Begin and send what may be sent."""
-        if not self._run.is_running:
+        if not self._run.is_running or self._looks.is_away:
             return
         for attempt in self._idle():
             if not attempt.is_begun:
@@ -121,7 +122,12 @@ class Sender:
     def wakes_at(self, now: float) -> float | None:
         """Return when the rate limiter lets the next create through; None if that is not what is waited for."""
         opens_at = self._limiter.opens_at
-        is_held = self._run.is_running and opens_at > now and any(attempt.is_begun for attempt in self._idle())
+        is_held = (
+            self._run.is_running
+            and not self._looks.is_away
+            and opens_at > now
+            and any(attempt.is_begun for attempt in self._idle())
+        )
         return opens_at if is_held else None
 
     def _idle(self) -> list[Attempt]:
@@ -164,15 +170,23 @@ class Sender:
             case on.CreateRefused():
                 attempt.error = event.error
             case on.NotReached():
-                self._unreached += 1
-                if self._unreached < _MAX_UNREACHED:
-                    attempt.error = event.error
-                else:
-                    self._run.send_no_more(f"the service cannot be reached: {event.error}", event.error)
+                self._not_reached(attempt, event.error, now)
         if was_sent:
             self._run.ask(attempt, act.WithdrawIntent(attempt.id))
         else:
             self._reject(attempt)
+
+    def _not_reached(self, attempt: Attempt, error: FineTuneError, now: float) -> None:
+        """Send a create again once the service can be reached, but each only once, for it may be what fails."""
+        if self._looks.has_reached and not attempt.was_unreached:
+            attempt.was_unreached = True
+            self._looks.lose(now, str(error))
+            return
+        self._unreached += 1
+        if self._unreached < _MAX_UNREACHED:
+            attempt.error = error
+        else:
+            self._run.send_no_more(f"the service cannot be reached: {error}", error)
 
     def withdrawn(self, attempt: Attempt, event: on.IntentWithdrawn) -> None:
         """Report the refusal; if there is none, the attempt is sent again, or by the next run."""
@@ -217,6 +231,7 @@ class Sender:
 
     def succeeded(self) -> None:
         """Note that the service can be reached, and names its jobs."""
+        self._looks.reach()
         self._unreached = self._nameless = 0
 
     # A job was made, or may have been, and is not known
@@ -229,7 +244,7 @@ class Sender:
         attempt.call_waits = True
         self._run.ask(attempt, act.WriteAccepted(attempt.id, event.hint))
 
-    def accepted_on_disk(self, attempt: Attempt, event: on.AcceptedOnDisk) -> None:
+    def accepted_on_disk(self, attempt: Attempt, event: on.AcceptedOnDisk, now: float) -> None:
         """Let the call search; where it has ended, for the job is another's, the attempt is uncertain."""
         self._attempts.apply(attempt, event)
         if attempt.job_id is not None:
@@ -238,7 +253,7 @@ class Sender:
             self._run.owners.withdraw(attempt.job_id)
             attempt.job_id = None
         if isinstance(attempt.error, CreateUncertain):
-            self.unclear(attempt, on.CreateUnclear(attempt.id, attempt.error))
+            self.unclear(attempt, on.CreateUnclear(attempt.id, attempt.error), now)
         else:
             self._resume_call(attempt)
 
@@ -253,7 +268,7 @@ class Sender:
         attempt.job_id = None
         self._run.ask(attempt, act.WriteAccepted(attempt.id, None))
 
-    def unclear(self, attempt: Attempt, event: on.CreateUnclear) -> None:
+    def unclear(self, attempt: Attempt, event: on.CreateUnclear, now: float) -> None:
         """Report that it is not known which job a create made, or whether it made one."""
         error = event.error
         if attempt.state is AttemptState.SENDING:
@@ -262,6 +277,10 @@ class Sender:
         attempt.error, attempt.sent_at = error, error.since
         # The list could not be read either.
         is_blind = not (error.accepted or error.candidate_ids)
+        if is_blind and self._looks.has_reached and self._run.is_running:
+            # The creates after it wait until the list can be read.
+            self._looks.lose(now, str(error))
+            is_blind = False
         self._unreached += is_blind
         self._nameless += error.accepted and error.fine_tune_id is None
         if is_blind and self._unreached >= _MAX_UNREACHED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.attempts import Attempt
-from aiofinetune.batch._core.looks import LONGEST_BLIND, Looks
+from aiofinetune.batch._core.looks import Looks
 from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.states import AttemptState
 from aiofinetune.batch._outcomes import OutcomeStatus
@@ -68,7 +68,7 @@ class Watcher:
             return
         if attempt.unread_since is None:
             attempt.unread_since = now
-        if now - attempt.unread_since >= LONGEST_BLIND:
+        if now - attempt.unread_since >= self._run.settings.outage:
             self._attempts.apply(attempt, on.GivenUp(attempt.id, event.error))
             self._lose(attempt, event.error, "uncertain")
         else:
