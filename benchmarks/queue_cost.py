@@ -21,7 +21,7 @@ from unittest import mock
 from aiofinetune import FineTuneRequest, FineTuneSession
 from aiofinetune.local import LocalServer
 from aiofinetune.local import _queue as queue
-from aiofinetune.local._store.runs import Run
+from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended
 
 KEY: Final = "sk-queue"
@@ -48,12 +48,12 @@ class Trainers:
         self._parent.recv()
         self._may_end.release()
 
-    async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
+    async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Wait for the parent, and write an empty model and empty results."""
         self._parent.send(None)
         await self._may_end.acquire()
-        run.model_path.touch()
-        run.results_path.touch()
+        attempt.model_path.touch()
+        attempt.results_path.touch()
         await on_line(b'{"type": "succeeded"}')
         return Ended(is_well=True, how="well")
 

@@ -21,7 +21,7 @@ from aiofinetune.local._trainers import Ended, Trainers
 from aiofinetune.local._trainers.local_process import LocalProcess
 
 if TYPE_CHECKING:
-    from aiofinetune.local._store.runs import Run
+    from aiofinetune.local._store.attempts import Attempt
 
 _log = logging.getLogger("aiofinetune.local.access")
 
@@ -121,7 +121,7 @@ class Metrics:
         watch_requests(application, self._note_seconds)
         application.router.add_get("/metrics", self._answer)
 
-    async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
+    async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Run a trainer, and count it; see `Trainers`."""
         started_at = time.perf_counter()
         end = "failed"
@@ -136,7 +136,7 @@ class Metrics:
 
         self._running.inc()
         try:
-            ended = await self._trainers.run(run, read)
+            ended = await self._trainers.run(attempt, read)
             end = "succeeded" if ended.is_well and has_succeeded else "failed"
             return ended
         except asyncio.CancelledError:

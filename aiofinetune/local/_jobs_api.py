@@ -15,9 +15,9 @@ import attrs
 from aiofinetune import structuring
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local._queue import event_id
+from aiofinetune.local._store.attempts import DEFAULT_SEED
 from aiofinetune.local._store.jobs import Extras, JobRow
 from aiofinetune.local._store.models import Checkpoint
-from aiofinetune.local._store.runs import DEFAULT_SEED
 from aiofinetune.models import FineTuneEvent, FineTuneRequest, Status
 
 _PLAIN: Final = ("model", "training_file", "validation_file")

@@ -1,7 +1,7 @@
 """The queue: trains one job after the other, each with a trainer of its own, and reports events as they happen.
 
-The database decides what comes next (`RunStore.take_next`: the oldest pending job). Every change of a job there wakes
-the queue and all who follow the job.
+The database decides what comes next (`AttemptStore.take_next`: the oldest pending job). Every change of a job there
+wakes the queue and all who follow the job.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from aiofinetune import structuring
 from aiofinetune.errors import ProtocolViolation
 from aiofinetune.local._shortage import Shortage, shortage_of
 from aiofinetune.local._store import Store
+from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._store.database import now
 from aiofinetune.local._store.models import Checkpoint
-from aiofinetune.local._store.runs import Run
 from aiofinetune.local._trainers import Ended, Trainers
 from aiofinetune.local._trainers.local_process import LocalProcess
 from aiofinetune.models import FineTuneEvent, Status
@@ -162,7 +162,7 @@ class Jobs:
         while True:
             try:
                 if reason is not None:
-                    await self._store.runs.put_back(reason)
+                    await self._store.attempts.put_back(reason)
                     reason = None
                 await self._train_next()
                 failures = 0
@@ -173,18 +173,18 @@ class Jobs:
                 failures += 1
                 _log.error("training is paused for %g s: %s", pause, reason, exc_info=None if shortage else error)
                 with contextlib.suppress(Exception):  # If this fails too, it is retried after the pause.
-                    await self._store.runs.put_back(reason)
+                    await self._store.attempts.put_back(reason)
                     reason = None
                 await asyncio.sleep(pause)
 
     async def _train_next(self) -> None:
         """Train the next job, or wait until there may be one."""
         self._something_new.clear()
-        run = await self._store.runs.take_next()
-        if run is None:
+        attempt = await self._store.attempts.take_next()
+        if attempt is None:
             await self._something_new.wait()
         else:
-            await self._train(run)
+            await self._train(attempt)
 
     def _note_change(self, jobs: Collection[str]) -> None:
         self._something_new.set()
@@ -192,54 +192,56 @@ class Jobs:
             if feed := self._feeds.get(job_id):
                 feed.note_change()
 
-    async def _train(self, run: Run) -> None:
+    async def _train(self, attempt: Attempt) -> None:
         said = _Said()
-        _log.info("fine-tune %s started", run.job.id, extra={"job_id": run.job.id})
+        _log.info("fine-tune %s started", attempt.job.id, extra={"job_id": attempt.job.id})
         try:
-            ended = await self._run_trainer(run, said)
-            await self._conclude(run, said, ended)
+            ended = await self._run_trainer(attempt, said)
+            await self._conclude(attempt, said, ended)
         except Exception as error:
             # An error of one job must not affect the next one, and a shortage of the machine must not fail a job.
             if shortage_of(error):
                 raise
-            _log.exception("fine-tune %s failed in the server", run.job.id)
-            await self._store.runs.note_failure(run.job.id, "The server failed to run the training; its log says more")
+            _log.exception("fine-tune %s failed in the server", attempt.job.id)
+            await self._store.attempts.note_failure(
+                attempt.job.id, "The server failed to run the training; its log says more"
+            )
         finally:
-            await self._store.runs.clear(run)
-        await self._log_end(run, time.monotonic() - said.started_at)
+            await self._store.attempts.clear(attempt)
+        await self._log_end(attempt, time.monotonic() - said.started_at)
 
-    async def _log_end(self, run: Run, seconds: float) -> None:
+    async def _log_end(self, attempt: Attempt, seconds: float) -> None:
         if _log.isEnabledFor(logging.INFO):
-            _, status = await self._store.jobs.events(run.job.id, 0, 0)
-            extra = {"job_id": run.job.id, "status": status, "seconds": seconds}
-            _log.info("fine-tune %s: %s after %.1f s", run.job.id, status, seconds, extra=extra)
+            _, status = await self._store.jobs.events(attempt.job.id, 0, 0)
+            extra = {"job_id": attempt.job.id, "status": status, "seconds": seconds}
+            _log.info("fine-tune %s: %s after %.1f s", attempt.job.id, status, seconds, extra=extra)
 
-    async def _run_trainer(self, run: Run, said: _Said) -> Ended:
+    async def _run_trainer(self, attempt: Attempt, said: _Said) -> Ended:
         """Run a job's trainer until it ends, or the job is cancelled or paused."""
         async with asyncio.TaskGroup() as group:
-            training = group.create_task(self._trainers.run(run, functools.partial(self._read, run, said)))
-            watcher = group.create_task(self._stop_with_job(run, training))
+            training = group.create_task(self._trainers.run(attempt, functools.partial(self._read, attempt, said)))
+            watcher = group.create_task(self._stop_with_job(attempt, training))
             await asyncio.wait([training])
             watcher.cancel()
         return Ended(is_well=False, how="because it was cancelled") if training.cancelled() else training.result()
 
-    async def _stop_with_job(self, run: Run, training: asyncio.Task[Ended]) -> None:
+    async def _stop_with_job(self, attempt: Attempt, training: asyncio.Task[Ended]) -> None:
         # A paused job is pending. It may also be resumed by now, and then its training starts again.
-        status = await self.feed(run.job.id).wait_until(lambda status: status != Status.RUNNING)
+        status = await self.feed(attempt.job.id).wait_until(lambda status: status != Status.RUNNING)
         if status in (Status.CANCELLED, Status.PENDING):
             training.cancel()
 
-    async def _read(self, run: Run, said: _Said, line: bytes) -> None:
+    async def _read(self, attempt: Attempt, said: _Said, line: bytes) -> None:
         """Read a line that a trainer wrote."""
         match structuring.loads(line):
             case {"type": "started"}:
                 said.started_at = time.monotonic()
-                await self._store.runs.note_validated(run.job.id)
+                await self._store.attempts.note_validated(attempt.job.id)
             case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs), **more}:
-                if checkpoint := _checkpoint(run, epoch, n_epochs, more):
+                if checkpoint := _checkpoint(attempt, epoch, n_epochs, more):
                     said.checkpoints.append(checkpoint)
                 left = (time.monotonic() - said.started_at) / epoch * (n_epochs - epoch)
-                await self._store.runs.note_epoch(run.job.id, epoch, n_epochs, now() + round(left))
+                await self._store.attempts.note_epoch(attempt.job.id, epoch, n_epochs, now() + round(left))
             case {"type": "succeeded", **more}:
                 said.has_succeeded = True
                 said.trained_tokens = tokens if isinstance(tokens := more.get("trained_tokens"), int) else None
@@ -251,34 +253,34 @@ class Jobs:
             case other:
                 raise ProtocolViolation(f"the trainer sent an unknown message: {other!r}")
 
-    async def _conclude(self, run: Run, said: _Said, ended: Ended) -> None:
+    async def _conclude(self, attempt: Attempt, said: _Said, ended: Ended) -> None:
         """Store how a trainer ended, unless the job was cancelled in the meantime."""
         if said.failure is None and said.has_succeeded and ended.is_well:
-            await self._store.runs.note_success(run, said.trained_tokens, said.checkpoints)
+            await self._store.attempts.note_success(attempt, said.trained_tokens, said.checkpoints)
         else:
             failure = said.failure or f"The trainer ended {ended.how}"
-            await self._store.runs.note_failure(run.job.id, _without_paths(failure, run), said.failed_param)
+            await self._store.attempts.note_failure(attempt.job.id, _without_paths(failure, attempt), said.failed_param)
 
 
 # Any: the keys of what a pattern leaves over are objects to mypy.
-def _checkpoint(run: Run, epoch: int, n_epochs: int, reported: Mapping[Any, object]) -> Checkpoint | None:
+def _checkpoint(attempt: Attempt, epoch: int, n_epochs: int, reported: Mapping[Any, object]) -> Checkpoint | None:
     """Return the model at the end of an epoch; None if the trainer does not keep it, or reports no figures of it."""
     match reported:
-        case {"step": int(step), "figures": dict(figures)} if epoch >= n_epochs - run.kept_epochs:
-            weights = run.model_path if epoch == n_epochs else run.checkpoint_path(epoch)
+        case {"step": int(step), "figures": dict(figures)} if epoch >= n_epochs - attempt.kept_epochs:
+            weights = attempt.model_path if epoch == n_epochs else attempt.checkpoint_path(epoch)
             return Checkpoint(step, figures, now(), weights)
         case _:
             return None
 
 
-def _without_paths(text: str, run: Run) -> str:
+def _without_paths(text: str, attempt: Attempt) -> str:
     """Replace the paths of the job's files with the names that its owner knows; remove the folders from others."""
     for path, files in (
-        (run.training_path, run.job.training_files),
-        (run.validation_path, run.job.validation_files),
+        (attempt.training_path, attempt.job.training_files),
+        (attempt.validation_path, attempt.job.validation_files),
     ):
         for file in files:
             text = text.replace(str(path), file.filename or file.id)
-    for path in (run.job_path, run.model_path, run.results_path):
+    for path in (attempt.job_path, attempt.model_path, attempt.results_path):
         text = text.replace(f"{path.parent}{os.sep}", "")
     return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "", text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from aiofinetune import structuring
-from aiofinetune.local._store.runs import Run
+from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended, Trainers
 from aiofinetune.testing._plans import Plans
 
@@ -22,7 +22,7 @@ class FaultyTrainers:
         self._trainers = trainers
         self._plans = plans
 
-    async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
+    async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Run a job (see `aiofinetune.local._trainers.Trainers`)."""
         if self._plans.held_jobs.is_closed:
             # Until a trainer says that it has started, the status in /fine_tuning/jobs is "validating_files".
@@ -32,4 +32,4 @@ class FaultyTrainers:
             report = {"type": "failed", "message": failure.message, "param": failure.param}
             await on_line(structuring.dumps(report))
             return Ended(is_well=False, how="because a test asked for it")
-        return await self._trainers.run(run, on_line)
+        return await self._trainers.run(attempt, on_line)

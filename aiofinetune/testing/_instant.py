@@ -11,7 +11,7 @@ from aiofinetune import structuring
 from aiofinetune._threads import in_thread
 from aiofinetune.local._atomic import replacing
 from aiofinetune.local._engines.training_files import TrainingError
-from aiofinetune.local._store.runs import Run
+from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ _WEIGHTS: Final = b"simulated: there are no weights\n"
 class InstantTrainers:
     """Runs jobs without training. What a trainer would refuse fails its job with the same words."""
 
-    async def run(self, run: Run, on_line: OnLine) -> Ended:
+    async def run(self, attempt: Attempt, on_line: OnLine) -> Ended:
         """Run a job (see `aiofinetune.local._trainers.Trainers`)."""
-        reports = await in_thread(None, lambda: _simulate(run))
+        reports = await in_thread(None, lambda: _simulate(attempt))
         # All at once, so that the store commits them together; tasks start in the order in which they are made.
         async with asyncio.TaskGroup() as group:
             for report in reports:
@@ -44,14 +44,14 @@ async def _write(report: Report, on_line: OnLine) -> None:
     await on_line(structuring.dumps(report))
 
 
-def _simulate(run: Run) -> list[Report]:
+def _simulate(attempt: Attempt) -> list[Report]:
     """Write what a trainer leaves, and return what it reports."""
     from aiofinetune.local._engines import training  # noqa: PLC0415  # On a thread: NumPy takes long to import.
 
     try:
-        texts = training.read_texts(str(run.training_path), "training")
-        validation = training.read_texts(str(run.validation_path), "validation") if run.validation_path else []
-        hyperparams = training.resolve_hyperparams(structuring.write_reply(run.job.hyperparams), len(texts))
+        texts = training.read_texts(str(attempt.training_path), "training")
+        validation = training.read_texts(str(attempt.validation_path), "validation") if attempt.validation_path else []
+        hyperparams = training.resolve_hyperparams(structuring.write_reply(attempt.job.hyperparams), len(texts))
         classification = training.find_classes(hyperparams, texts, validation)
     except TrainingError as error:
         return [{"type": "failed", "message": str(error), "param": error.param}]
@@ -59,10 +59,10 @@ def _simulate(run: Run) -> list[Report]:
     columns = [*training.result_columns(has_validation=bool(validation), classification=classification), MARK_COLUMN]
     steps = training.steps_per_epoch(len(texts), hyperparams.batch_size)
     rows = list(_rows(texts, hyperparams.batch_size, hyperparams.n_epochs, columns))
-    with replacing(run.results_path) as results:
+    with replacing(attempt.results_path) as results:
         results.write((",".join(columns) + "\n").encode())
         results.writelines(training.format_row(row, columns).encode() for row in rows)
-    for path in (run.model_path, *run.checkpoint_paths().values()):
+    for path in (attempt.model_path, *attempt.checkpoint_paths().values()):
         path.write_bytes(_WEIGHTS)
 
     reports: list[Report] = [{"type": "started"}]

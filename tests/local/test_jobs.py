@@ -21,7 +21,7 @@ import pytest
 from aiofinetune import structuring
 from aiofinetune.local import LocalServer
 from aiofinetune.local import _queue as jobs
-from aiofinetune.local._store.runs import RunStore
+from aiofinetune.local._store.attempts import AttemptStore
 from aiofinetune.local._trainers import local_process
 from tests.local.plainclient import Client, Connect, Launch
 
@@ -359,15 +359,15 @@ async def test_a_failure_of_the_queue_ends_nothing_else(
 ) -> None:
     """Whatever goes wrong in the queue is logged and tried again; the application around the server goes on."""
     monkeypatch.setattr(jobs, "_FIRST_PAUSE", 0.01)
-    take = RunStore.take_next
+    take = AttemptStore.take_next
     failures = iter([ZeroDivisionError(), ExceptionGroup("several", [sqlite3.OperationalError("odd")])])
 
-    async def broken(runs: RunStore) -> object:
+    async def broken(attempts: AttemptStore) -> object:
         for failure in failures:
             raise failure
-        return await take(runs)
+        return await take(attempts)
 
-    monkeypatch.setattr(RunStore, "take_next", broken)
+    monkeypatch.setattr(AttemptStore, "take_next", broken)
     job = await client.create(examples, n_epochs=1)
     assert (await client.finish(job["id"]))["status"] == "succeeded"
     assert caplog.text.count("training is paused") == 2

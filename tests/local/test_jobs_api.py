@@ -220,17 +220,17 @@ async def test_a_resumed_job_goes_before_younger_ones(data: Path) -> None:
         await store.jobs.pause(first)
     async with Store(data).opened() as store:
         assert (await store.jobs.row(first)).is_paused
-        run = await store.runs.take_next()
-        assert run is not None
-        assert run.job.id == second
+        attempt = await store.attempts.take_next()
+        assert attempt is not None
+        assert attempt.job.id == second
         assert not (await store.jobs.resume(first)).is_paused
-        await store.runs.put_back("why")
+        await store.attempts.put_back("why")
         for job_id, place in ((first, 1), (second, 1), (third, 1)):
             said = [event.message for event in (await store.jobs.get(job_id)).events]
             assert [text for text in said if "Queue number" in text][-1].endswith(f": {place}"), said
-        run = await store.runs.take_next()
-        assert run is not None
-        assert run.job.id == first
+        attempt = await store.attempts.take_next()
+        assert attempt is not None
+        assert attempt.job.id == first
 
 
 async def test_the_seed_decides_the_training(client: Client, examples: bytes) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from aiofinetune.local import LocalServer
 from aiofinetune.local._store import Store
+from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._store.refused import Refused
-from aiofinetune.local._store.runs import Run
 from aiofinetune.models import FineTune, FineTuneRequest
 from tests.local.plainclient import KEY, Client, Connect
 from tests.local.test_store import ROW, add_file
@@ -70,7 +70,7 @@ async def test_jobs_announce_their_places(data: Path, seed: int) -> None:
     chance, queue = random.Random(seed), Queue()  # noqa: S311  # nothing secret
     async with Store(data).opened() as store:
         request = FineTuneRequest(training_file=await add_file(store, ROW), model="ada")
-        run: Run | None = None
+        attempt: Attempt | None = None
         for _ in range(150):
             match chance.choice(("create", "create", "cancel", "start", "fail", "succeed", "put back", "refuse")):
                 case "create":
@@ -82,17 +82,17 @@ async def test_jobs_announce_their_places(data: Path, seed: int) -> None:
                     await store.jobs.cancel(job_id)
                     queue.remove(job_id)
                 case "start" if queue.pending and not queue.running:
-                    run = await store.runs.take_next()
+                    attempt = await store.attempts.take_next()
                     queue.start()
                 case "fail" if queue.running:
-                    await store.runs.note_failure(queue.running, "why")
+                    await store.attempts.note_failure(queue.running, "why")
                     queue.remove(queue.running)
-                case "succeed" if queue.running and run is not None:
-                    run.results_path.touch()
-                    await store.runs.note_success(run)
+                case "succeed" if queue.running and attempt is not None:
+                    attempt.results_path.touch()
+                    await store.attempts.note_success(attempt)
                     queue.remove(queue.running)
                 case "put back":
-                    await store.runs.put_back("why")
+                    await store.attempts.put_back("why")
                     queue.put_back()
                 case "refuse":
                     # Both share a transaction, as another is under way; it is rolled back, and the first runs again.
@@ -128,7 +128,7 @@ async def test_a_restart_counts_the_active_jobs(data: Path) -> None:
     async with Store(data).opened() as store:
         request = FineTuneRequest(training_file=await add_file(store, ROW), model="ada")
         jobs = [await store.jobs.create(request) for _ in range(4)]
-        await store.runs.take_next()
+        await store.attempts.take_next()
         await store.jobs.cancel(jobs[2].id)
     async with Store(data).opened() as store:
         last = await store.jobs.create(request)
@@ -148,8 +148,8 @@ async def test_no_call_looks_at_all_pending_jobs(data: Path) -> None:
         async def measure(first: str, last: str) -> dict[str, int]:
             return {
                 "create": await count_steps(store, lambda: store.jobs.create(request)),
-                "start": await count_steps(store, store.runs.take_next),
-                "end": await count_steps(store, lambda: store.runs.note_failure(first, "why")),
+                "start": await count_steps(store, store.attempts.take_next),
+                "end": await count_steps(store, lambda: store.attempts.note_failure(first, "why")),
                 "cancel": await count_steps(store, lambda: store.jobs.cancel(last)),
             }
 

@@ -15,7 +15,7 @@ import pytest
 from aiofinetune.local import _queue as queue
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
-from aiofinetune.local._store.runs import Run
+from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended, local_process
 from aiofinetune.local._trainers.local_process import LocalProcess
 from aiofinetune.models import FineTune, FineTuneRequest, Status
@@ -30,10 +30,10 @@ class Scripted:
         self._endings = iter(endings)
         self._lines = lines
 
-    async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
+    async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Leave what a training leaves, write the lines, and end."""
-        run.model_path.touch()
-        run.results_path.touch()
+        attempt.model_path.touch()
+        attempt.results_path.touch()
         for line in self._lines:
             await on_line(line)
         ending = next(self._endings)
@@ -117,10 +117,10 @@ async def test_a_trainer_that_is_cancelled_is_ended(
         pass
 
     async with created(data) as (store, _):
-        run = await store.runs.take_next()
-        assert run is not None
+        attempt = await store.attempts.take_next()
+        assert attempt is not None
         for steps in range(12):
-            training = asyncio.create_task(LocalProcess().run(run, ignore))
+            training = asyncio.create_task(LocalProcess().run(attempt, ignore))
             while steps > 2 and not trainers(data):
                 await asyncio.sleep(0)
             for _ in range(steps):

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from aiofinetune._threads import in_thread
+from aiofinetune.local._store.attempts import AttemptStore
 from aiofinetune.local._store.database import StoreDatabase
 from aiofinetune.local._store.files import FileStore
 from aiofinetune.local._store.folder import Folder
 from aiofinetune.local._store.jobs import JobStore
 from aiofinetune.local._store.models import ModelStore
-from aiofinetune.local._store.runs import RunStore
 from aiofinetune.local._store.uploads import UploadStore
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Store:
         self.uploads = UploadStore(self._database, self._folder.parts, self.files, self._file_threads)
         self.models = ModelStore(self._database, self._folder.models, self._file_threads)
         self.jobs = JobStore(self._database, self.files, self.models)
-        self.runs = RunStore(self._database, self._folder, self.files, self.models, self.jobs)
+        self.attempts = AttemptStore(self._database, self._folder, self.files, self.models, self.jobs)
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Store]:
@@ -80,7 +80,7 @@ class Store:
                 self._database.set_up(is_new=is_new)
                 with self._database.committing():
                     self.jobs.drop_unset_hyperparams()
-                    self.runs.put_all_back("the server was restarted")
+                    self.attempts.put_all_back("the server was restarted")
                 self._folder.note_place()
                 self._sort_out()
             except (OSError, sqlite3.Error) as error:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import attrs
 
-from aiofinetune.local._store.runs import Run
+from aiofinetune.local._store.attempts import Attempt
 
 
 @attrs.frozen
@@ -28,18 +28,18 @@ class Ended:
 class Trainers(Protocol):
     """Runs the trainers of jobs."""
 
-    async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
+    async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Run a trainer until it ends, and return how it ended.
 
-        When a trainer reports success, the complete model and results are at the paths in `run`. If `run` asks for the
-        models at the ends of further epochs, each is complete at its path when the trainer reports that epoch.
+        When a trainer reports success, the complete model and results are at the paths in `attempt`. If `attempt` asks
+        for the models at the ends of further epochs, each is complete at its path when the trainer reports that epoch.
 
         If this call is cancelled, or `on_line` raises an exception, end the trainer before the exception propagates.
         Any other exception means that the trainer could not be run: if it is a shortage of this machine
         (`aiofinetune.local._shortage`), the job goes back into the queue; otherwise the job fails.
 
         Args:
-            run: The job, and the paths that the trainer reads and writes.
+            attempt: The job, and the paths that the trainer reads and writes.
             on_line: Called and awaited for each line that the trainer writes.
         """
         ...  # Without this, Pyright takes the method for one that returns None.

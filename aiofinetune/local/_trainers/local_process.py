@@ -17,7 +17,7 @@ from typing import Final
 
 from aiofinetune import structuring
 from aiofinetune._threads import in_thread, until_over
-from aiofinetune.local._store.runs import Run
+from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended
 
 _GRACE: Final = 2.0
@@ -35,10 +35,10 @@ _TRAINER: Final = Path(__file__).parents[1] / "_engines" / "trainer.py"
 class LocalProcess:
     """Runs each trainer as a process of its own on this machine."""
 
-    async def run(self, run: Run, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
+    async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Run a trainer until it ends (see `aiofinetune.local._trainers.Trainers`)."""
-        await in_thread(None, lambda: run.job_path.write_bytes(structuring.dumps(_input(run))))
-        async with _started(run) as process, asyncio.TaskGroup() as group:
+        await in_thread(None, lambda: attempt.job_path.write_bytes(structuring.dumps(_input(attempt))))
+        async with _started(attempt) as process, asyncio.TaskGroup() as group:
             assert process.stdout is not None  # noqa: S101  # It is a pipe.
             stderr = group.create_task(_read_stderr(process))
             async for line in process.stdout:
@@ -47,25 +47,25 @@ class LocalProcess:
         return Ended(code == 0, _how(code, stderr.result()))
 
 
-def _input(run: Run) -> dict[str, object]:
+def _input(attempt: Attempt) -> dict[str, object]:
     """Return the trainer's input."""
     return {
-        "training_path": str(run.training_path),
-        "validation_path": run.validation_path and str(run.validation_path),
-        "model": run.start,
-        "model_path": str(run.model_path),
-        "results_path": str(run.results_path),
-        "hyperparams": structuring.write_reply(run.job.hyperparams),
-        "seed": run.seed,
-        "checkpoint_paths": {str(epoch): str(path) for epoch, path in run.checkpoint_paths().items()},
+        "training_path": str(attempt.training_path),
+        "validation_path": attempt.validation_path and str(attempt.validation_path),
+        "model": attempt.start,
+        "model_path": str(attempt.model_path),
+        "results_path": str(attempt.results_path),
+        "hyperparams": structuring.write_reply(attempt.job.hyperparams),
+        "seed": attempt.seed,
+        "checkpoint_paths": {str(epoch): str(path) for epoch, path in attempt.checkpoint_paths().items()},
     }
 
 
 @contextlib.asynccontextmanager
-async def _started(run: Run) -> AsyncIterator[Process]:
+async def _started(attempt: Attempt) -> AsyncIterator[Process]:
     """Return a context manager that starts a trainer, and ends it when the block ends."""
     # If this were cancelled halfway, the process would run and nothing would end it.
-    starting = asyncio.ensure_future(_start(run))
+    starting = asyncio.ensure_future(_start(attempt))
     try:
         yield await until_over(starting)
     finally:
@@ -74,14 +74,14 @@ async def _started(run: Run) -> AsyncIterator[Process]:
             await until_over(asyncio.ensure_future(_end(starting.result())))
 
 
-async def _start(run: Run) -> Process:
+async def _start(attempt: Attempt) -> Process:
     # With more than one BLAS thread, a run of 7 s took 45 s on a busy machine. With this path, the trainer imports the
     # same modules as the server. In a session of its own, the trainer does not receive a Ctrl-C at the terminal, which
     # is for the server (uvloop does not support `process_group`). If the server dies, the trainer's stdin ends.
     one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     python_path = os.pathsep.join(path or os.curdir for path in sys.path)
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", str(_TRAINER), str(run.job_path)),
+        *(sys.executable, "-P", str(_TRAINER), str(attempt.job_path)),
         stdin=PIPE,
         stdout=PIPE,
         stderr=PIPE,

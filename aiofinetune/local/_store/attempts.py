@@ -1,4 +1,4 @@
-"""The store's runs. Each run is one attempt to train a job."""
+"""The store's attempts to train its jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEPT_EPOCHS: Final = 2
 
 
 @attrs.frozen
-class Run:
+class Attempt:
     """One attempt to train a job, and the paths that its trainer reads and writes.
 
     Every attempt has paths of its own, because the trainer of a killed server may run for a moment longer.
@@ -64,10 +64,10 @@ def _checkpoint_name(model_path: Path) -> str:
     return f"checkpoint-{model_path.stem.removeprefix('model-')}"
 
 
-class RunStore:
-    """The runs. The model and the results of a run are stored if the job succeeds, and removed otherwise.
+class AttemptStore:
+    """The attempts. The model and the results of an attempt are stored if the job succeeds, and removed otherwise.
 
-    Nothing is stored for a run whose job is over: the job was cancelled, and its trainer has not ended yet.
+    Nothing is stored for an attempt whose job is over: the job was cancelled, and its trainer has not ended yet.
 
     Args:
         database: The store's database.
@@ -87,8 +87,8 @@ class RunStore:
         self._jobs = jobs
 
     @transaction
-    def take_next(self) -> Run | None:
-        """Start a run of the oldest pending job and return it; None if there is no pending job."""
+    def take_next(self) -> Attempt | None:
+        """Start an attempt of the oldest pending job and return it; None if there is no pending job."""
         row = self.database.execute(
             "SELECT id, seed FROM jobs WHERE status = ? ORDER BY number LIMIT 1", (Status.PENDING,)
         ).fetchone()
@@ -98,7 +98,7 @@ class RunStore:
         self._jobs.say(job.id, "Fine-tune started")
         model = job.model or DEFAULT_MODEL
         base, start = (model, model) if model in BASE_MODELS else self._models.find(model)
-        return Run(
+        return Attempt(
             job=job,
             base=base,
             start=str(start),
@@ -126,22 +126,24 @@ class RunStore:
             self._jobs.say(job_id, f"Completed epoch {epoch}/{n_epochs}")
 
     @transaction
-    def note_success(self, run: Run, trained_tokens: int | None = None, checkpoints: Sequence[Checkpoint] = ()) -> None:
+    def note_success(
+        self, attempt: Attempt, trained_tokens: int | None = None, checkpoints: Sequence[Checkpoint] = ()
+    ) -> None:
         """Store the model and the results of a running job, and mark the job as succeeded.
 
         Args:
-            run: The run.
+            attempt: The attempt.
             trained_tokens: The number of tokens that it trained on, over all epochs.
             checkpoints: The models at the ends of the last epochs, oldest first.
         """
-        if (job := self._running_job(run.job.id)) is None:
+        if (job := self._running_job(attempt.job.id)) is None:
             return
         (suffix,) = self.database.execute("SELECT suffix FROM jobs WHERE id = ?", (job.id,)).fetchone()
-        results = self._files.add(run.results_path, "compiled_results.csv", RESULTS_PURPOSE)
-        model = self._models.add(run.model_path, run.base, suffix)
+        results = self._files.add(attempt.results_path, "compiled_results.csv", RESULTS_PURPOSE)
+        model = self._models.add(attempt.model_path, attempt.base, suffix)
         for checkpoint in checkpoints:
-            is_last = checkpoint.weights == run.model_path
-            self._models.add_checkpoint(job.id, model, run.base, checkpoint, is_last=is_last)
+            is_last = checkpoint.weights == attempt.model_path
+            self._models.add_checkpoint(job.id, model, attempt.base, checkpoint, is_last=is_last)
         self._jobs.update(attrs.evolve(job, status=Status.SUCCEEDED, fine_tuned_model=model, result_files=(results,)))
         self.database.execute("UPDATE jobs SET trained_tokens = ? WHERE id = ?", (trained_tokens, job.id))
         self._jobs.say(job.id, f"Uploaded model: {model}")
@@ -165,12 +167,12 @@ class RunStore:
         self.put_all_back(reason)
 
     @transaction
-    def clear(self, run: Run) -> None:
+    def clear(self, attempt: Attempt) -> None:
         """Remove the files of an attempt, except for the model and the results if it succeeded."""
-        has_succeeded = self._jobs.find(run.job.id).status == Status.SUCCEEDED
-        kept = run.model_path.parent.glob(f"{_checkpoint_name(run.model_path)}.epoch*.npz")
-        made = () if has_succeeded else (run.model_path, run.results_path, *kept)
-        for path in (run.job_path, *made):
+        has_succeeded = self._jobs.find(attempt.job.id).status == Status.SUCCEEDED
+        kept = attempt.model_path.parent.glob(f"{_checkpoint_name(attempt.model_path)}.epoch*.npz")
+        made = () if has_succeeded else (attempt.model_path, attempt.results_path, *kept)
+        for path in (attempt.job_path, *made):
             path.unlink(missing_ok=True)
             path.with_name(f"{path.name}.partial").unlink(missing_ok=True)
 
