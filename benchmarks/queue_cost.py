@@ -13,14 +13,13 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 from typing import Final
-from unittest import mock
 
 from aiofinetune import FineTuneRequest, FineTuneSession
 from aiofinetune.local import LocalServer
-from aiofinetune.local import _queue as queue
 from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended
 
@@ -38,6 +37,9 @@ class Trainers:
     Args:
         parent: A pipe, which receives a message from each trainer that starts, and sends one to end it.
     """
+
+    slots = 1
+    resources: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, parent: Connection) -> None:
         self._parent = parent
@@ -62,10 +64,9 @@ def serve(parent: Connection) -> None:
     """Run a server until this process is killed."""
 
     async def run() -> None:
-        with mock.patch.object(queue, "LocalProcess", return_value=Trainers(parent)):
-            async with LocalServer(api_key=KEY) as server:
-                parent.send(server.base_url)
-                await asyncio.Event().wait()
+        async with LocalServer(api_key=KEY, trainers=Trainers(parent)) as server:
+            parent.send(server.base_url)
+            await asyncio.Event().wait()
 
     asyncio.run(run())
 

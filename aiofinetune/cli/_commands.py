@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from aiofinetune._version import __version__
 from aiofinetune.cli._exit import MEANINGS
 from aiofinetune.cli._options import Command, examples, session_command
+from aiofinetune.cli._resources import read_needs, read_resources
 
 if TYPE_CHECKING:
     from aiofinetune.cli._shell import Shell
@@ -148,6 +149,27 @@ def cli() -> None:
 @click.option("--api-key", envvar="AIOFINETUNE_API_KEY", help="Key that clients must send; by default a random key.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Log requests and jobs to stderr like this.")
 @click.option("--metrics", is_flag=True, help="Serve metrics for Prometheus at /metrics, with the same key.")
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of jobs to train at once on this machine; each uses one core.",
+)
+@click.option(
+    "--resource",
+    metavar="NAME=AMOUNT",
+    multiple=True,
+    callback=read_resources,
+    help="What this machine has for models that need it, such as gpu=1; may be given several times.",
+)
+@click.option(
+    "--needs",
+    metavar="MODEL:NAME=AMOUNT",
+    multiple=True,
+    callback=read_needs,
+    help="What a job of a base model needs, such as davinci:gpu=1; may be given several times.",
+)
 def serve(data: Path | None, **options: Any) -> None:
     """Serve the fine-tunes API, training small models for real."""
     from aiofinetune.cli._serve import Options

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,8 @@ import click
 
 from aiofinetune.local import LocalServer
 from aiofinetune.local._access import Metrics, extension
+from aiofinetune.local._trainers import Trainers
+from aiofinetune.local._trainers.local_process import LocalProcess
 
 
 @attrs.frozen
@@ -29,6 +32,9 @@ class Options:
         api_key: The key that clients must send; None makes a random one.
         log_format: How to log requests and jobs to stderr, "text" or "json"; None logs only warnings, as text.
         metrics: Whether to serve ``/metrics``.
+        slots: The number of jobs to train at once on this machine.
+        resource: What this machine has, such as ``("gpu", 1)``, for models that need it.
+        needs: What a job needs, by its base model, such as ``("davinci", "gpu", 1)``.
     """
 
     host: str
@@ -36,6 +42,9 @@ class Options:
     api_key: str | None
     log_format: str | None
     metrics: bool
+    slots: int
+    resource: Sequence[tuple[str, int]]
+    needs: Sequence[tuple[str, str, int]]
 
 
 async def serve(data: Path | None, options: Options) -> None:
@@ -45,19 +54,34 @@ async def serve(data: Path | None, options: Options) -> None:
         ConfigurationError: The server cannot start, or an extra is not installed.
     """
     _start_log(options.log_format)
-    metrics = Metrics() if options.metrics else None
+    trainers: Trainers = LocalProcess(options.slots, dict(options.resource))
+    metrics = Metrics(trainers) if options.metrics else None
     extend = extension(metrics, logs=options.log_format is not None)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     async with LocalServer(
-        data, host=options.host, port=options.port, api_key=options.api_key, trainers=metrics, extend=extend
+        data,
+        host=options.host,
+        port=options.port,
+        api_key=options.api_key,
+        trainers=metrics or trainers,
+        needs=_needs(options.needs),
+        extend=extend,
     ) as server:
         click.echo(f"export OPENAI_BASE_URL={server.base_url}")
         click.echo(f"export OPENAI_API_KEY={shlex.quote(server.api_key)}")
         click.echo("Serving. Press Ctrl-C to stop. Paste the lines above into the client's shell.", err=True)
         await stopped.wait()
+
+
+def _needs(given: Sequence[tuple[str, str, int]]) -> Mapping[str, Mapping[str, int]]:
+    """Return what jobs need by base model, of what was given for single resources."""
+    needs: dict[str, dict[str, int]] = {}
+    for model, name, amount in given:
+        needs.setdefault(model, {})[name] = amount
+    return needs
 
 
 def _start_log(log_format: str | None) -> None:

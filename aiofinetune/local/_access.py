@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -120,6 +120,16 @@ class Metrics:
         """Count the requests of a server, and serve its metrics."""
         watch_requests(application, self._note_seconds)
         application.router.add_get("/metrics", self._answer)
+
+    @property
+    def slots(self) -> int:
+        """The number of attempts at once; see `Trainers`."""
+        return self._trainers.slots
+
+    @property
+    def resources(self) -> Mapping[str, int]:
+        """The amount of each resource; see `Trainers`."""
+        return self._trainers.resources
 
     async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Run a trainer, and count it; see `Trainers`."""

@@ -1,7 +1,7 @@
-"""The queue: trains one job after the other, each with a trainer of its own, and reports events as they happen.
+"""The queue: trains jobs, oldest first, each with a trainer of its own, and reports events as they happen.
 
-The database decides what comes next (`AttemptStore.take_next`: the oldest pending job). Every change of a job there
-wakes the queue and all who follow the job.
+The database decides what comes next (`AttemptStore.take_next`: the oldest pending job that can start). Every change of
+a job there wakes the queue and all who follow the job.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import re
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from aiofinetune.local._store import Store
 from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._store.database import now
 from aiofinetune.local._store.models import Checkpoint
-from aiofinetune.local._trainers import Ended, Trainers
+from aiofinetune.local._trainers import Ended, Trainers, engine_lost
 from aiofinetune.local._trainers.local_process import LocalProcess
 from aiofinetune.models import FineTuneEvent, Status
 
@@ -125,23 +126,35 @@ class _Said:
     has_succeeded: bool = False
     failure: str | None = None
     failed_param: str | None = None
-    started_at: float = attrs.field(factory=time.monotonic)
+    started_at: float = attrs.field(factory=time.time)
+    """When the training started, in Unix seconds."""
     trained_tokens: int | None = None
     checkpoints: list[Checkpoint] = attrs.field(factory=list)
     """The models at the ends of the last epochs, oldest first."""
 
 
 class Jobs:
-    """Trains the jobs of a store, oldest first, one at a time.
+    """Trains the jobs of a store, oldest first, as many at a time as the trainers have slots.
 
     Args:
         store: The store of the jobs, their files and their models.
         trainers: Runs the trainers; by default, they are processes on this machine.
+        needs: The amount of each resource that a job needs, by its base model.
     """
 
-    def __init__(self, store: Store, trainers: Trainers | None = None) -> None:
+    def __init__(
+        self, store: Store, trainers: Trainers | None = None, needs: Mapping[str, Mapping[str, int]] | None = None
+    ) -> None:
         self._store = store
         self._trainers = trainers or LocalProcess()
+        self._needs = needs or {}
+        self._running: dict[str, Attempt] = {}
+        """The attempts that have a slot, by id."""
+        self._interrupted: dict[str, tuple[Attempt, str]] = {}
+        """The attempts whose jobs are still to be put back into the queue, and why, by id."""
+        self._failures = 0
+        """The number of pauses since a training last ended as it should."""
+        self._paused_until = 0.0
         self._something_new = asyncio.Event()
         self._feeds: weakref.WeakValueDictionary[str, Feed] = weakref.WeakValueDictionary()
         store.on_change = self._note_change
@@ -153,38 +166,52 @@ class Jobs:
             feed = self._feeds[job_id] = Feed(self._store, job_id)
         return feed
 
+    def look_again(self) -> None:
+        """Look for a job that can start: there may be more slots or resources than before."""
+        self._something_new.set()
+
     async def run(self) -> None:
-        """Train jobs until cancelled. A job that is then running stays "running"; the next start trains it again.
+        """Train jobs until cancelled. A job that is then running stays "running" until the next start.
+
+        That trains it again, unless the attempt has gone on on another machine.
 
         Errors do not end the application around the server: they are logged, and the queue retries after a pause.
         """
-        failures, reason = 0, None
-        while True:
-            try:
-                if reason is not None:
-                    await self._store.attempts.put_back(reason)
-                    reason = None
-                await self._train_next()
-                failures = 0
-            except Exception as error:  # noqa: BLE001  # See above.
-                shortage = shortage_of(error)
-                reason = str(shortage or "the server failed to go on; its log says more")
-                pause = min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE)
-                failures += 1
-                _log.error("training is paused for %g s: %s", pause, reason, exc_info=None if shortage else error)
-                with contextlib.suppress(Exception):  # If this fails too, it is retried after the pause.
-                    await self._store.attempts.put_back(reason)
-                    reason = None
-                await asyncio.sleep(pause)
+        has_resumed = False
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    await self._put_back()
+                    if not has_resumed:
+                        for attempt in await self._store.attempts.resumable():
+                            self._begin(group, attempt)
+                        has_resumed = True
+                    await self._begin_next(group)
+                except Exception as error:  # noqa: BLE001  # See above.
+                    self._pause(error)
+                await asyncio.sleep(self._paused_until - time.monotonic())
 
-    async def _train_next(self) -> None:
-        """Train the next job, or wait until there may be one."""
+    async def _begin_next(self, group: asyncio.TaskGroup) -> None:
+        """Begin to train the next job, or wait until one may start."""
         self._something_new.clear()
-        attempt = await self._store.attempts.take_next()
+        attempt = None
+        if len(self._running) < self._trainers.slots:
+            attempt = await self._store.attempts.take_next(self._free(), self._needs)
         if attempt is None:
             await self._something_new.wait()
         else:
-            await self._train(attempt)
+            self._begin(group, attempt)
+
+    def _free(self) -> Mapping[str, int]:
+        """Return the free amount of each resource."""
+        free = Counter(self._trainers.resources)
+        for attempt in self._running.values():
+            free.subtract(self._needs.get(attempt.base, {}))
+        return free
+
+    def _begin(self, group: asyncio.TaskGroup, attempt: Attempt) -> None:
+        self._running[attempt.id] = attempt
+        group.create_task(self._train_or_put_back(attempt))
 
     def _note_change(self, jobs: Collection[str]) -> None:
         self._something_new.set()
@@ -192,23 +219,56 @@ class Jobs:
             if feed := self._feeds.get(job_id):
                 feed.note_change()
 
+    async def _train_or_put_back(self, attempt: Attempt) -> None:
+        """Train a job; if it is interrupted, put it back into the queue, and pause the queue."""
+        try:
+            await self._train(attempt)
+            self._failures = 0
+        except Exception as error:  # noqa: BLE001  # See `run`.
+            self._interrupted[attempt.id] = (attempt, self._pause(error))
+            with contextlib.suppress(Exception):  # If this fails too, it is retried after the pause.
+                await self._put_back()
+        finally:
+            del self._running[attempt.id]
+            self._something_new.set()
+
+    def _pause(self, error: Exception) -> str:
+        """Start no training for a while, and return the reason. Each pause is twice the last."""
+        known = shortage_of(error) or engine_lost(error)
+        reason = str(known or "the server failed to go on; its log says more")
+        if time.monotonic() >= self._paused_until:
+            pause = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE)
+            self._failures += 1
+            self._paused_until = time.monotonic() + pause
+            _log.error("training is paused for %g s: %s", pause, reason, exc_info=None if known else error)
+        else:
+            _log.error("a training was interrupted: %s", reason, exc_info=None if known else error)
+        return reason
+
+    async def _put_back(self) -> None:
+        """Put the jobs of interrupted attempts back into the queue."""
+        for attempt, reason in list(self._interrupted.values()):
+            await self._store.attempts.put_back(attempt, reason)
+            await self._store.attempts.clear(attempt)
+            self._interrupted.pop(attempt.id, None)
+
     async def _train(self, attempt: Attempt) -> None:
-        said = _Said()
-        _log.info("fine-tune %s started", attempt.job.id, extra={"job_id": attempt.job.id})
+        said = _Said(started_at=attempt.started_at) if attempt.is_resumed else _Said()
+        verb = "goes on" if attempt.is_resumed else "started"
+        _log.info("fine-tune %s %s", attempt.job.id, verb, extra={"job_id": attempt.job.id, "attempt": attempt.id})
         try:
             ended = await self._run_trainer(attempt, said)
             await self._conclude(attempt, said, ended)
         except Exception as error:
             # An error of one job must not affect the next one, and a shortage of the machine must not fail a job.
-            if shortage_of(error):
+            if shortage_of(error) or engine_lost(error):
                 raise
             _log.exception("fine-tune %s failed in the server", attempt.job.id)
-            await self._store.attempts.note_failure(
-                attempt.job.id, "The server failed to run the training; its log says more"
-            )
+            failure = "The server failed to run the training; its log says more"
+            await self._store.attempts.note_failure(attempt, failure)
         finally:
             await self._store.attempts.clear(attempt)
-        await self._log_end(attempt, time.monotonic() - said.started_at)
+        await self._log_end(attempt, time.time() - said.started_at)
 
     async def _log_end(self, attempt: Attempt, seconds: float) -> None:
         if _log.isEnabledFor(logging.INFO):
@@ -226,22 +286,24 @@ class Jobs:
         return Ended(is_well=False, how="because it was cancelled") if training.cancelled() else training.result()
 
     async def _stop_with_job(self, attempt: Attempt, training: asyncio.Task[Ended]) -> None:
-        # A paused job is pending. It may also be resumed by now, and then its training starts again.
-        status = await self.feed(attempt.job.id).wait_until(lambda status: status != Status.RUNNING)
-        if status in (Status.CANCELLED, Status.PENDING):
-            training.cancel()
+        # A job that was paused may be resumed by now, and train under another attempt.
+        feed, position = self.feed(attempt.job.id), 0
+        while await self._store.attempts.is_running(attempt):
+            position += len((await feed.wait(position))[0])
+        training.cancel()
 
     async def _read(self, attempt: Attempt, said: _Said, line: bytes) -> None:
         """Read a line that a trainer wrote."""
         match structuring.loads(line):
             case {"type": "started"}:
-                said.started_at = time.monotonic()
-                await self._store.attempts.note_validated(attempt.job.id)
+                if not attempt.is_resumed:
+                    said.started_at = time.time()
+                await self._store.attempts.note_validated(attempt)
             case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs), **more}:
                 if checkpoint := _checkpoint(attempt, epoch, n_epochs, more):
                     said.checkpoints.append(checkpoint)
-                left = (time.monotonic() - said.started_at) / epoch * (n_epochs - epoch)
-                await self._store.attempts.note_epoch(attempt.job.id, epoch, n_epochs, now() + round(left))
+                left = (time.time() - said.started_at) / epoch * (n_epochs - epoch)
+                await self._store.attempts.note_epoch(attempt, epoch, n_epochs, now() + round(left))
             case {"type": "succeeded", **more}:
                 said.has_succeeded = True
                 said.trained_tokens = tokens if isinstance(tokens := more.get("trained_tokens"), int) else None
@@ -259,7 +321,7 @@ class Jobs:
             await self._store.attempts.note_success(attempt, said.trained_tokens, said.checkpoints)
         else:
             failure = said.failure or f"The trainer ended {ended.how}"
-            await self._store.attempts.note_failure(attempt.job.id, _without_paths(failure, attempt), said.failed_param)
+            await self._store.attempts.note_failure(attempt, _without_paths(failure, attempt), said.failed_param)
 
 
 # Any: the keys of what a pattern leaves over are objects to mypy.

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,7 @@ class LocalServer:
         port: The port to listen on; 0 chooses a free one.
         api_key: The key that clients must send; by default, a random one.
         trainers: What trains the jobs; by default, processes on this machine.
+        needs: The amount of each resource that a job needs, by its base model.
         completer: Writes the completions; by default, with the models that the jobs trained.
         extend: Called with the web application before it starts, to add middlewares, routes or signals to it. What is
             added sees only requests with the right key.
@@ -65,6 +66,7 @@ class LocalServer:
         port: int = 0,
         api_key: str | None = None,
         trainers: Trainers | None = None,
+        needs: Mapping[str, Mapping[str, int]] | None = None,
         completer: Completer | None = None,
         extend: Callable[[web.Application], None] = lambda _application: None,
     ) -> None:
@@ -79,6 +81,7 @@ class LocalServer:
         self._host = host
         self._port = port
         self._trainers = trainers
+        self._needs = needs
         self._completer = completer
         self._extend = extend
         self._entered: contextlib.AbstractAsyncContextManager[None] | None = None
@@ -149,7 +152,7 @@ class LocalServer:
             Store(folder).opened() as store,
             asyncio.TaskGroup() as group,
         ):
-            jobs = Jobs(store, self._trainers)
+            jobs = Jobs(store, self._trainers, self._needs)
             api = Api(store, jobs, self.api_key, self._completer)
             trainings = group.create_task(jobs.run())
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiofinetune import structuring
 from aiofinetune.local._store.attempts import Attempt
@@ -21,6 +21,16 @@ class FaultyTrainers:
     def __init__(self, trainers: Trainers, plans: Plans) -> None:
         self._trainers = trainers
         self._plans = plans
+
+    @property
+    def slots(self) -> int:
+        """The number of attempts at once; see `Trainers`."""
+        return self._trainers.slots
+
+    @property
+    def resources(self) -> Mapping[str, int]:
+        """The amount of each resource; see `Trainers`."""
+        return self._trainers.resources
 
     async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Run a job (see `aiofinetune.local._trainers.Trainers`)."""

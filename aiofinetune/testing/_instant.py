@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from aiofinetune import structuring
@@ -29,6 +30,9 @@ _WEIGHTS: Final = b"simulated: there are no weights\n"
 
 class InstantTrainers:
     """Runs jobs without training. What a trainer would refuse fails its job with the same words."""
+
+    slots = 1
+    resources: Mapping[str, int] = MappingProxyType({})
 
     async def run(self, attempt: Attempt, on_line: OnLine) -> Ended:
         """Run a job (see `aiofinetune.local._trainers.Trainers`)."""

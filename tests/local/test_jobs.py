@@ -22,7 +22,7 @@ from aiofinetune import structuring
 from aiofinetune.local import LocalServer
 from aiofinetune.local import _queue as jobs
 from aiofinetune.local._store.attempts import AttemptStore
-from aiofinetune.local._trainers import local_process
+from aiofinetune.local._trainers import trainer
 from tests.local.plainclient import Client, Connect, Launch
 
 LONG = 100_000
@@ -187,7 +187,7 @@ async def test_a_trainer_that_misbehaves_fails_its_job_alone(
     reason: str,
 ) -> None:
     """Whatever a trainer does, its job fails with a reason that holds no path, and the server goes on."""
-    monkeypatch.setattr(local_process, "_GRACE", 0.2)
+    monkeypatch.setattr(trainer, "_GRACE", 0.2)
     python = sys.executable
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path, script))
     job = await client.finish((await client.create(examples))["id"])
@@ -203,7 +203,7 @@ async def test_a_trainer_that_does_not_end_when_asked_is_killed(
     client: Client, examples: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trainer that ignores SIGTERM is killed once its grace is over, and the next job gets its turn."""
-    monkeypatch.setattr(local_process, "_GRACE", 0.01)
+    monkeypatch.setattr(trainer, "_GRACE", 0.01)
     python = sys.executable
     started = '{"type": "epoch", "epoch": 1, "n_epochs": 1}'
     monkeypatch.setattr(sys, "executable", stand_in(tmp_path, f"trap '' TERM; echo '{started}'; while :; do :; done"))
@@ -362,10 +362,10 @@ async def test_a_failure_of_the_queue_ends_nothing_else(
     take = AttemptStore.take_next
     failures = iter([ZeroDivisionError(), ExceptionGroup("several", [sqlite3.OperationalError("odd")])])
 
-    async def broken(attempts: AttemptStore) -> object:
+    async def broken(attempts: AttemptStore, *room: Any) -> object:
         for failure in failures:
             raise failure
-        return await take(attempts)
+        return await take(attempts, *room)
 
     monkeypatch.setattr(AttemptStore, "take_next", broken)
     job = await client.create(examples, n_epochs=1)

@@ -224,7 +224,7 @@ async def test_a_resumed_job_goes_before_younger_ones(data: Path) -> None:
         assert attempt is not None
         assert attempt.job.id == second
         assert not (await store.jobs.resume(first)).is_paused
-        await store.attempts.put_back("why")
+        await store.attempts.put_back(attempt, "why")
         for job_id, place in ((first, 1), (second, 1), (third, 1)):
             said = [event.message for event in (await store.jobs.get(job_id)).events]
             assert [text for text in said if "Queue number" in text][-1].endswith(f": {place}"), said

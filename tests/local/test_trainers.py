@@ -6,9 +6,10 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -16,7 +17,7 @@ from aiofinetune.local import _queue as queue
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.attempts import Attempt
-from aiofinetune.local._trainers import Ended, local_process
+from aiofinetune.local._trainers import Ended, trainer
 from aiofinetune.local._trainers.local_process import LocalProcess
 from aiofinetune.models import FineTune, FineTuneRequest, Status
 
@@ -25,6 +26,9 @@ WELL = Ended(is_well=True, how="well")
 
 class Scripted:
     """Trainers that end at once, each as the next of `endings` says."""
+
+    slots = 1
+    resources: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, *endings: Ended | BaseException, lines: tuple[bytes, ...] = ()) -> None:
         self._endings = iter(endings)
@@ -111,7 +115,7 @@ async def test_a_trainer_that_is_cancelled_is_ended(
     stubborn.write_text("#!/bin/sh\ntrap '' TERM\nsleep 60\n")
     stubborn.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(stubborn))
-    monkeypatch.setattr(local_process, "_GRACE", 0.02)
+    monkeypatch.setattr(trainer, "_GRACE", 0.02)
 
     async def ignore(_line: bytes) -> None:
         pass

@@ -35,12 +35,15 @@ class Store:
 
     Args:
         folder: The folder of the state; it is created if it does not exist.
+        keeps_remote: Whether attempts that run on other machines go on after a restart; otherwise their jobs start
+            again, as those that were trained on this machine do.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keeps_remote: bool = False) -> None:
         self.on_change: Callable[[Collection[str]], None] = lambda _jobs: None
         """Called on the event loop after each commit, with the ids of the jobs that the transaction changed."""
         self._folder = Folder(folder)
+        self._keeps_remote = keeps_remote
         self._database = StoreDatabase(self._folder, self._report_change)
         self._file_threads = ThreadPoolExecutor(4, thread_name_prefix="aiofinetune-files")
         self.files = FileStore(self._database, self._folder.files, self._file_threads)
@@ -80,7 +83,7 @@ class Store:
                 self._database.set_up(is_new=is_new)
                 with self._database.committing():
                     self.jobs.drop_unset_hyperparams()
-                    self.attempts.put_all_back("the server was restarted")
+                    self.attempts.put_all_back("the server was restarted", keeps_remote=self._keeps_remote)
                 self._folder.note_place()
                 self._sort_out()
             except (OSError, sqlite3.Error) as error:
@@ -94,7 +97,7 @@ class Store:
             " UNION SELECT weights FROM checkpoints WHERE weights IS NOT NULL UNION SELECT id FROM parts"
         )
         known = {name for (name,) in rows}
-        self._folder.set_aside(known)
+        self._folder.set_aside(known, self.attempts.running())
         self._folder.report_missing(known)
 
     def _report_change(self, jobs: Collection[str]) -> None:

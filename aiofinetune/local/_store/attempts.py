@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import attrs
 
+from aiofinetune import structuring
 from aiofinetune._sqlite import transaction
-from aiofinetune.local._store.database import StoreDatabase, new_id
+from aiofinetune.local._store.database import StoreDatabase, new_id, now
 from aiofinetune.local._store.files import FileStore
 from aiofinetune.local._store.folder import Folder
 from aiofinetune.local._store.jobs import DEFAULT_MODEL, JOBS_PREFIX, JobStore
@@ -24,6 +25,8 @@ DEFAULT_SEED: Final = 0
 _KEPT_EPOCHS: Final = 2
 """With the last epoch these are three, as many as OpenAI keeps. Only the jobs API can show them."""
 
+_PREFIX: Final = "attempt-"
+
 
 @attrs.frozen
 class Attempt:
@@ -32,6 +35,7 @@ class Attempt:
     Every attempt has paths of its own, because the trainer of a killed server may run for a moment longer.
     """
 
+    id: str
     job: FineTune
     base: str
     """The base of the job's model, such as ``"ada"``."""
@@ -43,9 +47,13 @@ class Attempt:
     """The file with the trainer's input."""
     model_path: Path
     results_path: Path
+    started_at: int
+    """When the attempt started, in Unix seconds."""
     seed: int = DEFAULT_SEED
     kept_epochs: int = 0
     """The number of epochs before the last at whose ends the model is kept as well."""
+    is_resumed: bool = False
+    """Whether the attempt has been running on another machine since before the server was restarted."""
 
     def checkpoint_path(self, epoch: int) -> Path:
         """Return the path of the model at the end of an epoch before the last."""
@@ -64,10 +72,23 @@ def _checkpoint_name(model_path: Path) -> str:
     return f"checkpoint-{model_path.stem.removeprefix('model-')}"
 
 
+@attrs.frozen
+class RemoteAttempt:
+    """What the store knows of an attempt on another machine."""
+
+    job_id: str
+    token: bytes
+    """The SHA-256 of its token."""
+    runner: str | None
+    """What the process that runs it calls itself; None if none has called yet."""
+    is_over: bool
+
+
 class AttemptStore:
     """The attempts. The model and the results of an attempt are stored if the job succeeds, and removed otherwise.
 
-    Nothing is stored for an attempt whose job is over: the job was cancelled, and its trainer has not ended yet.
+    Nothing is stored for an attempt unless its job is running under that attempt. If the job was cancelled, or another
+    attempt has started, the trainer has only not ended yet.
 
     Args:
         database: The store's database.
@@ -87,43 +108,64 @@ class AttemptStore:
         self._jobs = jobs
 
     @transaction
-    def take_next(self) -> Attempt | None:
-        """Start an attempt of the oldest pending job and return it; None if there is no pending job."""
-        row = self.database.execute(
-            "SELECT id, seed FROM jobs WHERE status = ? ORDER BY number LIMIT 1", (Status.PENDING,)
-        ).fetchone()
-        if row is None:
-            return None
-        job = self._jobs.update(attrs.evolve(self._jobs.find(row[0]), status=Status.RUNNING))
+    def take_next(
+        self, free: Mapping[str, int] | None = None, needs: Mapping[str, Mapping[str, int]] | None = None
+    ) -> Attempt | None:
+        """Start an attempt of the oldest pending job whose resources are free; None if there is no such job.
+
+        A resource that an older job waits for is not given to a younger one.
+
+        Args:
+            free: The free amount of each resource.
+            needs: The amount of each resource that a job needs, by its base model.
+        """
+        left, waiting = dict(free or {}), list[str]()
+        while row := self.database.execute(
+            "SELECT id, model FROM jobs WHERE status = ? AND model NOT IN (SELECT value FROM json_each(?))"
+            " ORDER BY number LIMIT 1",
+            (Status.PENDING, structuring.dumps(waiting).decode()),
+        ).fetchone():
+            job_id, model = row
+            needed = (needs or {}).get(self._start_of(model)[0], {})
+            if all(left.get(name, 0) >= amount for name, amount in needed.items()):
+                return self._begin(job_id)
+            left |= dict.fromkeys(needed, 0)
+            waiting.append(model)
+        return None
+
+    def _begin(self, job_id: str) -> Attempt:
+        job = self._jobs.update(attrs.evolve(self._jobs.find(job_id), status=Status.RUNNING))
+        attempt_id = new_id(_PREFIX)
+        self.database.execute("UPDATE jobs SET attempt = ? WHERE id = ?", (attempt_id, job_id))
         self._jobs.say(job.id, "Fine-tune started")
-        model = job.model or DEFAULT_MODEL
-        base, start = (model, model) if model in BASE_MODELS else self._models.find(model)
-        return Attempt(
-            job=job,
-            base=base,
-            start=str(start),
-            training_path=self._files.path(job.training_files[0].id),
-            validation_path=self._files.path(job.validation_files[0].id) if job.validation_files else None,
-            job_path=self._folder.runs / f"{new_id('run-')}.json",
-            model_path=self._folder.models / f"{new_id('model-')}.npz",
-            results_path=self._files.path(new_id("file-")),
-            seed=DEFAULT_SEED if row[1] is None else row[1],
-            kept_epochs=_KEPT_EPOCHS if job.id.startswith(JOBS_PREFIX) else 0,
-        )
+        return self._attempt(attempt_id, job, now())
 
     @transaction
-    def note_validated(self, job_id: str) -> None:
-        """Note that the trainer of a running job has read and checked its files."""
-        self.database.execute(
-            "UPDATE jobs SET is_validated = TRUE WHERE id = ? AND status = ?", (job_id, Status.RUNNING)
-        )
+    def is_running(self, attempt: Attempt) -> bool:
+        """Return whether its job is running under this attempt."""
+        return self._running_job(attempt) is not None
 
     @transaction
-    def note_epoch(self, job_id: str, epoch: int, n_epochs: int, estimated_finish: int) -> None:
-        """Add an event to a running job that says how many epochs are complete, and note when it may finish."""
-        if self._running_job(job_id):
-            self.database.execute("UPDATE jobs SET estimated_finish = ? WHERE id = ?", (estimated_finish, job_id))
-            self._jobs.say(job_id, f"Completed epoch {epoch}/{n_epochs}")
+    def note_validated(self, attempt: Attempt) -> None:
+        """Note that the trainer of an attempt has read and checked its files."""
+        if self._running_job(attempt):
+            self.database.execute("UPDATE jobs SET is_validated = TRUE WHERE id = ?", (attempt.job.id,))
+
+    @transaction
+    def note_epoch(self, attempt: Attempt, epoch: int, n_epochs: int, estimated_finish: int) -> None:
+        """Add an event to a running job that says how many epochs are complete, and note when it may finish.
+
+        After a restart of the server, an attempt on another machine reports again what it has reported before; that
+        adds no events.
+        """
+        if self._running_job(attempt) is None:
+            return
+        known = self.database.execute("SELECT epoch FROM remote_attempts WHERE id = ?", (attempt.id,)).fetchone()
+        if known is not None and epoch <= known[0]:
+            return
+        self.database.execute("UPDATE remote_attempts SET epoch = ? WHERE id = ?", (epoch, attempt.id))
+        self.database.execute("UPDATE jobs SET estimated_finish = ? WHERE id = ?", (estimated_finish, attempt.job.id))
+        self._jobs.say(attempt.job.id, f"Completed epoch {epoch}/{n_epochs}")
 
     @transaction
     def note_success(
@@ -136,7 +178,7 @@ class AttemptStore:
             trained_tokens: The number of tokens that it trained on, over all epochs.
             checkpoints: The models at the ends of the last epochs, oldest first.
         """
-        if (job := self._running_job(attempt.job.id)) is None:
+        if (job := self._running_job(attempt)) is None:
             return
         (suffix,) = self.database.execute("SELECT suffix FROM jobs WHERE id = ?", (job.id,)).fetchone()
         results = self._files.add(attempt.results_path, "compiled_results.csv", RESULTS_PURPOSE)
@@ -152,42 +194,142 @@ class AttemptStore:
         self._jobs.announce_moves()
 
     @transaction
-    def note_failure(self, job_id: str, reason: str, param: str | None = None) -> None:
+    def note_failure(self, attempt: Attempt, reason: str, param: str | None = None) -> None:
         """Mark a running job as failed; `param` is the parameter to blame, such as ``"training_file"``."""
-        if job := self._running_job(job_id):
+        if job := self._running_job(attempt):
             self._jobs.update(attrs.evolve(job, status=Status.FAILED))
-            self.database.execute("UPDATE jobs SET failed_param = ? WHERE id = ?", (param, job_id))
-            self._jobs.say(job_id, reason, level="error")
-            self._jobs.say(job_id, "Fine-tune failed")
+            self.database.execute("UPDATE jobs SET failed_param = ? WHERE id = ?", (param, job.id))
+            self._jobs.say(job.id, reason, level="error")
+            self._jobs.say(job.id, "Fine-tune failed")
             self._jobs.announce_moves()
 
     @transaction
-    def put_back(self, reason: str) -> None:
-        """Put jobs whose training was interrupted back into the queue, with an event that says why."""
-        self.put_all_back(reason)
+    def put_back(self, attempt: Attempt, reason: str) -> None:
+        """Put a job whose training was interrupted back into the queue, with an event that says why."""
+        if job := self._running_job(attempt):
+            self._put_back(job.id, reason)
 
     @transaction
     def clear(self, attempt: Attempt) -> None:
-        """Remove the files of an attempt, except for the model and the results if it succeeded."""
-        has_succeeded = self._jobs.find(attempt.job.id).status == Status.SUCCEEDED
-        kept = attempt.model_path.parent.glob(f"{_checkpoint_name(attempt.model_path)}.epoch*.npz")
+        """Remove the files of an attempt that is over, except for the model and the results if it succeeded.
+
+        An attempt that goes on on another machine keeps its files.
+        """
+        job = self._jobs.find(attempt.job.id)
+        if self._running_job(attempt) and self._remote(attempt.id):
+            return
+        kept = attempt.model_path.parent.glob(f"{_checkpoint_name(attempt.model_path)}.epoch*")
+        has_succeeded = job.status == Status.SUCCEEDED and self._is_latest(attempt)
         made = () if has_succeeded else (attempt.model_path, attempt.results_path, *kept)
         for path in (attempt.job_path, *made):
             path.unlink(missing_ok=True)
             path.with_name(f"{path.name}.partial").unlink(missing_ok=True)
 
+    # Attempts on other machines
+
+    @transaction
+    def add_remote(self, attempt: Attempt, token: bytes) -> None:
+        """Note that an attempt runs on another machine, under the token with this SHA-256."""
+        self.database.execute(
+            "INSERT INTO remote_attempts (id, job, token, started_at) VALUES (?, ?, ?, ?)",
+            (attempt.id, attempt.job.id, token, attempt.started_at),
+        )
+
+    @transaction
+    def remote(self, attempt_id: str) -> RemoteAttempt | None:
+        """Return what is known of an attempt on another machine; None if there is none with this id."""
+        return self._remote(attempt_id)
+
+    @transaction
+    def note_runner(self, attempt: Attempt, runner: str, where: str) -> None:
+        """Note which process runs an attempt, and where, with an event."""
+        if self._running_job(attempt):
+            self.database.execute("UPDATE remote_attempts SET runner = ? WHERE id = ?", (runner, attempt.id))
+            self._jobs.say(attempt.job.id, f"Training on {where}")
+
+    @transaction
+    def resumable(self) -> Sequence[Attempt]:
+        """Return the attempts that have been running on other machines since before the server was started."""
+        rows = self.database.execute(
+            "SELECT remote_attempts.id, jobs.id, started_at FROM jobs JOIN remote_attempts"
+            " ON jobs.attempt = remote_attempts.id WHERE status = ? ORDER BY number",
+            (Status.RUNNING,),
+        )
+        return [
+            attrs.evolve(self._attempt(attempt_id, self._jobs.find(job_id), started_at), is_resumed=True)
+            for attempt_id, job_id, started_at in rows.fetchall()
+        ]
+
     # In a transaction
 
-    def put_all_back(self, reason: str) -> None:
-        """Put the running jobs back into the queue, with an event that says why."""
-        rows = self.database.execute("SELECT id FROM jobs WHERE status = ? ORDER BY number DESC", (Status.RUNNING,))
+    def put_all_back(self, reason: str, *, keeps_remote: bool) -> None:
+        """Put the running jobs back into the queue, with an event that says why.
+
+        Args:
+            reason: The reason.
+            keeps_remote: Whether attempts on other machines go on.
+        """
+        rows = self.database.execute(
+            "SELECT id FROM jobs WHERE status = ?"
+            " AND NOT (? AND EXISTS (SELECT * FROM remote_attempts WHERE id = jobs.attempt)) ORDER BY number DESC",
+            (Status.RUNNING, keeps_remote),
+        )
         # Only jobs that were paused meanwhile may be older, so the others keep their places.
         for (job_id,) in rows.fetchall():
-            self._jobs.update(attrs.evolve(self._jobs.find(job_id), status=Status.PENDING))
-            self._jobs.say(job_id, f"Fine-tune interrupted: {reason}. It will start again from the beginning")
-            self._jobs.announce_place(job_id, self._jobs.place_of(job_id))
+            self._put_back(job_id, reason)
 
-    def _running_job(self, job_id: str) -> FineTune | None:
-        """Return the job if it is running; otherwise None."""
-        job = self._jobs.find(job_id)
-        return job if job.status == Status.RUNNING else None
+    def running(self) -> Sequence[str]:
+        """Return the ids of the attempts under which jobs are running."""
+        rows = self.database.execute(
+            "SELECT attempt FROM jobs WHERE status = ? AND attempt IS NOT NULL", (Status.RUNNING,)
+        )
+        return [attempt_id for (attempt_id,) in rows]
+
+    def _put_back(self, job_id: str, reason: str) -> None:
+        self._jobs.update(attrs.evolve(self._jobs.find(job_id), status=Status.PENDING))
+        self._jobs.say(job_id, f"Fine-tune interrupted: {reason}. It will start again from the beginning")
+        self._jobs.announce_place(job_id, self._jobs.place_of(job_id))
+
+    def _attempt(self, attempt_id: str, job: FineTune, started_at: int) -> Attempt:
+        # All names follow from the id, so that an attempt is found again after a restart.
+        name = attempt_id.removeprefix(_PREFIX)
+        base, start = self._start_of(job.model or DEFAULT_MODEL)
+        (seed,) = self.database.execute("SELECT seed FROM jobs WHERE id = ?", (job.id,)).fetchone()
+        return Attempt(
+            id=attempt_id,
+            job=job,
+            base=base,
+            start=start,
+            training_path=self._files.path(job.training_files[0].id),
+            validation_path=self._files.path(job.validation_files[0].id) if job.validation_files else None,
+            job_path=self._folder.runs / f"run-{name}.json",
+            model_path=self._folder.models / f"model-{name}.npz",
+            results_path=self._files.path(f"file-{name}"),
+            started_at=started_at,
+            seed=DEFAULT_SEED if seed is None else seed,
+            kept_epochs=_KEPT_EPOCHS if job.id.startswith(JOBS_PREFIX) else 0,
+        )
+
+    def _start_of(self, model: str) -> tuple[str, str]:
+        """Return the base of a model, and the model to start from: the base's name, or the path of the weights."""
+        if model in BASE_MODELS:
+            return model, model
+        base, weights = self._models.find(model)
+        return base, str(weights)
+
+    def _running_job(self, attempt: Attempt) -> FineTune | None:
+        """Return the job if it is running under this attempt; otherwise None."""
+        job = self._jobs.find(attempt.job.id)
+        return job if job.status == Status.RUNNING and self._is_latest(attempt) else None
+
+    def _is_latest(self, attempt: Attempt) -> bool:
+        latest = self.database.execute("SELECT attempt FROM jobs WHERE id = ?", (attempt.job.id,)).fetchone()
+        return latest is not None and latest[0] == attempt.id
+
+    def _remote(self, attempt_id: str) -> RemoteAttempt | None:
+        row = self.database.execute(
+            "SELECT remote_attempts.job, token, runner, NOT (status = ? AND jobs.attempt = remote_attempts.id)"
+            " FROM remote_attempts JOIN jobs ON jobs.id = remote_attempts.job WHERE remote_attempts.id = ?",
+            (Status.RUNNING, attempt_id),
+        ).fetchone()
+        return None if row is None else RemoteAttempt(row[0], row[1], row[2], bool(row[3]))

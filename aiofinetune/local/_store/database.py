@@ -48,6 +48,11 @@ _LATER_TABLES: Final = (
         number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, upload TEXT NOT NULL, bytes INTEGER NOT NULL,
         created_at INTEGER NOT NULL, is_joined INTEGER NOT NULL DEFAULT 0)""",
     "CREATE INDEX IF NOT EXISTS parts_by_upload ON parts (upload)",
+    # The attempts that run on other machines. `token` is the SHA-256 of the token, `runner` is what the process that
+    # runs the attempt calls itself, and `epoch` is the last epoch with an event.
+    """CREATE TABLE IF NOT EXISTS remote_attempts (
+        id TEXT PRIMARY KEY, job TEXT NOT NULL, token BLOB NOT NULL, started_at INTEGER NOT NULL, runner TEXT,
+        epoch INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID""",
 )
 
 _LATER_COLUMNS: Final = {
@@ -58,6 +63,8 @@ _LATER_COLUMNS: Final = {
     "estimated_finish": "INTEGER",
     "trained_tokens": "INTEGER",
     "failed_param": "TEXT",
+    # The id of the latest attempt to train it.
+    "attempt": "TEXT",
 }
 """The columns of `jobs` that stores of earlier servers lack."""
 

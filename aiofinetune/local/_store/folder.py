@@ -31,7 +31,7 @@ SCHEMA_VERSION: Final = 1
 _DATABASE: Final = "server.sqlite3"
 _COUNT: Final = "commits"
 _UNKNOWN: Final = "unknown"
-_OWN_NAME: Final = re.compile(r"(?:file-|model-|checkpoint-|run-|part_)[A-Za-z0-9]{24}(?:\.\w+)*")
+_OWN_NAME: Final = re.compile(r"(?:file-|model-|checkpoint-|run-|part_)([A-Za-z0-9]{24})(?:\.\w+)*")
 """The names of files that the store creates. It ignores all others in the folder."""
 
 _log = logging.getLogger(__name__)
@@ -213,13 +213,19 @@ class Folder:
                 found += [path for path in part.iterdir() if _OWN_NAME.fullmatch(path.name)]
         return found
 
-    def set_aside(self, known: Collection[str]) -> None:
+    def set_aside(self, known: Collection[str], attempts: Collection[str]) -> None:
         """Move the store's files that the database does not know to a separate folder, and log their names.
 
         A killed process leaves such files: unfinished uploads and models, and files that were being deleted.
+
+        Args:
+            known: The names of files that the database knows.
+            attempts: The ids of attempts that still run, on other machines; their files stay.
         """
+        suffixes = {attempt.partition("-")[2] for attempt in attempts}
         for path in self._own_files():
-            if path.name not in known:
+            own = _OWN_NAME.fullmatch(path.name)
+            if path.name not in known and not (own and own[1] in suffixes):
                 target = _free(self.path / _UNKNOWN / path.name)
                 path.rename(target)
                 _log.warning("no record of this server names %s; moved it to %s", path, target)

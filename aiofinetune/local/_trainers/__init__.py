@@ -7,7 +7,7 @@ on.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 import attrs
@@ -25,21 +25,49 @@ class Ended:
     """The end of the sentence "The trainer ended ..." for the job's owner, such as "by SIGKILL"."""
 
 
+class EngineLost(Exception):
+    """What runs an attempt was lost, and the attempt with it; the job goes back into the queue.
+
+    Args:
+        message: What was lost, for the job's owner; "Fine-tune interrupted: " comes before it.
+    """
+
+
+def engine_lost(error: BaseException) -> EngineLost | None:
+    """Return the `EngineLost` that an error, or an error in a group, is; None if there is none."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(engine_lost, error.exceptions)), None)
+    return error if isinstance(error, EngineLost) else None
+
+
 class Trainers(Protocol):
     """Runs the trainers of jobs."""
+
+    @property
+    def slots(self) -> int:
+        """The number of attempts that can run at once, those that run already included. It may change."""
+        ...  # Without this, Pyright takes the method for one that returns None.
+
+    @property
+    def resources(self) -> Mapping[str, int]:
+        """The amount of each resource, such as ``{"gpu": 1}``, that all attempts together can use. It may change."""
+        ...  # as above
 
     async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Run a trainer until it ends, and return how it ended.
 
         When a trainer reports success, the complete model and results are at the paths in `attempt`. If `attempt` asks
-        for the models at the ends of further epochs, each is complete at its path when the trainer reports that epoch.
+        for the models at the ends of further epochs, each is complete at its path before this returns.
 
         If this call is cancelled, or `on_line` raises an exception, end the trainer before the exception propagates.
-        Any other exception means that the trainer could not be run: if it is a shortage of this machine
-        (`aiofinetune.local._shortage`), the job goes back into the queue; otherwise the job fails.
+        A trainer on another machine need only be told to end; and while its job is still running under this attempt,
+        the server is only closing, and the trainer goes on until the server is back.
+
+        Any other exception means that the trainer could not be run: if it is `EngineLost`, or a shortage of this
+        machine (`aiofinetune.local._shortage`), the job goes back into the queue; otherwise the job fails.
 
         Args:
             attempt: The job, and the paths that the trainer reads and writes.
             on_line: Called and awaited for each line that the trainer writes.
         """
-        ...  # Without this, Pyright takes the method for one that returns None.
+        ...  # as above

@@ -1,0 +1,191 @@
+"""Attempts to train jobs: how many run at once, which starts next, and that each job ends under one attempt only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+
+from aiofinetune.local import _queue as queue
+from aiofinetune.local._queue import Jobs
+from aiofinetune.local._store import Store
+from aiofinetune.local._store.attempts import Attempt
+from aiofinetune.local._trainers import Ended, EngineLost
+from aiofinetune.models import FineTuneRequest, Status
+from tests.local.test_store import ROW, add_file
+
+SUCCEEDED = b'{"type": "succeeded"}'
+
+
+@attrs.define
+class Held:
+    """Trainers whose attempts run until a test ends them."""
+
+    slots: int = 2
+    resources: Mapping[str, int] = attrs.field(factory=dict)
+    running: dict[str, asyncio.Future[None]] = attrs.field(factory=dict)
+    """By job."""
+    order: list[str] = attrs.field(factory=list)
+    started: asyncio.Condition = attrs.field(factory=asyncio.Condition)
+
+    async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
+        """Wait until the test ends this attempt, or the queue does."""
+        ended = self.running[attempt.job.id] = asyncio.get_running_loop().create_future()
+        async with self.started:
+            self.order.append(attempt.job.id)
+            self.started.notify_all()
+        try:
+            await ended
+        finally:
+            if self.running[attempt.job.id] is ended:
+                del self.running[attempt.job.id]
+        attempt.model_path.touch()
+        attempt.results_path.touch()
+        await on_line(SUCCEEDED)
+        return Ended(is_well=True, how="well")
+
+    async def until(self, count: int) -> None:
+        """Wait until this number of attempts has started."""
+        async with asyncio.timeout(30), self.started:
+            await self.started.wait_for(lambda: len(self.order) >= count)
+
+
+@asynccontextmanager
+async def working(store: Store, trainers: Held, **needs: Mapping[str, int]) -> AsyncIterator[Jobs]:
+    """Run the queue during the block."""
+    jobs = Jobs(store, trainers, needs)
+    running = asyncio.create_task(jobs.run())
+    try:
+        yield jobs
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def created(store: Store, *models: str) -> list[str]:
+    """Create a job for each model; return their ids."""
+    file = await add_file(store, ROW)
+    return [(await store.jobs.create(FineTuneRequest(training_file=file, model=model))).id for model in models]
+
+
+async def told(store: Store, job_id: str) -> list[str]:
+    """What the events of a job say after its start was announced."""
+    return [event.message for event in (await store.jobs.get(job_id)).events[3:]]
+
+
+async def test_as_many_jobs_train_as_there_are_slots(data: Path) -> None:
+    """With two slots the two oldest jobs train at once, and the third starts when one of them ends."""
+    trainers = Held()
+    async with Store(data).opened() as store:
+        first, second, third = await created(store, "ada", "ada", "ada")
+        async with working(store, trainers) as jobs:
+            await trainers.until(2)
+            assert trainers.order == [first, second]
+            trainers.running[second].set_result(None)
+            await trainers.until(3)
+            assert sorted(trainers.running) == sorted((first, third))
+            trainers.running[third].set_result(None)
+            trainers.running[first].set_result(None)
+            for job_id in (first, second, third):
+                assert await jobs.feed(job_id).wait_until(Status.TERMINAL.__contains__) == "succeeded"
+        assert len(await store.models.list()) == 4 + 3
+
+
+async def test_a_resource_goes_to_the_oldest_job_that_needs_it(data: Path) -> None:
+    """A job waits for its resources while others pass it, but no younger job takes what it waits for."""
+    trainers = Held(slots=3, resources={"gpu": 2})
+    async with Store(data).opened() as store:
+        one, two, small, other = await created(store, "babbage", "davinci", "babbage", "ada")
+        async with working(store, trainers, babbage={"gpu": 1}, davinci={"gpu": 2}):
+            await trainers.until(2)
+            # `two` needs both, of which `one` has one; `small` could have the other, but is younger than `two`.
+            assert trainers.order == [one, other]
+            trainers.running[one].set_result(None)
+            await trainers.until(3)
+            assert trainers.order[2:] == [two]
+            trainers.running[two].set_result(None)
+            await trainers.until(4)
+            assert trainers.order[3:] == [small]
+
+
+async def test_a_job_without_its_resources_waits(data: Path) -> None:
+    """A job that needs what the trainers do not have stays pending, until they have it."""
+    trainers = Held()
+    async with Store(data).opened() as store:
+        (job,) = await created(store, "ada")
+        async with working(store, trainers, ada={"gpu": 1}) as jobs:
+            other = (await created(store, "babbage"))[0]
+            await trainers.until(1)
+            assert trainers.order == [other]
+            trainers.resources = {"gpu": 1}
+            jobs.look_again()
+            await trainers.until(2)
+            assert trainers.order == [other, job]
+
+
+async def test_a_job_whose_engine_is_lost_trains_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job goes back into the queue with a word on why, and its other attempt makes its one model."""
+    monkeypatch.setattr(queue, "_FIRST_PAUSE", 0.01)
+    trainers = Held()
+    async with Store(data).opened() as store:
+        (job,) = await created(store, "ada")
+        async with working(store, trainers) as jobs:
+            await trainers.until(1)
+            trainers.running[job].set_exception(EngineLost("its worker was lost"))
+            await trainers.until(2)
+            trainers.running[job].set_result(None)
+            assert await jobs.feed(job).wait_until(Status.TERMINAL.__contains__) == "succeeded"
+        messages = await told(store, job)
+        assert messages[1] == "Fine-tune interrupted: its worker was lost. It will start again from the beginning"
+        assert messages.count("Fine-tune started") == 2
+        assert len([message for message in messages if message.startswith("Uploaded model")]) == 1
+
+
+async def test_an_attempt_ends_though_its_job_is_running_again(data: Path) -> None:
+    """When a job is paused and resumed at once, its old attempt ends, and another one trains it."""
+    trainers = Held()
+    async with Store(data).opened() as store:
+        (job,) = await created(store, "ada")
+        async with working(store, trainers):
+            await trainers.until(1)
+            old = trainers.running[job]
+            async with asyncio.TaskGroup() as group:
+                for change in (store.jobs.pause, store.jobs.resume):
+                    group.create_task(change(job))
+            await trainers.until(2)
+            await asyncio.wait([old], timeout=30)
+            assert old.cancelled()
+            assert not trainers.running[job].done()
+
+
+async def test_a_late_attempt_changes_nothing(data: Path) -> None:
+    """Whatever an attempt reports after its job was put back, the job has its model from the other attempt alone."""
+    async with Store(data).opened() as store:
+        (job,) = await created(store, "ada")
+        late = await store.attempts.take_next()
+        assert late is not None
+        await store.attempts.put_back(late, "why")
+        attempt = await store.attempts.take_next()
+        assert attempt is not None
+        assert (attempt.job.id, attempt.id == late.id) == (job, False)
+        for each in (late, attempt):
+            each.model_path.touch()
+            each.results_path.touch()
+        before = await told(store, job)
+        await store.attempts.note_validated(late)
+        await store.attempts.note_epoch(late, 1, 4, 0)
+        await store.attempts.note_failure(late, "no")
+        await store.attempts.note_success(late)
+        await store.attempts.put_back(late, "again")
+        assert await told(store, job) == before
+        assert not (await store.jobs.row(job)).is_validated
+        await store.attempts.note_success(attempt)
+        await store.attempts.clear(late)
+        done = await store.jobs.get(job)
+        assert done.fine_tuned_model is not None
+        assert await store.models.weights_path(done.fine_tuned_model) == attempt.model_path
+        assert [path.name for path in (data / "models").iterdir()] == [attempt.model_path.name]
