@@ -6,6 +6,20 @@
         async with FineTuneSession(server.api_key, base_url=server.base_url) as session:
             ...
 
+The base models are ``ada``, ``babbage``, ``curie`` and ``davinci``: 0.3 to 1.7 million parameters, pretrained on the
+documentation that ships with CPython. A token is a word with the space before it.
+
+A conversation (training data with ``messages``, and chats) is joined to lines of ``role: content`` and a last
+``assistant:``, which the model continues with a space and its answer. Each message of the assistant is one example,
+unless its ``weight`` is 0. Preference and reinforcement training, and tools in a chat, are refused with a 400 that names
+the field; tools or images in a training file fail its job, whose error names the line. A paused job starts from the
+beginning when it is resumed.
+
+The folder (SQLite and files) survives ``kill -9``: no file, job or finished model is lost, and unfinished jobs run
+again. If a part of a folder that was used is missing or damaged, such as its database or the log beside it
+(``server.sqlite3-wal``), the server does not start and changes nothing. Files that no record names are moved to
+``unknown/``, never deleted.
+
 `LocalServer` is imported when it is first used, so that the trainers' processes do not load the server.
 """
 
