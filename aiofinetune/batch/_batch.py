@@ -75,9 +75,9 @@ class Batch:
         reserve: The part of `max_active` to leave to other programs.
         concurrency: The maximum number of requests that are sent at once.
         per_minute: The maximum number of creates in a minute. It is lower if the service throttles them.
-        journal: The path of the journal, a single file; if None, nothing outlasts this process. Keep it on a local disk,
-            and do not copy or move it while a batch runs. The lock file beside it (``.NAME.lock``) may stay behind; it
-            blocks nothing.
+        journal: The path of the journal, a single file; if None, nothing outlasts this process. Keep it on a local
+            disk, and do not copy or move it while a batch runs. The lock file beside it (``.NAME.lock``) may stay
+            behind; it blocks nothing.
         results: A folder to download each job's results file to, as ``label.ft-….csv``.
         fail_fast: Whether to send no more requests after the first entry that ends without a model in this run.
         cancel_on_exit: Whether to cancel the jobs that are still active on leaving the context.

@@ -11,9 +11,9 @@ documentation that ships with CPython. A token is a word with the space before i
 
 A conversation (training data with ``messages``, and chats) is joined to lines of ``role: content`` and a last
 ``assistant:``, which the model continues with a space and its answer. Each message of the assistant is one example,
-unless its ``weight`` is 0. Preference and reinforcement training, and tools in a chat, are refused with a 400 that names
-the field; tools or images in a training file fail its job, whose error names the line. A paused job starts from the
-beginning when it is resumed.
+unless its ``weight`` is 0. Preference and reinforcement training, and tools in a chat, are refused with a 400 that
+names the field; tools or images in a training file fail its job, whose error names the line. A paused job starts from
+the beginning when it is resumed.
 
 The folder (SQLite and files) survives ``kill -9``: no file, job or finished model is lost, and unfinished jobs run
 again. If a part of a folder that was used is missing or damaged, such as its database or the log beside it

@@ -15,7 +15,8 @@ Without pytest::
 A request meets one fault, the oldest that fits. Another process asks for the same faults at the server, as
 ``POST /v1/testing/faults/fail_next`` with the arguments as JSON; ``python -m aiofinetune.testing`` runs a server on its
 own. Nothing is trained: completions say that they are simulated, results have a column ``simulated``, and their figures
-are made up. A bad training file fails its job as it would in training, which ``FineTuneServer(real_training=True)`` does.
+are made up. A bad training file fails its job as it would in training, which a ``FineTuneServer(real_training=True)``
+does.
 
 Each name is imported when it is first used: the plugin itself imports only pytest and the standard library.
 """
