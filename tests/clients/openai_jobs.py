@@ -16,17 +16,14 @@ import asyncio
 import hashlib
 import inspect
 import json
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import openai
 
 from aiofinetune.local import LocalServer
 
-README = Path(__file__).parents[2] / "README.md"
 CHATS = "\n".join(
     json.dumps(
         {
@@ -330,20 +327,6 @@ async def check(calls: Calls) -> None:
     print(f"{calls.name}: {calls.count} calls, all as expected")
 
 
-async def check_readme() -> None:
-    """Run the README's programs that use this client; its tests that do are run by `tests.testing.test_readme`."""
-    every = re.findall(r"```py\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    examples = [text for text in every if "openai import" in text and "asyncio.run(" in text]
-    assert examples
-    for example in examples:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", example, stdout=asyncio.subprocess.PIPE)
-        stdout, _ = await process.communicate()
-        assert process.returncode == 0
-        for comment in re.findall(r"print\(.*\)  # (.+)", example):
-            assert comment.strip('"') in stdout.decode()
-        print("the example in the README: ok")
-
-
 async def main() -> None:
     """Check both clients against one server."""
     async with LocalServer() as server:
@@ -355,7 +338,6 @@ async def main() -> None:
             openai.AsyncOpenAI(**options) as lenient_async,
         ):
             await check(Calls("async", strict_async, lenient_async))
-    await check_readme()
     print(f"openai {openai.__version__}, Python {sys.version.split()[0]}")
 
 
