@@ -114,10 +114,15 @@ class Caller:
             async for page, _reply in self.pages(endpoint, *ids, query=query, after=after):
                 found.update((_key_of(row, len(found) + place), row) for place, row in enumerate(page.data))
             rows = tuple(found.values())
-        if page.has_more and endpoint.path not in self._partial_lists:
+        if page.has_more:
+            self.note_partial(endpoint)
+        return rows
+
+    def note_partial(self, endpoint: Endpoint[T]) -> None:
+        """Log once in a session that a list is partial."""
+        if endpoint.path not in self._partial_lists:
             self._partial_lists.add(endpoint.path)
             _log.warning("%s %s: the service sent only part of the list", endpoint.method, endpoint.path)
-        return rows
 
     async def pages(
         self,
@@ -204,6 +209,7 @@ class Caller:
         find: Callable[[], Awaitable[R | None]] | None = None,
         policy: Retry | None = None,
         *,
+        renews: bool = True,
         call: Call | None = None,
     ) -> R:
         """Attempt a call until it succeeds, or fails in a way that a retry cannot or must not fix.
@@ -213,12 +219,13 @@ class Caller:
             attempt: Makes one attempt.
             find: Looks for the result of a call whose reply was lost; returns None if the call certainly had no effect.
             policy: How often and how slowly to retry; by default the session's policy.
+            renews: Whether to attempt it again, whatever the policy, with a new token if the service refuses the token.
             call: What is noted of the call, if it is watched.
         """
         if call is None and (_observe.observer is not None or _log.isEnabledFor(logging.INFO)):
             with _observe.watching(Call(endpoint.method, endpoint.path, self.base_url)) as begun:
                 attempt = partial(self._watched, begun, attempt)
-                result = await self.retrying(endpoint, attempt, find, policy, call=begun)
+                result = await self.retrying(endpoint, attempt, find, policy, renews=renews, call=begun)
             self._note_created(endpoint, result)
             return result
         self.transport.check_place()
@@ -226,20 +233,20 @@ class Caller:
         now = asyncio.get_running_loop().time
         started_at = now()
         failures = 0
-        is_renewed = False
         while True:
             await self.throttle.wait()
-            token = None if self._token is None else await self._authorize()
+            token: Secret | None = None
             try:
+                token = await self._authorize()
                 result = await attempt()
             except FineTuneError as error:
                 failure = without_secret(error, *self.secrets)
             else:
                 self.trouble = None
                 return result
-            if token is not None and isinstance(failure, AuthenticationFailed) and not is_renewed:
+            if token is not None and isinstance(failure, AuthenticationFailed) and renews:
                 # The token may have expired. The call was refused, so it had no effect.
-                is_renewed = True
+                renews = False
                 self._refuse(token)
                 continue
             # Handled outside the except block: an error raised inside it would have `error` as its context, which may

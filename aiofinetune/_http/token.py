@@ -11,13 +11,15 @@ from typing import Final, TypeAlias
 
 from aiofinetune import structuring
 from aiofinetune._secret import Secret
-from aiofinetune.errors import ConfigurationError, FineTuneError
+from aiofinetune.errors import ConfigurationError, ConnectFailed, FineTuneError
 
 TokenSource: TypeAlias = Callable[[], str | Awaitable[str]]
 """Returns an access token, directly or when awaited."""
 
 _MARGIN: Final = 120.0
 """The number of seconds before its end at which a token is replaced, so that it does not expire on the way."""
+_MAX_SECONDS: Final = 60.0
+"""How long the function may take."""
 _MAX_KEPT: Final = 3
 """The number of tokens that are kept out of replies and errors: those of calls that may still be under way."""
 
@@ -45,6 +47,7 @@ class Token:
 
         Raises:
             ConfigurationError: The function failed, or did not return a token.
+            ConnectFailed: The function could not reach what gives the tokens, or took too long.
         """
         async with self._asking:
             if self._current is None or (self._expires_at is not None and time.time() > self._expires_at - _MARGIN):
@@ -60,13 +63,19 @@ class Token:
             self._current = None
 
     async def _ask(self) -> Secret:
+        deadline = asyncio.timeout(_MAX_SECONDS)
         try:
-            is_async = inspect.iscoroutinefunction(self._source)
-            given = self._source() if is_async else await asyncio.to_thread(self._source)
-            if inspect.isawaitable(given):
-                given = await given
+            async with deadline:
+                is_async = inspect.iscoroutinefunction(self._source)
+                given = self._source() if is_async else await asyncio.to_thread(self._source)
+                if inspect.isawaitable(given):
+                    given = await given
         except FineTuneError:
             raise
+        except OSError as error:
+            # TimeoutError is one. The call itself was not sent, so it can be tried again.
+            what = f"returned nothing for {_MAX_SECONDS:.0f} s" if deadline.expired() else f"raised {error!r}"
+            raise ConnectFailed(f"api_key: the function that gives the token {what}") from error
         except Exception as error:
             raise ConfigurationError(f"api_key: the function that gives the token raised {error!r}") from error
         if not isinstance(given, str):

@@ -62,7 +62,7 @@ def judge(
         return Verdict(job=keyed[0])
     if keyed:
         return Verdict(unclear=keyed)
-    others = [job for job in jobs if job.id not in claimed and not _is_anothers(job, request, key)]
+    others = [job for job in jobs if job.id not in claimed and not is_anothers(job, request, key)]
     if key is not None and has_echoed:
         # The job of this create would show its key, so one that does not fit is not it, and none is taken for it. Yet
         # something may have begun to drop metadata, so one that fits keeps the create from being sent again.
@@ -97,10 +97,19 @@ def key_of(job: FineTune) -> str | None:
     return None if job.metadata is None else job.metadata.get(KEY_NAME)
 
 
-def _is_anothers(job: FineTune, request: FineTuneRequest, key: str | None) -> bool:
-    """Return whether a job shows the key of another create."""
+_KEY: Final = re.compile("[0-9a-f]{32}")
+"""The form of the keys that creates carry."""
+
+
+def shows_key(job: FineTune) -> bool:
+    """Return whether a job shows the key of a create as it was sent. A gateway may cut it, or change its case."""
+    return _KEY.fullmatch(key_of(job) or "") is not None
+
+
+def is_anothers(job: FineTune, request: FineTuneRequest, key: str | None) -> bool:
+    """Return whether a job shows the key of another create. A text that is no key may be this one's, changed."""
     own = key if key is not None else (request.metadata or {}).get(KEY_NAME)
-    return key_of(job) not in (None, own)
+    return shows_key(job) and key_of(job) != own
 
 
 def _is_near(job: FineTune, request: FineTuneRequest, since: float | None) -> bool:
@@ -117,7 +126,7 @@ def is_ours(job: FineTune, request: FineTuneRequest, since: float | None, key: s
     """Return whether a job that a broken reply to a create named matches the request, as far as the service says."""
     if key is not None and key_of(job) == key:
         return True
-    return not _is_anothers(job, request, key) and _is_near(job, request, since) and fits(job, request)
+    return not is_anothers(job, request, key) and _is_near(job, request, since) and fits(job, request)
 
 
 def fits(job: FineTune, request: FineTuneRequest) -> bool:

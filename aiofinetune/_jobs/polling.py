@@ -150,14 +150,19 @@ class PolledEvents(EventStream):
         """
         after = self._last_id if self._newest_first is False and not is_last else None
         found: dict[int, FineTuneEvent] = {}
+        has_more = False
         endpoint = self._caller.endpoints.list_fine_tune_events
         async with aclosing(self._caller.pages(endpoint, self._id, after=after, policy=_ONCE)) as pages:
             async for page, _reply in pages:
                 found.update((_identity(event), event) for event in page.data)
+                has_more = page.has_more
                 if self._newest_first is None:
                     self._learn_order(list(found.values()))
                 if self._newest_first and not is_last and any(_identity(event) in self._given for event in page.data):
+                    has_more = False
                     break
+        if has_more:
+            self._caller.note_partial(endpoint)
         newest_first = self._caller.dialect.newest_first if self._newest_first is None else self._newest_first
         events = [event for name, event in found.items() if name not in self._given]
         return oldest_first(events, newest_first=newest_first)

@@ -252,7 +252,7 @@ class Recovery:
                     break
         assert first is not None  # noqa: S101  # there is always a first page
         self.has_echoed = self.has_echoed or any(
-            matching.key_of(job) is not None and (job.id in self.claims or job.id in known) for job in jobs.values()
+            matching.shows_key(job) and (job.id in self.claims or job.id in known) for job in jobs.values()
         )
         return Rows(tuple(jobs.values()), tuple(dict.fromkeys(unreadable)), is_whole and has_ids), first
 
@@ -438,10 +438,15 @@ class _Create:
         if reply.status >= 300:
             raise self._caller.error_of(self._caller.endpoints.create_fine_tune, reply)
         try:
-            return await self._caller.decode(self._caller.endpoints.create_fine_tune, reply)
+            job = await self._caller.decode(self._caller.endpoints.create_fine_tune, reply)
         except FineTuneError as misfit:
             named, is_whole = structuring.readable_id(reply.body), structuring.is_json(reply.body)
             raise Accepted(named, is_whole=is_whole) from (misfit if named else unreadable(reply, misfit))
+        if matching.is_anothers(job, self._request, self._key):
+            # Something in between has mixed up replies, so the job of this create is another one.
+            words = f"the reply shows {job.id}, which has the key of another create in its metadata"
+            raise Accepted(None, is_whole=False) from ProtocolViolation(words)
+        return job
 
     def _claim(self, fine_tune_id: str) -> None:
         """Claim the job for this call.

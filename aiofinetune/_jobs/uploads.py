@@ -72,7 +72,8 @@ class FileUploads:
         with self._claims.call():
             endpoints = self._caller.endpoints
             endpoint: Endpoint[Any] = endpoints.upload_file if parts is None else endpoints.complete_upload
-            return await self._caller.retrying(endpoint, attempt, find, policy)
+            renews = content.rewind is not None
+            return await self._caller.retrying(endpoint, attempt, find, policy, renews=renews)
 
     def _parts_of(self, content: Content, progress: Progress | None) -> PartedUpload | None:
         """Return the upload in parts of a file that is too large for a form; None for any other file.

@@ -28,6 +28,8 @@ _STATUSES: Final[Mapping[str, str]] = {
     "canceled": Status.CANCELLED,
 }
 """The services' words for a job's status, where they differ from the reference's."""
+_PAGE: Final = 20
+"""The number of rows in a page by default (the contract's ``limit``)."""
 METHODS: Final[Mapping[str, str]] = MappingProxyType(
     {"supervised": "supervised", "preference": "dpo", "reinforcement": "reinforcement"}
 )
@@ -118,9 +120,17 @@ def each(translate: Callable[[object], object]) -> Callable[[object], object]:
     def read_page(value: object) -> object:
         if not isinstance(value, dict) or not isinstance(rows := value.get("data"), list):
             return value
-        return {**value, "data": [translate(row) for row in rows]}
+        has_more = value.get("has_more")
+        if not isinstance(has_more, bool):
+            # The contract requires it. Without it, a page that is full by the contract's default may not be the last.
+            has_more = len(rows) >= _PAGE
+        return {**value, "data": [translate(row) for row in rows], "has_more": has_more}
 
     return read_page
+
+
+def _unchanged(row: object) -> object:
+    return row
 
 
 def _fits(job: Object) -> bool:
@@ -128,6 +138,7 @@ def _fits(job: Object) -> bool:
 
 
 _JOBS: Final = "/fine_tuning/jobs"
+_EACH: Final = each(_unchanged)
 
 ENDPOINTS: Final = Endpoints(
     create_fine_tune=Endpoint("POST", _JOBS, FineTune, idempotent=False, translate=read_job),
@@ -135,10 +146,10 @@ ENDPOINTS: Final = Endpoints(
     list_rows=Endpoint("GET", _JOBS, Rows, translate=each(read_job), is_paged=True),
     retrieve_fine_tune=Endpoint("GET", _JOBS + "/{}", FineTune, translate=read_job),
     cancel_fine_tune=Endpoint("POST", _JOBS + "/{}/cancel", FineTune, translate=read_job),
-    list_fine_tune_events=Endpoint("GET", _JOBS + "/{}/events", Listing[FineTuneEvent], is_paged=True),
+    list_fine_tune_events=Endpoint("GET", _JOBS + "/{}/events", Listing[FineTuneEvent], translate=_EACH, is_paged=True),
     pause_fine_tune=Endpoint("POST", _JOBS + "/{}/pause", FineTune, translate=read_job),
     resume_fine_tune=Endpoint("POST", _JOBS + "/{}/resume", FineTune, translate=read_job),
-    list_checkpoints=Endpoint("GET", _JOBS + "/{}/checkpoints", Listing[Checkpoint], is_paged=True),
+    list_checkpoints=Endpoint("GET", _JOBS + "/{}/checkpoints", Listing[Checkpoint], translate=_EACH, is_paged=True),
 )
 
 JOBS: Final = Dialect(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
 
 import attrs
 import pytest
@@ -10,8 +12,9 @@ import pytest
 from aiofinetune import CreateUncertain, FineTuneRequest
 from aiofinetune.dialects._dialect import KEY_NAME
 from tests.servers.faults import FAULTS
-from tests.servers.faultserver import FaultServer
+from tests.servers.faultserver import Exchange, Fault, FaultServer
 from tests.servers.jobs_service import JobsService
+from tests.servers.service import Object, Reply, Request, json_reply
 from tests.session.creates import CREATE, LIST, talking
 
 pytestmark = pytest.mark.fastforward
@@ -57,7 +60,7 @@ async def test_found_by_its_key_among_equal_jobs() -> None:
     """A lost job is found by its key among equal jobs that other programs made at the same moment."""
     service = JobsService()
     async with talking(service=service) as (server, session, request):
-        for key in ("theirs", "others"):
+        for key in ("0" * 32, "1" * 32):
             service.add_job(asked(request, metadata={KEY_NAME: key}))
         service.add_job(asked(request))
         server.fail(CREATE, LOST)
@@ -230,9 +233,142 @@ async def test_find_by_key() -> None:
     """A later session finds a recorded create by its key, however old; without the job it says that there is none."""
     service = JobsService()
     async with talking(service=service) as (_server, session, request):
-        made = service.add_job(asked(request, metadata={KEY_NAME: "k1"}), age=7200)
+        made = service.add_job(asked(request, metadata={KEY_NAME: "1" * 32}), age=7200)
         find = session._recovery.find
-        job = await find(request, 1.0, key="k1")
+        job = await find(request, 1.0, key="1" * 32)
         assert job is not None
         assert job.id == made
-        assert await find(request, service.now() - 60, key="k2") is None
+        assert await find(request, service.now() - 60, key="2" * 32) is None
+
+
+# Gateways that change what they hand on
+
+
+def changing(service: JobsService, change: Callable[[str], str]) -> None:
+    """Let something change the keys on their way to the service."""
+    add_job = service.add_job
+
+    def add_changed(asked: Object, *, age: float = 0) -> str:
+        metadata = {name: change(text) for name, text in (asked.get("metadata") or {}).items()}
+        return add_job({**asked, "metadata": metadata}, age=age)
+
+    service.add_job = add_changed  # type: ignore[method-assign]  # it wraps the one of this service
+
+
+@pytest.mark.parametrize("change", [str.upper, lambda key: key[:16], lambda key: f"x-{key}", lambda _key: ""])
+@pytest.mark.parametrize("has_made", [False, True])
+async def test_a_gateway_that_changes_keys(change: Callable[[str], str], has_made: bool) -> None:
+    """One that cuts keys or changes their case leads to no second job: a lost one is found by its parameters."""
+    service = JobsService()
+    changing(service, change)
+    async with talking(service=service) as (server, session, request):
+        made = {(await session.create_fine_tune(attrs.evolve(request, n_epochs=7))).id} if has_made else set()
+        server.fail(CREATE, LOST)
+        made |= {(await session.create_fine_tune(request)).id}
+        assert not session._recovery.has_echoed
+    assert made == set(service.jobs)
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+async def test_a_reply_with_the_key_of_another_create(is_made: bool) -> None:
+    """A reply that shows another create's key is not believed: the job is found by its own key, or it is uncertain."""
+    service = JobsService()
+    async with talking(service=service) as (server, session, request):
+        other = service.add_job(asked(request, metadata={KEY_NAME: "0" * 32}))
+
+        async def play(exchange: Exchange) -> None:
+            await exchange.send(json_reply(service.job(other)).raw)
+
+        server.fail(CREATE, Fault(play, has_effect=is_made))
+        if is_made:
+            job = await session.create_fine_tune(request)
+            assert job.metadata == {KEY_NAME: keys_sent(server)[0]}
+            assert set(service.jobs) == {other, job.id}
+        else:
+            with pytest.raises(
+                CreateUncertain, match=f"the reply shows {other}, which has the key of another"
+            ) as caught:
+                await session.create_fine_tune(request)
+            assert caught.value.accepted
+            assert set(service.jobs) == {other}
+    assert server.asked().count(CREATE) == 1
+
+
+@pytest.mark.parametrize("page_size", [1, 3])
+async def test_pages_in_a_circle(page_size: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A list whose cursor leads round in a circle ends, is said to be partial, and is no proof of anything."""
+    service = JobsService()
+    service.page_size = page_size
+    page = service._page
+
+    def circle(request: Request, rows: list[Object]) -> Reply:
+        after = parse_qs(urlsplit(request.target).query).get("after", [""])[0]
+        if rows and after == rows[-1]["id"]:
+            request = attrs.evolve(request, target="/v1/fine_tuning/jobs")
+        reply = page(request, rows)
+        return json_reply({**json.loads(reply.body), "has_more": True})
+
+    service._page = circle  # type: ignore[method-assign]  # it wraps the one of this service
+    async with talking(service=service) as (server, session, request):
+        made = [service.add_job(asked(attrs.evolve(request, n_epochs=20 + number))) for number in range(6)]
+        assert sorted(job.id for job in await session.list_fine_tunes()) == sorted(made)
+        assert "only part of the list" in caplog.text
+        assert {job.id async for job in session.iter_fine_tunes()} == set(made)
+        server.fail(CREATE, VAIN)
+        with pytest.raises(CreateUncertain):
+            await session.create_fine_tune(request)
+    assert len(service.jobs) == 6
+
+
+@pytest.mark.parametrize("ignores_cursor", [False, True])
+async def test_lists_that_do_not_say_whether_there_is_more(ignores_cursor: bool) -> None:
+    """A full page without ``has_more`` may not be the last: the next one is asked for before a create is sent again."""
+    service = JobsService()
+    service.newest_first = False
+    service.ignores_cursor = ignores_cursor
+    page = service._page
+
+    def silent(request: Request, rows: list[Object]) -> Reply:
+        said = json.loads(page(request, rows).body)
+        return json_reply({"data": said["data"]})
+
+    service._page = silent  # type: ignore[method-assign]  # it wraps the one of this service
+    async with talking(service=service) as (server, session, request):
+        for number in range(25):
+            service.add_job(asked(attrs.evolve(request, n_epochs=20 + number)), age=1000 - number)
+        server.fail(CREATE, LOST)
+        if ignores_cursor:
+            with pytest.raises(CreateUncertain):
+                await session.create_fine_tune(request)
+        else:
+            job = await session.create_fine_tune(request)
+            assert job.id == list(service.jobs)[-1]
+            assert len(await session.list_fine_tunes()) == 26
+    assert len(service.jobs) == 26
+
+
+async def test_created_without_a_body() -> None:
+    """A create that is answered 201 without a body made a job, which is found by its key, and is not sent again."""
+    service = JobsService()
+    async with talking(service=service) as (server, session, request):
+
+        async def play(exchange: Exchange) -> None:
+            await exchange.send(Reply(201, b"").raw)
+
+        server.fail(CREATE, Fault(play))
+        job = await session.create_fine_tune(request)
+    assert [job.id] == list(service.jobs)
+    assert server.asked().count(CREATE) == 1
+
+
+async def test_an_id_that_is_given_twice() -> None:
+    """If a service answers two creates with one id, the second is uncertain, and is not sent again."""
+    service = JobsService()
+    async with talking(service=service) as (server, session, request):
+        first = await session.create_fine_tune(request)
+        service._count = int(first.id.removeprefix("ft-")) - 1
+        with pytest.raises(CreateUncertain) as caught:
+            await session.create_fine_tune(attrs.evolve(request, n_epochs=5))
+    assert caught.value.accepted
+    assert caught.value.candidate_ids == (first.id,)
+    assert server.asked().count(CREATE) == 2
