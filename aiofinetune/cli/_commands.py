@@ -198,13 +198,16 @@ def demo(model: str, n_epochs: int, dialect: str) -> None:
 
 
 @cli.command()
-def services() -> None:
+@click.option("--dialect", metavar="NAME", help="Only this dialect.")
+def services(dialect: str | None) -> None:
     """List the services that a session can speak to, and what each can and cannot."""
     from rich.console import Console
 
+    from aiofinetune.cli._run import reported
     from aiofinetune.cli._services import show
 
-    show(Console())
+    with reported():
+        show(Console(), dialect)
 
 
 @cli.command(

@@ -6,22 +6,37 @@ from collections.abc import Callable
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from aiofinetune.dialects import DIALECTS, Dialect, Follows, Recognises, Uploads
+from aiofinetune.dialects._capabilities import NAMES, capabilities
+from aiofinetune.dialects._choice import named
 
 _MIB: Final = 1 << 20
 
 
-def show(console: Console) -> None:
-    """Print a table of all dialects, and what to set."""
-    table = Table(title="Services, by dialect")
-    table.add_column("")
-    for dialect in DIALECTS.values():
-        table.add_column(dialect.name, overflow="fold")
-    for name, cell in _ROWS.items():
-        table.add_row(name, *(cell(dialect) for dialect in DIALECTS.values()))
-    console.print(table)
+def show(console: Console, name: str | None = None) -> None:
+    """Print tables of all dialects, or of one, and what to set.
+
+    Args:
+        console: Where to print.
+        name: The dialect; None for all.
+
+    Raises:
+        ConfigurationError: There is no such dialect.
+    """
+    dialects = DIALECTS.values() if name is None else (named(name),)
+    facts = {row: [cell(dialect) for dialect in dialects] for row, cell in _ROWS.items()}
+    held = {row: [str(capabilities(dialect)[row]) for dialect in dialects] for row in NAMES}
+    for title, rows in (("Services, by dialect", facts), ("What is held of it", held)):
+        table = Table(title=title)
+        table.add_column("")
+        for dialect in dialects:
+            table.add_column(dialect.name, overflow="fold")
+        for row, cells in rows.items():
+            table.add_row(row.replace("`", ""), *map(escape, cells))
+        console.print(table)
     console.print(
         "The dialect is FineTuneSession(dialect=...), or AIOFINETUNE_DIALECT, or that of a known host, or fine-tunes."
         " A parameter that a service lacks is refused before anything is sent.",

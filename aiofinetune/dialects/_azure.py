@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
@@ -35,4 +36,5 @@ AZURE: Final = attrs.evolve(
     filters_metadata=False,
     fits=lambda _job: False,
     explain=_explain,
+    missing=MappingProxyType({"completions of the model": "it is deployed first, by another API of Azure's"}),
 )

@@ -159,6 +159,7 @@ class Dialect:
         fits: Whether a JSON object has the form of a job of this dialect, and of no other.
         explain: Adds advice to an error of the service.
         rules: Returns what the service takes as training data.
+        missing: What the service offers, or may, and this package does not, by the names of `_capabilities`, in words.
     """
 
     name: str
@@ -188,6 +189,7 @@ class Dialect:
     fits: Callable[[Object], bool] = lambda _job: False
     explain: Explain = _unexplained
     rules: Callable[[], Rules] = _rules_of_jobs
+    missing: Mapping[str, str] = MappingProxyType({})
 
     def check(self, request: FineTuneRequest) -> None:
         """Refuse a request that this dialect cannot express.

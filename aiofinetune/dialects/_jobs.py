@@ -172,4 +172,10 @@ JOBS: Final = Dialect(
     filters_metadata=True,
     job_object="fine_tuning.job",
     fits=_fits,
+    missing=MappingProxyType(
+        {
+            "completions of the model": "chat models answer at /chat/completions",
+            "graders, checkpoint permissions": "the service's own client has them",
+        }
+    ),
 )

@@ -47,4 +47,10 @@ NEBIUS: Final = attrs.evolve(
     filters_metadata=False,
     model_in_checkpoints=True,
     fits=lambda _job: False,
+    missing=MappingProxyType(
+        {
+            "pause, resume": "not known whether the service has them",
+            "completions of the model": "chat models answer at /chat/completions",
+        }
+    ),
 )
