@@ -18,7 +18,8 @@ from aiofinetune.errors import RequestInvalid
 from aiofinetune.local._completions import Completer, LocalCompleter
 from aiofinetune.local._connections import connection_of, new_request_id
 from aiofinetune.local._queue import Jobs
-from aiofinetune.local._routes import Handler
+from aiofinetune.local._routes import Handler, Routes
+from aiofinetune.local._routes.attempts import PREFIX, AttemptRoutes
 from aiofinetune.local._routes.bodies import MAX_JSON_BYTES
 from aiofinetune.local._routes.files import FileRoutes
 from aiofinetune.local._routes.fine_tunes import FineTuneRoutes
@@ -29,6 +30,7 @@ from aiofinetune.local._routes.uploads import UploadRoutes
 from aiofinetune.local._shortage import shortage_of
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.refused import Refused
+from aiofinetune.local._trainers.remote import RemoteTrainers
 
 _GRACE: Final = 1.0
 """Seconds that requests have to finish after the server starts to close."""
@@ -44,19 +46,33 @@ class Api:
         jobs: The queue that trains the store's jobs.
         api_key: The key that clients must send as ``Authorization: Bearer KEY``.
         completer: Writes the completions; by default, with the models that the jobs trained.
+        remote: The attempts that train on other machines, if there are any.
+        worker_token: The token with which workers claim attempts; None if they cannot.
     """
 
-    def __init__(self, store: Store, jobs: Jobs, api_key: str, completer: Completer | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        jobs: Jobs,
+        api_key: str,
+        completer: Completer | None = None,
+        remote: RemoteTrainers | None = None,
+        worker_token: str | None = None,
+    ) -> None:
         self._authorization = f"Bearer {api_key}".encode()
         self._requests: set[asyncio.Task[object]] = set()
         self._endless: set[asyncio.Task[object]] = set()
         self._models = ModelRoutes(store, self._endless, completer or LocalCompleter())
-        self._routes = (
+        self._attempts: AttemptRoutes | None = None
+        if remote is not None:
+            self._attempts = AttemptRoutes(store, jobs, remote, self._endless, worker_token)
+        self._routes: tuple[Routes, ...] = (
             FineTuneRoutes(store, jobs, self._endless),
             JobRoutes(store),
             FileRoutes(store),
             UploadRoutes(store),
             self._models,
+            *([self._attempts] if self._attempts else []),
         )
 
     def application(self) -> web.Application:
@@ -87,7 +103,7 @@ class Api:
 
     async def _respond(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            self._authorize(request)
+            await self._authorize(request)
             return await handler(request)
         except Refused as refused:
             return error_reply(refused.status, refused.message, refused.param, refused.code, refused.headers)
@@ -104,7 +120,16 @@ class Api:
             _log.exception("%s %s failed", request.method, request.path)
             return error_reply(500, "The server failed to answer; its log has the details")
 
-    def _authorize(self, request: web.Request) -> None:
+    async def _authorize(self, request: web.Request) -> None:
+        resource = request.match_info.route.resource
+        if self._attempts and resource and resource.canonical.startswith(f"/v1{PREFIX}"):
+            await self._attempts.authorize(request)
+        else:
+            self._check_key(request)
+        if not request.raw_path.isascii():  # aiohttp's C parser refuses this itself, but its Python parser does not.
+            raise Refused(400, "the URL contains bytes that must be percent-encoded (RFC 3986, section 2)")
+
+    def _check_key(self, request: web.Request) -> None:
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
         if not hmac.compare_digest(given, self._authorization):
             raise Refused(
@@ -113,8 +138,6 @@ class Api:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        if not request.raw_path.isascii():  # aiohttp's C parser refuses this itself, but its Python parser does not.
-            raise Refused(400, "the URL contains bytes that must be percent-encoded (RFC 3986, section 2)")
 
     async def _end_requests(self, _app: web.Application) -> None:
         # Streams would last as long as their jobs. When they are cancelled, their connections close without a proper

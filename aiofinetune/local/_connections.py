@@ -15,6 +15,7 @@ import logging
 import resource
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, cast
@@ -53,11 +54,15 @@ class Connections:
     Args:
         make_protocol: Returns the protocol that serves one connection.
         log: Logs that there are too many connections.
+        tls: Encrypts the connections; None for plain ones.
     """
 
-    def __init__(self, make_protocol: Callable[[], asyncio.Protocol], log: SeldomLog) -> None:
+    def __init__(
+        self, make_protocol: Callable[[], asyncio.Protocol], log: SeldomLog, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._make_protocol = make_protocol
         self._log = log
+        self._tls = tls
         self._max = _max_connections()
         self._loop = asyncio.get_running_loop()
         self._sockets: Sequence[socket.socket] = ()
@@ -149,7 +154,12 @@ class Connections:
 
     async def _serve(self, accepted: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: Connection(self, self._make_protocol()), accepted)
+            await self._loop.connect_accepted_socket(
+                lambda: Connection(self, self._make_protocol()),
+                accepted,
+                ssl=self._tls,
+                ssl_handshake_timeout=_HEADER_TIMEOUT if self._tls else None,
+            )
         except OSError:
             self._count -= 1
             accepted.close()

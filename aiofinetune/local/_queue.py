@@ -50,6 +50,8 @@ class Feed:
         self._job_id = job_id
         self._encoded: list[bytes] = []
         self._status: str = Status.PENDING
+        self._attempt: str | None = None
+        """The id of the job's latest attempt."""
         self._is_complete = False
         """Whether all events have been read."""
         self._reading = asyncio.Lock()
@@ -82,6 +84,13 @@ class Feed:
             position += len((await self.wait(position))[0])
         return self._status
 
+    async def wait_until_over(self, attempt: Attempt) -> None:
+        """Wait until the job is not running under this attempt."""
+        position = 0
+        await self._read()
+        while self._status == Status.RUNNING and self._attempt == attempt.id:
+            position += len((await self.wait(position))[0])
+
     async def _read(self) -> None:
         async with self._reading:
             if not self._changed.is_set():
@@ -90,7 +99,7 @@ class Feed:
             self._changed.clear()
             start = len(self._encoded)
             try:
-                events, self._status = await self._store.jobs.events(self._job_id, start, MANY_EVENTS)
+                events, self._status, self._attempt = await self._store.jobs.events(self._job_id, start, MANY_EVENTS)
             except BaseException:
                 self._changed.set()
                 raise
@@ -183,7 +192,7 @@ class Jobs:
                 try:
                     await self._put_back()
                     if not has_resumed:
-                        for attempt in await self._store.attempts.resumable():
+                        for attempt in await self._store.attempts.resumable(self._needs):
                             self._begin(group, attempt)
                         has_resumed = True
                     await self._begin_next(group)
@@ -206,7 +215,7 @@ class Jobs:
         """Return the free amount of each resource."""
         free = Counter(self._trainers.resources)
         for attempt in self._running.values():
-            free.subtract(self._needs.get(attempt.base, {}))
+            free.subtract(attempt.needs)
         return free
 
     def _begin(self, group: asyncio.TaskGroup, attempt: Attempt) -> None:
@@ -272,7 +281,7 @@ class Jobs:
 
     async def _log_end(self, attempt: Attempt, seconds: float) -> None:
         if _log.isEnabledFor(logging.INFO):
-            _, status = await self._store.jobs.events(attempt.job.id, 0, 0)
+            _, status, _ = await self._store.jobs.events(attempt.job.id, 0, 0)
             extra = {"job_id": attempt.job.id, "status": status, "seconds": seconds}
             _log.info("fine-tune %s: %s after %.1f s", attempt.job.id, status, seconds, extra=extra)
 
@@ -287,9 +296,7 @@ class Jobs:
 
     async def _stop_with_job(self, attempt: Attempt, training: asyncio.Task[Ended]) -> None:
         # A job that was paused may be resumed by now, and train under another attempt.
-        feed, position = self.feed(attempt.job.id), 0
-        while await self._store.attempts.is_running(attempt):
-            position += len((await feed.wait(position))[0])
+        await self.feed(attempt.job.id).wait_until_over(attempt)
         training.cancel()
 
     async def _read(self, attempt: Attempt, said: _Said, line: bytes) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,7 @@ from aiofinetune.local._connections import Connections, SeldomLog, listen
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
 from aiofinetune.local._trainers import Trainers
+from aiofinetune.local._trainers.remote import RemoteTrainers
 
 _SHUTDOWN_TIMEOUT: Final = 0.3
 """Seconds that connections have to close after their requests have ended or were cancelled."""
@@ -43,6 +45,10 @@ class LocalServer:
         api_key: The key that clients must send; by default, a random one.
         trainers: What trains the jobs; by default, processes on this machine.
         needs: The amount of each resource that a job needs, by its base model.
+        remote: Trains the jobs on other machines. If `trainers` is given too, it is what passes the attempts on to
+            `remote`.
+        worker_token: The token with which workers claim attempts.
+        tls: Serves https with this context.
         completer: Writes the completions; by default, with the models that the jobs trained.
         extend: Called with the web application before it starts, to add middlewares, routes or signals to it. What is
             added sees only requests with the right key.
@@ -67,6 +73,9 @@ class LocalServer:
         api_key: str | None = None,
         trainers: Trainers | None = None,
         needs: Mapping[str, Mapping[str, int]] | None = None,
+        remote: RemoteTrainers | None = None,
+        worker_token: str | None = None,
+        tls: ssl.SSLContext | None = None,
         completer: Completer | None = None,
         extend: Callable[[web.Application], None] = lambda _application: None,
     ) -> None:
@@ -76,11 +85,16 @@ class LocalServer:
             api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""
         ):
             raise ConfigurationError("api_key: expected printable ASCII without space around it")
+        if worker_token is not None and worker_token == api_key:
+            raise ConfigurationError("worker_token: is the API key; workers need a token of their own")
         self.api_key: str = api_key or f"local-{secrets.token_urlsafe(24)}"
         self._data = data
         self._host = host
         self._port = port
-        self._trainers = trainers
+        self._trainers = trainers or remote
+        self._remote = remote
+        self._worker_token = worker_token
+        self._tls = tls
         self._needs = needs
         self._completer = completer
         self._extend = extend
@@ -149,25 +163,29 @@ class LocalServer:
         failure: BaseException | None = None
         async with (
             _folder(self._data, self._temporary_parent) as folder,
-            Store(folder).opened() as store,
+            Store(folder, keeps_remote=self._remote is not None).opened() as store,
             asyncio.TaskGroup() as group,
         ):
             jobs = Jobs(store, self._trainers, self._needs)
-            api = Api(store, jobs, self.api_key, self._completer)
-            trainings = group.create_task(jobs.run())
+            api = Api(store, jobs, self.api_key, self._completer, self._remote, self._worker_token)
             try:
-                async with self._listening(api):
+                async with self._listening(api), self._with_remote(store, jobs):
+                    trainings = group.create_task(jobs.run())
                     try:
                         yield
                     finally:
-                        trainings.cancel()  # The trainer ends at the same time as the requests.
+                        trainings.cancel()  # The trainers end at the same time as the requests.
             except BaseException as error:  # noqa: BLE001  # It is raised below, because the group would wrap it.
                 failure = error
             finally:
-                trainings.cancel()
                 await api.close()
         if failure is not None:
             raise failure
+
+    def _with_remote(self, store: Store, jobs: Jobs) -> contextlib.AbstractAsyncContextManager[None]:
+        if self._remote is None:
+            return contextlib.nullcontext()
+        return self._remote.opened(store, self.base_url, jobs.look_again)
 
     @contextlib.asynccontextmanager
     async def _listening(self, api: Api) -> AsyncIterator[None]:
@@ -184,14 +202,14 @@ class LocalServer:
         )
         await runner.setup()
         assert runner.server is not None  # noqa: S101  # It is set by `setup`.
-        connections = Connections(runner.server, log)
+        connections = Connections(runner.server, log, self._tls)
         try:
             try:
                 sockets = await listen(self._host, self._port)
             except (OSError, OverflowError) as error:
                 raise ConfigurationError(f"cannot listen on {self._host}, port {self._port}: {error}") from error
             host, port = sockets[0].getsockname()[:2]
-            self.base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+            self.base_url = f"http{'s' if self._tls else ''}://{f'[{host}]' if ':' in host else host}:{port}/v1"
             connections.accept(sockets)
             yield
         finally:

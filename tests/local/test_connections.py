@@ -163,7 +163,7 @@ async def test_bodies_have_to_come_in_time(
     client: Client, data: Path, monkeypatch: pytest.MonkeyPatch, raw: Raw, sent: bytes
 ) -> None:
     """A client that stops in the middle of its body gets a 408 in the envelope, and nothing of a file stays."""
-    monkeypatch.setattr(bodies, "_BODY_TIMEOUT", 0.05)
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT", 0.05)
     reader = await raw.send(sent)
     async with asyncio.timeout(20):
         head = await reader.readuntil(b"\r\n\r\n")

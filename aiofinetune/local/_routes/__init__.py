@@ -6,9 +6,18 @@ The reference's fine-tunes and ``/fine_tuning/jobs`` are two faces of the same j
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 from aiohttp import web
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Paths = Mapping[str, Mapping[str, Handler]]
 """The handlers of each path, by method."""
+
+
+class Routes(Protocol):
+    """The routes of a part of the API."""
+
+    def paths(self) -> Paths:
+        """Return the handlers of each path."""
+        ...  # Without this, Pyright takes the method for one that returns None.

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 from aiohttp import BodyPartReader, web
 
 from aiofinetune import structuring
+from aiofinetune.local._routes.replies import PIECE_BYTES
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.files import Incoming
 from aiofinetune.local._store.refused import Refused
@@ -23,20 +24,17 @@ _MAX_FORM_BYTES: Final = 64 << 10
 _MAX_TEXT_BYTES: Final = 100
 """The size of a text in a form."""
 
-_BODY_TIMEOUT: Final = 60.0
+BODY_TIMEOUT: Final = 60.0
 """Seconds within which a client must send a JSON body, or the next piece of a file."""
-
-PIECE_BYTES: Final = 256 << 10
-"""The amount of an upload or a download that is in memory at a time."""
 
 
 async def read_json_object(request: web.Request) -> dict[str, object]:
     """Read a request's JSON object; refuse anything else."""
     try:
-        async with asyncio.timeout(_BODY_TIMEOUT):
+        async with asyncio.timeout(BODY_TIMEOUT):
             body = await request.read()
     except TimeoutError:
-        raise _too_slow() from None
+        raise too_slow() from None
     try:
         value = structuring.loads(body)
         # A value that cannot be encoded, such as half a surrogate pair, could not be stored or sent back.
@@ -118,16 +116,17 @@ class FormReader:
         return Refused(413, f"{self._file}: at most {self._max_bytes:,} bytes are allowed", param=self._file)
 
 
-def _too_slow() -> Refused:
+def too_slow() -> Refused:
+    """Return the refusal of a body that does not arrive."""
     return Refused(408, "the body did not arrive in time", headers={"Connection": "close"})
 
 
 async def _parsed(reading: Awaitable[T]) -> T:
     """Await what aiohttp reads from a form. aiohttp raises eight kinds of exceptions for a broken form."""
     try:
-        async with asyncio.timeout(_BODY_TIMEOUT):
+        async with asyncio.timeout(BODY_TIMEOUT):
             return await reading
     except TimeoutError:
-        raise _too_slow() from None
+        raise too_slow() from None
     except Exception as error:
         raise Refused(400, f"the body is not a valid form: {error}") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import re
 from typing import Final
 from urllib.parse import quote
@@ -11,8 +9,8 @@ from urllib.parse import quote
 from aiohttp import web
 
 from aiofinetune.local._routes import Paths
-from aiofinetune.local._routes.bodies import PIECE_BYTES, FormReader
-from aiofinetune.local._routes.replies import breaking_off, list_reply, object_reply, write
+from aiofinetune.local._routes.bodies import FormReader
+from aiofinetune.local._routes.replies import list_reply, object_reply, send_file, write
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.files import MAX_FILE_BYTES, PURPOSE
 from aiofinetune.local._store.refused import Refused
@@ -65,39 +63,11 @@ class FileRoutes:
 
     async def _download(self, request: web.Request) -> web.StreamResponse:
         file = await self._store.files.get(request.match_info["id"])
-        size = file.bytes or 0
-        wanted = _range(request, size)
         # RFC 6266, section 5, recommends to send both forms of the name.
         name = (file.filename or file.id)[-_MAX_NAME:]
         plain_name, encoded_name = re.sub(r"[^\w. -]", "_", name, flags=re.ASCII), quote(name)
         headers = {
-            "Content-Type": "application/octet-stream",
             "Content-Disposition": f"attachment; filename=\"{plain_name}\"; filename*=UTF-8''{encoded_name}",
-            "Content-Length": str(len(wanted)),
-            "Accept-Ranges": "bytes",
         }
-        if len(wanted) < size:
-            headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
-        response = web.StreamResponse(status=206 if len(wanted) < size else 200, headers=headers)
         async with self._store.files.reading(file.id) as content:
-            with breaking_off(request, response):
-                await response.prepare(request)
-                for start in [] if request.method == "HEAD" else range(wanted.start, wanted.stop, PIECE_BYTES):
-                    length = min(PIECE_BYTES, wanted.stop - start)
-                    await response.write(
-                        await self._store.in_thread(functools.partial(os.pread, content.fileno(), length, start))
-                    )
-        return response
-
-
-def _range(request: web.Request, size: int) -> range:
-    """Return the range of a file that the client asks for (RFC 9110, section 14.2)."""
-    try:
-        wanted = range(size)[request.http_range]
-    except ValueError:
-        wanted = range(0)
-    if "Range" in request.headers and not wanted:
-        raise Refused(
-            416, f"the Range is not within the {size} bytes of the file", headers={"Content-Range": f"bytes */{size}"}
-        )
-    return wanted
+            return await send_file(request, self._store, content, file.bytes or 0, headers)

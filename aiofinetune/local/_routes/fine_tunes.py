@@ -84,7 +84,7 @@ class FineTuneRoutes:
         if stream not in ("true", "false"):
             raise Refused(400, "stream: expected true or false", param="stream")
         job_id = request.match_info["id"]
-        events, _ = await self._store.jobs.events(job_id)
+        events, *_ = await self._store.jobs.events(job_id)
         if stream == "false":
             return await list_reply(
                 request,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import BinaryIO, Final
 
 from aiohttp import web
 
@@ -15,6 +17,9 @@ from aiofinetune import _sse as sse
 from aiofinetune import structuring
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.refused import Refused
+
+PIECE_BYTES: Final = 256 << 10
+"""The amount of an upload or a download that is in memory at a time."""
 
 _LIMIT: Final = re.compile("0*[1-9][0-9]{0,8}", re.ASCII)
 
@@ -135,3 +140,49 @@ def member(tasks: set[asyncio.Task[object]]) -> Iterator[None]:
         yield
     finally:
         tasks.remove(task)
+
+
+async def send_file(
+    request: web.Request, store: Store, content: BinaryIO, size: int, headers: Mapping[str, str] | None = None
+) -> web.StreamResponse:
+    """Answer with a file, or with the range of it that the client asks for.
+
+    Args:
+        request: The client's request.
+        store: The store, whose threads read the file.
+        content: The open file.
+        size: Its size.
+        headers: Further headers of the answer.
+    """
+    wanted = _range(request, size)
+    status, headers = (
+        200,
+        {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(len(wanted)),
+            "Accept-Ranges": "bytes",
+            **(headers or {}),
+        },
+    )
+    if len(wanted) < size:
+        status, headers["Content-Range"] = 206, f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+    response = web.StreamResponse(status=status, headers=headers)
+    with breaking_off(request, response):
+        await response.prepare(request)
+        for start in [] if request.method == "HEAD" else range(wanted.start, wanted.stop, PIECE_BYTES):
+            length = min(PIECE_BYTES, wanted.stop - start)
+            await response.write(await store.in_thread(functools.partial(os.pread, content.fileno(), length, start)))
+    return response
+
+
+def _range(request: web.Request, size: int) -> range:
+    """Return the range of a file that the client asks for (RFC 9110, section 14.2)."""
+    try:
+        wanted = range(size)[request.http_range]
+    except ValueError:
+        wanted = range(0)
+    if "Range" in request.headers and not wanted:
+        raise Refused(
+            416, f"the Range is not within the {size} bytes of the file", headers={"Content-Range": f"bytes */{size}"}
+        )
+    return wanted

@@ -52,6 +52,8 @@ class Attempt:
     seed: int = DEFAULT_SEED
     kept_epochs: int = 0
     """The number of epochs before the last at whose ends the model is kept as well."""
+    needs: Mapping[str, int] = attrs.field(factory=dict)
+    """The amount of each resource that it needs, such as ``{"gpu": 1}``."""
     is_resumed: bool = False
     """Whether the attempt has been running on another machine since before the server was restarted."""
 
@@ -128,7 +130,7 @@ class AttemptStore:
             job_id, model = row
             needed = (needs or {}).get(self._start_of(model)[0], {})
             if all(left.get(name, 0) >= amount for name, amount in needed.items()):
-                return self._begin(job_id)
+                return attrs.evolve(self._begin(job_id), needs=needed)
             left |= dict.fromkeys(needed, 0)
             waiting.append(model)
         return None
@@ -241,24 +243,30 @@ class AttemptStore:
         return self._remote(attempt_id)
 
     @transaction
-    def note_runner(self, attempt: Attempt, runner: str, where: str) -> None:
-        """Note which process runs an attempt, and where, with an event."""
-        if self._running_job(attempt):
-            self.database.execute("UPDATE remote_attempts SET runner = ? WHERE id = ?", (runner, attempt.id))
+    def note_runner(self, attempt: Attempt, runner: str, where: str) -> bool:
+        """Note which process runs an attempt, and where, with an event; return False if another one already does."""
+        cursor = self.database.execute(
+            "UPDATE remote_attempts SET runner = ? WHERE id = ? AND runner IS NULL", (runner, attempt.id)
+        )
+        if cursor.rowcount and self._running_job(attempt):
             self._jobs.say(attempt.job.id, f"Training on {where}")
+        remote = self._remote(attempt.id)
+        return remote is not None and remote.runner == runner
 
     @transaction
-    def resumable(self) -> Sequence[Attempt]:
-        """Return the attempts that have been running on other machines since before the server was started."""
+    def resumable(self, needs: Mapping[str, Mapping[str, int]]) -> Sequence[Attempt]:
+        """Return the attempts that have been running on other machines since before the server was started.
+
+        Args:
+            needs: The amount of each resource that a job needs, by its base model.
+        """
         rows = self.database.execute(
             "SELECT remote_attempts.id, jobs.id, started_at FROM jobs JOIN remote_attempts"
             " ON jobs.attempt = remote_attempts.id WHERE status = ? ORDER BY number",
             (Status.RUNNING,),
         )
-        return [
-            attrs.evolve(self._attempt(attempt_id, self._jobs.find(job_id), started_at), is_resumed=True)
-            for attempt_id, job_id, started_at in rows.fetchall()
-        ]
+        found = [self._attempt(attempt_id, self._jobs.find(job_id), at) for attempt_id, job_id, at in rows.fetchall()]
+        return [attrs.evolve(attempt, needs=needs.get(attempt.base, {}), is_resumed=True) for attempt in found]
 
     # In a transaction
 

@@ -229,9 +229,17 @@ class JobStore:
         return self._row(job_id)
 
     @transaction
-    def events(self, job_id: str, start: int = 0, count: int | None = None) -> tuple[tuple[FineTuneEvent, ...], str]:
-        """Return a job's events from position `start` on, and its status at that moment; refuse with 404."""
-        return self._events(job_id, start, count), self.find(job_id).status
+    def events(
+        self, job_id: str, start: int = 0, count: int | None = None
+    ) -> tuple[tuple[FineTuneEvent, ...], str, str | None]:
+        """Return a job's events from position `start` on; refuse with 404.
+
+        Returns:
+            The events, and at that moment the job's status and the id of its latest attempt.
+        """
+        job = self.find(job_id)
+        (attempt,) = self.database.execute("SELECT attempt FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return self._events(job_id, start, count), job.status, attempt
 
     @transaction
     def cancel(self, job_id: str) -> FineTune:

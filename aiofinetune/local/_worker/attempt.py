@@ -1,0 +1,303 @@
+"""Run one attempt: fetch its inputs, train, pass on the trainer's lines, and upload what it made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Final
+from urllib.parse import quote
+
+import aiohttp
+import attrs
+
+from aiofinetune import structuring
+from aiofinetune._secret import Secret
+from aiofinetune._threads import in_thread
+from aiofinetune.errors import ProtocolViolation
+from aiofinetune.local._trainers import Ended
+from aiofinetune.local._trainers.trainer import ended, read_stderr, started
+from aiofinetune.local._worker.calls import AttemptOver, Calls, Passing, Refusal
+from aiofinetune.local._worker.folder import temporary_folder
+
+_PIECE: Final = 1 << 20
+"""The number of bytes that are read or written at once."""
+
+_MAX_BATCH: Final = 256 << 10
+"""The number of bytes of lines that are sent at once."""
+
+_FAREWELL: Final = 2.0
+"""Seconds within which a worker that is stopped says so to the server."""
+
+_UPLOADS: Final = 3
+"""How often an output is uploaded whose bytes arrive changed."""
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class _Work:
+    """What a worker is to do."""
+
+    job_id: str
+    job: dict[str, Any]  # Any: the trainer's input, as the server wrote it
+    inputs: dict[str, int]
+    """The size of each file to fetch, by name."""
+    outputs: tuple[str, ...]
+
+
+async def run_attempt(http: aiohttp.ClientSession, url: str, token: str) -> None:
+    """Run an attempt to its end, or until the server says that it is over.
+
+    Args:
+        http: The session for the requests.
+        url: The URL of the attempt.
+        token: The token of the attempt.
+
+    Raises:
+        ConnectFailed: The server cannot be reached.
+        Refusal: The server refuses what this worker sends.
+    """
+    calls = Calls(http, url, Secret(token), secrets.token_hex(16))
+    try:
+        work = _read_work(await calls.json("GET", "", params={"where": socket.gethostname()}))
+        _log.info("fine-tune %s started", work.job_id)
+        async with _folder() as folder, asyncio.TaskGroup() as group:
+            watching = group.create_task(_watch(calls))
+            await _work(calls, work, folder)
+            watching.cancel()
+        _log.info("fine-tune %s: the trainer has ended", work.job_id)
+    except BaseException as error:  # noqa: BLE001  # It is raised below, or means that there is nothing to do.
+        over, _ = BaseExceptionGroup("", [error]).split(AttemptOver)
+        if over is None:
+            await _leave(calls, "was stopped" if isinstance(error, asyncio.CancelledError) else "failed")
+            raise _first(error) from error.__cause__
+        _log.info("the attempt is over")
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the first error of a group, or the error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _leave(calls: Calls, how: str) -> None:
+    """Tell the server that this worker gives the attempt up, so that it need not wait for it."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_FAREWELL):
+            await calls.json("DELETE", "", params={"how": how})
+
+
+async def _watch(calls: Calls) -> None:
+    """Ask again and again whether the attempt is over; the server answers when it is.
+
+    Raises:
+        AttemptOver: It is.
+    """
+    while True:
+        await calls.json("GET", "/watch")
+
+
+async def _work(calls: Calls, work: _Work, folder: Path) -> None:
+    for name, size in work.inputs.items():
+        await _fetch(calls, name, size, folder / name)
+    job_path = folder / "job.json"
+    await in_thread(None, lambda: job_path.write_bytes(structuring.dumps(work.job)))
+    lines = _Lines(calls)
+    how = await _train(job_path, lines)
+    missing = [name for name in work.outputs if not (folder / name).is_file()]
+    if how.is_well and missing:
+        how = Ended(is_well=False, how=f"without {missing[0]}")
+    await _finish(calls, lines, how, [folder / name for name in work.outputs])
+
+
+async def _train(job_path: Path, lines: _Lines) -> Ended:
+    async with started(job_path) as process, asyncio.TaskGroup() as group:
+        assert process.stdout is not None  # noqa: S101  # It is a pipe.
+        stderr = group.create_task(read_stderr(process))
+        sending = group.create_task(lines.send_all())
+        try:
+            async for line in process.stdout:
+                lines.add(line)
+            code = await process.wait()
+        except ValueError:  # A line is longer than asyncio's buffer.
+            return Ended(is_well=False, how="because it wrote a line that is too long")
+        finally:
+            sending.cancel()
+    return ended(code, stderr.result())
+
+
+class _Lines:
+    """The lines of a trainer. All are kept, because a server that was restarted needs them again."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.all: list[bytes] = []
+        self._calls = calls
+        self._sent = 0
+        self._added = asyncio.Event()
+
+    def add(self, line: bytes) -> None:
+        """Add a line, which is sent soon."""
+        self.all.append(line.rstrip(b"\n"))
+        self._added.set()
+
+    async def send_all(self) -> None:
+        """Send lines as they are added, until cancelled."""
+        while True:
+            await self._added.wait()
+            self._added.clear()
+            await self.send()
+
+    async def send(self) -> None:
+        """Send the lines that the server does not have."""
+        while self._sent < len(self.all):
+            batch = _batch(self.all, self._sent)
+            answer = await self._calls.json(
+                "POST", "/lines", params={"start": str(self._sent)}, body=functools.partial(b"\n".join, batch)
+            )
+            self._sent = int(answer["next"])
+
+    def send_again(self) -> None:
+        """Ask the server with the next `send` which lines it has."""
+        self._sent = 0
+
+
+def _batch(lines: list[bytes], start: int) -> list[bytes]:
+    """Return lines from `start` on, at least one, that are not too long together."""
+    size, stop = 0, start
+    while stop < len(lines) and (stop == start or size + len(lines[stop]) < _MAX_BATCH):
+        size += len(lines[stop]) + 1
+        stop += 1
+    return lines[start:stop]
+
+
+async def _finish(calls: Calls, lines: _Lines, how: Ended, outputs: list[Path]) -> None:
+    """Upload what a trainer made, and say how it ended."""
+    digests: dict[str, str] = {}
+    for tries_left in reversed(range(_UPLOADS)):
+        try:
+            await lines.send()
+            if how.is_well:
+                for path in outputs:
+                    digests[path.name] = await in_thread(None, functools.partial(_digest, path))
+                    await _upload(calls, path)
+            report = {"lines": len(lines.all), "is_well": how.is_well, "how": how.how, "outputs": digests}
+            await calls.json("POST", "/end", body=functools.partial(structuring.dumps, report))
+            return
+        except Refusal as refusal:
+            if not tries_left:
+                raise
+            if refusal.status not in (409, 422):
+                how = Ended(is_well=False, how=f"well, but the server refused what it made: {refusal.message}")
+            # 409: a server that was restarted needs the lines again. 422: an output arrived changed.
+            lines.send_again()
+
+
+async def _fetch(calls: Calls, name: str, size: int, path: Path) -> None:
+    """Download an input. If the connection breaks, the next request asks for the rest."""
+    await in_thread(None, lambda: path.parent.mkdir(parents=True, exist_ok=True))
+    async with _opened(path, "wb") as file:
+        received = 0
+
+        def rest() -> dict[str, str]:
+            return {"Range": f"bytes={received}-"} if received else {}
+
+        async def read(response: aiohttp.ClientResponse) -> None:
+            nonlocal received
+            if response.status == 200 and received:
+                received = await in_thread(None, lambda: file.seek(0))
+            async for piece in response.content.iter_chunked(_PIECE):
+                await in_thread(None, functools.partial(file.write, piece))
+                received += len(piece)
+
+        while received < size:
+            await calls.call("GET", f"/inputs/{quote(name)}", read, headers=rest)
+        if received > size:
+            raise ProtocolViolation(f"the server sent {received} bytes of {name}, which has {size}")
+
+
+async def _upload(calls: Calls, path: Path) -> None:
+    """Upload an output. If the connection breaks, the next request sends the rest."""
+    size = (await in_thread(None, path.stat)).st_size
+    url = f"/outputs/{quote(path.name)}"
+    async with _opened(path, "rb") as file:
+        tries = 0
+        while (arrived := int((await calls.json("GET", url))["bytes"])) != size or not size:
+            await _send_rest(calls, url, file, arrived if arrived < size else 0)
+            tries += 1
+            if not size:
+                return
+            await asyncio.sleep(min(tries * 0.1, 2))
+
+
+async def _send_rest(calls: Calls, url: str, file: BinaryIO, start: int) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        position = start
+        while piece := await in_thread(None, functools.partial(os.pread, file.fileno(), _PIECE, position)):
+            yield piece
+            position += len(piece)
+
+    async def read(response: aiohttp.ClientResponse) -> None:
+        await response.read()
+
+    try:
+        await calls.once("PUT", url, read, params={"start": str(start)}, body=pieces())
+    except Passing:
+        pass  # The caller asks what has arrived, and goes on from there.
+    except Refusal as refusal:
+        if refusal.status != 409:
+            raise
+
+
+@contextlib.asynccontextmanager
+async def _opened(path: Path, mode: str) -> AsyncIterator[BinaryIO]:
+    file: Any = await in_thread(None, lambda: path.open(mode))  # Any: `open` returns what the mode says
+    try:
+        yield file
+    finally:
+        await in_thread(None, file.close)
+
+
+@contextlib.asynccontextmanager
+async def _folder() -> AsyncIterator[Path]:
+    stack = contextlib.ExitStack()
+    try:
+        yield await in_thread(None, lambda: stack.enter_context(temporary_folder()))
+    finally:
+        await in_thread(None, stack.close)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_work(value: object) -> _Work:
+    """Read what the server says of an attempt.
+
+    Raises:
+        ProtocolViolation: It is not what a server says.
+    """
+    match value:
+        case {"job_id": str(job_id), "job": dict(job), "inputs": list(inputs), "outputs": list(outputs)}:
+            sizes = {_relative(each["name"]): int(each["bytes"]) for each in inputs}
+            return _Work(job_id, job, sizes, tuple(map(_relative, outputs)))
+        case _:
+            raise ProtocolViolation("the server's description of the attempt is not one")
+
+
+def _relative(name: object) -> str:
+    """Return the name of a file, if it is within the folder of the attempt."""
+    if isinstance(name, str) and name.isprintable():
+        path = PurePosixPath(name)
+        if path.parts and not path.is_absolute() and ".." not in path.parts:
+            return name
+    raise ProtocolViolation(f"the server names a file {name!r}")

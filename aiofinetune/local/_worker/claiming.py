@@ -1,0 +1,60 @@
+"""Claim attempts from a server and run them, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+
+import aiohttp
+
+from aiofinetune import structuring
+from aiofinetune._secret import Secret
+from aiofinetune.errors import AuthenticationFailed, ConnectFailed, ProtocolViolation
+from aiofinetune.local._worker.attempt import run_attempt
+from aiofinetune.local._worker.calls import AttemptOver, Calls
+
+_log = logging.getLogger(__name__)
+
+
+async def work(url: str, token: str, resources: Mapping[str, int]) -> None:
+    """Claim attempts and run them until cancelled.
+
+    Args:
+        url: The URL of the server's attempts.
+        token: The token that claims attempts.
+        resources: What this machine has, such as ``{"gpu": 1}``.
+
+    Raises:
+        AuthenticationFailed: The token is wrong.
+        ConnectFailed: The server cannot be reached.
+        Refusal: The server gives no attempts to workers.
+    """
+    async with aiohttp.ClientSession() as http:
+        calls = Calls(http, url, Secret(token), secrets.token_hex(16))
+        while True:
+            match await _claim(calls, resources):
+                case {"id": str(attempt_id), "token": str(attempt_token)}:
+                    await _run(http, f"{url}/{attempt_id}", attempt_token)
+                case None:
+                    pass
+                case answer:
+                    raise ProtocolViolation(f"the server's answer to a claim is {answer!r:.200}")
+
+
+async def _claim(calls: Calls, resources: Mapping[str, int]) -> object:
+    """Wait for an attempt; return None if there is none yet."""
+    try:
+        return await calls.json("POST", "", body=lambda: structuring.dumps({"resources": resources}))
+    except AttemptOver:
+        raise AuthenticationFailed(401, "the server does not know this token of a worker") from None
+
+
+async def _run(http: aiohttp.ClientSession, url: str, token: str) -> None:
+    """Run an attempt. What fails here must not end the worker, unless the server cannot be reached."""
+    try:
+        await run_attempt(http, url, token)
+    except ConnectFailed:
+        raise
+    except Exception:  # noqa: BLE001  # See above.
+        _log.exception("an attempt failed on this machine")
