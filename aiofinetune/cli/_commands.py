@@ -170,8 +170,22 @@ def cli() -> None:
     callback=read_needs,
     help="What a job of a base model needs, such as davinci:gpu=1; may be given several times.",
 )
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Offer the open model in a folder too, to train adapters of it; may be given several times.",
+)
+@click.option(
+    "--model-option",
+    "model_options",
+    multiple=True,
+    metavar="NAME.SETTING=VALUE",
+    help="How adapters of it are trained: rank, alpha, base_rate, targets, max_length or threads.",
+)
 def serve(data: Path | None, **options: Any) -> None:
-    """Serve the fine-tunes API, training small models for real."""
+    """Serve the fine-tunes API, training small models, or adapters of local open ones, for real."""
     from aiofinetune.cli._serve import Options
     from aiofinetune.cli._serve import serve as serve_until_signal
 

@@ -18,6 +18,7 @@ import click
 
 from aiofinetune.local import LocalServer
 from aiofinetune.local._access import Metrics, extension
+from aiofinetune.local._open_models import read_open_models
 from aiofinetune.local._trainers import Trainers
 from aiofinetune.local._trainers.local_process import LocalProcess
 
@@ -35,6 +36,8 @@ class Options:
         slots: The number of jobs to train at once on this machine.
         resource: What this machine has, such as ``("gpu", 1)``, for models that need it.
         needs: What a job needs, by its base model, such as ``("davinci", "gpu", 1)``.
+        models: Local open models, as ``"NAME=PATH"``.
+        model_options: How adapters of them are trained, as ``"NAME.SETTING=VALUE"``.
     """
 
     host: str
@@ -45,6 +48,8 @@ class Options:
     slots: int
     resource: Sequence[tuple[str, int]]
     needs: Sequence[tuple[str, str, int]]
+    models: tuple[str, ...]
+    model_options: tuple[str, ...]
 
 
 async def serve(data: Path | None, options: Options) -> None:
@@ -53,6 +58,7 @@ async def serve(data: Path | None, options: Options) -> None:
     Raises:
         ConfigurationError: The server cannot start, or an extra is not installed.
     """
+    models = await asyncio.to_thread(read_open_models, options.models, options.model_options)
     _start_log(options.log_format)
     trainers: Trainers = LocalProcess(options.slots, dict(options.resource))
     metrics = Metrics(trainers) if options.metrics else None
@@ -68,6 +74,7 @@ async def serve(data: Path | None, options: Options) -> None:
         api_key=options.api_key,
         trainers=metrics or trainers,
         needs=_needs(options.needs),
+        models=models,
         extend=extend,
     ) as server:
         click.echo(f"export OPENAI_BASE_URL={server.base_url}")

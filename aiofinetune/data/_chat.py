@@ -184,8 +184,18 @@ def join(messages: tuple[Message, ...]) -> str:
     return "".join(f"{message.role}: {message.content}\n" for message in messages) + "assistant:"
 
 
-def pairs(messages: tuple[Message, ...]) -> Iterator[tuple[str, str]]:
-    """Yield a prompt and a completion for each assistant message that the model should learn."""
+def learned(messages: tuple[Message, ...]) -> Iterator[tuple[Message, ...]]:
+    """Yield the messages up to each assistant message that the model should learn."""
     for index, message in enumerate(messages):
         if message.role == "assistant" and message.weight:
-            yield join(messages[:index]), f" {message.content}"
+            yield messages[: index + 1]
+
+
+def pair(messages: tuple[Message, ...]) -> tuple[str, str]:
+    """Return messages as a prompt and a completion, which is the last one."""
+    return join(messages[:-1]), f" {messages[-1].content}"
+
+
+def pairs(messages: tuple[Message, ...]) -> Iterator[tuple[str, str]]:
+    """Yield a prompt and a completion for each assistant message that the model should learn."""
+    return map(pair, learned(messages))

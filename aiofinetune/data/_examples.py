@@ -30,6 +30,8 @@ class Example:
 
     prompt: str
     completion: str
+    messages: tuple[_chat.Message, ...] = attrs.field(default=(), eq=False, repr=False)
+    """The messages that these are made of, if the line is a conversation; the last one is the completion."""
 
 
 def read_examples(path: str | PathLike[str], max_completion_bytes: int | None = None) -> Iterator[Example]:
@@ -86,7 +88,7 @@ def _examples(record: object, is_chat: bool | None = None) -> tuple[Example, ...
         raise ValueError("messages are expected on all lines or on none, and the lines before it are different")
     if not isinstance(record, dict) or not _is_conversation(record):
         return (_example(record),)
-    return tuple(Example(prompt, completion) for prompt, completion in _chat.pairs(_chat.read_row(record)))
+    return tuple(Example(*_chat.pair(turns), turns) for turns in _chat.learned(_chat.read_row(record)))
 
 
 def _check_lengths(examples: Iterable[Example], most: int | None) -> None:

@@ -20,25 +20,31 @@ again. If a part of a folder that was used is missing or damaged, such as its da
 (``server.sqlite3-wal``), the server does not start and changes nothing. Files that no record names are moved to
 ``unknown/``, never deleted.
 
-`LocalServer` is imported when it is first used, so that the trainers' processes do not load the server.
+Local open models can be tuned too: ``LocalServer(models=[OpenModel.at("NAME", path)])``; see `OpenModel`.
+
+The names are imported when they are first used, so that the trainers' processes do not load the server.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from aiofinetune.local._open_models import OpenModel
     from aiofinetune.local._server import LocalServer
 
-__all__ = ["LocalServer"]
+__all__ = ["LocalServer", "OpenModel"]
+
+_HOMES: Final = {"LocalServer": "_server", "OpenModel": "_open_models"}
+"""The module of each name."""
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aiofinetune.local import _server as server  # noqa: PLC0415  # only when it is used
-
-    value = globals()[name] = getattr(server, name)
+    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")  # only when it is used
+    value = globals()[name] = getattr(home, name)
     return value
 
 

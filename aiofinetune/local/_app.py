@@ -15,7 +15,8 @@ from typing import Final
 from aiohttp import web
 
 from aiofinetune.errors import RequestInvalid
-from aiofinetune.local._completions import Completer, LocalCompleter
+from aiofinetune.local._completers import Completers
+from aiofinetune.local._completions import Completer
 from aiofinetune.local._connections import connection_of, new_request_id
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._routes import Handler, Routes
@@ -62,7 +63,7 @@ class Api:
         self._authorization = f"Bearer {api_key}".encode()
         self._requests: set[asyncio.Task[object]] = set()
         self._endless: set[asyncio.Task[object]] = set()
-        self._models = ModelRoutes(store, self._endless, completer or LocalCompleter())
+        self._models = ModelRoutes(store, self._endless, completer or Completers())
         self._attempts: AttemptRoutes | None = None
         if remote is not None:
             self._attempts = AttemptRoutes(store, jobs, remote, self._endless, worker_token)
@@ -89,7 +90,7 @@ class Api:
         """Wait until every request has ended. Call this only when no new requests can arrive."""
         if self._requests:
             await asyncio.wait(self._requests)
-        self._models.close()
+        await self._models.close()
 
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -1,22 +1,21 @@
-"""The parameters of ``POST /chat/completions``, and the answers: completions of the messages joined to one text.
+"""The parameters of ``POST /chat/completions``, and the answers: completions of the messages.
 
-`aiofinetune.data._chat` has the template, which is that of the training data. The answer is what the model writes after
-it, without the space that the template has before the words of the assistant.
+An open model has a template of its own. For all others, the messages are joined by the template of
+`aiofinetune.data._chat`, which is that of the training data. The answer is what the model writes after it, without the
+space that the template has before the words of the assistant.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 
 from aiofinetune.data import _chat as chat
 from aiofinetune.errors import RequestInvalid
-from aiofinetune.local._completions import Answer, CompletionRequest, read_completion_request
+from aiofinetune.local._completions import Answer, ChatRequest, read_completion_request
+from aiofinetune.local._engines.written import Written
 from aiofinetune.local._store.database import new_id
-
-if TYPE_CHECKING:
-    from aiofinetune.local._engines.sampling import Written
 
 _MAX_TOKENS: Final = 256
 """The limit of tokens if a client sets none. OpenAI's is what the model can write."""
@@ -41,7 +40,7 @@ _ONLY: Final[dict[str, tuple[object, ...]]] = {
 _IGNORED: Final = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
 
 
-def read_chat_request(value: dict[str, object]) -> CompletionRequest:
+def read_chat_request(value: dict[str, object]) -> ChatRequest:
     """Read a client's JSON object, and return the completion that answers it.
 
     Raises:
@@ -60,10 +59,11 @@ def read_chat_request(value: dict[str, object]) -> CompletionRequest:
         raise RequestInvalid("max_tokens", "is the older name of max_completion_tokens; pass only one of them")
     asked["max_tokens"] = given[limits[0]] if limits else _MAX_TOKENS
     try:
-        asked["prompt"] = chat.join(chat.read_messages(given.get("messages")))
+        messages = chat.read_messages(given.get("messages"))
     except ValueError as error:
         raise RequestInvalid("messages", str(error)) from error
-    return read_completion_request(asked)
+    request = read_completion_request({**asked, "prompt": chat.join(messages)})
+    return ChatRequest(**attrs.asdict(request, recurse=False), messages=messages)
 
 
 @attrs.frozen

@@ -15,13 +15,15 @@ import attrs
 
 from aiofinetune import structuring
 from aiofinetune._threads import in_thread
+from aiofinetune.data._chat import Message
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local._engines.tokens import count_tokens
+from aiofinetune.local._engines.written import Written, join
 from aiofinetune.local._store.database import new_id, now
+from aiofinetune.local._store.models import Origin
 
 if TYPE_CHECKING:
     from aiofinetune.local._engines.model import Model
-    from aiofinetune.local._engines.sampling import Written
 
 T = TypeVar("T")
 
@@ -97,6 +99,13 @@ class CompletionRequest:
                 raise RequestInvalid(name, f"expected {expected}")
 
 
+@attrs.frozen(kw_only=True)
+class ChatRequest(CompletionRequest):
+    """The parameters of a chat. Its prompt is the messages in the template of the built-in models."""
+
+    messages: tuple[Message, ...]
+
+
 def read_completion_request(value: dict[str, object]) -> CompletionRequest:
     """Read a client's JSON object.
 
@@ -127,27 +136,25 @@ class Answer:
 
     def whole(self, pieces: Iterable[tuple[int, Written]]) -> dict[str, object]:
         """Return the whole answer that consists of `pieces`."""
-        from aiofinetune.local._engines import sampling  # noqa: PLC0415  # NumPy takes long to import, but is imported by now.
-
         by_choice: dict[int, list[Written]] = {}
-        tokens = 0
+        tokens = prompt_tokens = 0
         for index, piece in pieces:
             by_choice.setdefault(index, []).append(piece)
             tokens += len(piece.tokens)
-        choices = [self._choice(index, sampling.join(parts)) for index, parts in by_choice.items()]
-        return self._object(choices, is_part=False) | {"usage": self.usage(tokens)}
+            prompt_tokens += piece.prompt_tokens
+        choices = [self._choice(index, join(parts)) for index, parts in by_choice.items()]
+        return self._object(choices, is_part=False) | {"usage": self.usage(tokens, prompt_tokens)}
 
     def part(self, index: int, piece: Written) -> dict[str, object]:
         """Return the event for one piece."""
         return self._object([self._part_of_choice(index, piece)], is_part=True)
 
-    def last_part(self, tokens: int) -> dict[str, object]:
+    def last_part(self, tokens: int, prompt_tokens: int) -> dict[str, object]:
         """Return the last event of a stream whose client asked for the usage."""
-        return self._object([], is_part=True) | {"usage": self.usage(tokens)}
+        return self._object([], is_part=True) | {"usage": self.usage(tokens, prompt_tokens)}
 
-    def usage(self, tokens: int) -> dict[str, int]:
-        """Return the usage for an answer whose pieces have this number of tokens."""
-        prompt_tokens = sum(count_tokens(prompt.encode()) for prompt in self.asked.prompt)
+    def usage(self, tokens: int, prompt_tokens: int) -> dict[str, int]:
+        """Return the usage for an answer whose pieces, and whose prompts, have these numbers of tokens."""
         written = tokens - (prompt_tokens * self.asked.n if self.asked.echo else 0)
         return {
             "prompt_tokens": prompt_tokens,
@@ -188,21 +195,21 @@ class Answer:
 class Completer(Protocol):
     """Writes completions."""
 
-    def write(self, asked: CompletionRequest, weights: Path | None) -> AsyncGenerator[list[tuple[int, Written]]]:
+    def write(self, asked: CompletionRequest, origin: Origin) -> AsyncGenerator[list[tuple[int, Written]]]:
         """Yield the pieces of the choices as they are written, each with the index of its choice.
 
         Args:
             asked: The client's request.
-            weights: The path of a fine-tuned model's weights; None for a base model.
+            origin: Where the model comes from.
         """
         ...  # Without this, Pyright takes the method for one that returns None.
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Free its resources. The server calls this when no request uses it any more."""
 
 
 class LocalCompleter:
-    """Writes completions on a thread of its own, so that training and other requests continue in the meantime.
+    """Writes completions with the built-in models, on a thread of its own, so that all else continues in the meantime.
 
     Completions take turns on the thread, so that none waits until another is complete. A completion is abandoned at the
     end of its turn if its client has disconnected or the server closes.
@@ -213,9 +220,9 @@ class LocalCompleter:
         self._door = asyncio.Lock()
         self._load = functools.lru_cache(_LOADED_MODELS)(_load)
 
-    async def write(self, asked: CompletionRequest, weights: Path | None) -> AsyncGenerator[list[tuple[int, Written]]]:
+    async def write(self, asked: CompletionRequest, origin: Origin) -> AsyncGenerator[list[tuple[int, Written]]]:
         """Yield the pieces as they are written (see `Completer`)."""
-        steps = self._steps(asked, weights)
+        steps = self._steps(asked, origin.weights)
         pieces, is_over = await in_thread(self._thread, lambda: _take_turn(steps))
         yield pieces
         while not is_over:
@@ -224,9 +231,9 @@ class LocalCompleter:
                 pieces, is_over = await in_thread(self._thread, lambda: _take_turn(steps))
             yield pieces
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the thread (see `Completer`)."""
-        self._thread.shutdown()
+        await asyncio.to_thread(self._thread.shutdown)
 
     def _steps(self, asked: CompletionRequest, weights: Path | None) -> Iterator[tuple[int, Written] | None]:
         """Write all choices; yield the pieces, and None between them."""
@@ -236,7 +243,7 @@ class LocalCompleter:
         model = self._load(asked.model, weights)
         indices = itertools.count()
         for prompt in asked.prompt:
-            rng = sampling.new_rng(asked.seed)
+            rng, prompt_tokens = sampling.new_rng(asked.seed), count_tokens(prompt.encode())
             for index in itertools.islice(indices, asked.n):
                 for piece in sampling.write(
                     model,
@@ -249,7 +256,11 @@ class LocalCompleter:
                     logprobs=asked.logprobs,
                     echo=asked.echo,
                 ):
-                    yield None if piece is None else (index, piece)
+                    if piece is None:
+                        yield None
+                    else:
+                        yield index, attrs.evolve(piece, prompt_tokens=prompt_tokens)
+                        prompt_tokens = 0
 
 
 def _take_turn(steps: Iterator[T | None]) -> tuple[list[T], bool]:

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from aiofinetune.errors import ConfigurationError
 from aiofinetune.local._app import Api
 from aiofinetune.local._completions import Completer
 from aiofinetune.local._connections import Connections, SeldomLog, listen
+from aiofinetune.local._open_models import OpenModel
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
 from aiofinetune.local._trainers import Trainers
@@ -50,6 +51,7 @@ class LocalServer:
         worker_token: The token with which workers claim attempts.
         tls: Serves https with this context.
         completer: Writes the completions; by default, with the models that the jobs trained.
+        models: Local open models, which the server offers as base models besides the built-in ones.
         extend: Called with the web application before it starts, to add middlewares, routes or signals to it. What is
             added sees only requests with the right key.
 
@@ -77,6 +79,7 @@ class LocalServer:
         worker_token: str | None = None,
         tls: ssl.SSLContext | None = None,
         completer: Completer | None = None,
+        models: Sequence[OpenModel] = (),
         extend: Callable[[web.Application], None] = lambda _application: None,
     ) -> None:
         if api_key is None and not is_loopback(host):
@@ -97,6 +100,7 @@ class LocalServer:
         self._tls = tls
         self._needs = needs
         self._completer = completer
+        self._models = tuple(models)
         self._extend = extend
         self._entered: contextlib.AbstractAsyncContextManager[None] | None = None
 
@@ -163,7 +167,7 @@ class LocalServer:
         failure: BaseException | None = None
         async with (
             _folder(self._data, self._temporary_parent) as folder,
-            Store(folder, keeps_remote=self._remote is not None).opened() as store,
+            Store(folder, open_models=self._models, keeps_remote=self._remote is not None).opened() as store,
             asyncio.TaskGroup() as group,
         ):
             jobs = Jobs(store, self._trainers, self._needs)

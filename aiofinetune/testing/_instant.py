@@ -16,8 +16,8 @@ from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended
 
 if TYPE_CHECKING:
+    from aiofinetune.local._engines.job import Row
     from aiofinetune.local._engines.model import TextPair
-    from aiofinetune.local._engines.training import Row
 
 OnLine = Callable[[bytes], Awaitable[None]]
 Report = Mapping[str, object]
@@ -50,29 +50,29 @@ async def _write(report: Report, on_line: OnLine) -> None:
 
 def _simulate(attempt: Attempt) -> list[Report]:
     """Write what a trainer leaves, and return what it reports."""
-    from aiofinetune.local._engines import training  # noqa: PLC0415  # On a thread: NumPy takes long to import.
+    from aiofinetune.local._engines import job, training  # noqa: PLC0415  # On a thread: NumPy takes long to import.
 
     try:
         texts = training.read_texts(str(attempt.training_path), "training")
         validation = training.read_texts(str(attempt.validation_path), "validation") if attempt.validation_path else []
-        hyperparams = training.resolve_hyperparams(structuring.write_reply(attempt.job.hyperparams), len(texts))
-        classification = training.find_classes(hyperparams, texts, validation)
+        hyperparams = job.resolve_hyperparams(structuring.write_reply(attempt.job.hyperparams), len(texts))
+        classification = job.find_classes(hyperparams, training.completions(texts), training.completions(validation))
     except TrainingError as error:
         return [{"type": "failed", "message": str(error), "param": error.param}]
 
-    columns = [*training.result_columns(has_validation=bool(validation), classification=classification), MARK_COLUMN]
-    steps = training.steps_per_epoch(len(texts), hyperparams.batch_size)
+    columns = [*job.result_columns(has_validation=bool(validation), classification=classification), MARK_COLUMN]
+    steps = job.steps_per_epoch(len(texts), hyperparams.batch_size)
     rows = list(_rows(texts, hyperparams.batch_size, hyperparams.n_epochs, columns))
     with replacing(attempt.results_path) as results:
         results.write((",".join(columns) + "\n").encode())
-        results.writelines(training.format_row(row, columns).encode() for row in rows)
+        results.writelines(job.format_row(row, columns).encode() for row in rows)
     for path in (attempt.model_path, *attempt.checkpoint_paths().values()):
         path.write_bytes(_WEIGHTS)
 
     reports: list[Report] = [{"type": "started"}]
     for epoch in range(1, hyperparams.n_epochs + 1):
         row = rows[epoch * steps - 1]
-        figures = {name: row[name] for name in training.CHECKPOINT_FIGURES if name in row}
+        figures = {name: row[name] for name in job.CHECKPOINT_FIGURES if name in row}
         place = {"epoch": epoch, "n_epochs": hyperparams.n_epochs, "step": epoch * steps}
         reports.append({"type": "epoch", **place, "figures": figures})
     return [*reports, {"type": "succeeded", "trained_tokens": rows[-1]["elapsed_tokens"]}]

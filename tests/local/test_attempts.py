@@ -187,5 +187,5 @@ async def test_a_late_attempt_changes_nothing(data: Path) -> None:
         await store.attempts.clear(late)
         done = await store.jobs.get(job)
         assert done.fine_tuned_model is not None
-        assert await store.models.weights_path(done.fine_tuned_model) == attempt.model_path
+        assert (await store.models.locate(done.fine_tuned_model)).weights == attempt.model_path
         assert [path.name for path in (data / "models").iterdir()] == [attempt.model_path.name]

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 
 from aiofinetune.data._examples import MAX_LINE_BYTES
+from aiofinetune.local._engines import job as jobs
 from aiofinetune.local._engines import trainer, training
+from aiofinetune.local._engines.job import Classification, Row
 from aiofinetune.local._engines.model import Model, TextPair, evaluate, load, load_base
 from aiofinetune.local._engines.sampling import complete
 from aiofinetune.local._engines.trainer import EXIT_ABANDONED
-from aiofinetune.local._engines.training import Classification, Row
 from aiofinetune.local._engines.training_files import TrainingError
 
 PLAIN: dict[str, Any] = {
@@ -60,7 +61,7 @@ def write(path: Path, rows: Sequence[tuple[str, str]]) -> Path:
 def train(rows: Sequence[tuple[str, str]], seed: int = 1, **hyperparams: object) -> tuple[Model, list[Row]]:
     """Train ada on `rows` in this process."""
     model, texts = load_base("ada"), encode(rows)
-    resolved = training.resolve_hyperparams({**PLAIN, **hyperparams}, len(texts))
+    resolved = jobs.resolve_hyperparams({**PLAIN, **hyperparams}, len(texts))
     return model, list(training.train(model, texts, [], resolved, None, seed))
 
 
@@ -73,7 +74,7 @@ def train(rows: Sequence[tuple[str, str]], seed: int = 1, **hyperparams: object)
 )
 def test_defaults_follow_the_number_of_examples(examples: int, batch_size: int, multiplier: float) -> None:
     """The batch is 0.2 % of the examples, and the learning rate follows the batch."""
-    resolved = training.resolve_hyperparams(PLAIN, examples)
+    resolved = jobs.resolve_hyperparams(PLAIN, examples)
     assert (resolved.batch_size, resolved.learning_rate_multiplier) == (batch_size, multiplier)
     assert resolved.classification_betas == (1.0,)
 
@@ -81,20 +82,20 @@ def test_defaults_follow_the_number_of_examples(examples: int, batch_size: int, 
 def test_what_is_asked_for_is_kept() -> None:
     """A value given is no default, and the learning rate follows the batch size given."""
     asked = {**PLAIN, "batch_size": 64, "classification_betas": [0.5, 2]}
-    resolved = training.resolve_hyperparams(asked, 10)
+    resolved = jobs.resolve_hyperparams(asked, 10)
     assert (resolved.batch_size, resolved.learning_rate_multiplier) == (64, 0.2)
     assert resolved.classification_betas == (0.5, 2)
-    assert training.resolve_hyperparams({**asked, "learning_rate_multiplier": 1.5}, 10).learning_rate_multiplier == 1.5
+    assert jobs.resolve_hyperparams({**asked, "learning_rate_multiplier": 1.5}, 10).learning_rate_multiplier == 1.5
 
 
 def test_result_columns_follow_the_reference(samples: Path) -> None:
     """The columns are those of the reference, in its order."""
     header = (samples / "compiled_results.csv").read_text().splitlines()[0]
-    binary = Classification((b" a", b" b"), b"a", (1.0,))
-    assert ",".join(training.result_columns(has_validation=True, classification=binary)) == header
-    multiclass = training.result_columns(has_validation=True, classification=attrs.evolve(binary, positive_class=None))
+    binary = Classification((" a", " b"), "a", (1.0,))
+    assert ",".join(jobs.result_columns(has_validation=True, classification=binary)) == header
+    multiclass = jobs.result_columns(has_validation=True, classification=attrs.evolve(binary, positive_class=None))
     assert multiclass[-2:] == ["classification/accuracy", "classification/weighted_f1_score"]
-    plain = training.result_columns(has_validation=False, classification=None)
+    plain = jobs.result_columns(has_validation=False, classification=None)
     assert plain == header.split(",")[:6]
 
 
@@ -102,13 +103,14 @@ def test_a_row_is_rounded_and_sparse() -> None:
     """Figures have 6 significant digits, whole numbers all of theirs, and what is missing or undefined is empty."""
     row: Row = {"step": 1234567, "training_loss": 0.123456789, "classification/auroc": None}
     columns = ["step", "training_loss", "validation_loss", "classification/auroc"]
-    assert training.format_row(row, columns) == "1234567,0.123457,,\n"
+    assert jobs.format_row(row, columns) == "1234567,0.123457,,\n"
 
 
 def find(rows: Sequence[tuple[str, str]], **hyperparams: object) -> Classification | None:
     """Find the classes of `rows`, the last of which is the validation file."""
-    resolved = training.resolve_hyperparams({**PLAIN, **hyperparams}, len(rows))
-    return training.find_classes(resolved, encode(rows[:-1]), encode(rows[-1:]))
+    resolved = jobs.resolve_hyperparams({**PLAIN, **hyperparams}, len(rows))
+    completions = [completion for _, completion in rows]
+    return jobs.find_classes(resolved, completions[:-1], completions[-1:])
 
 
 ROWS = [("x", " a"), ("y", " b"), ("z", " c")]
@@ -117,9 +119,9 @@ ROWS = [("x", " a"), ("y", " b"), ("z", " c")]
 def test_classes_are_the_completions_of_both_files() -> None:
     """A class that only the validation file holds is one too; a positive class is found without the space around it."""
     asked = {"compute_classification_metrics": True, "classification_n_classes": 3}
-    assert find(ROWS, **asked) == Classification((b" a", b" b", b" c"), None, (1.0,))
+    assert find(ROWS, **asked) == Classification((" a", " b", " c"), None, (1.0,))
     binary = find(ROWS, compute_classification_metrics=True, classification_positive_class="b ")
-    assert binary == Classification((b" a", b" b", b" c"), b"b", (1.0,))
+    assert binary == Classification((" a", " b", " c"), "b", (1.0,))
     assert find(ROWS) is None
 
 
@@ -144,9 +146,9 @@ def test_wrong_classes_are_refused(rows: list[tuple[str, str]], asked: dict[str,
 
 def test_metrics_need_a_validation_file() -> None:
     """There is nothing to classify without one."""
-    asked = training.resolve_hyperparams({**PLAIN, "compute_classification_metrics": True}, 2)
+    asked = jobs.resolve_hyperparams({**PLAIN, "compute_classification_metrics": True}, 2)
     with pytest.raises(TrainingError, match="needs a validation file"):
-        training.find_classes(asked, encode(ROWS), [])
+        jobs.find_classes(asked, [" a"], [])
 
 
 @pytest.mark.parametrize(
@@ -189,8 +191,8 @@ def test_training_learns_to_classify(scripts: list[tuple[str, str]]) -> None:
     """On real data, with the defaults, ada leaves the most frequent class far behind, and one token is the label."""
     model, texts, held_out = load_base("ada"), encode(scripts[:400]), encode(scripts[400:500])
     asked = {**PLAIN, "n_epochs": 4, "compute_classification_metrics": True, "classification_n_classes": 6}
-    hyperparams = training.resolve_hyperparams(asked, len(texts))
-    classification = training.find_classes(hyperparams, texts, held_out)
+    hyperparams = jobs.resolve_hyperparams(asked, len(texts))
+    classification = jobs.find_classes(hyperparams, training.completions(texts), training.completions(held_out))
     rows = list(training.train(model, texts, held_out, hyperparams, classification, 1))
     truth = [label for _, label in scripts[400:500]]
     majority = max(map(truth.count, set(truth))) / len(truth)
@@ -204,15 +206,15 @@ def test_rows_count_and_measure(scripts: list[tuple[str, str]]) -> None:
     """Steps, tokens and examples add up, a last batch may be smaller, and sparse columns are filled each epoch."""
     model, texts = load_base("ada"), encode(scripts[:10])
     asked = {**PLAIN, "batch_size": 4, "compute_classification_metrics": True, "classification_positive_class": "Latin"}
-    hyperparams = training.resolve_hyperparams(asked, len(texts))
-    classification = training.find_classes(hyperparams, texts, texts)
+    hyperparams = jobs.resolve_hyperparams(asked, len(texts))
+    classification = jobs.find_classes(hyperparams, training.completions(texts), training.completions(texts))
     rows = list(training.train(model, texts, texts, hyperparams, classification, 1))
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["elapsed_examples"] for row in rows] == [4, 8, 10, 14, 18, 20]
     assert rows[-1]["elapsed_tokens"] == 2 * sum(map(training.count_text_tokens, texts))
     assert [row["step"] for row in rows if "validation_loss" in row] == [1, 3, 4, 6]
     assert [row["step"] for row in rows if "classification/auroc" in row] == [3, 6]
-    columns = training.result_columns(has_validation=True, classification=classification)
+    columns = jobs.result_columns(has_validation=True, classification=classification)
     assert set(rows[-1]) == set(columns)
 
 
@@ -220,7 +222,7 @@ def test_accuracies_count_tokens_and_whole_completions() -> None:
     """What a model has learnt by heart it gets right; one wrong token of two is half the tokens and no completion."""
     model, rows = train([("a", " one two"), ("b", " one two")] * 4, n_epochs=30, learning_rate_multiplier=0.2)
     assert (rows[-1]["training_token_accuracy"], rows[-1]["training_sequence_accuracy"]) == (1, 1)
-    measured = training.resolve_hyperparams(PLAIN, 1)
+    measured = jobs.resolve_hyperparams(PLAIN, 1)
     other = encode([("a", " one six")])
     last = list(training.train(copy.deepcopy(model), other, other, attrs.evolve(measured, n_epochs=1), None, 1))[-1]
     assert (last["training_token_accuracy"], last["training_sequence_accuracy"]) == (0.5, 0)
@@ -229,7 +231,7 @@ def test_accuracies_count_tokens_and_whole_completions() -> None:
 def test_an_undefined_measure_is_absent(scripts: list[tuple[str, str]]) -> None:
     """With positives alone to classify, the area under the curve is no number."""
     latin = [row for row in scripts if row[1] == " Latin"][:4]
-    classification = Classification((b" Greek", b" Latin"), b"Latin", (1.0, 2.0))
+    classification = Classification((" Greek", " Latin"), "Latin", (1.0, 2.0))
     row = training.classification_metrics(load_base("ada"), encode(latin), classification)
     assert row["classification/auroc"] is None
     assert "classification/f2.0" in row
@@ -320,7 +322,7 @@ def test_a_job_from_start_to_success(job: Job, scripts: list[tuple[str, str]], t
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 80
-    assert figures.keys() == set(training.CHECKPOINT_FIGURES)
+    assert figures.keys() == set(jobs.CHECKPOINT_FIGURES)
     assert {name: f"{value:.6g}" for name, value in figures.items()} == {
         name: value for name, value in rows[39].items() if name in figures
     }

@@ -4,8 +4,8 @@ import codecs
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, Final, Literal, Self, TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Final, Self, TypeVar
 
 import attrs
 import numpy as np
@@ -20,34 +20,15 @@ from aiofinetune.local._engines.model import (
     ngram_buckets,
 )
 from aiofinetune.local._engines.tokens import extensions, show_token, split_tokens
+from aiofinetune.local._engines.written import FinishReason, Written, join
 
 T = TypeVar("T")
-
-FinishReason = Literal["stop", "length"]
 
 Steps = Generator[None, None, T]
 """Work that yields after each of its steps, and returns a value at its end."""
 
 # The number of token prefixes that the search for the most likely tokens examines before it returns what it has found.
 _SEARCH_STEPS: Final = 100
-
-
-@attrs.frozen
-class Written:
-    """A piece of the text that a model wrote, in whole tokens, or all of it.
-
-    `finish_reason` is None if more text follows, "length" if the next token would exceed the limit, and otherwise
-    "stop". `tokens` are the tokens of the text. `token_logprobs` are their log probabilities in nats, each given the
-    tokens before it. `top_logprobs` are the most likely tokens at each position with their log probabilities, the most
-    likely one first. Both are None if they were not requested, and contain None for the tokens of an echoed prompt that
-    are not scored.
-    """
-
-    text: str
-    tokens: tuple[str, ...]
-    token_logprobs: tuple[float | None, ...] | None = None
-    top_logprobs: tuple[dict[str, float] | None, ...] | None = None
-    finish_reason: FinishReason | None = None
 
 
 def write(
@@ -111,20 +92,6 @@ def complete(model: Model, prompt: str, *, seed: int | None = None, **parameters
         parameters: The parameters of `write`.
     """
     return join(piece for piece in write(model, prompt, new_rng(seed), **parameters) if piece)
-
-
-def join(pieces: Iterable[Written]) -> Written:
-    """Join the pieces of one text."""
-    parts = list(pieces)
-    chances = [part.token_logprobs for part in parts if part.token_logprobs is not None]
-    likeliest = [part.top_logprobs for part in parts if part.top_logprobs is not None]
-    return Written(
-        text="".join(part.text for part in parts),
-        tokens=tuple(itertools.chain.from_iterable(part.tokens for part in parts)),
-        token_logprobs=tuple(itertools.chain.from_iterable(chances)) if chances else None,
-        top_logprobs=tuple(itertools.chain.from_iterable(likeliest)) if likeliest else None,
-        finish_reason=parts[-1].finish_reason,
-    )
 
 
 @attrs.frozen(eq=False)

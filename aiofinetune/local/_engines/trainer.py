@@ -3,7 +3,8 @@
     python -P aiofinetune/local/_engines/trainer.py job.json
 
 The job file contains the paths of the training and validation files, the model (a base model's name, or the path of a
-fine-tuned one), the paths for the tuned model and the results, the hyperparameters and the seed. The process writes one
+fine-tuned one), the paths for the tuned model and the results, the hyperparameters and the seed; and, if the base is no
+built-in model but a local open one, "open_model" with its folder and how it is trained. The process writes one
 JSON object per line to stdout: "started" when the files are read and checked, "epoch" after each epoch, and at the end
 one of three. "succeeded" means that the model and the results are complete on the disk. "failed", with exit status 1,
 has a message for the job's owner, and "param" names the file to blame, if it is one. "short", also with exit status 1,
@@ -52,8 +53,7 @@ import traceback
 from pathlib import Path
 
 from aiofinetune.local._atomic import replacing
-from aiofinetune.local._engines import training
-from aiofinetune.local._engines.model import SIZES, load, load_base, save
+from aiofinetune.local._engines.job import CHECKPOINT_FIGURES, Row, Training, format_row
 from aiofinetune.local._engines.training_files import TrainingError
 from aiofinetune.local._shortage import shortage_of
 
@@ -64,36 +64,49 @@ def run(job: dict[str, Any]) -> None:  # Any: JSON that the server wrote.
     Raises:
         TrainingError: The job cannot be trained as requested.
     """
-    train_texts = training.read_texts(job["training_path"], "training")
-    validation_texts = training.read_texts(job["validation_path"], "validation") if job["validation_path"] else []
-    hyperparams = training.resolve_hyperparams(job["hyperparams"], len(train_texts))
-    classification = training.find_classes(hyperparams, train_texts, validation_texts)
-    model = load_base(job["model"]) if job["model"] in SIZES else load(Path(job["model"]))
-    tokens = sum(map(training.count_text_tokens, train_texts))
-    report("started", examples=len(train_texts), tokens=tokens)
-
-    kept = job.get("checkpoint_paths", {})
-    columns = training.result_columns(has_validation=bool(validation_texts), classification=classification)
-    steps = training.steps_per_epoch(len(train_texts), hyperparams.batch_size)
+    training = prepare(job)
+    plan, kept = training.plan, job.get("checkpoint_paths", {})
+    report("started", examples=plan.examples, tokens=plan.tokens)
+    columns, steps, n_epochs = plan.columns, plan.steps_per_epoch, plan.hyperparams.n_epochs
     with replacing(Path(job["results_path"])) as results:
         results.write((",".join(columns) + "\n").encode())
-        rows = training.train(model, train_texts, validation_texts, hyperparams, classification, job["seed"])
-        for step, row in enumerate(rows, start=1):
-            results.write(training.format_row(row, columns).encode())
+
+        def note(row: Row) -> None:
+            results.write(format_row(row, columns).encode())
+            step = int(row["step"] or 0)
             if step % steps == 0:
                 epoch = step // steps
                 if path := kept.get(str(epoch)):
-                    save(model, Path(path))
-                figures = {name: row[name] for name in training.CHECKPOINT_FIGURES if name in row}
-                report("epoch", epoch=epoch, n_epochs=hyperparams.n_epochs, step=step, figures=figures)
-    save(model, Path(job["model_path"]))
-    report("succeeded", trained_tokens=tokens * hyperparams.n_epochs)
+                    training.save(Path(path))
+                figures = {name: row[name] for name in CHECKPOINT_FIGURES if name in row}
+                report("epoch", epoch=epoch, n_epochs=n_epochs, step=step, figures=figures)
+
+        training.train(note)
+    training.save(Path(job["model_path"]))
+    report("succeeded", trained_tokens=plan.tokens * n_epochs)
+
+
+def prepare(job: dict[str, Any]) -> Training:  # Any: as above
+    """Read and check the files of a job, by the engine of its base model.
+
+    Raises:
+        TrainingError: The job cannot be trained as requested.
+    """
+    if job.get("open_model"):
+        from aiofinetune.local._engines import lora  # noqa: PLC0415  # Only these jobs need PyTorch.
+
+        return lora.prepare(job)
+    from aiofinetune.local._engines import training  # noqa: PLC0415  # Only these jobs need the built-in model.
+
+    return training.prepare(job)
 
 
 def report(kind: str, **details: object) -> None:
     """Report to the server, as one line."""
-    sys.stdout.write(json.dumps({"type": kind, **details}) + "\n")
-    sys.stdout.flush()
+    # What a library prints goes elsewhere meanwhile.
+    assert sys.__stdout__ is not None  # noqa: S101  # The server gives it a pipe.
+    sys.__stdout__.write(json.dumps({"type": kind, **details}) + "\n")
+    sys.__stdout__.flush()
 
 
 def main(job_path: str) -> int:

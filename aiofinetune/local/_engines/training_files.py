@@ -13,7 +13,7 @@ from aiofinetune.errors import DatasetError
 from aiofinetune.local._shortage import shortage_of
 
 COMPLETION_BYTES: Final = 4095
-"""The length of the longest completion that the model learns."""
+"""The length of the longest completion that the built-in model learns."""
 
 
 class TrainingError(Exception):
@@ -29,15 +29,20 @@ class TrainingError(Exception):
         self.param = param
 
 
-def read_file(path: str, role: str) -> Iterator[Example]:
+def read_file(path: str, role: str, max_completion_bytes: int | None = COMPLETION_BYTES) -> Iterator[Example]:
     """Read the examples of a training file one at a time; messages call it the `role` file.
+
+    Args:
+        path: The file.
+        role: What the file is for: ``"training"`` or ``"validation"``.
+        max_completion_bytes: The length of the longest completion in UTF-8; None for no limit.
 
     Raises:
         OSError: The machine has run out of something, so the file cannot be read.
         TrainingError: The file is not a training file, or contains a completion that is too long for the model.
     """
     try:
-        yield from read_examples(path, COMPLETION_BYTES)
+        yield from read_examples(path, max_completion_bytes)
     except DatasetError as error:
         line = "" if error.line is None else f", line {error.line}"
         raise TrainingError(f"The {role} file{line}: {error.problem}.", f"{role}_file") from error

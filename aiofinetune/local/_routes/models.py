@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -13,14 +12,12 @@ from aiofinetune import _sse as sse
 from aiofinetune import structuring
 from aiofinetune.local._chat_completions import ChatAnswer, read_chat_request
 from aiofinetune.local._completions import Answer, Completer, read_completion_request
+from aiofinetune.local._engines.written import Written
 from aiofinetune.local._routes import Paths
 from aiofinetune.local._routes.bodies import read_json_object
 from aiofinetune.local._routes.replies import event_stream, list_reply, member, object_reply, write, write_event
 from aiofinetune.local._store import Store
 from aiofinetune.models import Deleted
-
-if TYPE_CHECKING:
-    from aiofinetune.local._engines.sampling import Written
 
 
 class ModelRoutes:
@@ -46,9 +43,9 @@ class ModelRoutes:
             "/chat/completions": {"POST": self._chat},
         }
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End what writes the completions. Call this only when no request is left."""
-        self._completer.close()
+        await self._completer.close()
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         models = await self._store.models.list()
@@ -71,9 +68,9 @@ class ModelRoutes:
         return await self._answer(request, ChatAnswer(read_chat_request(await read_json_object(request))))
 
     async def _answer(self, request: web.Request, answer: Answer) -> web.StreamResponse:
-        weights = await self._store.models.weights_path(answer.asked.model)
+        origin = await self._store.models.locate(answer.asked.model)
         with member(self._endless):
-            async with contextlib.aclosing(self._completer.write(answer.asked, weights)) as written:
+            async with contextlib.aclosing(self._completer.write(answer.asked, origin)) as written:
                 if answer.asked.stream:
                     return await self._stream(request, answer, written)
                 pieces = [piece async for some in written for piece in some]
@@ -83,13 +80,13 @@ class ModelRoutes:
     async def _stream(
         self, request: web.Request, answer: Answer, written: AsyncIterator[list[tuple[int, Written]]]
     ) -> web.StreamResponse:
-        options, tokens = answer.asked.stream_options, 0
+        options, tokens, prompt_tokens = answer.asked.stream_options, 0, 0
         async with event_stream(request) as response:
             async for pieces in written:
                 tokens += sum(len(piece.tokens) for _, piece in pieces)
+                prompt_tokens += sum(piece.prompt_tokens for _, piece in pieces)
                 await response.write(b"".join(write_event(answer.part(index, piece)) for index, piece in pieces))
             if options and options.include_usage:
-                usage = await self._store.in_thread(lambda: answer.last_part(tokens))
-                await response.write(write_event(usage))
+                await response.write(write_event(answer.last_part(tokens, prompt_tokens)))
             await response.write(sse.encode(b"[DONE]"))
         return response

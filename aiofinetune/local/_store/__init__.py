@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 from aiofinetune._threads import in_thread
+from aiofinetune.local._open_models import OpenModel
 from aiofinetune.local._store.attempts import AttemptStore
 from aiofinetune.local._store.database import StoreDatabase
 from aiofinetune.local._store.files import FileStore
@@ -37,9 +38,10 @@ class Store:
         folder: The folder of the state; it is created if it does not exist.
         keeps_remote: Whether attempts that run on other machines go on after a restart; otherwise their jobs start
             again, as those that were trained on this machine do.
+        open_models: The base models besides the built-in ones.
     """
 
-    def __init__(self, folder: Path, *, keeps_remote: bool = False) -> None:
+    def __init__(self, folder: Path, *, keeps_remote: bool = False, open_models: Sequence[OpenModel] = ()) -> None:
         self.on_change: Callable[[Collection[str]], None] = lambda _jobs: None
         """Called on the event loop after each commit, with the ids of the jobs that the transaction changed."""
         self._folder = Folder(folder)
@@ -48,7 +50,7 @@ class Store:
         self._file_threads = ThreadPoolExecutor(4, thread_name_prefix="aiofinetune-files")
         self.files = FileStore(self._database, self._folder.files, self._file_threads)
         self.uploads = UploadStore(self._database, self._folder.parts, self.files, self._file_threads)
-        self.models = ModelStore(self._database, self._folder.models, self._file_threads)
+        self.models = ModelStore(self._database, self._folder.models, self._file_threads, open_models)
         self.jobs = JobStore(self._database, self.files, self.models)
         self.attempts = AttemptStore(self._database, self._folder, self.files, self.models, self.jobs)
 

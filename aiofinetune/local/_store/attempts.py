@@ -10,11 +10,13 @@ import attrs
 
 from aiofinetune import structuring
 from aiofinetune._sqlite import transaction
+from aiofinetune.local._open_models import OpenModel
 from aiofinetune.local._store.database import StoreDatabase, new_id, now
 from aiofinetune.local._store.files import FileStore
 from aiofinetune.local._store.folder import Folder
 from aiofinetune.local._store.jobs import DEFAULT_MODEL, JOBS_PREFIX, JobStore
-from aiofinetune.local._store.models import BASE_MODELS, Checkpoint, ModelStore
+from aiofinetune.local._store.models import Checkpoint, ModelStore
+from aiofinetune.local._store.refused import Refused
 from aiofinetune.models import FineTune, Status
 
 RESULTS_PURPOSE: Final = "fine-tune-results"
@@ -54,13 +56,15 @@ class Attempt:
     """The number of epochs before the last at whose ends the model is kept as well."""
     needs: Mapping[str, int] = attrs.field(factory=dict)
     """The amount of each resource that it needs, such as ``{"gpu": 1}``."""
+    open_model: OpenModel | None = None
+    """The base, if it is an open model; None if it is built in."""
     is_resumed: bool = False
     """Whether the attempt has been running on another machine since before the server was restarted."""
 
     def checkpoint_path(self, epoch: int) -> Path:
         """Return the path of the model at the end of an epoch before the last."""
         # Earlier servers move a file that they do not know aside if its name begins with "model-".
-        return self.model_path.with_name(f"{_checkpoint_name(self.model_path)}.epoch{epoch}.npz")
+        return self.model_path.with_name(f"{_checkpoint_name(self.model_path)}.epoch{epoch}{self.model_path.suffix}")
 
     def checkpoint_paths(self) -> dict[int, Path]:
         """Return the paths of the models at the ends of the kept epochs before the last, by epoch."""
@@ -128,7 +132,12 @@ class AttemptStore:
             (Status.PENDING, structuring.dumps(waiting).decode()),
         ).fetchone():
             job_id, model = row
-            needed = (needs or {}).get(self._start_of(model)[0], {})
+            try:
+                base = self._models.origin(model).base
+            except Refused as refused:
+                self._fail_without_base(job_id, refused)
+                continue
+            needed = (needs or {}).get(base, {})
             if all(left.get(name, 0) >= amount for name, amount in needed.items()):
                 return attrs.evolve(self._begin(job_id), needs=needed)
             left |= dict.fromkeys(needed, 0)
@@ -199,11 +208,7 @@ class AttemptStore:
     def note_failure(self, attempt: Attempt, reason: str, param: str | None = None) -> None:
         """Mark a running job as failed; `param` is the parameter to blame, such as ``"training_file"``."""
         if job := self._running_job(attempt):
-            self._jobs.update(attrs.evolve(job, status=Status.FAILED))
-            self.database.execute("UPDATE jobs SET failed_param = ? WHERE id = ?", (param, job.id))
-            self._jobs.say(job.id, reason, level="error")
-            self._jobs.say(job.id, "Fine-tune failed")
-            self._jobs.announce_moves()
+            self._fail(job, reason, param)
 
     @transaction
     def put_back(self, attempt: Attempt, reason: str) -> None:
@@ -265,8 +270,15 @@ class AttemptStore:
             " ON jobs.attempt = remote_attempts.id WHERE status = ? ORDER BY number",
             (Status.RUNNING,),
         )
-        found = [self._attempt(attempt_id, self._jobs.find(job_id), at) for attempt_id, job_id, at in rows.fetchall()]
-        return [attrs.evolve(attempt, needs=needs.get(attempt.base, {}), is_resumed=True) for attempt in found]
+        found = []
+        for attempt_id, job_id, started_at in rows.fetchall():
+            try:
+                attempt = self._attempt(attempt_id, self._jobs.find(job_id), started_at)
+            except Refused as refused:
+                self._fail_without_base(job_id, refused)
+            else:
+                found.append(attrs.evolve(attempt, needs=needs.get(attempt.base, {}), is_resumed=True))
+        return found
 
     # In a transaction
 
@@ -301,29 +313,34 @@ class AttemptStore:
     def _attempt(self, attempt_id: str, job: FineTune, started_at: int) -> Attempt:
         # All names follow from the id, so that an attempt is found again after a restart.
         name = attempt_id.removeprefix(_PREFIX)
-        base, start = self._start_of(job.model or DEFAULT_MODEL)
+        origin = self._models.origin(job.model or DEFAULT_MODEL)
         (seed,) = self.database.execute("SELECT seed FROM jobs WHERE id = ?", (job.id,)).fetchone()
         return Attempt(
             id=attempt_id,
             job=job,
-            base=base,
-            start=start,
+            base=origin.base,
+            start=str(origin.weights or origin.base),
+            open_model=origin.open_model,
             training_path=self._files.path(job.training_files[0].id),
             validation_path=self._files.path(job.validation_files[0].id) if job.validation_files else None,
             job_path=self._folder.runs / f"run-{name}.json",
-            model_path=self._folder.models / f"model-{name}.npz",
+            model_path=self._folder.models / f"model-{name}.{'safetensors' if origin.open_model else 'npz'}",
             results_path=self._files.path(f"file-{name}"),
             started_at=started_at,
             seed=DEFAULT_SEED if seed is None else seed,
             kept_epochs=_KEPT_EPOCHS if job.id.startswith(JOBS_PREFIX) else 0,
         )
 
-    def _start_of(self, model: str) -> tuple[str, str]:
-        """Return the base of a model, and the model to start from: the base's name, or the path of the weights."""
-        if model in BASE_MODELS:
-            return model, model
-        base, weights = self._models.find(model)
-        return base, str(weights)
+    def _fail(self, job: FineTune, reason: str, param: str | None) -> None:
+        self._jobs.update(attrs.evolve(job, status=Status.FAILED))
+        self.database.execute("UPDATE jobs SET failed_param = ? WHERE id = ?", (param, job.id))
+        self._jobs.say(job.id, reason, level="error")
+        self._jobs.say(job.id, "Fine-tune failed")
+        self._jobs.announce_moves()
+
+    def _fail_without_base(self, job_id: str, refused: Refused) -> None:
+        """Mark a job as failed whose base model the server was started without."""
+        self._fail(self._jobs.find(job_id), f"{refused.message}, and create the job again", "model")
 
     def _running_job(self, attempt: Attempt) -> FineTune | None:
         """Return the job if it is running under this attempt; otherwise None."""

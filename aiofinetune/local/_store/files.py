@@ -24,8 +24,6 @@ T = TypeVar("T")
 
 PURPOSE: Final = "fine-tune"
 MAX_FILE_BYTES: Final = 1 << 30
-ROLES: Final = ("training", "validation")
-"""What a file may be for in a job."""
 
 
 class FileStore:
@@ -41,9 +39,10 @@ class FileStore:
         self.database = database
         self._folder = folder
         self._threads = threads
-        self._examples: dict[tuple[str, str], int | TrainingError] = {}
-        """The number of examples in each file that a job was created with, or why it was refused, by id and role."""
-        self._reading: dict[tuple[str, str], asyncio.Lock] = {}
+        self._examples: dict[tuple[str, str, int | None], int | TrainingError] = {}
+        """The number of examples in each file that a job was created with, or why it was refused, by id, role and
+        length of the longest completion."""
+        self._reading: dict[tuple[str, str, int | None], asyncio.Lock] = {}
 
     @contextlib.asynccontextmanager
     async def receive(self) -> AsyncIterator[Incoming]:
@@ -113,7 +112,7 @@ class FileStore:
         finally:
             await self._in_thread(handle.close)
 
-    async def count_examples(self, file_id: str, role: str) -> int:
+    async def count_examples(self, file_id: str, role: str, max_completion_bytes: int | None) -> int:
         """Return the number of examples in a file; refuse with 400 what a trainer would, in the same words.
 
         A file is read once, however many jobs are created with it; 0 is returned if it was deleted in the meantime.
@@ -121,20 +120,22 @@ class FileStore:
         Args:
             file_id: The file.
             role: What the file is for: ``"training"`` or ``"validation"``.
+            max_completion_bytes: The length of the longest completion in UTF-8; None for no limit.
         """
-        async with self._reading.setdefault((file_id, role), asyncio.Lock()):
-            found = self._examples.get((file_id, role))
+        key = (file_id, role, max_completion_bytes)
+        async with self._reading.setdefault(key, asyncio.Lock()):
+            found = self._examples.get(key)
             if found is None:
-                found = self._examples[file_id, role] = await self._read_examples(file_id, role)
+                found = self._examples[key] = await self._read_examples(*key)
         if isinstance(found, TrainingError):
             raise Refused(400, str(found), param=found.param)
         return found
 
-    async def _read_examples(self, file_id: str, role: str) -> int | TrainingError:
+    async def _read_examples(self, file_id: str, role: str, max_completion_bytes: int | None) -> int | TrainingError:
         stopped = threading.Event()
         try:
             # On another thread than those for files: reading a file of a gigabyte takes a while.
-            return await asyncio.to_thread(_count_examples, self.path(file_id), role, stopped)
+            return await asyncio.to_thread(_count_examples, self.path(file_id), role, max_completion_bytes, stopped)
         except TrainingError as error:
             return error
         finally:
@@ -143,9 +144,9 @@ class FileStore:
     async def delete(self, file_id: str) -> None:
         """Delete a file; refuse if a job that is not over needs it."""
         await self._forget(file_id)
-        for role in ROLES:
-            self._examples.pop((file_id, role), None)
-            self._reading.pop((file_id, role), None)
+        for key in [key for key in self._reading if key[0] == file_id]:
+            self._examples.pop(key, None)
+            self._reading.pop(key, None)
         await self._in_thread(lambda: self.path(file_id).unlink(missing_ok=True))
 
     @transaction
@@ -236,7 +237,7 @@ def _no_file(file_id: str) -> Refused:
     return Refused(404, f"No such File object: {file_id}", param="id")
 
 
-def _count_examples(path: Path, role: str, stopped: threading.Event) -> int:
+def _count_examples(path: Path, role: str, max_completion_bytes: int | None, stopped: threading.Event) -> int:
     """Count the examples of a file, in bounded memory.
 
     Raises:
@@ -244,4 +245,5 @@ def _count_examples(path: Path, role: str, stopped: threading.Event) -> int:
     """
     if not path.exists():
         return 0
-    return sum(1 for _ in itertools.takewhile(lambda _: not stopped.is_set(), read_file(str(path), role)))
+    examples = read_file(str(path), role, max_completion_bytes)
+    return sum(1 for _ in itertools.takewhile(lambda _: not stopped.is_set(), examples))

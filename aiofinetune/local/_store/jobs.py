@@ -10,9 +10,10 @@ import attrs
 from aiofinetune import structuring
 from aiofinetune._sqlite import transaction
 from aiofinetune.data._defaults import batch_size_of, learning_rate_multiplier_of
+from aiofinetune.local._engines.training_files import COMPLETION_BYTES
 from aiofinetune.local._store.database import StoreDatabase, new_id, now
 from aiofinetune.local._store.files import PURPOSE, FileStore
-from aiofinetune.local._store.models import BASE_MODELS, ORGANIZATION, ModelStore
+from aiofinetune.local._store.models import ORGANIZATION, ModelStore
 from aiofinetune.local._store.refused import PAUSED, Refused
 from aiofinetune.models import File, FineTune, FineTuneEvent, FineTuneRequest, Hyperparams, Status
 
@@ -76,15 +77,19 @@ class JobStore:
             request: The parameters of the reference.
             extras: The others, if the job is created through the jobs API. Its suffix replaces that of `request`.
         """
-        await self._check(request)
-        examples = await self._files.count_examples(request.training_file, "training")
+        is_built_in = await self._check(request)
+        # The limit of an open model is in its own tokens, which only its trainer counts.
+        limit = COMPLETION_BYTES if is_built_in else None
+        examples = await self._files.count_examples(request.training_file, "training", limit)
         if request.validation_file:
-            await self._files.count_examples(request.validation_file, "validation")
+            await self._files.count_examples(request.validation_file, "validation", limit)
         return await self._add(request, examples, extras)
 
     @transaction
-    def _check(self, request: FineTuneRequest) -> None:
-        self._needs(request)
+    def _check(self, request: FineTuneRequest) -> bool:
+        """Refuse a job whose model or file does not exist; return whether its base model is built in."""
+        model, _, _ = self._needs(request)
+        return self._models.origin(model).open_model is None
 
     @transaction
     def _add(self, request: FineTuneRequest, examples: int, extras: Extras | None = None) -> FineTune:
@@ -121,12 +126,11 @@ class JobStore:
     def _needs(self, request: FineTuneRequest) -> tuple[str, File, File | None]:
         """Return the model, the training file and the validation file of a job; refuse if one does not exist."""
         model = request.model or DEFAULT_MODEL
-        if model not in BASE_MODELS:
-            try:
-                self._models.find(model)
-            except Refused as refused:
-                message = f"{refused.message}; the base models are {', '.join(BASE_MODELS)}"
-                raise Refused(400, message, param="model", code=refused.code) from None
+        try:
+            self._models.origin(model)
+        except Refused as refused:
+            message = f"{refused.message}; the base models are {', '.join(self._models.bases)}"
+            raise Refused(400, message, param="model", code=refused.code) from None
         training = self._data_file("training_file", request.training_file)
         validation = request.validation_file and self._data_file("validation_file", request.validation_file)
         return model, training, validation or None

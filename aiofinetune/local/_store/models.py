@@ -14,16 +14,16 @@ import attrs
 from aiofinetune import structuring
 from aiofinetune._sqlite import transaction
 from aiofinetune._threads import in_thread
+from aiofinetune.local._open_models import BUILT_IN, OpenModel
 from aiofinetune.local._store.database import StoreDatabase, new_id, now
 from aiofinetune.local._store.folder import sync_folder
 from aiofinetune.local._store.refused import Refused, refuse_if_needed
 from aiofinetune.models import Model
 
-BASE_MODELS: Final = ("ada", "babbage", "curie", "davinci")
 ORGANIZATION: Final = "org-local"
 
 _PRETRAINED_AT: Final = 1_793_491_200
-"""When the base models were made, to the day, in Unix seconds: 2026-11-01."""
+"""When the built-in models were made, to the day, in Unix seconds: 2026-11-01."""
 
 
 @attrs.frozen
@@ -40,6 +40,18 @@ class Checkpoint:
     """The name of the model."""
 
 
+@attrs.frozen
+class Origin:
+    """A model as an engine needs it. The base decides which engine: the built-in one, or that of open models."""
+
+    base: str
+    """The name of the base model."""
+    weights: Path | None
+    """The path of a fine-tuned model's weights; None for the base model itself."""
+    open_model: OpenModel | None
+    """The base, if it is an open model; None if it is built in."""
+
+
 class ModelStore:
     """The models. Each has a unique name, and its weights stay on the disk as long as a job needs them.
 
@@ -47,30 +59,42 @@ class ModelStore:
         database: The store's database.
         folder: The folder of the fine-tuned models' weights.
         threads: The threads for blocking work.
+        open_models: The base models besides the built-in ones.
     """
 
-    def __init__(self, database: StoreDatabase, folder: Path, threads: Executor) -> None:
+    def __init__(
+        self, database: StoreDatabase, folder: Path, threads: Executor, open_models: Sequence[OpenModel] = ()
+    ) -> None:
         self.database = database
         self._folder = folder
         self._threads = threads
+        self._bases: Mapping[str, OpenModel | None] = {
+            **dict.fromkeys(BUILT_IN),
+            **{model.name: model for model in open_models},
+        }
+
+    @property
+    def bases(self) -> Sequence[str]:
+        """The names of the base models."""
+        return tuple(self._bases)
 
     @transaction
     def list(self) -> tuple[Model, ...]:
         """Return the base models, then the fine-tuned ones, oldest first."""
         rows = self.database.execute("SELECT id, created FROM models ORDER BY number")
-        return (*map(_base_model, BASE_MODELS), *(Model(name, created, ORGANIZATION) for name, created in rows))
+        return (*map(self._base_model, self._bases), *(Model(name, created, ORGANIZATION) for name, created in rows))
 
     @transaction
     def get(self, name: str) -> Model:
         """Return one model, or refuse with 404."""
-        if name in BASE_MODELS:
-            return _base_model(name)
+        if name in self._bases:
+            return self._base_model(name)
         return Model(name, self._find(name)[2], ORGANIZATION)
 
     @transaction
-    def weights_path(self, name: str) -> Path | None:
-        """Return the path of a model's weights, or None for a base model; refuse with 404."""
-        return None if name in BASE_MODELS else self.find(name)[1]
+    def locate(self, name: str) -> Origin:
+        """Return where a model comes from; refuse with 404 if it does not exist, or its base is not served."""
+        return self.origin(name)
 
     async def delete(self, name: str) -> None:
         """Delete a fine-tuned model; refuse if a job that is not over trains it further."""
@@ -79,13 +103,13 @@ class ModelStore:
 
     @transaction
     def _forget(self, name: str) -> Path:
-        if name in BASE_MODELS:
+        if name in self._bases:
             raise Refused(403, f"'{name}' is a base model; only fine-tuned models can be deleted", param="model")
-        _, weights = self.find(name)
+        _, weights, _ = self._find(name)
         refuse_if_needed(self.database, "model", name)
         self.database.execute("DELETE FROM models WHERE id = ?", (name,))
         self.database.execute("DELETE FROM checkpoints WHERE model = ?", (name,))
-        return weights
+        return self._folder / weights
 
     @transaction
     def checkpoints(self, job_id: str, after: str | None, count: int) -> Sequence[Checkpoint]:
@@ -116,10 +140,20 @@ class ModelStore:
 
     # In a transaction
 
-    def find(self, name: str) -> tuple[str, Path]:
-        """Return the base of a fine-tuned model and the path of its weights; refuse with 404."""
+    def origin(self, name: str) -> Origin:
+        """Return where a model comes from; refuse with 404 if it does not exist, or its base is not served."""
+        if name in self._bases:
+            return Origin(name, None, self._bases[name])
         base, weights, _ = self._find(name)
-        return base, self._folder / weights
+        if base not in self._bases:
+            raise Refused(
+                404,
+                f"The model '{name}' is made from '{base}', which this server does not have; start it with"
+                f" --model {base}=PATH",
+                param="model",
+                code="model_not_found",
+            )
+        return Origin(base, self._folder / weights, self._bases[base])
 
     def _find(self, name: str) -> tuple[str, str, int]:
         """Return the base of a fine-tuned model or a checkpoint, its weights and its time; refuse with 404."""
@@ -166,6 +200,12 @@ class ModelStore:
             ),
         )
 
+    def _base_model(self, name: str) -> Model:
+        open_model = self._bases[name]
+        if open_model is None:
+            return Model(name, _PRETRAINED_AT, "aiofinetune")
+        return Model(name, open_model.created_at, ORGANIZATION)
+
     def _new_name(self, base: str, suffix: str | None) -> str:
         slug = re.sub(r"[^a-z0-9]+", "-", (suffix or "").lower()).strip("-")
         time_of_name = dt.datetime.now(dt.UTC)
@@ -174,10 +214,6 @@ class ModelStore:
             if self.database.execute("SELECT 1 FROM models WHERE id = ?", (name,)).fetchone() is None:
                 return name
             time_of_name += dt.timedelta(seconds=1)
-
-
-def _base_model(name: str) -> Model:
-    return Model(name, _PRETRAINED_AT, "aiofinetune")
 
 
 def _no_model(name: str) -> Refused:

@@ -47,6 +47,7 @@ def trainer_input(attempt: Attempt, place: Callable[[Path], str] = str) -> dict[
         "results_path": place(attempt.results_path),
         "hyperparams": structuring.write_reply(attempt.job.hyperparams),
         "seed": attempt.seed,
+        "open_model": attempt.open_model and attempt.open_model.as_json(),
         "checkpoint_paths": {str(epoch): place(path) for epoch, path in attempt.checkpoint_paths().items()},
     }
 
