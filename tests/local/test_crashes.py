@@ -15,7 +15,7 @@ import attrs
 from aiofinetune import FineTune, FineTuneRequest, FineTuneSession, Retry
 
 KEY: Final = "sk-crash-3c5e"
-PATIENT: Final = Retry(attempts=200, base=0.05, cap=0.2, deadline=120, grace=0.5)
+PATIENT: Final = Retry(attempts=10_000, base=0.05, cap=0.2, deadline=600, grace=0.5)
 EXAMPLES: Final = "\n".join(json.dumps({"prompt": f"{number} ->", "completion": " x"}) for number in range(40)).encode()
 
 SERVE: Final = """
