@@ -163,7 +163,8 @@ class PolledEvents(EventStream):
                     break
         if has_more:
             self._caller.note_partial(endpoint)
-        newest_first = self._caller.dialect.newest_first if self._newest_first is None else self._newest_first
+        learnt = self._caller.dialect.newest_first if self._newest_first is None else self._newest_first
+        newest_first = is_newest_first(list(found.values()), otherwise=learnt)
         events = [event for name, event in found.items() if name not in self._given]
         return oldest_first(events, newest_first=newest_first)
 

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from asyncio import StreamWriter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import attrs
@@ -18,6 +18,7 @@ from aiofinetune import (
     AuthenticationFailed,
     BadRequest,
     ConfigurationError,
+    ConnectFailed,
     FineTuneError,
     FineTuneRequest,
     FineTuneSession,
@@ -240,6 +241,95 @@ async def test_source_that_fails(source: Any, words: str) -> None:
         with pytest.raises(ConfigurationError, match=words):
             await session.list_models()
     assert seen == []
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_source_that_cannot_be_reached(is_async: bool) -> None:
+    """A function that fails to reach what gives the tokens is asked again, as often as a call is retried."""
+    failing = [TimeoutError("too slow"), ConnectionResetError(104, "reset")]
+
+    def give() -> str:
+        if failing:
+            raise failing.pop(0)
+        return "token"
+
+    async def give_later() -> str:
+        return give()
+
+    source = give_later if is_async else give
+    async with (
+        serve(accepting("token", [])) as url,
+        FineTuneSession(source, base_url=url, dialect="azure", retry=attrs.evolve(FAST, attempts=3)) as session,
+    ):
+        assert (await session.create_fine_tune(REQUEST)).id == "ftjob-1"
+        failing += [OSError("no route")] * 3
+        session._caller._token.refused("token")  # type: ignore[union-attr,arg-type]  # as if it had expired
+        with pytest.raises(ConnectFailed, match=r"the function that gives the token raised OSError\('no route'\)"):
+            await session.list_models()
+
+
+async def test_source_that_returns_nothing() -> None:
+    """A function that hangs is given up after a minute; calls that wait for it can be cancelled meanwhile."""
+
+    async def hang() -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    seen: list[Received] = []
+    async with (
+        serve(answering(reply(), seen=seen)) as url,
+        FineTuneSession(hang, base_url=url, dialect="azure", retry=ONCE) as session,
+    ):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await session.list_models()
+        begin = asyncio.get_running_loop().time()
+        with pytest.raises(ConnectFailed, match="returned nothing for 60 s"):
+            await session.create_fine_tune(REQUEST)
+        assert 60 <= asyncio.get_running_loop().time() - begin < 62
+    assert seen == []
+
+
+async def test_upload_that_cannot_be_read_again() -> None:
+    """A source that can be read once is not sent again with a new token, because nothing would be left of it."""
+    uploads: list[bytes] = []
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        uploads.append(request.body)
+        writer.write(reply(401, {"error": "expired"}) if len(uploads) == 1 else reply(body=FILE))
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"{}\n"
+
+    async with (
+        serve(handler) as url,
+        FineTuneSession(Tokens("one", "two").give, base_url=url, dialect="azure") as session,
+    ):
+        with pytest.raises(AuthenticationFailed):
+            await session.upload_file(pieces())
+        assert len(uploads) == 1
+        await session.upload_file(b"{}\n")
+    assert b"{}\n" in uploads[-1]
+
+
+async def test_events_are_read_with_a_new_token() -> None:
+    """A job is followed on where the token expires: neither the events nor the job's end are missed."""
+    seen: list[str] = []
+    rows = {"data": [{"id": "e1", "message": "done", "created_at": 1}], "has_more": False}
+
+    async def handler(request: Received, writer: StreamWriter) -> None:
+        seen.append(request.headers["authorization"])
+        is_fresh = seen.count(seen[-1]) <= 1
+        body = rows if "/events" in request.target else {**JOB, "status": "succeeded"}
+        writer.write(reply(body=body) if is_fresh else reply(401, {"error": "expired"}))
+
+    tokens = Tokens(*(f"token-{number}" for number in range(9)))
+    async with (
+        serve(handler) as url,
+        FineTuneSession(tokens.give, base_url=url, dialect="azure", retry=ONCE) as session,
+        session.stream_fine_tune_events("ftjob-1") as events,
+    ):
+        assert [event.message async for event in events] == ["done"]
 
 
 # Another dialect's replies

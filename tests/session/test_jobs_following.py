@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from contextlib import aclosing
 from urllib.parse import parse_qs, urlsplit
@@ -22,6 +23,7 @@ from aiofinetune import (
 from tests.servers.faults import FAULTS
 from tests.servers.faultserver import FaultServer
 from tests.servers.jobs_service import JobsService, NebiusService
+from tests.servers.service import Object, Reply, Request, json_reply
 from tests.session.creates import talking
 from tests.support.checks import QUICK, nothing_left_open, session_for
 
@@ -310,3 +312,86 @@ async def test_jobs_by_metadata_where_there_is_no_such_list(dialect: str) -> Non
             await session.list_fine_tunes(metadata={"a": "b"})
         with pytest.raises(RequestInvalid, match="metadata: "):
             _ = [job async for job in session.iter_fine_tunes(metadata={"a": "b"})]
+
+
+# Lists of events that are not as the contract says
+
+
+@pytest.mark.parametrize("page_size", [2, 20])
+@pytest.mark.parametrize("newest_first", [True, False])
+async def test_order_that_changes(newest_first: bool, page_size: int) -> None:
+    """A service that turns its list of events around while it is followed loses none, and tells none twice."""
+    service = JobsService()
+    service.page_size, service.events_newest_first = page_size, newest_first
+    async with talking(service=service) as (_server, session, _request):
+        job = job_of(service)
+        for number in range(3):
+            service.skew += 1
+            service.tell(job, f"event {number}")
+        given = []
+        async with session.stream_fine_tune_events(job) as events:
+            async for event in events:
+                given.append(event.message)
+                if len(given) == 4:
+                    service.events_newest_first = not newest_first
+                    for number in range(3, 8):
+                        service.skew += 1
+                        service.tell(job, f"event {number}")
+                    service.finish(job)
+        assert given == messages(service, job)
+
+
+async def test_an_event_that_comes_late() -> None:
+    """An event that appears between those that were read is given, at the latest when the job is over."""
+    service = JobsService()
+    service.events_newest_first = False
+    async with talking(service=service) as (_server, session, _request):
+        job = job_of(service)
+        service.skew += 5
+        service.tell(job, "second")
+        async with session.stream_fine_tune_events(job) as events:
+            given = [(await anext(events)).message, (await anext(events)).message]
+            service.tell(job, "late")
+            service.events[job].insert(1, service.events[job].pop())
+            service.finish(job)
+            given += [event.message async for event in events]
+        assert sorted(given) == sorted(messages(service, job))
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+async def test_events_that_do_not_say_whether_there_are_more(newest_first: bool) -> None:
+    """Full pages of events without ``has_more`` are read on."""
+    service = JobsService()
+    service.events_newest_first = newest_first
+    page = service._page
+
+    def silent(request: Request, rows: list[Object]) -> Reply:
+        return json_reply({"data": json.loads(page(request, rows).body)["data"], "has_more": None})
+
+    service._page = silent  # type: ignore[method-assign]  # it wraps the one of this service
+    async with talking(service=service) as (_server, session, _request):
+        job = job_of(service)
+        for number in range(70):
+            service.skew += number % 2
+            service.tell(job, f"event {number}")
+        service.finish(job)
+        assert [event.message for event in await session.list_fine_tune_events(job)] == messages(service, job)
+        async with session.stream_fine_tune_events(job) as events:
+            assert [event.message async for event in events] == messages(service, job)
+
+
+async def test_events_whose_ids_are_no_cursor(caplog: pytest.LogCaptureFixture) -> None:
+    """Where events have no ids that can be read, those of the first page are given, and the log says that it is one."""
+    service = JobsService()
+    service.page_size = 3
+    async with talking(service=service) as (_server, session, _request):
+        job = job_of(service)
+        for number in range(5):
+            service.skew += 1
+            service.tell(job, f"event {number}")
+        for number, event in enumerate(service.events[job]):
+            event["id"] = number
+        service.jobs[job]["status"] = "succeeded"
+        async with session.stream_fine_tune_events(job) as events:
+            assert [event.message async for event in events] == ["event 2", "event 3", "event 4"]
+    assert "only part of the list" in caplog.text
