@@ -19,13 +19,13 @@ from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry, ManifestInvalid, check_manifest
 from aiofinetune.dialects._dialect import KEY_NAME
 from aiofinetune.dialects._jobs import JOBS
-from tests.batch.runs import POLL, outcomes_of
+from tests.batch.runs import POLL, outcomes_of, stopped
 from tests.servers.faults import FAULTS
 from tests.servers.faultserver import FaultServer
 from tests.servers.jobs_service import JobsService, NebiusService
-from tests.servers.service import Object
+from tests.servers.service import KEY, Object
 from tests.session.creates import CREATE
-from tests.support.checks import session_for
+from tests.support.checks import QUICK, session_for
 
 
 class Quick(JobsService):
@@ -128,6 +128,38 @@ async def test_a_proxy_that_drops_metadata_makes_no_second_job(tmp_path: Path) -
         server.fail(CREATE, FAULTS["reset after the request"])
         outcomes = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
     assert all(outcome.error is None or isinstance(outcome.error, CreateUncertain) for outcome in outcomes)
+    assert len(service.jobs) == 3
+
+
+async def test_a_token_source_that_fails_stops_the_batch(tmp_path: Path) -> None:
+    """Where no token can be had, the batch stops, with one entry rejected for it at most; the next run goes on."""
+    service = Quick()
+    async with talking_to(service) as (server, _session, wanted):
+        tokens = [KEY]
+
+        def give() -> str:
+            if not tokens:
+                raise ValueError("signed out")
+            return tokens.pop()
+
+        options = {"base_url": server.base_url, "dialect": "jobs", "retry": QUICK}
+        async with FineTuneSession(give, **options) as session:  # type: ignore[arg-type]  # of several types
+            add_job = service.add_job
+
+            def expire(asked: Object, *, age: float = 0) -> str:
+                session._caller._token.refused(KEY)  # type: ignore[union-attr,arg-type]  # the one in use
+                return add_job(asked, age=age)
+
+            service.add_job = expire  # type: ignore[method-assign]  # it wraps the one of this service
+            batch = Batch(session, wanted, concurrency=1, journal=tmp_path / "journal", poll_interval=POLL)
+            outcomes, error = await stopped(batch)
+            assert {outcome.status for outcome in outcomes} <= {"succeeded", "rejected"}
+            assert len([outcome for outcome in outcomes if outcome.status == "rejected"]) <= 1
+            assert "signed out" in str(error.__cause__)
+            assert len(service.jobs) == 1
+            tokens += [KEY] * 20
+            again = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
+    assert [outcome.status for outcome in again] == ["succeeded"] * 3
     assert len(service.jobs) == 3
 
 

@@ -7,6 +7,7 @@ from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.actions import AttemptId
 from aiofinetune.errors import (
     AuthenticationFailed,
+    ConfigurationError,
     FineTuneError,
     FineTuneUnreadable,
     JournalUnusable,
@@ -25,6 +26,9 @@ def upload_failed(attempt: AttemptId, error: FineTuneError) -> on.AttemptEvent:
     if isinstance(error, TooManyJobs):
         # Of a file, this can only mean that there are too many requests.
         return on.CreateThrottled(attempt, error, error.retry_after)
+    if isinstance(error, ConfigurationError):
+        # It may be about this file alone, such as an extra that reads it.
+        return on.CreateRefused(attempt, error)
     return create_failed(attempt, error)
 
 
@@ -41,7 +45,8 @@ def create_failed(  # noqa: PLR0911  # a table of cases
             return on.CreateUnclear(attempt, error, was_throttled=was_throttled)
         case FineTuneUnreadable():
             return on.JobUnreadable(attempt, error)
-        case QuotaExceeded() | AuthenticationFailed() | PermissionDenied():
+        case QuotaExceeded() | AuthenticationFailed() | PermissionDenied() | ConfigurationError():
+            # The last if the function that gives access tokens fails: no other create can be sent either.
             return on.CreateBarred(attempt, error, was_throttled=was_throttled)
         case TooManyJobs():
             return on.TooManyActive(attempt, error, was_throttled=was_throttled)
