@@ -134,3 +134,19 @@ class NebiusService(JobsService):
         super().__init__()
         self.keeps_metadata = False
         self.events_newest_first = False
+
+
+class OddGateway(JobsService):
+    """A gateway that changes metadata on its way, answers 201, and leaves out of its lists whether there is more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.created = 201
+
+    def add_job(self, asked: Object, *, age: float = 0) -> str:
+        """Make a job, whose metadata is in upper case."""
+        metadata = {name: text.upper() for name, text in (asked.get("metadata") or {}).items()}
+        return super().add_job({**asked, "metadata": metadata}, age=age)
+
+    def _page(self, request: Request, rows: list[Object]) -> Reply:
+        return json_reply({"data": json.loads(super()._page(request, rows).body)["data"]})

@@ -29,6 +29,6 @@ def test_schedules(steps: list[schedules.Step]) -> None:
 @given(steps=steps(), kind=st.sampled_from(sorted(set(schedules.SERVICES) - {"fine-tunes"})))
 @settings(max_examples=40)
 def test_schedules_of_jobs(steps: list[schedules.Step], kind: str) -> None:
-    """So it is at services of OpenAI's jobs, with metadata and without, whole and in small pages."""
+    """So it is at services of OpenAI's jobs, with metadata, without, and changed, whole and in small pages."""
     with asyncio.Runner(loop_factory=FastForwardLoop) as runner:
         runner.run(schedules.run(steps, kind))

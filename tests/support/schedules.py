@@ -14,7 +14,7 @@ from aiofinetune.errors import StreamHistoryChanged
 from aiofinetune.models import CreateUncertain
 from tests.servers.faults import FAULTS
 from tests.servers.faultserver import Exchange, Fault, FaultServer
-from tests.servers.jobs_service import JobsService, NebiusService
+from tests.servers.jobs_service import JobsService, NebiusService, OddGateway
 from tests.servers.service import Service
 from tests.support.checks import QUICK, session_for
 
@@ -267,6 +267,7 @@ SERVICES: Final[Mapping[str, Callable[[], Service]]] = {
     "jobs": JobsService,
     "nebius in small pages": _in_small_pages,
     "jobs without metadata": _without_metadata,
+    "jobs behind an odd gateway": OddGateway,
 }
 """What schedules run against, by name."""
 
