@@ -38,7 +38,12 @@ from aiofinetune.batch._manifest import Entry
 from aiofinetune.local import LocalServer
 from aiofinetune.models import CreateUncertain
 from tests.servers.batchserver import BatchServer, Bucket
-from tests.servers.jobs_batchserver import JobsBatchServer, NebiusBatchServer, NoMetadataBatchServer
+from tests.servers.jobs_batchserver import (
+    JobsBatchServer,
+    NebiusBatchServer,
+    NoMetadataBatchServer,
+    OddGatewayBatchServer,
+)
 from tests.servers.rawserver import KEY
 from tests.support.damage import COUNT, Case, corrupted, flipped, sent, write_version_1
 
@@ -46,6 +51,7 @@ SERVICES: Final[Mapping[str, type[BatchServer]]] = {
     "fine-tunes": BatchServer,
     "jobs": JobsBatchServer,
     "jobs-without-metadata": NoMetadataBatchServer,
+    "jobs-with-changed-metadata": OddGatewayBatchServer,
     "nebius": NebiusBatchServer,
 }
 """The services of the proofs, by name. Each says by its `dialect` how to speak to it."""

@@ -13,7 +13,7 @@ from aiofinetune._http.caller import Caller
 from aiofinetune._jobs.events import EventStream
 from aiofinetune._jobs.ordering import is_newest_first, oldest_first
 from aiofinetune._jobs.reconnecting import note_resumed, pause_after
-from aiofinetune.errors import FineTuneError, RateLimited
+from aiofinetune.errors import BadRequest, FineTuneError, NotFound, RateLimited
 from aiofinetune.models import FineTuneEvent
 from aiofinetune.retry import Retry
 
@@ -149,6 +149,20 @@ class PolledEvents(EventStream):
         the order meanwhile, or added an event late, has not told all of them to the looks before.
         """
         after = self._last_id if self._newest_first is False and not is_last else None
+        try:
+            found = await self._read(after, is_last=is_last)
+        except (BadRequest, NotFound):
+            if after is None:
+                raise
+            # The service may not keep all events, and no longer know the last one.
+            found = await self._read(None, is_last=is_last)
+        learnt = self._caller.dialect.newest_first if self._newest_first is None else self._newest_first
+        newest_first = is_newest_first(list(found.values()), otherwise=learnt)
+        events = [event for name, event in found.items() if name not in self._given]
+        return oldest_first(events, newest_first=newest_first)
+
+    async def _read(self, after: str | None, *, is_last: bool) -> dict[int, FineTuneEvent]:
+        """Return the events of the list after a cursor, by their identities, up to the first page with a known one."""
         found: dict[int, FineTuneEvent] = {}
         has_more = False
         endpoint = self._caller.endpoints.list_fine_tune_events
@@ -163,10 +177,7 @@ class PolledEvents(EventStream):
                     break
         if has_more:
             self._caller.note_partial(endpoint)
-        learnt = self._caller.dialect.newest_first if self._newest_first is None else self._newest_first
-        newest_first = is_newest_first(list(found.values()), otherwise=learnt)
-        events = [event for name, event in found.items() if name not in self._given]
-        return oldest_first(events, newest_first=newest_first)
+        return found
 
     def _learn_order(self, events: list[FineTuneEvent]) -> None:
         """Learn the order of the list from the times of its events, or else from where new ones have appeared."""

@@ -84,6 +84,15 @@ class NoMetadataBatchServer(JobsBatchServer):
     keeps_metadata = False
 
 
+class OddGatewayBatchServer(JobsBatchServer):
+    """One behind a gateway that changes metadata."""
+
+    def wanted(self, asked: Object) -> Object:
+        """The parameters, with metadata in upper case."""
+        metadata = {name: text.upper() for name, text in (asked.get("metadata") or {}).items()}
+        return super().wanted({**asked, "metadata": metadata})
+
+
 class NebiusBatchServer(NoMetadataBatchServer):
     """Nebius's: the oldest come first, and there is no metadata."""
 

@@ -380,6 +380,24 @@ async def test_events_that_do_not_say_whether_there_are_more(newest_first: bool)
             assert [event.message async for event in events] == messages(service, job)
 
 
+async def test_events_that_are_not_kept() -> None:
+    """A service that forgets old events, and so refuses the cursor, is read from its first event on."""
+    service = JobsService()
+    service.events_newest_first = False
+    async with talking(service=service) as (_server, session, _request):
+        job = job_of(service)
+        service.skew += 1
+        service.tell(job, "one")
+        async with session.stream_fine_tune_events(job) as events:
+            given = [(await anext(events)).message, (await anext(events)).message]
+            service.tell(job, "two")
+            del service.events[job][:2]
+            given.append((await anext(events)).message)
+            service.finish(job)
+            given += [event.message async for event in events]
+    assert given[1:] == ["one", "two", "Fine-tune succeeded"]
+
+
 async def test_events_whose_ids_are_no_cursor(caplog: pytest.LogCaptureFixture) -> None:
     """Where events have no ids that can be read, those of the first page are given, and the log says that it is one."""
     service = JobsService()
