@@ -28,6 +28,7 @@ import math
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -45,6 +46,7 @@ _MAX_LINE_BYTES: Final = 1 << 20
 _MAX_SWEEP: Final = 10_000
 """The number of jobs that one request may stand for. A larger sweep is probably a mistake."""
 _OWN_FIELDS: Final = ("label", "sweep")
+_NO_MANIFEST: Final = "expected JSON Lines, an object on each line; a manifest in TOML has a name that ends in .toml"
 _FILE_FIELDS: Final = ("training_file", "validation_file")
 _DATA_SUFFIXES: Final = (
     *(".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt", ".parquet"),
@@ -195,12 +197,13 @@ class _Table:
     values: Mapping[str, object]
     source: Sequence[str] = ()
 
-    def line_of(self, field: str) -> int:
-        """Return the line number of a field, or of the request if the field is not found."""
-        name = re.escape(field.partition("[")[0])
-        for number, line in enumerate(self.source, self.line + 1):
-            if re.match(rf"\s*(sweep\s*\.\s*)?{name}\b", line):
-                return number
+    def line_of(self, *fields: str) -> int:
+        """Return the line number of the first field that is found, or of the request if none is."""
+        for field in fields:
+            name = re.escape(field.partition("[")[0])
+            for number, line in enumerate(self.source, self.line + 1):
+                if re.match(rf"\s*(sweep\s*\.\s*)?{name}\b", line):
+                    return number
         return self.line
 
 
@@ -208,7 +211,8 @@ def _entries(path: Path) -> Iterator[tuple[_Table, Entry | Problem]]:
     """Yield each entry of a manifest, or a problem in place of one, with its table."""
     defaults: dict[str, object] = {}
     number = 0
-    for item in _toml_tables(path) if path.suffix == ".toml" else _json_tables(path):
+    is_toml = path.suffix.lower() == ".toml"
+    for item in _toml_tables(path) if is_toml else _json_tables(path):
         if isinstance(item, Problem):
             yield _Table(item.line, {}), item
         elif set(item.values) == {"defaults"} and isinstance(item.values["defaults"], dict):
@@ -219,7 +223,7 @@ def _entries(path: Path) -> Iterator[tuple[_Table, Entry | Problem]]:
                 yield item, problem
         else:
             number += 1
-            for entry in _expand(item, defaults, f"{path.stem}-{number}", path.parent):
+            for entry in _expand(item, defaults, f"{path.stem}-{number}", path.parent, is_toml=is_toml):
                 yield item, entry
 
 
@@ -231,15 +235,22 @@ def _problems_of(table: _Table, values: Mapping[str, object]) -> list[Problem]:
 
 
 def _json_tables(path: Path) -> Iterator[_Table | Problem]:
+    is_first = True
     for number, line in enumerate(_lines(path), start=1):
         if len(line) > _MAX_LINE_BYTES:
             # The rest of the line would be read as a line of its own.
             yield Problem(number, "request", f"is longer than {_MAX_LINE_BYTES} bytes")
             return
-        if not line.strip():
+        text = line.removeprefix(b"\xef\xbb\xbf")
+        if not text.strip():
             continue
+        if is_first and not text.lstrip().startswith(b"{"):
+            # It is something else altogether, of which each line would be a problem.
+            yield Problem(number, "manifest", _NO_MANIFEST)
+            return
+        is_first = False
         try:
-            values = structuring.loads(line.removeprefix(b"\xef\xbb\xbf"))
+            values = structuring.loads(text)
         except ValueError as error:
             yield Problem(number, "request", f"is not JSON: {_reason(line, error)}")
             continue
@@ -303,7 +314,9 @@ def _line_of(text: str, pattern: str) -> int:
     return text.count("\n", 0, found.start()) + 1 if found else 1
 
 
-def _expand(table: _Table, defaults: Mapping[str, object], label: str, folder: Path) -> Iterator[Entry | Problem]:
+def _expand(
+    table: _Table, defaults: Mapping[str, object], label: str, folder: Path, *, is_toml: bool
+) -> Iterator[Entry | Problem]:
     """Yield the entries that one request stands for, or its problems."""
     values = {**defaults, **table.values}
     given_label, sweep = values.pop("label", label), values.pop("sweep", {})
@@ -311,9 +324,15 @@ def _expand(table: _Table, defaults: Mapping[str, object], label: str, folder: P
         yield Problem(table.line_of("label"), "label", "expected a single line of text")
         return
     if not isinstance(sweep, dict) or not all(isinstance(choices, list) and choices for choices in sweep.values()):
-        expected = 'expected a table of lists, such as {"n_epochs": [1, 2, 4]}'
-        yield Problem(table.line_of("sweep"), "sweep", expected)
+        example = "sweep.n_epochs = [1, 2, 4]" if is_toml else '{"n_epochs": [1, 2, 4]}'
+        yield Problem(table.line_of("sweep"), "sweep", f"expected lists of values, such as {example}")
         return
+    for name, choices in sweep.items():
+        counts = Counter(map(str, choices))
+        for value in [value for value, count in counts.items() if count > 1]:
+            # Both jobs would have one label.
+            yield Problem(table.line_of(name, "sweep"), f"sweep.{name}", f"has the value {value} twice")
+            return
     size = math.prod(len(choices) for choices in sweep.values())
     if size > _MAX_SWEEP:
         yield Problem(table.line_of("sweep"), "sweep", f"expands to {size} jobs; at most {_MAX_SWEEP} are allowed")

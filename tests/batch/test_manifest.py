@@ -249,6 +249,7 @@ def test_a_manifest_that_cannot_be_read() -> None:
             call("gone.jsonl")
 
 
+NO_MANIFEST = "expected JSON Lines, an object on each line; a manifest in TOML has a name that ends in .toml"
 LONG = "x" * (1 << 20)
 RANGE = ", ".join(map(str, range(1, 102)))
 
@@ -269,11 +270,29 @@ WRONG = {
     "a file forgotten": ("jobs.jsonl", '\n{"model": "ada"}', ["line 2, training_file: is missing"]),
     "no objects": (
         "jobs.jsonl",
-        '[1]\n"x"',
+        '{"training_file": "file-1"}\n[1]\n"x"',
         [
-            'line 1, request: expected an object such as {"training_file": "spam.jsonl"}',
             'line 2, request: expected an object such as {"training_file": "spam.jsonl"}',
+            'line 3, request: expected an object such as {"training_file": "spam.jsonl"}',
         ],
+    ),
+    **{
+        f"no manifest ({name})": (
+            name,
+            text,
+            [f"line {line}, manifest: {NO_MANIFEST}"],
+        )
+        for name, text, line in [
+            ("jobs.txt", '\n[[requests]]\ntraining_file = "file-1"', 2),
+            ("jobs.yaml", "requests:\n- training_file: file-1", 1),
+            ("jobs.json", '[{"training_file": "file-1"},\n {"training_file": "file-2"}]', 1),
+            ("jobs.bin", "\x7fELF\x02\n\x00\n\x00", 1),
+        ]
+    },
+    "TOML under a name in capitals": (
+        "JOBS.TOML",
+        '[[requests]]\ntraining_file = "file-1"\nepochs = 1',
+        ["line 3, epochs: is not a parameter of this request"],
     ),
     "a label twice": (
         "jobs.jsonl",
@@ -283,7 +302,7 @@ WRONG = {
     "a value twice in a sweep": (
         "jobs.jsonl",
         '{"training_file": "file-1", "sweep": {"n_epochs": [4, 4]}}',
-        ["line 1, label: 'jobs-1/n_epochs=4' is used twice; each job needs its own label"],
+        ["line 1, sweep.n_epochs: has the value 4 twice"],
     ),
     "files that are not there": (
         "jobs.jsonl",
@@ -302,8 +321,8 @@ WRONG = {
         "jobs.jsonl",
         '{"training_file": "file-1", "sweep": {"n_epochs": 4}}\n{"training_file": "file-1", "sweep": {"n_epochs": []}}',
         [
-            'line 1, sweep: expected a table of lists, such as {"n_epochs": [1, 2, 4]}',
-            'line 2, sweep: expected a table of lists, such as {"n_epochs": [1, 2, 4]}',
+            'line 1, sweep: expected lists of values, such as {"n_epochs": [1, 2, 4]}',
+            'line 2, sweep: expected lists of values, such as {"n_epochs": [1, 2, 4]}',
         ],
     ),
     "a sweep with wrong values": (
@@ -361,7 +380,12 @@ WRONG = {
     "a sweep in dotted keys": (
         "jobs.toml",
         '[[requests]]\ntraining_file = "file-1"\nsweep.n_epochs = [1, 2]\nsweep.model = "ada"',
-        ['line 3, sweep: expected a table of lists, such as {"n_epochs": [1, 2, 4]}'],
+        ["line 3, sweep: expected lists of values, such as sweep.n_epochs = [1, 2, 4]"],
+    ),
+    "a value twice in a sweep of dotted keys": (
+        "jobs.toml",
+        '[[requests]]\ntraining_file = "file-1"\nsweep.model = ["ada"]\nsweep.n_epochs = [1, 1]',
+        ["line 4, sweep.n_epochs: has the value 1 twice"],
     ),
     "a wrong name in a sweep": (
         "jobs.toml",
