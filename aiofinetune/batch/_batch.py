@@ -396,7 +396,7 @@ def _check_limits(
     if reserve < 0:
         raise ConfigurationError(f"reserve: expected at least 0, got {reserve}")
     if reserve and max_active is None:
-        raise ConfigurationError(f"reserve: got {reserve} without max_active; reserve is a part of max_active")
+        raise ConfigurationError(f"reserve: got {reserve} without max_active; it is a part of that")
     if max_active is not None and max_active - reserve < 1:
         raise ConfigurationError(f"max_active: {max_active} minus a reserve of {reserve} leaves no job for this batch")
     if concurrency < 1:

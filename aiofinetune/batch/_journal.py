@@ -16,13 +16,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
+
+import attrs
 
 from aiofinetune import structuring
 from aiofinetune._sqlite import Database, transaction
 from aiofinetune.batch import _journal_v1 as journal_v1
 from aiofinetune.batch._core import AttemptId, AttemptRecord
-from aiofinetune.batch._journal_file import JournalFile, read_lines
+from aiofinetune.batch._journal_file import JournalFile, is_in_use, is_version_1, log_of, read_lines
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.dialects._fine_tunes import FINE_TUNES
 from aiofinetune.errors import FineTuneError, JournalUnusable, LocalFileError
@@ -109,6 +111,21 @@ class _Database(Database):
             return await super().run(call)
         except (sqlite3.Error, OSError) as error:
             raise JournalUnusable(f"{self._name}: {_words(error)}") from error
+
+
+@attrs.frozen
+class JournalContent:
+    """What a journal holds."""
+
+    base_url: str
+    """The service of its last run; "" if it has had none."""
+    dialect: str
+    records: tuple[AttemptRecord, ...]
+    """The last attempt of each label, in the order of the first runs."""
+    left_out: frozenset[str]
+    """The labels of entries that are no longer part of the batch."""
+    is_running: bool
+    """Whether a batch has the journal in use."""
 
 
 class Journal:
@@ -381,8 +398,8 @@ class Journal:
             self._note("forget uploads")
 
 
-def read_records(path: Path) -> list[AttemptRecord]:
-    """Return the last attempt of each label, in the order of the first runs, without locking or changing the journal.
+def read_journal(path: Path) -> JournalContent:
+    """Return what a journal of any version holds, without locking or changing it. No service is asked.
 
     A batch may be writing to the journal meanwhile. This blocks.
 
@@ -392,13 +409,32 @@ def read_records(path: Path) -> list[AttemptRecord]:
     """
     journal = Journal(path, "")
     with journal.database.connected(""):
+        execute = journal.database.connection.execute
         journal.database.connection.executescript(_SCHEMA)
         try:
-            journal._read(read_lines(path))  # noqa: SLF001  # the same module
+            with path.open("rb") as file:
+                is_running = is_in_use(file.fileno())
+                journal._read(_lines_of(file, path))  # noqa: SLF001  # the same module
         except OSError as error:
             raise LocalFileError(f"{path}: {error.strerror}") from error
-        rows = journal.database.execute(f"SELECT {_RECORD} FROM attempts WHERE {_IS_LAST} ORDER BY number")  # noqa: S608  # names of ours
-        return [_record(*row) for row in rows]
+        rows = execute(f"SELECT {_RECORD} FROM attempts WHERE {_IS_LAST} ORDER BY number")  # noqa: S608  # names of ours
+        opening = execute("SELECT base_url, dialect FROM openings ORDER BY number DESC LIMIT 1").fetchone()
+        base_url, dialect = opening or ("", None)
+        left_out = frozenset(label for (label,) in execute("SELECT label FROM left_out"))
+        records = tuple(_record(*row) for row in rows)
+    return JournalContent(base_url, dialect or FINE_TUNES.name, records, left_out, is_running)
+
+
+def _lines_of(file: BinaryIO, path: Path) -> Iterable[bytes]:
+    if is_version_1(file.fileno()):
+        target = Path(os.path.realpath(path))
+        return map(structuring.dumps, journal_v1.read_notes_of(file.fileno(), str(path), log_of(target)))
+    return read_lines(file, str(path))
+
+
+def read_records(path: Path) -> list[AttemptRecord]:
+    """Return the last attempt of each label of a journal, in the order of the first runs; see `read_journal`."""
+    return list(read_journal(path).records)
 
 
 def _record(

@@ -96,7 +96,7 @@ class JournalFile:
     @property
     def is_version_1(self) -> bool:
         """Whether the file is a journal of version 1, or another SQLite database."""
-        return os.pread(self._file, len(_VERSION_1), 0) == _VERSION_1
+        return is_version_1(self._file)
 
     @property
     def target(self) -> Path:
@@ -106,7 +106,7 @@ class JournalFile:
     @property
     def log(self) -> Path:
         """The path of the log of a journal of version 1."""
-        return self._target.with_name(f"{self._target.name}-wal")
+        return log_of(self._target)
 
     def fileno(self) -> int:
         """Return the file descriptor."""
@@ -120,7 +120,7 @@ class JournalFile:
         """
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
-            counted, end, digest = yield from _read_lines(file, self.name)
+            counted, end, digest = yield from read_lines(file, self.name)
         if counted < end:
             _sync(self._file)
             _write(self._file, _header(end, digest), 0)
@@ -224,17 +224,24 @@ class JournalFile:
         return self._target.with_name(f".{self._target.name}.{what}")
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the text of each line of a journal, which is neither locked nor changed; a batch may be writing to it.
+def is_version_1(file: int) -> bool:
+    """Return whether an open file is a journal of version 1, or another SQLite database."""
+    return os.pread(file, len(_VERSION_1), 0) == _VERSION_1
 
-    Raises:
-        JournalUnusable: The file is not a journal, or it is damaged. The lines that were yielded are then invalid.
-        OSError: The file cannot be read.
-    """
-    with path.open("rb") as file:
-        if file.peek(len(_VERSION_1)).startswith(_VERSION_1):
-            raise JournalUnusable(f"{path}: is a journal of version 1; run its batch again, which converts it")
-        yield from _read_lines(file, str(path))
+
+def log_of(path: Path) -> Path:
+    """Return the path of the log of a journal of version 1."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def is_in_use(file: int) -> bool:
+    """Return whether a running batch has locked an open journal."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
 
 
 def is_journal(path: Path) -> bool:
@@ -248,8 +255,20 @@ def is_journal(path: Path) -> bool:
     return start.startswith(_VERSION_1) or bool(_HEADER.match(start) or _OTHER_VERSION.match(start))
 
 
-def _read_lines(file: BinaryIO, name: str) -> Generator[bytes, None, tuple[int, int, bytes]]:
-    """Yield the text of each line, and return the end that the header counts, that of the last line, and its digest."""
+def read_lines(file: BinaryIO, name: str) -> Generator[bytes, None, tuple[int, int, bytes]]:
+    """Yield the text of each line of a journal, which is neither locked nor changed; a batch may be writing to it.
+
+    Args:
+        file: The file, at its beginning.
+        name: Its name, for messages.
+
+    Returns:
+        The end that the header counts, that of the last line, and the digest of that line.
+
+    Raises:
+        JournalUnusable: The file is not a journal, or it is damaged. The lines that were yielded are then invalid.
+        OSError: The file cannot be read.
+    """
     counted = _read_header(file.readline(_HEADER_BYTES), name)
     digest, end = _FIRST_DIGEST, _HEADER_BYTES
     is_whole = counted == (end, digest)

@@ -50,7 +50,7 @@ class _Damaged(Exception):
 
 
 def read_notes(file: JournalFile) -> list[dict[str, Any]]:  # Any: JSON
-    """Return the notes of a journal of version 1, without changing the file.
+    """Return the notes of a journal of version 1, without changing the file, which is locked.
 
     Raises:
         JournalUnusable: The file is another database, or it is damaged.
@@ -58,41 +58,55 @@ def read_notes(file: JournalFile) -> list[dict[str, Any]]:  # Any: JSON
         OSError: The file cannot be read.
     """
     fcntl.lockf(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, *_SQLITE_LOCK)
+    return read_notes_of(file.fileno(), file.name, file.log)
+
+
+def read_notes_of(file: int, name: str, log: Path) -> list[dict[str, Any]]:  # Any: JSON
+    """Return the notes of a journal of version 1, without locking or changing it.
+
+    Args:
+        file: The descriptor of the file.
+        name: Its name, for messages.
+        log: The path of its log.
+
+    Raises:
+        JournalUnusable: The file is another database, or it is damaged.
+        OSError: The file cannot be read.
+    """
     with tempfile.TemporaryDirectory(prefix="aiofinetune-") as folder:
         # This reads a copy, because SQLite would move the contents of the log into the original.
         path = Path(folder) / "journal"
-        with open(file.fileno(), "rb", closefd=False) as source, path.open("wb") as copy:
+        with open(file, "rb", closefd=False) as source, path.open("wb") as copy:
             source.seek(0)
             shutil.copyfileobj(source, copy)
-        log = Path(f"{path}-wal")
-        if file.log.exists():
-            shutil.copyfile(file.log, log)
+        log_copy = Path(f"{path}-wal")
+        if log.exists():
+            shutil.copyfile(log, log_copy)
         try:
-            if log.exists():
-                _check_log(log.read_bytes(), path)
+            if log_copy.exists():
+                _check_log(log_copy.read_bytes(), path)
             with closing(sqlite3.connect(path)) as db:
-                return list(_notes(db, file))
+                return list(_notes(db, name, log))
         except (_Damaged, sqlite3.Error, FineTuneError, ValueError) as error:
             if isinstance(error, JournalUnusable):
                 raise
             raise JournalUnusable(
-                f"{file.name}: is damaged, or not a journal: {error}; restore an intact copy, with its log"
-                f" ({file.log}) if it has one"
+                f"{name}: is damaged, or not a journal: {error}; restore an intact copy, with its log ({log}) if it has"
+                " one"
             ) from error
 
 
-def _notes(db: sqlite3.Connection, file: JournalFile) -> Iterator[dict[str, Any]]:
+def _notes(db: sqlite3.Connection, name: str, log: Path) -> Iterator[dict[str, Any]]:
     ((application,), (version,), (tables,)) = (
         db.execute(statement).fetchone()
         for statement in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
     )
     if not tables:
         raise JournalUnusable(
-            f"{file.name}: is empty: its process was killed, and its log is missing or truncated; restore the log"
-            f" ({file.log})"
+            f"{name}: is empty: its process was killed, and its log is missing or truncated; restore the log ({log})"
         )
     if (application, version) != (_APPLICATION, _VERSION):
-        raise JournalUnusable(f"{file.name}: is not a journal of this version")
+        raise JournalUnusable(f"{name}: is not a journal of this version")
     for (problem,) in db.execute("PRAGMA integrity_check"):
         if problem != "ok":
             raise _Damaged(problem)
