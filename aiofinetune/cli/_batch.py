@@ -4,67 +4,104 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
+import attrs
 from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.table import Column, Table
-from rich.text import Text
 
-from aiofinetune import structuring
 from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import check_manifest, read_manifest
-from aiofinetune.batch._notices import Notices
-from aiofinetune.batch._outcomes import BatchStopped, Outcome, Progress
+from aiofinetune.batch._outcomes import BatchStopped, Outcome
 from aiofinetune.batch._rerun import Rerun, look_back
-from aiofinetune.cli._data import progress_bar
+from aiofinetune.cli._batch_view import LiveTable, counts_line, outcome_line
+from aiofinetune.cli._data_check import looking_into
 from aiofinetune.cli._exit import Exit, exit_status
 from aiofinetune.cli._output import one_line, print_json_line
 from aiofinetune.cli._run import on_signal
-from aiofinetune.cli._shell import Shell
-from aiofinetune.data import Rules, check_file
-from aiofinetune.errors import ConfigurationError, FineTuneError, JournalUnusable, LocalFileError
+from aiofinetune.cli._shell import Shell, stamped
+from aiofinetune.cli._summary import check_summary, opened, write
+from aiofinetune.cli._wording import again
+from aiofinetune.data import Report
+from aiofinetune.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    EntryChanged,
+    FineTuneError,
+    LocalFileError,
+    PermissionDenied,
+    QuotaExceeded,
+)
 from aiofinetune.session import find_rules, find_service
 
-_SHOWN_ACTIVE: Final = 10
 _DRAW_INTERVAL: Final = 0.25
-_TOLD: Final = ("label", "status", "job")
-"""The keys by which a line of a summary is recognised; see `Outcome.summary`."""
-_MAX_LINE_BYTES: Final = 1 << 20
+
+
+@attrs.frozen
+class JournalPlace:
+    """Where the journal of a run is.
+
+    Args:
+        path: Its path.
+        is_kept: Whether it outlasts the command.
+        is_fresh: Whether it was begun by this run, under a name of its own.
+    """
+
+    path: Path
+    is_kept: bool = True
+    is_fresh: bool = False
 
 
 @contextlib.contextmanager
-def journal_of(manifest: Path, journal: Path | None, *, is_local: bool) -> Iterator[Path]:
-    """Return a context manager of the path of a batch's journal.
+def journal_of(manifest: Path, journal: Path | None, *, fresh: bool, is_local: bool) -> Iterator[JournalPlace]:
+    """Return a context manager of the place of a batch's journal.
 
     That of an embedded server, whose jobs no other server knows, is a temporary one: beside the manifest it would stand
     in the way of the batch itself.
+
+    Args:
+        manifest: The manifest.
+        journal: The path that was asked for; by default it is beside the manifest.
+        fresh: Whether to begin a new one, beside that path.
+        is_local: Whether the service is an embedded server of this command.
+
+    Raises:
+        ConfigurationError: The folder of the journal does not exist.
     """
     if journal is None and is_local:
         with tempfile.TemporaryDirectory(prefix="aiofinetune-") as folder:
-            yield Path(folder) / f"{manifest.name}.journal"
-    else:
-        yield journal or manifest.with_name(f"{manifest.name}.journal")
+            yield JournalPlace(Path(folder) / f"{manifest.name}.journal", is_kept=False)
+        return
+    path = journal or manifest.with_name(f"{manifest.name}.journal")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"journal: the folder {path.parent} does not exist")
+    yield JournalPlace(fresh_path(path), is_fresh=True) if fresh else JournalPlace(path)
+
+
+def fresh_path(path: Path) -> Path:
+    """Return the path of a new journal beside another, with the time in its name."""
+    first = path.with_name(f"{path.stem}.{time.strftime('%Y-%m-%d-%H%M%S')}{path.suffix}")
+    others = (first.with_name(f"{first.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(it for it in itertools.chain([first], others) if not it.exists())
 
 
 async def run_manifest(
     manifest: Path,
-    journal: Path,
+    journal: JournalPlace,
     summary: Path | None,
     shell: Shell,
     *,
     check: bool,
     data_check: bool,
     accept_changes: bool,
+    accept_base_url: bool,
     retry_failed: bool,
     show_ended: bool,
     **options: Any,  # as `Batch` takes them, which says their types
@@ -76,69 +113,71 @@ async def run_manifest(
 
     Raises:
         ManifestInvalid: The manifest is invalid; nothing was sent.
-        JournalUnusable: The journal is in use, damaged, or belongs to another manifest.
+        EntryChanged: Entries have changed since an earlier run sent them.
+        JournalUnusable: The journal is in use, damaged, or belongs to another service.
     """
     if summary is not None:
-        await asyncio.to_thread(_check_summary, summary, (manifest, journal))
+        await asyncio.to_thread(check_summary, summary, (manifest, journal.path))
     dialect, base_url = find_service(shell.dialect, shell.base_url)
     with looking_into(find_rules(dialect, base_url)) as look:
-        count = await asyncio.to_thread(check_manifest, manifest, dialect, look if data_check else None)
+        count = await asyncio.to_thread(
+            check_manifest, manifest, dialect, (lambda file: _wrong_data(look, file)) if data_check else None
+        )
+    await asyncio.to_thread(_check_labels, manifest, options.get("retry_uncertain", ()))
     console = shell.err if shell.as_json else shell.out
     if check:
         console.print(f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, no problems")
         return 0
     async with shell.session() as session:
-        rerun = await look_back(journal, session, read_manifest(manifest), accept_changes=accept_changes)
+        rerun = await look_back(
+            journal.path,
+            session,
+            read_manifest(manifest),
+            accept_changes=accept_changes,
+            accept_base_url=accept_base_url,
+        )
         if rerun.changes and not accept_changes:
             lines = "\n".join(rerun.changes)
-            raise JournalUnusable(
-                f"{manifest} has changed since {journal} was started:\n{lines}\nTo create a new job for each changed"
-                " request, and leave out what is gone, pass --accept-changes"
+            raise EntryChanged(
+                f"{manifest} has changed since {journal.path} was started:\n{lines}\nTo create a new job for each"
+                " changed request, and leave out what is gone, pass --accept-changes"
             )
-        if ended := _before(rerun, count, retry_failed=retry_failed):
-            console.print(ended, soft_wrap=True, highlight=False)
-        await asyncio.to_thread(_check_labels, manifest, options.get("retry_uncertain", ()))
+        shell.tell(_begin(manifest, count, journal, session.base_url))
         batch = Batch(
             session,
             read_manifest(manifest),
-            journal=journal,
-            accept_changes=accept_changes,
+            journal=journal.path,
             retry="failed" if retry_failed else None,
             data_check=False,  # They were checked above.
+            accept_changes=accept_changes,
+            accept_base_url=accept_base_url,
             **options,
         )
         run = _Run(batch, count, journal, shell, cancels=bool(options.get("cancel_on_exit")), show_ended=show_ended)
+        if ended := _before(rerun, count, retry_failed=retry_failed):
+            run.say(ended)
         try:
             return await run.to_the_end(summary)
         except asyncio.CancelledError:
             # The second signal cancels the task that this command consists of.
             if len(run.signals) < 2:
                 raise
+            run.say(f"Quit at once. {run.way_on('What was being sent is looked for by')}")
             return exit_status(signal=run.signals[0])
 
 
-@contextlib.contextmanager
-def looking_into(rules: Rules) -> Iterator[Callable[[str], list[str]]]:
-    """Return a context manager of a function that returns what is wrong with a data file, and ends with the block."""
-    is_over = threading.Event()
+def _begin(manifest: Path, count: int, journal: JournalPlace, base_url: str) -> str:
+    entries = f"{count} {'entry' if count == 1 else 'entries'}"
+    if not journal.is_kept:
+        return f"{manifest}: {entries}; no journal is kept, for the embedded server ends with this command"
+    return f"{manifest}: {entries} at {base_url}; journal {journal.path}"
 
-    def look(file: str) -> list[str]:
-        with progress_bar(Path(file)) as show:
 
-            def progress(done: int, size: int) -> None:
-                if is_over.is_set():
-                    raise LocalFileError(f"{file}: the check was interrupted")
-                show(done, size)
-
-            try:
-                return [str(error) for error in check_file(file, rules=rules, progress=progress).errors()]
-            except LocalFileError as error:
-                return [str(error)]
-
+def _wrong_data(look: Callable[[str], Report], file: str) -> list[str]:
     try:
-        yield look
-    finally:
-        is_over.set()
+        return [str(error) for error in look(file).errors()]
+    except LocalFileError as error:
+        return [str(error)]
 
 
 def _check_labels(manifest: Path, labels: Collection[str]) -> None:
@@ -157,6 +196,9 @@ def _before(rerun: Rerun, count: int, *, retry_failed: bool) -> str:
         return ""
     to_go = count - ended
     words = f"{count} {'entry' if count == 1 else 'entries'}: {ended} ended before, {to_go} to go"
+    if not to_go:
+        failed = f"--retry-failed creates new jobs for the {rerun.failed} that failed, " if rerun.failed else ""
+        return f"{words}: nothing to send ({failed}--fresh creates all jobs anew)"
     return f"{words}, {retried} of them again" if retried else words
 
 
@@ -164,47 +206,68 @@ class _Run:
     """One run of a batch, and its display."""
 
     def __init__(
-        self, batch: Batch, count: int, journal: Path, shell: Shell, *, cancels: bool, show_ended: bool
+        self, batch: Batch, count: int, journal: JournalPlace, shell: Shell, *, cancels: bool, show_ended: bool
     ) -> None:
         self._batch = batch
         self._count = count
         self._journal = journal
-        self._as_json = shell.as_json
-        self._usual_log = shell.log
+        self._shell = shell
         self._console = shell.err if shell.as_json else shell.out
+        self._table = LiveTable(count)
         self.signals: list[int] = []
         """The numbers of the signals that were received."""
         self._status = Exit.DONE
         self._cancels = cancels
         self._show_ended = show_ended
 
+    def way_on(self, words: str) -> str:
+        """Return how to go on with this batch: a line to paste into a shell, after `words`."""
+        if not self._journal.is_kept:
+            return "They end with the embedded server of this command"
+        # What was accepted once, or would be paid for again, is left out; and a key that others would see.
+        without, flags = ["--api-key", "--retry-uncertain"], ["--fresh"]
+        more: list[str] = []
+        if self._journal.is_fresh:
+            without, more = [*without, "--journal"], ["--journal", str(self._journal.path)]
+        return f"{words}: {again(self._shell.words, without, flags, more)}"
+
     async def to_the_end(self, summary: Path | None) -> int:
         """Run the batch; return the exit status."""
         stopped = None
         # The batch locks its journal before the summary is opened, so that the summary of another run is not truncated.
         async with self._batch, self._shown():
-            with self._interruptible(), self._logged(), _opened(summary) as lines:
+            with self._interruptible(), self._logged(), opened(summary) as lines:
                 try:
                     async for outcome in self._batch:
                         self._show(outcome)
                         if lines is not None:
-                            _write(lines, outcome)
+                            write(lines, outcome)
                 except BatchStopped as error:
                     stopped = error
                 except FineTuneError as error:
                     if exit_status(error, so_far=self._status) is exit_status(error):
                         raise
                     # That a person must look at an outcome goes first.
-                    self._say(one_line(str(error)))
+                    self.say(one_line(str(error)))
         progress = self._batch.progress
-        self._say(_counts(progress, self._count))
+        self.say(counts_line(progress, self._count))
         if stopped is not None:
-            left = self._count - progress.ended
-            rest = "have not ended; run the same command again to continue"
-            if self._cancels:
-                rest = "had not ended; the active ones are being cancelled. Run the same command again to send the rest"
-            self._say(f"{one_line(str(stopped))}\n{left} of {self._count} jobs {rest}")
+            self.say(one_line(str(stopped)))
+            self.say(f"{self._count - progress.ended} of {self._count} jobs {self._rest(stopped)}")
         return exit_status(stopped, so_far=self._status, signal=self.signals[0] if self.signals else 0)
+
+    def _rest(self, stopped: BatchStopped) -> str:
+        """Return what happens to the jobs that have not ended, and what to do."""
+        if self._cancels:
+            return f"had not ended; the active ones are being cancelled. {self.way_on('To send the rest')}"
+        match stopped.__cause__:
+            case AuthenticationFailed() | PermissionDenied():
+                kept = "have not ended. The service refused the key; the journal keeps what was done"
+                key = "with another key (--api-key-file FILE, or the variable OPENAI_API_KEY)"
+                return f"{kept}. {self.way_on(f'To continue {key}')}"
+            case QuotaExceeded():
+                return f"have not ended. {self.way_on('To continue when the quota is renewed')}"
+        return f"have not ended. {self.way_on('To continue')}"
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -215,7 +278,7 @@ class _Run:
             self.signals.append(number)
             if len(self.signals) == 1:
                 fate = "are cancelled" if self._cancels else "continue at the service"
-                self._say(f"Sending no more requests. Active jobs {fate}; the journal is {self._journal}")
+                self.say(f"Sending no more requests. Active jobs {fate}. Press Ctrl-C again to quit at once")
                 self._batch.stop()
             elif task is not None:
                 task.cancel()
@@ -247,63 +310,44 @@ class _Run:
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
         """Show what the batch logs about its jobs and its waits, and all warnings."""
-        handler = _Shown(self, self._usual_log.level)
+        usual = self._shell.log
+        handler = _Shown(self, usual.level)
         logger, life = logging.getLogger("aiofinetune"), logging.getLogger("aiofinetune.batch")
         before = life.level
-        logger.removeHandler(self._usual_log)
+        logger.removeHandler(usual)
         logger.addHandler(handler)
         life.setLevel(logging.INFO)
         try:
             yield
         finally:
             logger.removeHandler(handler)
-            logger.addHandler(self._usual_log)
+            logger.addHandler(usual)
             life.setLevel(before)
 
     def say_log(self, record: logging.LogRecord) -> None:
         """Print a log record: above the table on a terminal, elsewhere to stderr."""
         words = one_line(record.getMessage())
         if self._console.is_terminal:
-            self._say(words)
+            self.say(words)
         else:
-            print(_stamped(words), file=sys.stderr, flush=True)  # noqa: T201  # rich would wrap it
+            print(stamped(words), file=sys.stderr, flush=True)  # noqa: T201  # rich would wrap it
 
     def _show(self, outcome: Outcome) -> None:
         self._status = exit_status(outcomes=[outcome], so_far=self._status)
-        if self._as_json:
+        if self._shell.as_json:
             print_json_line(outcome.summary())
         elif self._show_ended or _is_news(outcome):
             # On a terminal this is printed above the table of active jobs, which disappears at the end.
-            words = _words(outcome)
-            self._say(words if self._console.is_terminal else _stamped(words))
+            self.say(outcome_line(outcome))
 
-    def _say(self, words: str) -> None:
+    def say(self, words: str) -> None:
+        """Print a line, in a log with the time."""
         # A service's text is not markup, and each line must stay one line.
-        self._console.print(words, soft_wrap=True, highlight=False, markup=False)
+        line = words if self._console.is_terminal else stamped(words)
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _picture(self) -> Group:
-        # Labels are folded, not cut: those of a sweep often differ only at the end.
-        table = Table(
-            Column("active", overflow="fold"),
-            "seconds",
-            Column("job", overflow="fold"),
-            Column("last event", overflow="fold"),
-            box=None,
-            pad_edge=False,
-        )
-        now = time.time()
-        active = list(self._batch.active.values())
-        for job in active[:_SHOWN_ACTIVE]:
-            seconds = f"{now - (job.sent_at or now):.0f}"
-            table.add_row(escape(job.label), seconds, escape(job.job_id), escape(one_line(job.message)))
-        if len(active) > _SHOWN_ACTIVE:
-            table.add_row(f"{len(active) - _SHOWN_ACTIVE} more", "", "", "")
-        progress = self._batch.progress
-        waits = [Text(one_line(words)) for words in Notices().lines(progress.waits, time.monotonic())]
-        bar = Table.grid(padding=(0, 1))
-        percent = f"{100 * progress.ended / max(1, self._count):.0f} %{_arrival(progress, self._count)}"
-        bar.add_row(ProgressBar(self._count, progress.ended, width=30), percent)
-        return Group(table, bar, _counts(progress, self._count), *waits)
+        return self._table.picture(list(self._batch.active.values()), self._batch.progress)
 
 
 class _Shown(logging.Handler):
@@ -319,79 +363,7 @@ class _Shown(logging.Handler):
             self._run.say_log(record)
 
 
-def _stamped(words: str) -> str:
-    """Return a line with the time before it, for a log that somebody reads later."""
-    return f"{time.strftime('%H:%M:%S')} {words}"
-
-
-def _arrival(progress: Progress, count: int) -> str:
-    """Return when the batch will probably be over, if that is known."""
-    rate, left = progress.ended_per_minute, count - progress.ended
-    if not rate or not left:
-        return ""
-    return f", over at about {time.strftime('%H:%M', time.localtime(time.time() + 60 * left / rate))}"
-
-
 def _is_news(outcome: Outcome) -> bool:
     """Return whether an earlier run cannot have printed an outcome, or it still needs a person's attention."""
     is_settled = outcome.status in {"failed", "cancelled"} or outcome.error is None
     return not (outcome.is_replayed and is_settled)
-
-
-def _words(outcome: Outcome) -> str:
-    told = outcome.summary()
-    seconds = "" if told["seconds"] is None else f"{told['seconds']:.1f}"
-    return f"{outcome.label} {told['status']} {seconds} {one_line(str(told['error'] or told['model']))}"
-
-
-def _counts(progress: Progress, count: int) -> str:
-    ended = (
-        f"{progress.ended} of {count} ended: {progress.succeeded} succeeded, {progress.failed} failed,"
-        f" {progress.cancelled} cancelled, {progress.rejected} rejected"
-    )
-    if progress.uncertain:
-        ended += f", {progress.uncertain} uncertain"
-    if progress.vanished:
-        ended += f", {progress.vanished} vanished"
-    if not progress.active:
-        return ended
-    rate = f"{progress.ended_per_minute:.1f} a minute"
-    return f"{ended}; {progress.active} active, followed by {progress.followed_by}; {rate}"
-
-
-def _check_summary(summary: Path, others: tuple[Path, ...]) -> None:
-    """Refuse to overwrite a file that is not a summary, such as a manifest, a journal or training data."""
-    if summary.resolve() in [other.resolve() for other in others]:
-        raise ConfigurationError(f"summary: {summary} is the manifest or the journal; give another file")
-    try:
-        with summary.open("rb") as file:
-            line = file.readline(_MAX_LINE_BYTES)
-        # An empty file may be overwritten.
-        told = structuring.loads(line) if line else dict.fromkeys(_TOLD)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError):
-        told = None
-    if not isinstance(told, dict) or not told.keys() >= set(_TOLD):
-        raise ConfigurationError(f"summary: {summary} exists and is not a summary; give another file")
-
-
-@contextlib.contextmanager
-def _opened(summary: Path | None) -> Iterator[IO[bytes] | None]:
-    if summary is None:
-        yield None
-        return
-    try:
-        # Not buffered, so that every outcome is in the file even if this process is killed.
-        file = summary.open("wb", buffering=0)
-    except OSError as error:
-        raise LocalFileError(f"{summary}: {error.strerror}") from error
-    with file:
-        yield file
-
-
-def _write(lines: IO[bytes], outcome: Outcome) -> None:
-    try:
-        lines.write(structuring.dumps(outcome.summary()) + b"\n")
-    except OSError as error:
-        raise LocalFileError(f"{lines.name}: {error.strerror}") from error

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from aiofinetune._version import __version__
 from aiofinetune.cli._exit import MEANINGS
-from aiofinetune.cli._options import Command, examples, session_command
+from aiofinetune.cli._options import WORDS, Command, examples, session_command
 from aiofinetune.cli._resources import read_needs, read_resources
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _LATER: Final = {
     "files": ("_files", "Upload, list, download and delete files."),
     "models": ("_models", "List the models that the key may use."),
     "delete-model": ("_models", "Delete fine-tuned models."),
+    "batch status": ("_batch_status", "Show how far a batch is, from its journal."),
 }
 """The module of each command that is imported when it is used, and its line in the list of commands."""
 
@@ -40,9 +41,28 @@ _LATER: Final = {
 class _Commands(click.Group):
     """The group of all commands. To list them imports none of them."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:  # Any: as click has it
+        """Keep the words of the command line, which some commands repeat."""
+        words = tuple(args)
+        ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.meta[WORDS] = words
+        return ctx
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command of the first word, or of the first two: a batch is run without a word of its own for it."""
+        name = " ".join(args[:2])
+        if name in _LATER:
+            return name, self.get_command(ctx, name), args[2:]
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands, those about jobs first."""
-        return [*_LATER, *super().list_commands(ctx)]
+        first = [name for name in _LATER if " " not in name]
+        return [*first, *sorted({*super().list_commands(ctx), *_LATER} - set(first))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command."""
@@ -112,15 +132,10 @@ Completion in bash (zsh_source, fish_source elsewhere):
 """
 
 
-def _dashed(name: str) -> str:
-    """Let options be written with underscores, as in OpenAI's old command line."""
-    return name.replace("_", "-")
-
-
 @click.group(
     cls=_Commands,
     epilog=_ABOUT,
-    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _dashed, "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__)
 def cli() -> None:
@@ -142,7 +157,7 @@ def cli() -> None:
     help="Port to listen on; 0 chooses a free port.",
 )
 @click.option(
-    "--data",
+    "--local-data",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the server's state; by default a temporary folder.",
 )
@@ -184,12 +199,12 @@ def cli() -> None:
     metavar="NAME.SETTING=VALUE",
     help="How adapters of it are trained: rank, alpha, base_rate, targets, max_length or threads.",
 )
-def serve(data: Path | None, **options: Any) -> None:
+def serve(local_data: Path | None, **options: Any) -> None:
     """Serve the fine-tunes API, training small models, or adapters of local open ones, for real."""
     from aiofinetune.cli._serve import Options
     from aiofinetune.cli._serve import serve as serve_until_signal
 
-    _run(lambda: serve_until_signal(data, Options(**options)))
+    _run(lambda: serve_until_signal(local_data, Options(**options)))
 
 
 @cli.command()
@@ -230,10 +245,17 @@ def services(dialect: str | None) -> None:
         "aiofinetune batch sweep.toml --check",
         "aiofinetune batch sweep.toml --max-active 3 --results results/ --summary outcomes.jsonl",
         "aiofinetune batch sweep.toml --retry-failed",
+        "aiofinetune batch nightly.toml --fresh --results results/",
+        "aiofinetune batch status sweep.toml.journal",
     ),
 )
 @click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Default: MANIFEST.journal.")
+@click.option(
+    "--journal",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What the batch did, to continue it from. Default: MANIFEST.journal.",
+)
+@click.option("--fresh", is_flag=True, help="Begin a new journal, with the time in its name, and so all jobs anew.")
 @click.option(
     "--max-active",
     type=click.IntRange(1),
@@ -259,11 +281,19 @@ def services(dialect: str | None) -> None:
     show_default=True,
     help="Seconds between requests for the list of jobs.",
 )
+@click.option(
+    "--outage",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    help="Seconds for which the service may be away before the batch stops.",
+)
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), help="Folder for the results files.")
 @click.option("--summary", type=click.Path(path_type=Path, dir_okay=False), help="JSON Lines file for the outcomes.")
 @click.option("--fail-fast", is_flag=True, help="Stop sending after the first failure.")
 @click.option("--cancel-on-exit", is_flag=True, help="Cancel the jobs that are still active on exit.")
 @click.option("--accept-changes", is_flag=True, help="Create new jobs for requests that have changed.")
+@click.option("--accept-base-url", is_flag=True, help="Continue at another base URL, which is the same service.")
 @click.option("--retry-failed", is_flag=True, help="Create new jobs where the last one failed or was cancelled.")
 @click.option(
     "--retry-uncertain",
@@ -276,17 +306,18 @@ def services(dialect: str | None) -> None:
 @click.option("--no-data-check", "data_check", flag_value=False, default=True, help="Do not look into the data files.")
 @session_command
 async def batch(
-    shell: Shell, manifest: Path, journal: Path | None, summary: Path | None, *, check: bool, **options: Any
+    shell: Shell, manifest: Path, journal: Path | None, summary: Path | None, *, fresh: bool, **options: Any
 ) -> int:
-    """Run all jobs of a MANIFEST (JSON Lines or TOML).
+    """Run all jobs of a MANIFEST (TOML or JSON Lines).
 
     If it is killed or interrupted, run the same command again to continue. The first Ctrl-C stops sending and leaves
-    active jobs running at the service; the second exits at once.
+    active jobs running at the service; the second exits at once. 'aiofinetune batch status JOURNAL' shows how far a
+    batch is.
     """
     from aiofinetune.cli._batch import journal_of, run_manifest
 
-    with journal_of(manifest, journal, is_local=shell.local) as path:
-        return await run_manifest(manifest, path, summary, shell, check=check, **options)
+    with journal_of(manifest, journal, fresh=fresh, is_local=shell.local) as path:
+        return await run_manifest(manifest, path, summary, shell, **options)
 
 
 @cli.group(cls=_Data)

@@ -12,6 +12,7 @@ from aiofinetune.errors import (
     ConfigurationError,
     ConnectFailed,
     DatasetError,
+    EntryChanged,
     FineTuneUnreadable,
     JournalUnusable,
     LocalFileError,
@@ -103,10 +104,10 @@ def _of_error(error: BaseException) -> Exit:
     match error:
         case CreateUncertain() | FineTuneUnreadable():
             return Exit.UNCERTAIN
+        case DatasetError() | ManifestInvalid() | LocalFileError() | EntryChanged():
+            return Exit.DATA_WRONG
         case JournalUnusable():
             return Exit.JOURNAL_UNUSABLE
-        case DatasetError() | ManifestInvalid() | LocalFileError():
-            return Exit.DATA_WRONG
         case ConfigurationError() | RequestInvalid():
             return Exit.WRONG_USE
         case BatchStopped(__cause__=BaseException() as cause):
@@ -129,7 +130,6 @@ def way_out(error: BaseException) -> str | None:
 
 
 _CONFIGURATION: Final = {
-    "plain text": "Use https, or allow it with --allow-plain-http.",
     "api_key: missing": "Give it with --api-key-file FILE or the variable OPENAI_API_KEY; --local needs none.",
 }
 _ADVICE: Final[Sequence[tuple[tuple[type[Exception], ...], str]]] = (
@@ -138,7 +138,10 @@ _ADVICE: Final[Sequence[tuple[tuple[type[Exception], ...], str]]] = (
         "Give a key that may do this: --api-key-file FILE, or the variable OPENAI_API_KEY.",
     ),
     ((NoResults,), "What the service says of its training is in 'aiofinetune events JOB'."),
-    ((NotFound,), "See what there is: 'aiofinetune list', 'aiofinetune files list', 'aiofinetune models'."),
+    (
+        (NotFound,),
+        "See what there is: 'aiofinetune list', 'aiofinetune files list', 'aiofinetune models'; or check --base-url.",
+    ),
     ((QuotaExceeded,), "Wait until the quota is renewed, or have it raised, and run the command again."),
     (
         (TooManyJobs,),

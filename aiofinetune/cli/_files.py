@@ -50,7 +50,7 @@ def _bar(shell: Shell, name: str) -> Iterator[Callable[[int, int | None], object
     cls=Command,
     epilog=examples("aiofinetune files upload train.jsonl", "aiofinetune files upload train.jsonl --json | jq -r .id"),
 )
-@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--purpose", default="fine-tune", show_default=True, help="What the service is to use them for.")
 @session_command
 async def upload_files(shell: Shell, paths: tuple[Path, ...], purpose: str) -> None:
@@ -139,6 +139,8 @@ async def download(shell: Shell, file_id: str, output: Path | None, *, overwrite
             output = Path(_safe_name((await session.retrieve_file(file_id)).filename) or file_id)
         if output.exists() and not overwrite:
             raise RequestInvalid("output", f"{output} exists; pass --overwrite, or another name with -o")
+        if not output.parent.is_dir():
+            raise RequestInvalid("output", f"the folder {output.parent} does not exist")
         await session.download_file(file_id, output)
     if shell.as_json:
         shell.print_json({"id": file_id, "path": str(output)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import difflib
 import json
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
@@ -12,15 +14,17 @@ import attrs
 import click
 
 from aiofinetune.batch._manifest import is_local
+from aiofinetune.cli._data_check import looking_into
 from aiofinetune.cli._files import upload
 from aiofinetune.cli._following import follow_to_the_end, show_event
 from aiofinetune.cli._options import Command, examples, session_command
 from aiofinetune.cli._output import Column, ago, moment, print_columns, print_fields, print_line
 from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
+from aiofinetune.data import EMBEDDED, Rules
 from aiofinetune.errors import RequestInvalid
-from aiofinetune.models import METHODS, Checkpoint, File, FineTune, FineTuneRequest, Method
-from aiofinetune.session import FineTuneSession
+from aiofinetune.models import METHODS, Checkpoint, File, FineTune, FineTuneRequest, Method, Status
+from aiofinetune.session import FineTuneSession, find_rules, find_service
 
 
 class _OrAuto(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has none
@@ -106,6 +110,7 @@ _JSON_PAIR: Final = _Pair(reads_json=True)
 @click.option("--grader", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="JSON file of the grader.")
 @click.option("--metadata", type=_Pair(), multiple=True, help="Text to keep with the job; repeatable.")
 @click.option("--extra", type=_JSON_PAIR, multiple=True, help="Parameter of the service's own; repeatable.")
+@click.option("--no-data-check", "data_check", flag_value=False, default=True, help="Do not look into the data files.")
 @click.option("-f", "--follow", is_flag=True, help="Follow the job to its end.")
 @session_command
 async def create(
@@ -113,19 +118,23 @@ async def create(
     training_file: str,
     validation_file: str | None,
     *,
+    data_check: bool,
     follow: bool,
     **parameters: Any,  # as `FineTuneRequest` takes them
 ) -> None:
     """Create a job from TRAINING_FILE: the id of an uploaded file, or a local file, which is uploaded first.
 
-    A name is a local file if it has a slash or the suffix of a data file, or if there is such a file. The create is
-    sent again only if it certainly made no job. The parameters are those of the service's API; those that are not
-    given are left to the service.
+    A name is a local file if it has a slash or the suffix of a data file, or if there is such a file. The request and
+    the data are checked before anything is uploaded. The create is sent again only if it certainly made no job. The
+    parameters are those of the service's API; those that are not given are left to the service.
     """
-    # Checked before anything is uploaded.
     request = _request(parameters, training_file=training_file, validation_file=validation_file)
+    dialect, base_url = find_service(shell.dialect, shell.base_url)
+    # The whole body is made once to be checked.
+    dialect.body_of(request)
+    rules = EMBEDDED if shell.local else find_rules(dialect, base_url)
+    await asyncio.to_thread(_check_files, request, rules if data_check else None)
     async with shell.session() as session:
-        session.dialect.check(request)
         uploaded = await _uploaded(shell, session, [name for name in (training_file, validation_file) if name])
         job = await session.create_fine_tune(
             _request(
@@ -168,6 +177,24 @@ def _grader(file: Path) -> Any:  # Any: in the service's form
     return found
 
 
+def _check_files(request: FineTuneRequest, rules: Rules | None) -> None:
+    """Check that local files exist, and what is in them.
+
+    Raises:
+        RequestInvalid: There is no such file.
+        DatasetError: The data of a file is wrong.
+    """
+    files = {"training_file": request.training_file, "validation_file": request.validation_file}
+    local = {field: file for field, file in files.items() if file is not None and is_local(file)}
+    for field, file in local.items():
+        if not Path(file).is_file():
+            raise RequestInvalid(field, f"there is no file {file!r}")
+    if rules is not None:
+        with looking_into(rules) as look:
+            for file in dict.fromkeys(local.values()):
+                look(file).raise_for_errors()
+
+
 async def _uploaded(shell: Shell, session: FineTuneSession, names: Sequence[str]) -> dict[str, str]:
     """Return the id of each file; what is local is uploaded."""
     ids: dict[str, str] = {}
@@ -190,7 +217,7 @@ async def _uploaded(shell: Shell, session: FineTuneSession, names: Sequence[str]
 async def list_jobs(shell: Shell, limit: int | None, status: str | None) -> None:
     """List the jobs, the newest first."""
     async with shell.session() as session:
-        jobs = [job async for job in _newest(session, limit, status)]
+        jobs = await _newest(session, limit, status)
     if shell.as_json:
         shell.print_json(*jobs)
     elif jobs:
@@ -206,16 +233,26 @@ async def list_jobs(shell: Shell, limit: int | None, status: str | None) -> None
         shell.hint("no jobs" if status is None else f"no jobs with status {status}")
 
 
-async def _newest(session: FineTuneSession, limit: int | None, status: str | None) -> AsyncGenerator[FineTune]:
-    """Yield jobs, the newest first. Where lists come in pages, they begin with the newest."""
-    count = 0
+async def _newest(session: FineTuneSession, limit: int | None, status: str | None) -> list[FineTune]:
+    """Return jobs, the newest first. Where lists come in pages, they begin with the newest.
+
+    Raises:
+        BadParameter: No job has this status, and no service is known to use the word.
+    """
+    found: list[FineTune] = []
+    words = set(Status.KNOWN)
     async with aclosing(_in_order(session, is_partial=limit is not None)) as jobs:
         async for job in jobs:
-            if limit is not None and count >= limit:
-                return
+            if limit is not None and len(found) >= limit:
+                break
+            words.update(filter(None, (job.status, job.service_status)))
             if status is None or status in (job.status, job.service_status):
-                count += 1
-                yield job
+                found.append(job)
+    if status is not None and status not in words:
+        near = difflib.get_close_matches(status, sorted(words), 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known ones are {', '.join(sorted(words))}."
+        raise click.BadParameter(f"no job has the status {status!r}; {hint}", param_hint="'--status'")
+    return found
 
 
 async def _in_order(session: FineTuneSession, *, is_partial: bool) -> AsyncGenerator[FineTune]:

@@ -16,6 +16,8 @@ from typing import Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
+from aiofinetune.cli._wording import PLACES, SOURCES, origin, places
+
 # ruff: noqa: PLC0415  # --help needs only the names of the options
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # Any: click calls it by the names of its options
@@ -39,19 +41,20 @@ def user_file() -> Path:
 def _configured(ctx: click.Context, _param: click.Parameter, path: Path | None) -> Path | None:
     """Let the options that are not given have the values of the configuration files."""
     usual = user_file()
-    values = _read(Path(LOCAL_FILE), allowed=_HARMLESS)
-    values |= _read(usual if path is None else path, is_needed=path is not None)
+    values = _read(ctx, Path(LOCAL_FILE), allowed=_HARMLESS)
+    values |= _read(ctx, usual if path is None else path, is_needed=path is not None)
     ctx.default_map = {**(ctx.default_map or {}), **values}
     return path
 
 
 def _read(
-    path: Path, *, allowed: frozenset[str] | None = None, is_needed: bool = False
+    ctx: click.Context, path: Path, *, allowed: frozenset[str] | None = None, is_needed: bool = False
 ) -> dict[str, Any]:  # Any: click checks
     import tomllib
 
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = tomllib.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         if is_needed:
             raise click.BadParameter(f"{path} does not exist.") from None
@@ -59,13 +62,17 @@ def _read(
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     values = {"as_json" if name == "json" else name: value for name, value in found.items()}
+    where = places(str(path), text, values)
+    ctx.meta.setdefault(PLACES, {}).update(where)
     for name, value in values.items():
         if name not in NAMES - {"api_key", "config"} or isinstance(value, dict | list):
-            raise click.UsageError(f"{path}: {name!r} is not a setting; the settings are {', '.join(_settings())}")
+            raise click.UsageError(
+                f"{where[name]}: {name!r} is not a setting; the settings are {', '.join(_settings())}"
+            )
         if allowed is not None and name not in allowed:
             raise click.UsageError(
-                f"{path}: {name} may not be set by a file of the working directory; if you trust it, pass --config"
-                f" {path}, or write it into {user_file()}"
+                f"{where[name]}: {name} may not be set by a file of the working directory; if you trust it, pass"
+                f" --config {path}, or write it into {user_file()}"
             )
     return {name: _path(path, value) if name in _PATHS else value for name, value in values.items()}
 
@@ -79,37 +86,64 @@ def _settings() -> list[str]:
     return sorted("json" if name == "as_json" else name for name in NAMES - {"api_key", "config"})
 
 
+class _Option(click.Option):
+    """A shared option, whose errors say from which variable or file a wrong value comes."""
+
+    def consume_value(
+        self, ctx: click.Context, opts: Mapping[str, Any]
+    ) -> tuple[Any, ParameterSource]:  # Any: as click has it
+        """Note where the value comes from."""
+        value, source = super().consume_value(ctx, opts)
+        ctx.meta.setdefault(SOURCES, {})[self.name] = source
+        return value, source
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:  # Any: as click has it
+        """Return the value; say where a wrong one comes from, if it is not from the command line."""
+        try:
+            return super().process_value(ctx, value)
+        except click.BadParameter as error:
+            if (where := origin(self.name or "", ctx)) not in self.opts:
+                words = f"{error.message} It comes from {where.removesuffix(f', {self.name}')}."
+                raise click.BadParameter(words, ctx, self) from None
+            raise
+
+
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 _OPTIONS: Final = (
-    click.Option(["--base-url"], metavar="URL", help="URL of the service, with its /v1; else OPENAI_BASE_URL."),
-    click.Option(
+    _Option(["--base-url"], metavar="URL", help="URL of the service, with its /v1; else OPENAI_BASE_URL."),
+    _Option(
         ["--dialect"],
         metavar="NAME",
         help="What the service speaks; see 'aiofinetune services'. By default that of a known host, or fine-tunes.",
     ),
-    click.Option(["--api-key-file"], type=_FILE, help="File whose first line is the key; else OPENAI_API_KEY."),
-    click.Option(["--api-key"], metavar="KEY", help="The key, which other users of this machine can see here."),
-    click.Option(["--allow-plain-http"], is_flag=True, help="Send the key over plain http to another machine."),
-    click.Option(["--local"], is_flag=True, help="Run an embedded server for this command, and need no key."),
-    click.Option(
+    _Option(["--api-key-file"], type=_FILE, help="File whose first line is the key; else OPENAI_API_KEY."),
+    _Option(["--api-key"], metavar="KEY", help="The key, which other users of this machine can see here."),
+    _Option(["--allow-plain-http"], is_flag=True, help="Send the key over plain http to another machine."),
+    _Option(["--local"], is_flag=True, help="Run an embedded server for this command, and need no key."),
+    _Option(
         ["--local-data"],
         type=click.Path(path_type=Path, file_okay=False),
         help="Run it with this folder, which keeps its files, jobs and models.",
     ),
-    click.Option(
+    _Option(
         ["--timeout"],
         type=click.FloatRange(0, min_open=True),
         metavar="SECONDS",
         help="Longest wait for a reply, or for an upload or a download to move; default 60.",
     ),
-    click.Option(["--retries"], type=click.IntRange(0), metavar="N", help="How often to retry a call; default 4."),
-    click.Option(["--json", "as_json"], is_flag=True, help="Print JSON, an object on each line."),
-    click.Option(["-v", "--verbose"], count=True, help="Log what is retried; -vv also shows tracebacks."),
-    click.Option(["-q", "--quiet"], is_flag=True, help="Print no hints, no progress and no warnings."),
-    click.Option(["--log-file"], type=_FILE, help="Append the log to this file, with times."),
-    click.Option(["--no-color"], is_flag=True, help="Print no colors, as with the variable NO_COLOR."),
+    _Option(["--retries"], type=click.IntRange(0), metavar="N", help="How often to retry a call; default 4."),
+    _Option(
+        ["--wait-for-service"],
+        is_flag=True,
+        help="Wait until the service can be reached; else a command ends within 10 seconds if it cannot.",
+    ),
+    _Option(["--json", "as_json"], is_flag=True, help="Print JSON, an object on each line."),
+    _Option(["-v", "--verbose"], count=True, help="Log what is retried; -vv also shows tracebacks."),
+    _Option(["-q", "--quiet"], is_flag=True, help="Print no hints, no progress and no warnings."),
+    _Option(["--log-file"], type=_FILE, help="Append the log to this file, with times."),
+    _Option(["--no-color"], is_flag=True, help="Print no colors, as with the variable NO_COLOR."),
 )
-_CONFIG: Final = click.Option(
+_CONFIG: Final = _Option(
     ["--config"],
     type=_FILE,
     is_eager=True,
@@ -117,6 +151,8 @@ _CONFIG: Final = click.Option(
     envvar="AIOFINETUNE_CONFIG",
     help="Configuration file (TOML) in place of your own.",
 )
+WORDS: Final = "aiofinetune.words"
+"""The key in a context's `meta` of the words of the command line, after the program's name."""
 NAMES: Final = frozenset({"config", *(option.name or "" for option in _OPTIONS)})
 """The names of the shared options, as parameters."""
 for _option in _OPTIONS:
@@ -161,7 +197,8 @@ def session_command(function: Callable[..., Coroutine[object, object, int | None
                 click.echo("aiofinetune: other users of this machine can see --api-key; use --api-key-file", err=True)
             from_file = [name for name in NAMES if ctx.get_parameter_source(name) is ParameterSource.DEFAULT_MAP]
             file_url = (ctx.default_map or {}).get("base_url")
-            with opened(of_one_service(given, from_file, file_url, os.environ), _again(ctx)) as shell:
+            given = of_one_service(given, from_file, file_url, os.environ)
+            with opened(given, _again(ctx), ctx.meta.get(WORDS, ())) as shell:
                 status = run(function(shell, **options))
         sys.exit(status)
 

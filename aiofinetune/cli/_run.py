@@ -15,8 +15,20 @@ from typing import Final
 import click
 
 from aiofinetune.cli._exit import Exit, exit_status, way_out
-from aiofinetune.errors import BadRequest, Conflict, FineTuneError, JournalUnusable, NotFound
+from aiofinetune.cli._wording import in_options
+from aiofinetune.errors import (
+    BadRequest,
+    ConfigurationError,
+    Conflict,
+    FineTuneError,
+    JournalUnusable,
+    NotFound,
+    ProtocolViolation,
+    RequestInvalid,
+)
 
+_ABOUT_OPTIONS: Final = (ConfigurationError, JournalUnusable, ProtocolViolation, RequestInvalid)
+"""The errors whose words may name parameters."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -42,11 +54,11 @@ async def _until_signal(main: Coroutine[object, object, int | None]) -> int:
             raise
         # A create that was cancelled says in a note what is known about its job.
         for note in getattr(error, "__notes__", ()):
-            _say(str(note))
+            _say([str(note)])
     except FineTuneError as error:
         if not received:
             raise
-        _say(error)
+        _say(_worded(error))
     return exit_status(signal=received[0])
 
 
@@ -78,7 +90,7 @@ async def for_each(names: Sequence[str], do: Callable[[str], Awaitable[object]])
         except (BadRequest, Conflict, NotFound) as error:
             if len(names) == 1:
                 raise
-            _say(f"{name}: {error}")
+            _say([f"{name}: {error}"])
             status = exit_status(error, so_far=status)
     return status
 
@@ -100,7 +112,7 @@ def reported(verbosity: int = 0) -> Iterator[None]:
         if verbosity > 1:
             for line in "".join(traceback.format_exception(error)).splitlines():
                 _write(line)
-        _say(error)
+        _say(_worded(error))
         if advice := way_out(error):
             _write(f"  {advice}")
         sys.exit(int(exit_status(error)))
@@ -108,10 +120,17 @@ def reported(verbosity: int = 0) -> Iterator[None]:
         sys.exit(int(exit_status(signal=signal.SIGINT)))
 
 
-def _say(words: FineTuneError | str) -> None:
+def _worded(error: FineTuneError) -> list[str]:
+    """Return the lines of an error in the words of the command line."""
+    words, ctx = str(error), click.get_current_context(silent=True)
+    if ctx is not None and isinstance(error, _ABOUT_OPTIONS):
+        words = in_options(words, ctx)
     # The lists of what is wrong with a manifest or a journal have a line for each; a service's text is one line.
-    is_list = isinstance(words, JournalUnusable | ValueError)
-    for number, line in enumerate(str(words).splitlines() if is_list else [str(words)]):
+    return words.splitlines() if isinstance(error, JournalUnusable | ValueError) else [words]
+
+
+def _say(lines: Sequence[str]) -> None:
+    for number, line in enumerate(lines):
         _write(line if number else f"aiofinetune: {line}")
 
 

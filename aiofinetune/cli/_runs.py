@@ -140,12 +140,12 @@ def _is_file(name: str) -> bool:
     """Return whether a name is a file.
 
     Raises:
-        LocalFileError: It can only be a path, but there is no such file.
+        ConfigurationError: It can only be a path, but there is no such file.
     """
     if Path(name).is_file():
         return True
     if "/" in name or name.endswith(_SUFFIXES):
-        raise LocalFileError(f"{name}: there is no such file")
+        raise ConfigurationError(f"{name}: there is no such file")
     return False
 
 

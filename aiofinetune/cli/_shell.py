@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ from rich.console import Console
 from aiofinetune._http.transport import Timeout
 from aiofinetune._secret import Secret
 from aiofinetune.cli._output import one_line, print_json_line, print_line
+from aiofinetune.cli._reaching import better_url, reach
 from aiofinetune.errors import ConfigurationError, LocalFileError
 from aiofinetune.retry import Retry
 from aiofinetune.session import FineTuneSession
@@ -43,6 +46,8 @@ class Shell:
         is_quiet: Whether to print no hints and no progress.
         log: What shows the log on `err`.
         again: The options by which another command reaches the same service.
+        words: The words of the command line, after the program's name.
+        waits_for_service: Whether to wait until the service can be reached.
     """
 
     out: Console
@@ -59,13 +64,18 @@ class Shell:
     is_quiet: bool = False
     log: logging.Handler = attrs.field(factory=logging.NullHandler)
     again: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    waits_for_service: bool = False
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[FineTuneSession]:
         """Open a session with the service, or with an embedded server that runs as long.
 
+        The first call finds the service there: this waits a little for it, and guesses at a ``/v1`` that was left out.
+
         Raises:
             ConfigurationError: There is no key, or an option is not valid.
+            ConnectFailed: The service cannot be reached.
         """
         async with contextlib.AsyncExitStack() as stack:
             key, url = self.api_key, self.base_url
@@ -74,15 +84,28 @@ class Shell:
 
                 server = await stack.enter_async_context(LocalServer(self.local_data))
                 key, url = Secret(server.api_key), server.base_url
-            session = FineTuneSession(
-                key,
-                base_url=url,
-                dialect=self.dialect,
-                timeout=self.timeout,
-                retry=self.retry,
-                allow_plain_http=self.allow_plain_http,
-            )
+            session = self._session_with(key, url)
+            if not self.local:
+                await reach(
+                    session.base_url,
+                    retries=self.retry.attempts - 1,
+                    waits=self.waits_for_service,
+                    say=self.tell,
+                )
+                if better := await better_url(session.base_url, partial(self._session_with, key)):
+                    self.tell(f"there is no API at {session.base_url}, but at {better}, which is used; add the /v1")
+                    session = self._session_with(key, better)
             yield await stack.enter_async_context(session)
+
+    def _session_with(self, key: Secret | None, url: str | None) -> FineTuneSession:
+        return FineTuneSession(
+            key,
+            base_url=url,
+            dialect=self.dialect,
+            timeout=self.timeout,
+            retry=self.retry,
+            allow_plain_http=self.allow_plain_http,
+        )
 
     @property
     def shows_progress(self) -> bool:
@@ -93,6 +116,11 @@ class Shell:
         """Tell a person something beside the output."""
         if not self.is_quiet:
             print_line(self.err, words, "dim")
+
+    def tell(self, words: str) -> None:
+        """Tell a person what this command does or waits for, beside the output; in a log with the time."""
+        if not self.is_quiet:
+            print_line(self.err, words if self.err.is_terminal else stamped(words))
 
     def command(self, *words: str) -> str:
         """Return a command that reaches the same service, to be pasted into a shell."""
@@ -106,16 +134,24 @@ class Shell:
             print_json_line(structuring.write_reply(value) if attrs.has(type(value)) else value)
 
 
+def stamped(words: str) -> str:
+    """Return a line with the date and time before it, for a log that somebody reads later."""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}"
+
+
 @contextlib.contextmanager
-def opened(given: Mapping[str, Any], again: tuple[str, ...]) -> Iterator[Shell]:  # Any: the values of options
+def opened(
+    given: Mapping[str, Any], again: tuple[str, ...], words: tuple[str, ...] = ()
+) -> Iterator[Shell]:  # Any: the values of options
     """Return a context manager of the surroundings of a command, in which its log is written.
 
     Args:
         given: The shared options, by name.
         again: The options by which another command reaches the same service.
+        words: The words of the command line, after the program's name.
 
     Raises:
-        ConfigurationError: The file of the key holds none.
+        ConfigurationError: There is no such file with a key, it holds none, or there is no such folder for the log.
         LocalFileError: The file of the key cannot be read, or that of the log cannot be written.
     """
     no_color = True if given["no_color"] else None
@@ -140,6 +176,8 @@ def opened(given: Mapping[str, Any], again: tuple[str, ...]) -> Iterator[Shell]:
         given["quiet"],
         _OnConsole(err, level),
         again,
+        words,
+        given["wait_for_service"],
     )
     with _logged(shell.log, given["log_file"]):
         yield shell
@@ -152,6 +190,8 @@ def _key(key: str | None, file: Path | None) -> Secret | None:
         with file.open("rb") as opened_file:
             line = opened_file.readline(_MAX_KEY_BYTES)
         key = line.decode().strip()
+    except FileNotFoundError:
+        raise ConfigurationError(f"api_key_file: {file} does not exist") from None
     except OSError as error:
         raise LocalFileError(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError:
@@ -189,6 +229,8 @@ def _logged(shown: logging.Handler, file: Path | None) -> Iterator[None]:
     if file is not None:
         try:
             handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
+        except FileNotFoundError:
+            raise ConfigurationError(f"log_file: the folder {file.parent} does not exist") from None
         except OSError as error:
             raise LocalFileError(f"{file}: {error.strerror}") from error
         handlers[-1].setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))

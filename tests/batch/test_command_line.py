@@ -21,15 +21,15 @@ import pytest
 
 from aiofinetune import FineTuneRequest, LocalFileError
 from aiofinetune.batch._outcomes import Outcome
-from aiofinetune.cli._batch import _write
+from aiofinetune.cli._summary import write
 from tests.cli import ashell
 from tests.servers.batchserver import BatchServer, error
 from tests.servers.rawserver import KEY
 
 COMMAND = (sys.executable, "-m", "aiofinetune", "batch")
 PATIENCE = 30
-TIME = re.compile(r"\d\d:\d\d:\d\d ")
-"""What is before a line of a log: one that ends an entry on stdout, and one that tells of a job or a wait on stderr."""
+TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+"""What is before each line of a log, on stdout and on stderr."""
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,8 @@ async def test_fail_fast_says_what_is_left() -> None:
     shown = "\n".join(lines)
     assert "the batch sends no more requests: job-1 ended without a model: fine-tune ft-" in shown
     left = 9 - len(server.jobs)
-    assert lines[-1] == f"{left} of 9 jobs have not ended; run the same command again to continue"
+    way_on = "To continue: aiofinetune batch jobs.jsonl --fail-fast --concurrency 1"
+    assert lines[-1] == f"{left} of 9 jobs have not ended. {way_on}"
 
 
 async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_command() -> None:
@@ -167,12 +168,13 @@ async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_comma
             await server.until(lambda: server.asked["stream"] == 2)
             process.send_signal(signal.SIGINT)
             assert await line_of(process) == (
-                "Sending no more requests. Active jobs continue at the service; the journal is jobs.jsonl.journal"
+                "Sending no more requests. Active jobs continue at the service. Press Ctrl-C again to quit at once"
             )
             stdout, stderr = await process.communicate()
         assert process.returncode == 130
         assert all(TIME.match(line) for line in stderr.decode().splitlines())
-        assert stdout.decode().splitlines()[-1] == "5 of 5 jobs have not ended; run the same command again to continue"
+        way_on = "To continue: aiofinetune batch jobs.jsonl --max-active 2 --poll-interval 0.05"
+        assert TIME.sub("", stdout.decode().splitlines()[-1]) == f"5 of 5 jobs have not ended. {way_on}"
         assert len(server.active) == len(server.jobs) == 2
         server.lasts = 0
         for job_id in list(server.active):
@@ -193,8 +195,9 @@ async def test_interrupted_twice_it_ends_now() -> None:
             process.send_signal(signal.SIGINT)
             assert (await line_of(process)).startswith("Sending no more requests.")
             process.send_signal(signal.SIGINT)
-            _, stderr = await process.communicate()
-        assert (process.returncode, stderr) == (130, b"")
+            stdout, _ = await process.communicate()
+        assert process.returncode == 130
+        assert b"What was being sent is looked for by: aiofinetune batch jobs.jsonl\n" in stdout
         del server.held["create"]
         for job_id in list(server.active):
             server.end(job_id)
@@ -212,8 +215,9 @@ async def test_interrupted_with_cancel_on_exit_it_cancels() -> None:
         stdout, _ = await process.communicate()
         assert process.returncode == 130
     assert [job["status"] for job in server.jobs.values()] == ["cancelled"] * 2
-    assert stdout.decode().splitlines()[-1] == (
-        "2 of 2 jobs had not ended; the active ones are being cancelled. Run the same command again to send the rest"
+    assert TIME.sub("", stdout.decode().splitlines()[-1]) == (
+        "2 of 2 jobs had not ended; the active ones are being cancelled."
+        " To send the rest: aiofinetune batch jobs.jsonl --cancel-on-exit"
     )
 
 
@@ -227,7 +231,7 @@ async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
             {"label": "job-1", "training_file": "file-1", "n_epochs": 1}, {"label": "job-2", "training_file": "file-1"}
         )
         status, lines, said = await run(name, url=url)
-        assert (status, lines) == (6, [])
+        assert (status, lines) == (5, [])
         assert said.splitlines() == [
             "aiofinetune: jobs.jsonl has changed since jobs.jsonl.journal was started:",
             "job-2: n_epochs was 2 and is now None",
@@ -237,6 +241,83 @@ async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
         assert len(server.jobs) == 3
         assert (await run(name, "--accept-changes", url=url))[0] == 0
     assert len(server.jobs) == 4
+
+
+async def test_a_changed_data_file_is_told_before_anything_else() -> None:
+    """A data file that has changed since it was sent is a wrong manifest, said before anything is counted."""
+    server = BatchServer()
+    Path("train.jsonl").write_text("train")
+    name = manifest({"label": "a", "training_file": "train.jsonl"})
+    async with server.listening() as url:
+        assert (await run(name, "--no-data-check", url=url))[0] == 0
+        Path("train.jsonl").write_text("other")
+        status, lines, said = await run(name, "--no-data-check", url=url)
+    assert (status, lines) == (5, [])
+    assert "a: the content of train.jsonl\n" in said
+    assert len(server.jobs) == 1
+
+
+async def test_another_base_url_is_accepted_by_an_option_of_its_own() -> None:
+    """Changes that are accepted do not let a batch go on at another service; --accept-base-url does."""
+    server, other = BatchServer(), BatchServer()
+    name = sweep(server, 1)
+    async with server.listening() as url, other.listening() as other_url:
+        assert (await run(name, url=url))[0] == 0
+        status, _, said = await run(name, "--accept-changes", url=other_url)
+        assert (status, said.endswith("continue with --accept-base-url\n")) == (6, True)
+        assert (await run(name, "--accept-base-url", url=other_url))[0] == 0
+    assert (len(server.jobs), len(other.jobs)) == (1, 0)
+
+
+async def test_a_fresh_journal_creates_all_jobs_anew() -> None:
+    """With --fresh each run has a journal of its own, and the line to go on with names it."""
+    server = BatchServer()
+    name = sweep(server, 2)
+    async with server.listening() as url:
+        for count in (2, 4):
+            assert (await run(name, "--fresh", url=url))[0] == 0
+            assert len(server.jobs) == count
+        journals = sorted(Path().glob("jobs.jsonl.*.journal"))
+        assert len(journals) == 2
+        server.quota = 5
+        status, lines, _ = await run(name, "--fresh", "--concurrency", "1", url=url)
+        (new,) = set(Path().glob("jobs.jsonl.*.journal")) - set(journals)
+        assert (status, lines[-1][-len(str(new)) - 10 :]) == (3, f"--journal {new}")
+        server.quota = None
+        words = lines[-1].partition("aiofinetune batch ")[2].split()
+        assert "--fresh" not in words
+        assert (await run(*words, url=url))[0] == 0
+    assert len(server.jobs) == 6
+
+
+async def test_a_key_that_is_refused_is_told() -> None:
+    """A wrong key is status 3; the last line says so, that nothing is lost, and how to go on, without the key."""
+    server = BatchServer()
+    name = sweep(server, 2)
+    async with server.listening() as url:
+        server.refuse = lambda _endpoint: error(401, "Wrong key")
+        status, lines, _ = await run(name, "--api-key", KEY, url=url)
+        assert status == 3
+        assert lines[-1] == (
+            "2 of 2 jobs have not ended. The service refused the key; the journal keeps what was done. To continue with"
+            " another key (--api-key-file FILE, or the variable OPENAI_API_KEY): aiofinetune batch jobs.jsonl"
+        )
+        server.refuse = lambda _endpoint: None
+        assert (await run(name, url=url))[0] == 0
+
+
+async def test_errors_name_the_options() -> None:
+    """What is wrong with options is said of the options, as they are written on the command line."""
+    server = BatchServer()
+    async with server.listening() as url:
+        name = sweep(server, 1)
+        for options, words in [
+            (["--reserve", "1"], "--reserve: got 1 without --max-active; it is a part of that"),
+            (["--retry-uncertain", "job-9"], f"--retry-uncertain: job-9: no entry of {name} has this label"),
+            (["--journal", "nowhere/j"], "--journal: the folder nowhere does not exist"),
+        ]:
+            status, lines, said = await run(name, *options, url=url)
+            assert (status, lines, said) == (2, [], f"aiofinetune: {words}\n")
 
 
 async def test_a_second_process_on_the_journal_is_refused() -> None:
@@ -259,7 +340,8 @@ async def test_a_quota_that_is_used_up_is_told() -> None:
         status, lines, _ = await run(sweep(server, 4), url=url)
     assert status == 3
     assert "the batch sends no more requests: 429: You exceeded your current quota" in " ".join(lines)
-    assert lines[-1] == "2 of 4 jobs have not ended; run the same command again to continue"
+    way_on = "To continue when the quota is renewed: aiofinetune batch jobs.jsonl"
+    assert lines[-1] == f"2 of 4 jobs have not ended. {way_on}"
 
 
 async def test_words_of_the_service_are_shown_as_they_are() -> None:
@@ -279,16 +361,16 @@ async def test_plain_lines_are_not_wrapped() -> None:
     async with server.listening() as url, running(sweep(server, 1), "--journal", journal, url=url) as process:
         await server.until(lambda: server.asked["stream"] == 1)
         process.send_signal(signal.SIGINT)
-        assert (await line_of(process)).endswith(f"the journal is {journal}")
-        await process.communicate()
+        stdout, _ = await process.communicate()
+    assert stdout.decode().splitlines()[-1].endswith(f"To continue: aiofinetune batch jobs.jsonl --journal {journal}")
 
 
 async def test_a_summary_that_cannot_be_written() -> None:
-    """A summary in a folder that is not there is one line on stderr, before anything is sent."""
+    """A summary in a folder that is not there is wrong use, told on one line before anything is sent."""
     server = BatchServer()
     async with server.listening() as url:
         status, _, said = await run(sweep(server, 1), "--summary", "nowhere/summary.jsonl", url=url)
-    assert (status, said.count("\n"), said[:12]) == (5, 1, "aiofinetune:")
+    assert (status, said) == (2, "aiofinetune: --summary: the folder nowhere does not exist\n")
     assert not server.jobs
 
 
@@ -299,7 +381,7 @@ def test_a_summary_on_a_full_disk() -> None:
         Path("/dev/full").open("wb", buffering=0) as full,
         pytest.raises(LocalFileError, match=r"^/dev/full: No space left on device$"),
     ):
-        _write(full, outcome)
+        write(full, outcome)
 
 
 async def test_a_terminal_that_knows_few_letters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +407,7 @@ async def test_a_summary_writes_over_no_other_file() -> None:
         for other in (name, f"{name}.journal", "train.jsonl"):
             before = Path(other).read_bytes()
             status, _, said = await run(name, "--summary", str(Path(other).absolute()), url=url)
-            assert (status, said[:21]) == (2, "aiofinetune: summary:")
+            assert (status, said[:23]) == (2, "aiofinetune: --summary:")
             assert Path(other).read_bytes() == before
         for _ in range(2):
             assert (await run(name, "--summary", "summary.jsonl", url=url))[0] == 0
@@ -340,7 +422,10 @@ async def test_results_that_cannot_be_saved_are_the_status() -> None:
         for job_id in server.jobs:
             Path("results", f"job-1.{job_id}.csv").mkdir(parents=True)
         status, lines, _ = await run(name, "--results", "results", url=url)
-    assert (status, lines[-1]) == (1, "1 of 1 ended: 1 succeeded, 0 failed, 0 cancelled, 0 rejected")
+    unsaved = "1 of 1 ended: 1 succeeded, 0 failed, 0 cancelled, 0 rejected; 1 results file not saved"
+    assert (status, lines[-1]) == (1, unsaved)
+    (job,) = server.jobs.values()
+    assert f" {job['fine_tuned_model']}; its results file was not saved: results/job-1." in lines[1]
 
 
 async def test_a_folder_for_results_that_cannot_be_made_is_told_first() -> None:
@@ -379,8 +464,8 @@ async def test_a_job_that_the_service_no_longer_knows_is_counted_as_vanished() -
         server.end(job_id)
         stdout, _ = await process.communicate()
     assert process.returncode == 7
-    lines = stdout.decode().splitlines()
-    assert TIME.sub("", lines[0]).startswith("job-1 vanished ")
+    lines = [TIME.sub("", line) for line in stdout.decode().splitlines()]
+    assert lines[0].startswith("job-1 vanished ")
     assert lines[-1] == "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 vanished"
     (summary,) = map(json.loads, Path("summary.jsonl").read_text().splitlines())
     assert (summary["status"], summary["job"]) == ("vanished", job_id)
@@ -532,7 +617,8 @@ async def test_a_live_table() -> None:
         assert re.search(
             rf"^job-\d+ failed [\d.]+ fine-tune {second} failed: Fine-tune failed$", shown, flags=re.MULTILINE
         )
-        assert re.search(r"^2 of 16 ended: 1 succeeded, 1 failed, .*; [\d.]+ a minute$", shown, flags=re.MULTILINE)
+        assert re.search(r"^2 of 16 ended: 1 succeeded, 1 failed, 0 cancelled, 0 rejected$", shown, flags=re.MULTILINE)
+        assert re.search(r"^12 active, .*; 2 to send; [\d.]+ ended a minute$", shown, flags=re.MULTILINE)
         server.lasts = 0
         for job_id in sorted(server.active):
             server.end(job_id)
@@ -563,7 +649,9 @@ async def test_a_rerun_is_told_and_prints_what_is_new() -> None:
     async with server.listening() as url:
         assert (await run(name, url=url))[0] == 1
         status, lines, _ = await run(name, "--summary", "summary.jsonl", url=url)
-        assert (status, lines[:-1]) == (1, ["3 entries: 3 ended before, 0 to go"])
+        nothing = "3 entries: 3 ended before, 0 to go: nothing to send"
+        ways = "(--retry-failed creates new jobs for the 2 that failed, --fresh creates all jobs anew)"
+        assert (status, lines[:-1]) == (1, [f"{nothing} {ways}"])
         assert len(Path("summary.jsonl").read_text().splitlines()) == 3
         status, lines, _ = await run(name, "--show-ended", url=url)
         assert (status, len(lines)) == (1, 5)

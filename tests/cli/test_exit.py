@@ -104,7 +104,7 @@ def test_errors_name_the_way_out() -> None:
     assert "--api-key-file" in (way_out(errors.AuthenticationFailed(401, "no")) or "")
     assert "--base-url" in (way_out(errors.ConnectFailed("no")) or "")
     assert "paid for twice" in (way_out(CreateUncertain(REQUEST, 0.0)) or "")
-    assert "--allow-plain-http" in (way_out(errors.ConfigurationError("would carry the key in plain text")) or "")
+    assert "--local" in (way_out(errors.ConfigurationError("api_key: missing")) or "")
     assert way_out(errors.RequestInvalid("model", "is required")) is None
 
 

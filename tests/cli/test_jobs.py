@@ -40,6 +40,7 @@ def test_the_list_of_commands_says_what_they_say() -> None:
         command = cli.get_command(context, name)
         assert command is not None
         own = command.get_short_help_str(200).replace("JOB", "job").replace("TRAINING_FILE", "a training file")
+        own = own.replace("JOURNAL", "journal")
         assert own.startswith(line.removesuffix(".")), name
 
 
@@ -52,7 +53,7 @@ def test_every_parameter_of_a_job_is_an_option() -> None:
 async def test_from_a_file_to_a_model_and_back(embedded: LocalServer) -> None:
     """Create uploads, creates and follows; the other commands find what it made, in both dialects; all goes again."""
     url = embedded.base_url
-    made = await ashell("create", "train.jsonl", "-m", "ada", "--n_epochs", 1, "--suffix", "s", "--follow", url=url)
+    made = await ashell("create", "train.jsonl", "-m", "ada", "--n-epochs", 1, "--suffix", "s", "--follow", url=url)
     assert made.exit_code == 0, made.stderr
     assert "uploaded train.jsonl as file-" in made.stderr
     assert "Completed epoch 1/1" in made.stdout
@@ -126,7 +127,8 @@ def test_a_batch_on_a_server_of_its_own_leaves_no_journal() -> None:
     result = shell("batch", "jobs.jsonl", "--local", "--json", key="")
     assert result.exit_code == 1, result.stderr
     assert {line["label"]: line["status"] for line in objects(result)} == {"a": "succeeded", "b": "rejected"}
-    assert result.stderr.splitlines()[-1] == "2 of 2 ended: 1 succeeded, 0 failed, 0 cancelled, 1 rejected"
+    assert result.stderr.splitlines()[-1].endswith(" 2 of 2 ended: 1 succeeded, 0 failed, 0 cancelled, 1 rejected")
+    assert "no journal is kept" in result.stderr
     assert not list(Path().glob("*journal*"))
 
 
@@ -160,7 +162,7 @@ async def test_each_parameter_reaches_the_service() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--n-epochs", "0"], "n_epochs: expected an integer of at least 1"),
+        (["--n-epochs", "0"], "--n-epochs: expected an integer of at least 1"),
         (["--n-epochs", "many"], "'many' is not a valid integer"),
         (["--n-epochs", "auto"], "does not take 'auto'"),
         (["--method", "preference"], "method"),
