@@ -41,7 +41,7 @@ async def exported(process: Process) -> dict[str, str]:
 
 async def test_serve_prints_what_points_a_client_at_it_and_stops_at_ctrl_c(tmp_path: Path) -> None:
     """A session made from the two exported lines works, and an interrupt ends the server with status 0."""
-    async with running("serve", "--port", "0", "--data", str(tmp_path / "data")) as process:
+    async with running("serve", "--port", "0", "--local-data", str(tmp_path / "data")) as process:
         variables = await exported(process)
         assert list(variables) == ["OPENAI_BASE_URL", "OPENAI_API_KEY"]
         async with FineTuneSession(variables["OPENAI_API_KEY"], base_url=variables["OPENAI_BASE_URL"]) as session:

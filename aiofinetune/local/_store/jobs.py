@@ -385,7 +385,7 @@ def _no_job(job_id: str) -> Refused:
 
 def _refuse_if_over(job: FineTune, done: str) -> None:
     if job.is_terminal:
-        raise Refused(400, f"fine-tune {job.id} is over ({job.status}); only a pending or running one can be {done}")
+        raise Refused(400, f"fine-tune {job.id} is over ({job.status}), so it cannot be {done}")
 
 
 def _record(job: FineTune) -> bytes:
