@@ -142,7 +142,7 @@ async def run_manifest(
                 f"{manifest} has changed since {journal.path} was started:\n{lines}\nTo create a new job for each"
                 " changed request, and leave out what is gone, pass --accept-changes"
             )
-        shell.tell(_begin(manifest, count, journal, session.base_url))
+        shell.tell(_begin(manifest, count, journal, session.base_url, is_lasting=shell.local_data is not None))
         batch = Batch(
             session,
             read_manifest(manifest),
@@ -166,10 +166,11 @@ async def run_manifest(
             return exit_status(signal=run.signals[0])
 
 
-def _begin(manifest: Path, count: int, journal: JournalPlace, base_url: str) -> str:
+def _begin(manifest: Path, count: int, journal: JournalPlace, base_url: str, *, is_lasting: bool) -> str:
     entries = f"{count} {'entry' if count == 1 else 'entries'}"
     if not journal.is_kept:
-        return f"{manifest}: {entries}; no journal is kept, for the embedded server ends with this command"
+        why = "has another address each time" if is_lasting else "ends with this command"
+        return f"{manifest}: {entries}; no journal is kept, for the embedded server {why}"
     return f"{manifest}: {entries} at {base_url}; journal {journal.path}"
 
 

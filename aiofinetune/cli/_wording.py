@@ -21,7 +21,7 @@ _ARGUMENT_OF_OPTION: Final = re.compile(r"\b\w+=\S+ \((--[\w-]+)\)")
 """A parameter in code, and the option in brackets: ``accept_changes=True (--accept-changes)``."""
 _ARGUMENT: Final = re.compile(r"\b(\w+)=(True\b|'[^']*')(?: \(AIOFINETUNE_\w+(?:=[\w-]+)?\))?")
 """A parameter in code with its value: ``allow_plain_http=True``, ``dialect='jobs' (AIOFINETUNE_DIALECT)``."""
-_PASSED: Final = re.compile(r"\b(pass|without) (\w+)(?=[ ;,]|$)")
+_PASSED: Final = re.compile(r"\b(pass|pass an|without) (\w+)(?=[ ;,]|$)")
 _COMMANDS: Final = {
     "cancel_fine_tune": "cancel",
     "create_fine_tune": "create",
@@ -49,7 +49,9 @@ def in_options(words: str, ctx: click.Context) -> str:
     if (found := _FIELD.match(words)) and found[1] in options:
         words = f"{origin(found[1], ctx)}{words[found.end(1) :]}"
     words = _ARGUMENT_OF_OPTION.sub(r"\1", words)
-    words = _CALL.sub(lambda match: f"aiofinetune {_COMMANDS[match[1]]}", words)
+    words = _CALL.sub(
+        lambda match: f"'aiofinetune {_COMMANDS[match[1]]}'" if match.start() else _COMMANDS[match[1]], words
+    )
 
     def option(match: re.Match[str]) -> str:
         if match[1] not in options:

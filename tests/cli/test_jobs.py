@@ -78,7 +78,8 @@ async def test_from_a_file_to_a_model_and_back(embedded: LocalServer) -> None:
     assert saved["fine_tuned_model_checkpoint"] == model
     assert "train_loss" in (await ashell("checkpoints", job, "--dialect", "jobs", url=url)).stdout
     refused = await ashell("checkpoints", job, url=url)
-    assert (refused.exit_code, "does not have this" in refused.stderr) == (2, True)
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("aiofinetune: checkpoints: the dialect 'fine-tunes' does not have this")
 
     assert model in (await ashell("models", url=url)).stdout
     assert objects(await ashell("models", "ada", "--json", url=url))[0]["id"] == "ada"
@@ -180,6 +181,29 @@ async def test_a_wrong_parameter_is_refused_before_anything_is_sent(arguments: l
         result = await ashell("create", "train.jsonl", *arguments, url=url)
     assert (result.exit_code, dict(server.asked)) == (2, {})
     assert words in " ".join(result.stderr.split())
+
+
+async def test_wrong_data_is_refused_before_anything_is_sent() -> None:
+    """Both data files are checked before the first is uploaded; --no-data-check leaves that out."""
+    Path("valid.jsonl").write_text('{"prompt": "a ->", "completion": " b"}\n{"prompt"\n')
+    server = BatchServer()
+    words = ("create", "train.jsonl", "--validation-file", "valid.jsonl")
+    async with server.listening() as url:
+        result = await ashell(*words, url=url)
+        assert (result.exit_code, dict(server.asked)) == (5, {})
+        assert "valid.jsonl, line 2: " in result.stderr
+        assert (await ashell(*words, "--no-data-check", url=url)).exit_code == 0
+
+
+async def test_a_status_that_no_job_has() -> None:
+    """A misspelt status is wrong use, with the nearest; one that no job has at the moment is not."""
+    server = BatchServer(lasts=None)
+    async with server.listening() as url:
+        server.add_job()
+        wrong = await ashell("list", "--status", "runing", url=url)
+        assert (wrong.exit_code, "did you mean 'running'?" in wrong.stderr) == (2, True)
+        none = await ashell("list", "--status", "running", url=url)
+    assert (none.exit_code, none.stderr) == (0, "no jobs with status running\n")
 
 
 async def test_a_failed_job_is_the_status_of_follow() -> None:

@@ -123,6 +123,33 @@ def test_a_wrong_configuration_file_is_named(text: str, words: str) -> None:
     assert "secret" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "environment", "words"),
+    [
+        (
+            "\nretries = 'many'",
+            {},
+            "'many' is not a valid integer range. It comes from home/aiofinetune/config.toml, line 2.",
+        ),
+        ("dialekt = 'jobs'", {}, "home/aiofinetune/config.toml, line 1: 'dialekt' is not a setting"),
+        ("retries = 1\ndialect = 'x'", {}, "home/aiofinetune/config.toml, line 2, dialect: expected"),
+        (
+            "",
+            {"AIOFINETUNE_RETRIES": "many"},
+            "'many' is not a valid integer range. It comes from AIOFINETUNE_RETRIES.",
+        ),
+        ("", {"AIOFINETUNE_DIALECT": "x"}, "AIOFINETUNE_DIALECT: expected"),
+        ("", {"url": "nowhere"}, "OPENAI_BASE_URL: expected a URL"),
+    ],
+)
+def test_a_wrong_value_names_where_it_comes_from(text: str, environment: dict[str, str], words: str) -> None:
+    """A value that is wrong is said to be of a variable, or of a line of a file, if it is not on the command line."""
+    own(text)
+    result = shell("models", XDG_CONFIG_HOME=str(Path("home").absolute()), **environment)
+    assert result.exit_code == 2
+    assert words.replace("home/", f"{Path('home').absolute()}/") in " ".join(result.stderr.split())
+
+
 async def test_the_key_of_a_file_goes_to_no_other_service(url: str, seen: list[Received]) -> None:
     """With another base URL than that of the file, the key of the environment is used, or none."""
     Path("file.key").write_text("key-of-the-file")

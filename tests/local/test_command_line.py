@@ -65,7 +65,7 @@ async def test_serve_refuses_other_machines_without_a_key() -> None:
     async with running("serve", "--host", "0.0.0.0", "--port", "0") as process:  # to see it refused
         stdout, stderr = await process.communicate()
     assert (process.returncode, stdout) == (2, b"")
-    assert stderr.startswith(b"aiofinetune: host: ")
+    assert stderr.startswith(b"aiofinetune: --host: ")
     assert stderr.count(b"\n") == 1
 
 

@@ -76,7 +76,9 @@ def error_of(reply: bytes, status: bytes) -> str:
 @contextlib.asynccontextmanager
 async def served(folder: Path, descriptors: int) -> AsyncIterator[tuple[int, str]]:
     """Run the command's server with so few descriptors; give its process id and URL; its stderr goes to a file."""
-    command = f"ulimit -n {descriptors} && exec {sys.executable} -m aiofinetune serve --port 0 --local-data {folder}/data"
+    command = (
+        f"ulimit -n {descriptors} && exec {sys.executable} -m aiofinetune serve --port 0 --local-data {folder}/data"
+    )
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *("sh", "-c", command),
