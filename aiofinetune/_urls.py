@@ -12,8 +12,22 @@ from aiofinetune.errors import (
 )
 
 
-def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
+def check_base_url(
+    base_url: str,
+    *,
+    allow_plain_http: bool,
+    name: str = "base_url",
+    what: str = "the key",
+    way_out: str = "pass allow_plain_http=True",
+) -> str:
     """Return a base URL without its trailing slash.
+
+    Args:
+        base_url: The URL.
+        allow_plain_http: Whether it may be http to another machine.
+        name: What the caller knows it as.
+        what: What requests carry that must stay secret.
+        way_out: How to allow plain http.
 
     Raises:
         ConfigurationError: It is not an http(s) URL, holds more than a scheme, host, port and path, or would carry the
@@ -22,16 +36,14 @@ def check_base_url(base_url: str, *, allow_plain_http: bool) -> str:
     if not is_http_url(base_url):
         # A user in a URL may come with a password, which an error must not show.
         shown = "a URL that contains a user name" if "@" in base_url else repr(base_url)
-        raise ConfigurationError(f"base_url: expected a URL such as 'https://api.example.com/v1', got {shown}")
+        raise ConfigurationError(f"{name}: expected a URL such as 'https://api.example.com/v1', got {shown}")
     parts = urlsplit(base_url)
     if parts.username is not None or "?" in base_url or "#" in base_url:
         raise ConfigurationError(
-            "base_url: contains a user name, a query or a fragment; pass only scheme, host and path"
+            f"{name}: contains a user name, a query or a fragment; pass only scheme, host and path"
         )
     if parts.scheme == "http" and not allow_plain_http and not is_loopback(parts.hostname or ""):
-        raise ConfigurationError(
-            f"base_url: {base_url!r} would carry the key in plain text; use https, or pass allow_plain_http=True"
-        )
+        raise ConfigurationError(f"{name}: {base_url!r} would carry {what} in plain text; use https, or {way_out}")
     return base_url.rstrip("/")
 
 

@@ -132,6 +132,10 @@ Completion in bash (zsh_source, fish_source elsewhere):
 """
 
 
+_READ = click.Path(path_type=Path, exists=True, dir_okay=False)
+"""A file that is read."""
+
+
 @click.group(
     cls=_Commands,
     epilog=_ABOUT,
@@ -199,12 +203,47 @@ def cli() -> None:
     metavar="NAME.SETTING=VALUE",
     help="How adapters of it are trained: rank, alpha, base_rate, targets, max_length or threads.",
 )
+@click.option(
+    "--trainers",
+    metavar="local|workers|dask://HOST:PORT",
+    help="Where to train: on this machine (the default), or on others by Dask or 'aiofinetune worker'.",
+)
+@click.option(
+    "--worker-token-file",
+    type=_READ,
+    help="File with the token that lets 'aiofinetune worker' train jobs; means --trainers workers.",
+)
+@click.option("--dask-ca", type=_READ, help="Certificates that Dask's scheduler is checked with; needed off loopback.")
+@click.option("--dask-cert", type=_READ, help="This server's certificate for Dask.")
+@click.option("--dask-key", type=_READ, help="The key of that certificate.")
+@click.option("--public-url", help="URL of this server for other machines; by default the address it listens on.")
+@click.option("--tls-cert", type=_READ, help="Certificate to serve https with.")
+@click.option("--tls-key", type=_READ, help="The key of that certificate.")
+@click.option("--allow-plain-http", is_flag=True, help="Let other machines get training data and tokens over http.")
 def serve(local_data: Path | None, **options: Any) -> None:
     """Serve the fine-tunes API, training small models, or adapters of local open ones, for real."""
     from aiofinetune.cli._serve import Options
     from aiofinetune.cli._serve import serve as serve_until_signal
 
     _run(lambda: serve_until_signal(local_data, Options(**options)))
+
+
+@cli.command(epilog=examples("aiofinetune worker --server https://tuning.example.com --token-file worker.token"))
+@click.option("--server", required=True, metavar="URL", help="URL of 'aiofinetune serve'.")
+@click.option("--token-file", required=True, type=_READ, help="File with the server's token for workers.")
+@click.option(
+    "--resource",
+    metavar="NAME=AMOUNT",
+    multiple=True,
+    callback=read_resources,
+    help="What this machine has for models that need it, such as gpu=1; may be given several times.",
+)
+@click.option("--allow-plain-http", is_flag=True, help="Let the server be another machine although its URL is http.")
+def worker(server: str, token_file: Path, **options: Any) -> None:
+    """Train jobs for a server on another machine, one after the other, until stopped."""
+    from aiofinetune.cli._worker import run_worker
+
+    _run(lambda: run_worker(server, token_file, **options))
 
 
 @cli.command()

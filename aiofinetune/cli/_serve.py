@@ -7,6 +7,7 @@ import json
 import logging
 import shlex
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,15 @@ from typing import Final
 import attrs
 import click
 
+from aiofinetune.cli._worker import read_token
+from aiofinetune.errors import ConfigurationError
 from aiofinetune.local import LocalServer
 from aiofinetune.local._access import Metrics, extension
 from aiofinetune.local._open_models import read_open_models
 from aiofinetune.local._trainers import Trainers
+from aiofinetune.local._trainers.claims import Claims
 from aiofinetune.local._trainers.local_process import LocalProcess
+from aiofinetune.local._trainers.remote import Engine, RemoteTrainers
 
 
 @attrs.frozen
@@ -38,6 +43,15 @@ class Options:
         needs: What a job needs, by its base model, such as ``("davinci", "gpu", 1)``.
         models: Local open models, as ``"NAME=PATH"``.
         model_options: How adapters of them are trained, as ``"NAME.SETTING=VALUE"``.
+        trainers: Where to train: "local", "workers", or the address of Dask's scheduler; None is one of the first two.
+        worker_token_file: The file with the token that claims attempts.
+        dask_ca: The certificates that the scheduler is checked with.
+        dask_cert: This server's certificate for Dask.
+        dask_key: The key of that certificate.
+        public_url: The URL of this server for other machines; None for the one that it listens on.
+        tls_cert: The certificate to serve https with.
+        tls_key: The key of that certificate.
+        allow_plain_http: Whether other machines may use http.
     """
 
     host: str
@@ -50,6 +64,15 @@ class Options:
     needs: Sequence[tuple[str, str, int]]
     models: tuple[str, ...]
     model_options: tuple[str, ...]
+    trainers: str | None
+    worker_token_file: Path | None
+    dask_ca: Path | None
+    dask_cert: Path | None
+    dask_key: Path | None
+    public_url: str | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    allow_plain_http: bool
 
 
 async def serve(data: Path | None, options: Options) -> None:
@@ -60,8 +83,11 @@ async def serve(data: Path | None, options: Options) -> None:
     """
     models = await asyncio.to_thread(read_open_models, options.models, options.model_options)
     _start_log(options.log_format)
-    trainers: Trainers = LocalProcess(options.slots, dict(options.resource))
+    remote = _remote(options)
+    trainers: Trainers = remote or LocalProcess(options.slots, dict(options.resource))
     metrics = Metrics(trainers) if options.metrics else None
+    token_file = options.worker_token_file
+    token = None if token_file is None else await asyncio.to_thread(read_token, token_file)
     extend = extension(metrics, logs=options.log_format is not None)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -75,12 +101,55 @@ async def serve(data: Path | None, options: Options) -> None:
         trainers=metrics or trainers,
         needs=_needs(options.needs),
         models=models,
+        remote=remote,
+        worker_token=token,
+        tls=_tls(options),
         extend=extend,
     ) as server:
         click.echo(f"export OPENAI_BASE_URL={server.base_url}")
         click.echo(f"export OPENAI_API_KEY={shlex.quote(server.api_key)}")
         click.echo("Serving. Press Ctrl-C to stop. Paste the lines above into the client's shell.", err=True)
         await stopped.wait()
+
+
+def _remote(options: Options) -> RemoteTrainers | None:
+    """Return what trains on other machines; None to train on this one.
+
+    Raises:
+        ConfigurationError: The options do not fit together.
+    """
+    where = options.trainers or ("workers" if options.worker_token_file else "local")
+    is_dask = where.startswith("dask://")
+    if not is_dask and where not in ("local", "workers"):
+        raise ConfigurationError(f"--trainers: expected local, workers or dask://HOST:PORT, got {where!r}")
+    if (where == "workers") != (options.worker_token_file is not None):
+        raise ConfigurationError("--trainers workers and --worker-token-file belong together")
+    if not is_dask and (options.dask_ca or options.dask_cert or options.dask_key):
+        raise ConfigurationError("--dask-ca, --dask-cert and --dask-key are for --trainers dask://HOST:PORT")
+    if where != "local" and (options.slots != 1 or options.resource):
+        raise ConfigurationError("--slots and --resource are for --trainers local; workers have their own")
+    if where == "local":
+        return None
+    engine: Engine = Claims()
+    return RemoteTrainers(engine, options.public_url, allow_plain_http=options.allow_plain_http)
+
+
+def _tls(options: Options) -> ssl.SSLContext | None:
+    """Return what to serve https with.
+
+    Raises:
+        ConfigurationError: The certificate or its key cannot be used.
+    """
+    if options.tls_cert is None or options.tls_key is None:
+        if options.tls_cert or options.tls_key:
+            raise ConfigurationError("--tls-cert and --tls-key belong together")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"--tls-cert, --tls-key: cannot be used: {error}") from error
+    return context
 
 
 def _needs(given: Sequence[tuple[str, str, int]]) -> Mapping[str, Mapping[str, int]]:

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -78,10 +79,10 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(base_url: str, key: str = KEY) -> AsyncIterator[Client]:
-    """Give a client of the server at `base_url`."""
+async def connected(base_url: str, key: str = KEY, *, tls: ssl.SSLContext | bool = True) -> AsyncIterator[Client]:
+    """Give a client of the server at `base_url`; `tls` is what it checks the certificate with."""
     headers, timeout = {"Authorization": f"Bearer {key}"}, aiohttp.ClientTimeout(total=60)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as http:
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(ssl=tls)) as http:
         yield Client(base_url, http)
 
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import signal
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from aiofinetune.cli._commands import cli
 from aiofinetune.errors import AuthenticationFailed
 from aiofinetune.local import LocalServer
+from aiofinetune.local import _queue as queue
+from aiofinetune.local._trainers import remote
 from aiofinetune.local._trainers.claims import Claims
 from aiofinetune.local._trainers.remote import RemoteTrainers
 from aiofinetune.local._worker.claiming import work
 from tests.local.plainclient import KEY, Client, Connect
+from tests.local.test_command_line import running
 
 WORKER = "a-token-for-workers"
 
@@ -99,7 +108,7 @@ async def test_a_worker_that_stops_gives_its_job_back(
     data: Path, connect: Connect, examples: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that is stopped tells the server, and the next worker trains the job from its beginning."""
-    monkeypatch.setattr("aiofinetune.local._queue._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(queue, "_FIRST_PAUSE", 0.01)
     async with serving(data) as server, connect(server.base_url) as client:
         async with working(server):
             job = await client.create(examples, n_epochs=60)
@@ -139,3 +148,81 @@ async def test_a_wrong_token_claims_nothing(data: Path) -> None:
                 await work(f"{server.base_url}/attempts", token, {})
     with contextlib.suppress(FileNotFoundError):
         assert not list((data / "runs").iterdir())
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for loopback with its key, by the openssl command; skip the test where there is none."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command is not installed")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    command = ("openssl", *new, *subject, "-out", str(cert), "-keyout", str(key))
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603  # the command above
+    return cert, key
+
+
+async def test_a_killed_worker_over_tls(
+    tmp_path: Path,
+    temporary: Path,
+    connect: Connect,
+    examples: bytes,
+    trainers: Callable[[Path], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the command and https: a killed worker leaves no trainer, and the next one trains its job and tidies."""
+    monkeypatch.setattr(remote, "_ABSENCE", 0.2)
+    monkeypatch.setattr(queue, "_FIRST_PAUSE", 0.01)
+    cert, key = certificate(tmp_path)
+    token = tmp_path / "worker.token"
+    token.write_text(WORKER + "\n")
+    trusted = {"SSL_CERT_FILE": str(cert), "TMPDIR": str(temporary)}
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    claims = RemoteTrainers(Claims())
+    async with (
+        LocalServer(api_key=KEY, remote=claims, worker_token=WORKER, tls=context) as server,
+        connect(server.base_url, tls=ssl.create_default_context(cafile=str(cert))) as client,
+    ):
+        assert server.base_url.startswith("https://127.0.0.1:")
+        worker = ("worker", "--server", server.base_url.removesuffix("/v1"), "--token-file", str(token))
+        async with running(*worker, TMPDIR=str(temporary)) as stranger:
+            _, stderr = await stranger.communicate()
+            assert (stranger.returncode, b"is not valid" in stderr) == (4, True), stderr
+        async with running(*worker, **trusted) as killed:
+            job = await client.create(examples, n_epochs=60)
+            await client.reach(job["id"], "Completed epoch 1/60")
+            killed.kill()
+        async with running(*worker, **trusted) as process:
+            messages = await client.follow(job["id"])
+            assert messages[-1] == "Fine-tune succeeded"
+            lost = "Fine-tune interrupted: its worker was lost. It will start again from the beginning"
+            assert messages.count(lost) == 1
+            process.send_signal(signal.SIGTERM)
+            await process.communicate()
+        assert process.returncode == 0
+    assert trainers(temporary) == []
+    assert list(temporary.glob("aiofinetune-attempt-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("worker", "--server", "http://example.com"), "--server: 'http://example.com' would carry"),
+        (("serve", "--port", "0", "--trainers", "workers"), "--worker-token-file"),
+        (("serve", "--port", "0", "--trainers", "slurm"), "expected local, workers or dask://"),
+        (("serve", "--port", "0", "--tls-cert", __file__, "--tls-key", __file__), "--tls-cert, --tls-key"),
+        (("serve", "--port", "0", "--tls-cert", __file__), "belong together"),
+        (("serve", "--port", "0", "--resource", "gpu"), "expected NAME=AMOUNT"),
+        (("serve", "--port", "0", "--needs", "gpu=1"), "expected MODEL:NAME=AMOUNT"),
+    ],
+)
+def test_options_that_cannot_be(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    """What the options of the two commands do not allow is said in one line."""
+    token = tmp_path / "token"
+    token.write_text(WORKER)
+    if arguments[0] == "worker":
+        arguments = (*arguments, "--token-file", str(token))
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.split())

@@ -53,7 +53,7 @@ _MAX_WORDS: Final = 2000
 class ClaimRequest:
     """What a worker says of itself."""
 
-    resources: Mapping[str, int] = attrs.field(factory=dict)
+    resources: Mapping[str, int] | None = None
 
 
 @attrs.frozen
@@ -64,7 +64,7 @@ class EndRequest:
     """The number of lines that it wrote."""
     is_well: bool
     how: str
-    outputs: Mapping[str, str] = attrs.field(factory=dict)
+    outputs: Mapping[str, str] | None = None
     """The SHA-256 of each output, in hexadecimal digits, by name."""
 
 
@@ -141,7 +141,7 @@ class AttemptRoutes:
         try:
             with member(self._endless):
                 async with asyncio.timeout(_WATCH):
-                    order = await engine.claim(asked.resources)
+                    order = await engine.claim(asked.resources or {})
         except TimeoutError:
             return web.Response(status=204)
         # The worker knows a URL of this server, which need not be the one that an engine would get.
@@ -251,10 +251,12 @@ class AttemptRoutes:
         return web.Response(status=204)
 
     async def _check_outputs(self, live: Live, ended: EndRequest) -> None:
-        paths = outputs_by_name(live.attempt)
-        if ended.is_well and ended.outputs.keys() != paths.keys():
+        paths, outputs = outputs_by_name(live.attempt), ended.outputs or {}
+        if not ended.is_well:
+            return
+        if outputs.keys() != paths.keys():
             raise RequestInvalid("outputs", f"expected {', '.join(sorted(paths))}")
-        for name, expected in ended.outputs.items() if ended.is_well else ():
+        for name, expected in outputs.items():
             async with live.writing:
                 if live.closed.is_set():
                     raise _over()

@@ -27,6 +27,7 @@ from typing import Final, Protocol
 import attrs
 
 from aiofinetune._secret import Secret
+from aiofinetune._urls import check_base_url
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.attempts import Attempt
@@ -192,13 +193,18 @@ class RemoteTrainers:
     Args:
         engine: Starts the commands there.
         public_url: The URL of this server for other machines; by default the one that it listens on.
+        allow_plain_http: Whether that may be http, although it is not on loopback.
+
+    Raises:
+        ConfigurationError: The URL is not valid, or not allowed.
     """
 
-    def __init__(self, engine: Engine, public_url: str | None = None) -> None:
+    def __init__(self, engine: Engine, public_url: str | None = None, *, allow_plain_http: bool = False) -> None:
         self.engine = engine
+        self._allow_plain_http = allow_plain_http
         self.live: dict[str, Live] = {}
         """The attempts that run, by id."""
-        self._public_url = public_url
+        self._public_url = public_url and attempts_url(public_url, "public_url", allow_plain_http=allow_plain_http)
         self._store: Store | None = None
 
     @property
@@ -222,8 +228,12 @@ class RemoteTrainers:
             store: The server's state.
             base_url: The URL that the server listens on.
             on_change: Called when there may be more slots or resources.
+
+        Raises:
+            ConfigurationError: The URL that the server listens on is not allowed, or the engine cannot be used.
         """
-        self._store, self._url = store, self._public_url or base_url
+        self._store = store
+        self._url = self._public_url or attempts_url(base_url, "public_url", allow_plain_http=self._allow_plain_http)
         async with self.engine.opened(on_change):
             yield
 
@@ -238,7 +248,7 @@ class RemoteTrainers:
                 if not attempt.is_resumed:
                     token = Secret(secrets.token_urlsafe(32))
                     await self._store.attempts.add_remote(attempt, digest(token))
-                    order = Order(f"{self._url}/attempts/{attempt.id}", token)
+                    order = Order(f"{self._url}/{attempt.id}", token)
                     tasks.append(group.create_task(self.engine.start(order, live)))
                 ended = await live.read(on_line)
                 for task in tasks:
@@ -247,6 +257,27 @@ class RemoteTrainers:
         finally:
             await live.close()
             del self.live[attempt.id]
+
+
+def attempts_url(url: str, name: str, *, allow_plain_http: bool) -> str:
+    """Return the URL of a server's attempts, of that of the server, with or without ``/v1``.
+
+    Args:
+        url: The URL of the server.
+        name: What the caller knows it as.
+        allow_plain_http: Whether it may be http, although it is not on loopback.
+
+    Raises:
+        ConfigurationError: It is not valid, or not allowed.
+    """
+    checked = check_base_url(
+        url,
+        allow_plain_http=allow_plain_http,
+        name=name,
+        what="training data, models and tokens",
+        way_out="allow plain http (--allow-plain-http)",
+    )
+    return f"{checked.removesuffix('/v1')}/v1/attempts"
 
 
 def digest(token: str) -> bytes:

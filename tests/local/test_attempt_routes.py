@@ -1,0 +1,273 @@
+"""The routes of attempts: what a worker may do with its token, and what nobody may."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import attrs
+import pytest
+from yarl import URL
+
+from aiofinetune.errors import ConfigurationError
+from aiofinetune.local import LocalServer
+from aiofinetune.local._routes import attempts as routes
+from aiofinetune.local._trainers import remote
+from aiofinetune.local._trainers.claims import Claims
+from aiofinetune.local._trainers.remote import RemoteTrainers
+from tests.local.plainclient import KEY, Client, connected
+
+WORKER = "a-token-for-workers"
+RUNNER, OTHER = "0" * 32, "1" * 32
+
+
+@attrs.define
+class Worker:
+    """A worker by hand: it calls what a test says."""
+
+    http: aiohttp.ClientSession
+    url: str
+    token: str = WORKER
+    runner: str = RUNNER
+    id: str = ""
+
+    async def call(self, method: str, path: str = "", *, status: int = 200, **options: Any) -> Any:
+        """Call one of the attempt's routes, check the status, and return the JSON, or the bytes."""
+        headers = {"Authorization": f"Bearer {self.token}", "Aiofinetune-Runner": self.runner}
+        url = URL(f"{self.url}/{self.id}{path}" if self.id else self.url, encoded=True)
+        async with self.http.request(method, url, headers=headers | options.pop("headers", {}), **options) as response:
+            body = await response.read()
+            assert response.status == status, body
+            return json.loads(body) if response.content_type == "application/json" else body
+
+    async def claim(self) -> Worker:
+        """Claim an attempt, and return a worker that has its token."""
+        given = await self.call("POST", json={})
+        return attrs.evolve(self, token=given["token"], id=given["id"])
+
+    async def upload(self, content: bytes, *, start: int = 0, status: int = 200) -> dict[str, str]:
+        """Upload each output; return their digests by name."""
+        outputs = (await self.call("GET"))["outputs"]
+        for name in outputs:
+            await self.call("PUT", f"/outputs/{name}", params={"start": str(start)}, data=content, status=status)
+        return dict.fromkeys(outputs, hashlib.sha256(content).hexdigest())
+
+
+@asynccontextmanager
+async def serving(data: Path) -> AsyncIterator[tuple[Client, Worker]]:
+    """A server that gives its attempts to workers, a client of it, and a worker by hand."""
+    trainers = RemoteTrainers(Claims())
+    async with (
+        LocalServer(data, api_key=KEY, remote=trainers, worker_token=WORKER) as server,
+        connected(server.base_url) as client,
+        aiohttp.ClientSession() as http,
+    ):
+        yield client, Worker(http, f"{server.base_url}/attempts")
+
+
+LINES = b'{"type": "started"}\n{"type": "epoch", "epoch": 1, "n_epochs": 1}\n{"type": "succeeded"}'
+END = {"lines": 3, "is_well": True, "how": "with exit status 0"}
+
+
+async def test_a_worker_by_hand(data: Path, examples: bytes) -> None:
+    """The calls of a worker, one by one, end in a job with a model; each can be repeated."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples, n_epochs=1)
+        worker = await hand.claim()
+        for _ in range(2):
+            work = await worker.call("GET", params={"where": "far away"})
+        assert work["job_id"] == job["id"]
+        ((name, size),) = [(each["name"], each["bytes"]) for each in work["inputs"]]
+        assert (await worker.call("GET", f"/inputs/{name}"), size) == (examples, len(examples))
+        rest = await worker.call("GET", f"/inputs/{name}", headers={"Range": "bytes=10-"}, status=206)
+        assert rest == examples[10:]
+        for start in (0, 0, 1):
+            lines = b"\n".join(LINES.split(b"\n")[start:])
+            assert await worker.call("POST", "/lines", params={"start": str(start)}, data=lines) == {"next": 3}
+        digests = await worker.upload(b"weights")
+        await worker.call("POST", "/end", json={**END, "outputs": digests}, status=204)
+        await worker.call("POST", "/end", json={**END, "outputs": digests}, status=410)
+        job = await client.finish(job["id"])
+        assert job["status"] == "succeeded"
+        messages = [event["message"] for event in job["events"]]
+        assert messages.count("Training on far away") == messages.count("Completed epoch 1/1") == 1
+
+
+async def test_an_upload_goes_on_where_it_broke(data: Path, examples: bytes) -> None:
+    """A worker asks what has arrived and sends the rest; a gap is refused, and nothing is stored twice."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples, n_epochs=1)
+        worker = await hand.claim()
+        model, _ = (await worker.call("GET"))["outputs"]
+        assert await worker.call("GET", f"/outputs/{model}") == {"bytes": 0}
+        await worker.call("PUT", f"/outputs/{model}", params={"start": "3"}, data=b"x", status=409)
+        await worker.upload(b"weig")
+        assert await worker.call("GET", f"/outputs/{model}") == {"bytes": 4}
+        digests = await worker.upload(b"ghts", start=3)
+        await worker.call("POST", "/lines", data=LINES)
+        end = {**END, "outputs": dict.fromkeys(digests, hashlib.sha256(b"weights").hexdigest())}
+        # In the meantime the server has fewer lines than the trainer wrote.
+        await worker.call("POST", "/end", json={**end, "lines": 4}, status=409)
+        await worker.call("POST", "/end", json=end, status=204)
+        await client.finish(job["id"])
+        assert [path.read_bytes() for path in (data / "models").iterdir()] == [b"weights"]
+
+
+async def test_keys_and_tokens_open_only_their_own(data: Path, examples: bytes) -> None:
+    """The API's key opens no attempt; the workers' token only claims; an attempt's opens that attempt alone."""
+    async with serving(data) as (client, hand):
+        jobs = [await client.create(examples) for _ in range(2)]
+        one, two = await hand.claim(), await hand.claim()
+        for token in (KEY, WORKER, two.token, "", one.token + "x", one.token[:-1]):
+            thief = attrs.evolve(one, token=token)
+            for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/watch"), ("POST", "/lines"), ("POST", "/end")):
+                assert (await thief.call(method, path, status=401))["error"]["code"] == "invalid_api_key"
+        for token in (KEY, one.token):
+            await attrs.evolve(hand, token=token).call("POST", json={}, status=401)
+        for token in (WORKER, one.token):
+            async with connected(client.base_url, token) as stranger:
+                for path in ("/files", "/models", f"/fine-tunes/{jobs[0]['id']}", "/nowhere"):
+                    await stranger.call("GET", path, status=401)
+        await client.call("GET", "/nowhere", status=404)
+
+
+@pytest.mark.parametrize("path", ["..", ".", "%2e%2e", "..%2f..%2ffiles", "attempt-%00", "attempt-" + "A" * 24, "%"])
+async def test_a_path_in_an_id_or_a_name_leads_nowhere(data: Path, examples: bytes, path: str) -> None:
+    """An id is only compared with those of attempts, and a name with those of the attempt's own files."""
+    async with serving(data) as (client, hand):
+        await client.create(examples)
+        worker = await hand.claim()
+        for method in ("GET", "DELETE"):
+            async with hand.http.request(
+                method, URL(f"{hand.url}/{path}", encoded=True), headers={"Authorization": f"Bearer {worker.token}"}
+            ) as response:
+                assert response.status in (400, 401, 404), await response.text()
+        await worker.call("GET")
+        for kind, method in (("inputs", "GET"), ("outputs", "GET"), ("outputs", "PUT")):
+            for name in (path, f"{path}/server.sqlite3", "%2e%2e%2fserver.sqlite3", "..%2fserver.sqlite3"):
+                async with hand.http.request(
+                    method,
+                    URL(f"{hand.url}/{worker.id}/{kind}/{name}", encoded=True),
+                    headers={"Authorization": f"Bearer {worker.token}", "Aiofinetune-Runner": RUNNER},
+                ) as response:
+                    assert response.status in (400, 401, 404, 405), (name, await response.text())
+        assert not list(data.glob("**/*.partial"))
+
+
+async def test_a_late_attempt_is_told_so(data: Path, examples: bytes) -> None:
+    """When its job is cancelled, every call of an attempt is answered with 410, the one that waits at once."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples)
+        worker = await hand.claim()
+        await worker.call("GET")
+        await worker.upload(b"half")
+        waiting = asyncio.create_task(worker.call("GET", "/watch", status=410))
+        await asyncio.sleep(0)
+        await client.call("POST", f"/fine-tunes/{job['id']}/cancel")
+        await waiting
+        for method, path in (("GET", ""), ("GET", "/watch"), ("POST", "/lines"), ("POST", "/end"), ("DELETE", "")):
+            await worker.call(method, path, status=410)
+        assert [len(list((data / part).iterdir())) for part in ("models", "files", "runs")] == [0, 1, 0]
+
+
+async def test_only_one_process_runs_an_attempt(data: Path, examples: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a second process comes with the token of an attempt, the attempt is over for both, and another begins."""
+    monkeypatch.setattr("aiofinetune.local._queue._FIRST_PAUSE", 0.01)
+    async with serving(data) as (client, hand):
+        job = await client.create(examples)
+        worker = await hand.claim()
+        await worker.call("GET")
+        await attrs.evolve(worker, runner=OTHER).call("GET", status=410)
+        again = await hand.claim()
+        assert again.id != worker.id
+        await worker.call("POST", "/lines", data=LINES, status=410)
+        messages = [event["message"] for event in (await client.call("GET", f"/fine-tunes/{job['id']}"))["events"]]
+        assert "Fine-tune interrupted: its worker was lost. It will start again from the beginning" in messages
+
+
+async def test_a_worker_that_is_gone_is_not_waited_for(
+    data: Path, examples: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the connections of a worker are closed and it does not come back, its job begins again."""
+    monkeypatch.setattr("aiofinetune.local._queue._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remote, "_ABSENCE", 0.05)
+    async with serving(data) as (client, hand):
+        await client.create(examples)
+        worker = await hand.claim()
+        await worker.call("GET")
+        again = await hand.claim()
+        assert again.id != worker.id
+        await worker.call("GET", status=410)
+
+
+async def test_a_worker_that_lies_about_its_model(data: Path, examples: bytes) -> None:
+    """A model is taken only with the digest that the worker tells, and with all that belongs to it."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples, n_epochs=1)
+        worker = await hand.claim()
+        await worker.call("GET")
+        await worker.call("POST", "/lines", data=LINES)
+        digests = await worker.upload(b"weights")
+        model = next(name for name in digests if name.startswith("model-"))
+        for lie, status in (
+            ({**digests, model: "0" * 64}, 422),
+            ({model: digests[model]}, 400),
+            ({**digests, "server.sqlite3": "0" * 64}, 400),
+            ({}, 400),
+        ):
+            await worker.call("POST", "/end", json={**END, "outputs": lie}, status=status)
+        # What did not have its digest is gone.
+        assert await worker.call("GET", f"/outputs/{model}") == {"bytes": 0}
+        await worker.call("POST", "/end", json={**END, "outputs": digests}, status=422)
+        assert (await client.call("GET", f"/fine-tunes/{job['id']}"))["status"] == "running"
+        assert (await client.call("GET", "/models"))["data"][-1]["id"] == "davinci"
+
+
+async def test_a_model_has_a_limit(data: Path, examples: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload that is too large is refused, whether or not it says how large it is."""
+    monkeypatch.setattr(routes, "MAX_OUTPUT_BYTES", 10)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"12345"
+
+    async with serving(data) as (client, hand):
+        await client.create(examples)
+        worker = await hand.claim()
+        model, *_ = (await worker.call("GET"))["outputs"]
+        await worker.call("PUT", f"/outputs/{model}", data=b"1" * 11, status=413)
+        await worker.call("PUT", f"/outputs/{model}", data=pieces(), status=413)
+        await worker.call("PUT", f"/outputs/{model}", params={"start": "8"}, data=b"123", status=413)
+        assert all(path.stat().st_size <= 10 for path in (data / "models").iterdir())
+
+
+async def test_no_token_is_kept(data: Path, examples: bytes) -> None:
+    """The folder of the server has the digests of tokens, and no token."""
+    async with serving(data) as (client, hand):
+        await client.create(examples)
+        worker = await hand.claim()
+        await worker.call("GET")
+        kept = b"".join(path.read_bytes() for path in data.rglob("*") if path.is_file())
+        assert hashlib.sha256(worker.token.encode()).digest() in kept
+        assert worker.token.encode() not in kept
+        assert WORKER.encode() not in kept
+
+
+async def test_tokens_do_not_travel_in_the_clear(data: Path) -> None:
+    """A server that other machines reach gives them no attempts over http, unless it is told that it may."""
+    for url in ("http://example.com:8000", "ftp://example.com", "http://user:pass@example.com"):
+        with pytest.raises(ConfigurationError, match="public_url"):
+            RemoteTrainers(Claims(), url)
+    RemoteTrainers(Claims(), "http://example.com:8000", allow_plain_http=True)
+    RemoteTrainers(Claims(), "https://example.com/v1")
+    with pytest.raises(ConfigurationError, match=r"public_url: .* in plain text"):
+        async with LocalServer(data, host="0.0.0.0", api_key=KEY, remote=RemoteTrainers(Claims()), worker_token=WORKER):
+            pass
+    with pytest.raises(ConfigurationError, match="a token of their own"):
+        LocalServer(api_key=KEY, worker_token=KEY)
