@@ -130,8 +130,24 @@ def _remote(options: Options) -> RemoteTrainers | None:
         raise ConfigurationError("--slots and --resource are for --trainers local; workers have their own")
     if where == "local":
         return None
-    engine: Engine = Claims()
+    engine: Engine = _dask(where, options) if is_dask else Claims()
     return RemoteTrainers(engine, options.public_url, allow_plain_http=options.allow_plain_http)
+
+
+def _dask(address: str, options: Options) -> Engine:
+    """Return the Dask cluster at an address.
+
+    Raises:
+        ConfigurationError: It cannot be used.
+    """
+    from aiofinetune.local._trainers.dask_engine import DaskEngine  # noqa: PLC0415  # only when it is used
+
+    ca, cert, key = options.dask_ca, options.dask_cert, options.dask_key
+    if ca is None or cert is None or key is None:
+        if ca or cert or key:
+            raise ConfigurationError("--dask-ca, --dask-cert and --dask-key belong together")
+        return DaskEngine(address)
+    return DaskEngine(address, (ca, cert, key))
 
 
 def _tls(options: Options) -> ssl.SSLContext | None:

@@ -99,7 +99,7 @@ class Store:
             " UNION SELECT weights FROM checkpoints WHERE weights IS NOT NULL UNION SELECT id FROM parts"
         )
         known = {name for (name,) in rows}
-        self._folder.set_aside(known, self.attempts.running())
+        self._folder.set_aside(known, self.attempts.is_remote_running)
         self._folder.report_missing(known)
 
     def _report_change(self, jobs: Collection[str]) -> None:

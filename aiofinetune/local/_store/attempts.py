@@ -298,12 +298,10 @@ class AttemptStore:
         for (job_id,) in rows.fetchall():
             self._put_back(job_id, reason)
 
-    def running(self) -> Sequence[str]:
-        """Return the ids of the attempts under which jobs are running."""
-        rows = self.database.execute(
-            "SELECT attempt FROM jobs WHERE status = ? AND attempt IS NOT NULL", (Status.RUNNING,)
-        )
-        return [attempt_id for (attempt_id,) in rows]
+    def is_remote_running(self, name: str) -> bool | None:
+        """Return whether an attempt on another machine runs; None if there is none with this name in its id."""
+        remote = self._remote(_PREFIX + name)
+        return None if remote is None else not remote.is_over
 
     def _put_back(self, job_id: str, reason: str) -> None:
         self._jobs.update(attrs.evolve(self._jobs.find(job_id), status=Status.PENDING))

@@ -18,7 +18,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -213,22 +213,27 @@ class Folder:
                 found += [path for path in part.iterdir() if _OWN_NAME.fullmatch(path.name)]
         return found
 
-    def set_aside(self, known: Collection[str], attempts: Collection[str]) -> None:
+    def set_aside(self, known: Collection[str], is_running: Callable[[str], bool | None]) -> None:
         """Move the store's files that the database does not know to a separate folder, and log their names.
 
         A killed process leaves such files: unfinished uploads and models, and files that were being deleted.
 
         Args:
             known: The names of files that the database knows.
-            attempts: The ids of attempts that still run, on other machines; their files stay.
+            is_running: Returns whether the attempt on another machine runs whose files have this in their names; None
+                if there is no such attempt. Files of attempts that run stay; those of others are removed, because only
+                files that are known are needed of an attempt that is over.
         """
-        suffixes = {attempt.partition("-")[2] for attempt in attempts}
         for path in self._own_files():
             own = _OWN_NAME.fullmatch(path.name)
-            if path.name not in known and not (own and own[1] in suffixes):
-                target = _free(self.path / _UNKNOWN / path.name)
-                path.rename(target)
-                _log.warning("no record of this server names %s; moved it to %s", path, target)
+            if path.name in known or own is None or (runs := is_running(own[1])):
+                continue
+            if runs is False:
+                path.unlink()
+                continue
+            target = _free(self.path / _UNKNOWN / path.name)
+            path.rename(target)
+            _log.warning("no record of this server names %s; moved it to %s", path, target)
 
     def report_missing(self, known: Collection[str]) -> None:
         """Log the names of files that the database knows but that do not exist."""

@@ -1,0 +1,176 @@
+"""Starts attempts on the workers of a Dask cluster (the extra ``dask``).
+
+Dask only starts the command: a model of 256 MB through it would take five times as long as by HTTP, and block the event
+loop for seconds. A scheduler runs whatever it is sent, so off loopback this speaks to it by TLS only, with certificates
+on both sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from aiofinetune._urls import is_loopback
+from aiofinetune.errors import ConfigurationError
+from aiofinetune.local._trainers import EngineLost
+from aiofinetune.local._trainers.remote import Live, Order
+from aiofinetune.local._worker.command import run_command
+
+_LOOK_INTERVAL: Final = 2.0
+"""Seconds between requests for the scheduler's workers."""
+
+_TASK_INTERVAL: Final = 0.5
+"""Seconds between looks at the state of a task, which the client keeps up to date."""
+
+_CONNECT_TIMEOUT: Final = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class DaskEngine:
+    """Starts attempts on the workers of a Dask cluster.
+
+    Args:
+        address: The scheduler's address, such as ``dask://127.0.0.1:8786``.
+        certificates: The files of the certificates that the scheduler is checked with, of this process's own
+            certificate, and of its key; None for a scheduler on loopback without TLS.
+
+    Raises:
+        ConfigurationError: The extra is not installed, the address is not valid, or it needs certificates.
+    """
+
+    def __init__(self, address: str, certificates: tuple[Path, Path, Path] | None = None) -> None:
+        try:
+            import distributed  # noqa: PLC0415  # an extra  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ConfigurationError(f"{address} needs Dask: pip install 'aiofinetune[dask]'") from error
+        self._dask: Any = distributed  # Any: an extra that the type checkers need not have
+        self._address, self._security = _address(address, is_tls=certificates is not None), None
+        if certificates is not None:
+            ca, cert, key = map(str, certificates)
+            self._security = distributed.Security(
+                tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True
+            )
+        self._client: Any = None
+        self._threads = 0
+        self._resources: Mapping[str, int] = {}
+
+    def slots(self, running: int) -> int:  # noqa: ARG002  # Those that run are on the same threads.
+        """Return the number of attempts at once; see `aiofinetune.local._trainers.remote.Engine`."""
+        return self._threads
+
+    def resources(self, used: Mapping[str, int]) -> Mapping[str, int]:  # noqa: ARG002  # as above
+        """Return the amount of each resource; see `aiofinetune.local._trainers.remote.Engine`."""
+        return self._resources
+
+    @contextlib.asynccontextmanager
+    async def opened(self, on_change: Callable[[], None]) -> AsyncIterator[None]:
+        """Return a context manager that stays connected; see `aiofinetune.local._trainers.remote.Engine`."""
+        async with asyncio.TaskGroup() as group:
+            connecting = group.create_task(self._stay_connected(on_change))
+            try:
+                yield
+            finally:
+                connecting.cancel()
+
+    async def _stay_connected(self, on_change: Callable[[], None]) -> None:
+        """Connect to the scheduler, and again whenever the connection is lost."""
+        while True:
+            try:
+                await self._connect(on_change)
+            except Exception as error:  # noqa: BLE001  # Dask raises whatever its sockets and messages do.
+                self._client = None
+                self._note_workers({}, on_change)
+                _log.warning("no connection to Dask's scheduler at %s: %s", self._address, str(error) or repr(error))
+            await asyncio.sleep(_LOOK_INTERVAL)
+
+    async def _connect(self, on_change: Callable[[], None]) -> None:
+        async with self._dask.Client(
+            self._address,
+            asynchronous=True,
+            security=self._security,
+            timeout=_CONNECT_TIMEOUT,
+            set_as_default=False,
+            name="aiofinetune",
+        ) as client:
+            _log.info("connected to Dask's scheduler at %s", self._address)
+            self._client = client
+            while True:
+                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                    found = await client.scheduler.identity(n_workers=-1)
+                self._note_workers(found["workers"], on_change)
+                await asyncio.sleep(_LOOK_INTERVAL)
+
+    def _note_workers(self, workers: Mapping[str, Any], on_change: Callable[[], None]) -> None:
+        threads, resources = 0, Counter[str]()
+        for worker in workers.values():
+            threads += worker["nthreads"]
+            resources.update({name: int(amount) for name, amount in worker["resources"].items()})
+        if (threads, resources) != (self._threads, self._resources):
+            self._threads, self._resources = threads, resources
+            on_change()
+
+    async def start(self, order: Order, live: Live) -> None:
+        """Start an attempt on a worker; see `aiofinetune.local._trainers.remote.Engine`."""
+        client = self._client
+        if client is None:
+            raise EngineLost("Dask's scheduler was lost")
+        attempt = live.attempt
+        task = client.submit(
+            run_command,
+            order.url,
+            order.token,
+            key=attempt.id,
+            pure=False,
+            resources=dict(attempt.needs) or None,
+        )
+        # The scheduler keeps the task when this process dies: a running attempt goes on over a restart.
+        self._dask.fire_and_forget(task)
+        live.has_place = True
+        while task.status == "pending":
+            if self._client is not client:
+                if live.contacted.is_set():
+                    return  # The worker may still run it; from here on, what it sends says whether it does.
+                raise EngineLost("Dask's scheduler was lost")
+            await asyncio.sleep(_TASK_INTERVAL)
+        raise EngineLost(await _how_ended(task))
+
+
+async def _how_ended(task: Any) -> str:  # Any: a future of Dask
+    """Return how the task of an attempt ended that is not over."""
+    match task.status:
+        case "finished":
+            code, stderr = await task.result()
+            return f"its worker's command ended with exit status {code}" + (f": {stderr}" if stderr else "")
+        case "error":
+            error = await task.exception()
+            return f"its worker could not run it: {type(error).__name__}: {str(error)[:200]}"
+        case status:
+            return f"Dask's scheduler was lost ({status})"
+
+
+def _address(address: str, *, is_tls: bool) -> str:
+    """Return the address of a scheduler as Dask has it.
+
+    Raises:
+        ConfigurationError: It is not valid, or needs TLS.
+    """
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port or address.rstrip("/") != f"dask://{parts.netloc}" or "@" in parts.netloc:
+        raise ConfigurationError(f"--trainers: expected dask://HOST:PORT, got {address!r}")
+    if not is_tls and not is_loopback(host):
+        raise ConfigurationError(
+            f"--trainers: {address!r} runs whatever it is sent, by anyone who reaches it; start it with TLS, and pass"
+            " --dask-ca, --dask-cert and --dask-key"
+        )
+    return f"{'tls' if is_tls else 'tcp'}://{parts.netloc}"

@@ -1,0 +1,83 @@
+"""Trainers on a Dask cluster; where distributed is not installed, only what the server says of that."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aiofinetune.errors import ConfigurationError
+from aiofinetune.local import LocalServer
+from aiofinetune.local import _queue as queue
+from aiofinetune.local._trainers.dask_engine import DaskEngine
+from aiofinetune.local._trainers.remote import RemoteTrainers
+from tests.local.plainclient import KEY, Connect
+from tests.servers import dask_cluster
+
+
+def test_without_dask_the_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the extra."""
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'aiofinetune\[dask\]'"):
+        DaskEngine("dask://127.0.0.1:8786")
+
+
+@pytest.mark.parametrize(
+    "address", ["dask://", "dask://127.0.0.1", "dask://127.0.0.1:x", "dask://a@127.0.0.1:1", "dask://127.0.0.1:1/x"]
+)
+def test_an_address_that_is_none(address: str) -> None:
+    """An address is a host and a port."""
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    with pytest.raises(ConfigurationError, match="expected dask://HOST:PORT"):
+        DaskEngine(address)
+
+
+def test_a_scheduler_without_tls_is_refused() -> None:
+    """A scheduler runs what it is sent, so without TLS it must be on loopback."""
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    with pytest.raises(ConfigurationError, match="start it with TLS"):
+        DaskEngine("dask://scheduler.example.com:8786")
+
+
+async def test_dask_trains_jobs_and_survives_its_deaths(
+    data: Path,
+    tmp_path: Path,
+    connect: Connect,
+    examples: bytes,
+    trainers: Callable[[Path], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two workers train two jobs at once; when one is killed, and when the scheduler is, its job begins again."""
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    monkeypatch.setattr(queue, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    async with (
+        dask_cluster.running(tmp_path) as cluster,
+        LocalServer(data, api_key=KEY, remote=RemoteTrainers(DaskEngine(cluster.address))) as server,
+        connect(server.base_url) as client,
+    ):
+        jobs = [(await client.create(examples, n_epochs=100))["id"] for _ in range(2)]
+        for job in jobs:
+            await client.reach(job, "Completed epoch 1/100")
+        assert len(trainers(tmp_path)) == 2
+        await dask_cluster.kill(cluster.workers[0])
+        await cluster.start_worker()
+        assert cluster.scheduler is not None
+        messages = [await client.follow(job) for job in jobs]
+        assert [told[-1] for told in messages] == ["Fine-tune succeeded"] * 2
+        assert sum(told.count("Fine-tune started") for told in messages) == 3
+
+        job = (await client.create(examples, n_epochs=100))["id"]
+        await client.reach(job, "Completed epoch 1/100")
+        await dask_cluster.kill(cluster.scheduler)
+        await cluster.start_scheduler()
+        for _ in range(2):
+            await cluster.start_worker()
+        assert (await client.follow(job))[-1] == "Fine-tune succeeded"
+        async with asyncio.timeout(30):
+            while trainers(tmp_path) or any(tmp_path.glob("aiofinetune-attempt-*")):
+                await asyncio.sleep(0.05)
+        assert len((await client.call("GET", "/models"))["data"]) == 4 + 3
