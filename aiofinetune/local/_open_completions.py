@@ -107,6 +107,8 @@ class _Process(asyncio.SubprocessProtocol):
     _over: asyncio.Future[None] = attrs.field(init=False)
     _line: bytearray = attrs.field(factory=bytearray, init=False)
     _stderr: bytes = attrs.field(default=b"", init=False)
+    _code: int = attrs.field(default=0, init=False)
+    """The exit status, when it has ended."""
 
     def __attrs_post_init__(self) -> None:
         """Begin without a request."""
@@ -165,7 +167,7 @@ class _Process(asyncio.SubprocessProtocol):
             cast("asyncio.WriteTransport", pipe).write(structuring.dumps(message) + b"\n")
 
     def _how(self) -> str:
-        code = self._transport.get_returncode() or 0
+        code = self._code
         how = f"with exit status {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
         # The kernel sends SIGKILL to a process when the machine runs out of memory.
         hint = ", perhaps because the machine ran out of memory" if code == -signal.SIGKILL else ""
@@ -193,6 +195,8 @@ class _Process(asyncio.SubprocessProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # The process's own status says more.
         """Tell all who wait for an answer that the process has ended."""
+        self._code = self._transport.get_returncode() or 0
+        self._transport.close()
         self._over.set_result(None)
         for answers in self._answers.values():
             answers.put_nowait(None)

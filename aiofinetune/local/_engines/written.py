@@ -57,4 +57,5 @@ def join(pieces: Iterable[Written]) -> Written:
         token_logprobs=tuple(itertools.chain.from_iterable(chances)) if chances else None,
         top_logprobs=tuple(itertools.chain.from_iterable(likeliest)) if likeliest else None,
         finish_reason=parts[-1].finish_reason,
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
     )

@@ -338,7 +338,9 @@ class AttemptStore:
 
     def _fail_without_base(self, job_id: str, refused: Refused) -> None:
         """Mark a job as failed whose base model the server was started without."""
-        self._fail(self._jobs.find(job_id), f"{refused.message}, and create the job again", "model")
+        job = self._jobs.find(job_id)
+        reason = f"{refused.message}. An open model must be given with --model NAME=PATH whenever the server is started"
+        self._fail(job, reason, "model")
 
     def _running_job(self, attempt: Attempt) -> FineTune | None:
         """Return the job if it is running under this attempt; otherwise None."""

@@ -148,8 +148,7 @@ class ModelStore:
         if base not in self._bases:
             raise Refused(
                 404,
-                f"The model '{name}' is made from '{base}', which this server does not have; start it with"
-                f" --model {base}=PATH",
+                f"The model '{name}' is made from '{base}', which this server was started without",
                 param="model",
                 code="model_not_found",
             )

@@ -122,10 +122,10 @@ class Sampler:
         if logprobs is None:
             return Scored(self._show(token))
         best = chances.topk(logprobs) if logprobs else None
-        likeliest = best and {
-            self._show(int(other)): float(chance) for chance, other in zip(best.values, best.indices, strict=True)
-        }
-        return Scored(self._show(token), float(chances[token]), likeliest or None)
+        listed = zip(best.values.tolist(), best.indices.tolist(), strict=True) if best else ()
+        # The likeliest last, so that it stays if another one looks the same.
+        likeliest = {self._show(other): chance for chance, other in reversed(list(listed))}
+        return Scored(self._show(token), float(chances[token]), dict(reversed(likeliest.items())) or None)
 
     def _echo(
         self, prompt: Sequence[int], read: Sequence[int], logits: torch.Tensor, asked: Mapping[str, Any]
@@ -149,8 +149,10 @@ class Sampler:
         return text
 
     def _show(self, token: int) -> str:
-        shown: str = self._base.encoder.tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        return shown
+        tokenizer = self._base.encoder.tokenizer
+        shown: str = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        # Several tokens that are not a whole character would look the same.
+        return str(tokenizer.convert_ids_to_tokens(token)) if "\ufffd" in shown else shown
 
 
 def _draw(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
