@@ -243,7 +243,7 @@ def test_classes_are_scored_as_completions(model: OpenModel, train: Train, tmp_p
         (echoed,) = ask(sampler, f"3 is{name}<|end|>", max_tokens=0, logprobs=0, echo=True)
         assert echoed.token_logprobs is not None
         chances = echoed.token_logprobs[len(training.base.encoder.prompt("3 is")) :]
-        expected.append(sum(chances))
+        expected.append(sum(chance or 0.0 for chance in chances))
     assert np.allclose(scores, expected, atol=1e-4)
     assert torch.get_num_threads() == 1
 
