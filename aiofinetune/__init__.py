@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         Hyperparams,
         Method,
         Model,
+        PriceEstimate,
         Status,
     )
     from aiofinetune.results import ResultRow, last_figures
@@ -122,6 +123,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "PermissionDenied",
+    "PriceEstimate",
     "Problem",
     "Progress",
     "ProtocolViolation",
@@ -216,6 +218,7 @@ _MODULES: Final = {
         "Hyperparams",
         "Method",
         "Model",
+        "PriceEstimate",
         "Status",
     ],
     "results": [

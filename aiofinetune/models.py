@@ -70,7 +70,7 @@ class Hyperparams:
     """The hyperparameters of a job; ``"auto"`` if the service has not chosen a value yet."""
 
     n_epochs: int | Literal["auto"] | None = None
-    batch_size: int | Literal["auto"] | None = None
+    batch_size: int | Literal["auto", "max"] | None = None
     """The number of training examples in one step."""
     learning_rate_multiplier: float | Literal["auto"] | None = None
     """The learning rate, as a multiple of the rate that the base model was pretrained with."""
@@ -140,6 +140,12 @@ class FineTune:
     seed: int | None = None
     metadata: Mapping[str, str] | None = attrs.field(default=None, hash=False)
     method: Method | None = None
+    suffix: str | None = None
+    """The suffix that was asked for, where the service shows it."""
+    price: float | None = None
+    """What the service charges for the job, in US dollars, where it says so."""
+    seconds_remaining: int | None = None
+    """The service's estimate of the time until the job's next state, in seconds."""
 
     @property
     def is_terminal(self) -> bool:
@@ -173,13 +179,51 @@ class Checkpoint:
 
 
 @attrs.frozen
+class Metrics:
+    """The figures of a job, where the service has no results file of it (Together: the metrics of a fine-tune)."""
+
+    rows: tuple[Mapping[str, float], ...] = ()
+    """The figures that were recorded together, by name, in the order of their recording."""
+
+
+@attrs.frozen
+class PriceEstimate:
+    """What a job would cost (Together: the price estimate of a fine-tune)."""
+
+    price: float | None = None
+    """In US dollars; None if the service cannot tell."""
+    is_allowed: bool | None = None
+    """Whether the account may run the job."""
+    limit: float | None = None
+    """What the account may spend, in US dollars."""
+    training_tokens: float | None = None
+    validation_tokens: float | None = None
+    reason: str | None = None
+    """Why the service cannot tell the price, in its own words."""
+
+
+@attrs.frozen
+class PartTarget:
+    """Where to put one part of an upload."""
+
+    number: int
+    url: str = attrs.field(repr=False)
+    """A presigned URL, which anybody who knows it may put the part at."""
+    headers: Mapping[str, str] | None = attrs.field(default=None, hash=False, repr=False)
+
+
+@attrs.frozen
 class Upload:
-    """An upload in parts (OpenAI: the upload object)."""
+    """An upload in parts (OpenAI: the upload object; Together: a multipart upload)."""
 
     id: str
     status: str
     file: File | None = None
     """The file, once the upload is complete."""
+    file_id: str | None = None
+    """The id that the file will have, where the service says it beforehand."""
+    targets: tuple[PartTarget, ...] = ()
+    """Where to put the parts, if not at the service itself."""
 
 
 @attrs.frozen
@@ -267,8 +311,8 @@ def _is_object(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
 
 
-def _or_auto(fits: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: (isinstance(value, str) and value == "auto") or fits(value)
+def _or_word(fits: Callable[[object], bool], *words: str) -> Callable[[object], bool]:
+    return lambda value: (isinstance(value, str) and value in words) or fits(value)
 
 
 def _is_method(value: object) -> bool:
@@ -297,7 +341,7 @@ METHODS: Final = ("supervised", "preference", "reinforcement")
 """The methods that a job may ask for."""
 MAX_SUFFIX: Final = 64
 """The longest suffix, in characters, that any service takes; the reference takes 40."""
-_COUNT: Final = ("an integer of at least 1", _or_auto(_is_count(1)))
+_COUNT: Final = ("an integer of at least 1", _or_word(_is_count(1), "auto"))
 _FILE_ID: Final = ("the id of an uploaded file, such as 'file-abc123'", _is_text)
 
 _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
@@ -305,8 +349,8 @@ _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "validation_file": _FILE_ID,
     "model": ("the name of a model, such as 'curie'", _is_text),
     "n_epochs": _COUNT,
-    "batch_size": _COUNT,
-    "learning_rate_multiplier": ("a number greater than 0", _or_auto(_is_positive)),
+    "batch_size": ("an integer of at least 1", _or_word(_is_count(1), "auto", "max")),
+    "learning_rate_multiplier": ("a number greater than 0", _or_word(_is_positive, "auto")),
     "learning_rate": ("a number greater than 0", _is_positive),
     "prompt_loss_weight": ("a number of at least 0", lambda value: _is_number(value) and value >= 0),
     "compute_classification_metrics": ("True or False", lambda value: isinstance(value, bool)),
@@ -349,7 +393,8 @@ class FineTuneRequest:
             Services other than the reference have models of their own, and require one.
         n_epochs: The number of passes over the training data; the reference's default is 4. Like the next two, it may
             be ``"auto"`` where the service takes that.
-        batch_size: The number of examples in one step; by default about 0.2 % of the training set, at most 256.
+        batch_size: The number of examples in one step; by default about 0.2 % of the training set, at most 256. It may
+            be ``"max"`` where the service takes that.
         learning_rate_multiplier: The learning rate as a multiple of the pretraining rate; by default 0.05, 0.1 or 0.2,
             depending on the final batch size.
         learning_rate: The learning rate itself, for a service that takes no multiple.
@@ -359,7 +404,9 @@ class FineTuneRequest:
         classification_n_classes: The number of classes of a multiclass classifier.
         classification_positive_class: The completion that counts as positive, for a binary classifier.
         classification_betas: The betas of the F-beta scores to compute for a binary classifier; otherwise unused.
-        suffix: 1 to 64 characters to include in the tuned model's name; the reference takes 40.
+        suffix: 1 to 64 characters to include in the tuned model's name; the reference takes 40. ``{key}`` in it stands
+            for 12 random characters, by which the job is found again if the reply to its create is lost at a service
+            without metadata.
         method: How to train: ``"supervised"`` (the default), ``"preference"``, ``"reinforcement"``, or a `Method`.
         seed: The seed of the training. The same seed and parameters should give the same model.
         metadata: Texts to keep with the job, by name.
@@ -376,7 +423,7 @@ class FineTuneRequest:
     validation_file: str | None = None
     model: str | None = None
     n_epochs: int | Literal["auto"] | None = None
-    batch_size: int | Literal["auto"] | None = None
+    batch_size: int | Literal["auto", "max"] | None = None
     learning_rate_multiplier: float | Literal["auto"] | None = None
     prompt_loss_weight: float | None = None
     compute_classification_metrics: bool | None = None

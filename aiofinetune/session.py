@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.download import download
 from aiofinetune._http.token import Token, TokenSource
@@ -24,6 +25,7 @@ from aiofinetune._jobs.changes import change, is_cancelled, is_paused, is_resume
 from aiofinetune._jobs.checkpoints import with_model
 from aiofinetune._jobs.claims import Claims
 from aiofinetune._jobs.events import EventStream
+from aiofinetune._jobs.listed import ListedEvents
 from aiofinetune._jobs.matching import has_metadata
 from aiofinetune._jobs.ordering import is_newest_first, oldest_first
 from aiofinetune._jobs.polling import PolledEvents
@@ -38,7 +40,17 @@ from aiofinetune.dialects._choice import named, of_host
 from aiofinetune.dialects._dialect import Dialect, Follows
 from aiofinetune.dialects._requests import HEADERS, STREAM_HEADERS
 from aiofinetune.errors import ConfigurationError, NoResults, NotFound, RequestInvalid
-from aiofinetune.models import Checkpoint, Deleted, File, FineTune, FineTuneEvent, FineTuneRequest, Model, Status
+from aiofinetune.models import (
+    Checkpoint,
+    Deleted,
+    File,
+    FineTune,
+    FineTuneEvent,
+    FineTuneRequest,
+    Model,
+    PriceEstimate,
+    Status,
+)
 from aiofinetune.retry import Retry
 
 if TYPE_CHECKING:
@@ -63,7 +75,7 @@ class FineTuneSession:
         base_url: The URL of the API, including its ``/v1``; by default ``OPENAI_BASE_URL``, or else that of the
             dialect. The reference's own, ``https://api.openai.com/v1``, retired fine-tunes on 2024-01-04.
         dialect: What the service says: a `Dialect`, or the name of one (``"fine-tunes"``, ``"jobs"``, ``"azure"``,
-            ``"nebius"``; the command ``aiofinetune services`` lists what each can). By default
+            ``"nebius"``, ``"together"``; the command ``aiofinetune services`` lists what each can). By default
             ``AIOFINETUNE_DIALECT``, or else that of the base URL's host if it is known, or else the reference,
             ``"fine-tunes"``.
         api_version: The ``api-version`` of Azure; by default ``OPENAI_API_VERSION``, or else none.
@@ -262,6 +274,33 @@ class FineTuneSession:
         endpoint = self.dialect.offered(self._endpoints.resume_fine_tune, "resume_fine_tune")
         return await change(self._caller, endpoint, fine_tune_id, self.retrieve_fine_tune, is_resumed)
 
+    async def delete_fine_tune(self, fine_tune_id: str) -> Deleted:
+        """Delete a job, and what the service keeps of it.
+
+        Raises:
+            RequestInvalid: The dialect does not have this; nothing was sent.
+
+        Source: ``DELETE /fine-tunes/{id}`` of Together (the reference has none).
+        """
+        endpoint = self.dialect.offered(self._endpoints.delete_fine_tune, "delete_fine_tune", "delete_model")
+        return await self._caller.delete(endpoint, fine_tune_id)
+
+    async def estimate_price(self, request: FineTuneRequest) -> PriceEstimate:
+        """Ask what a job would cost, without creating it.
+
+        Args:
+            request: The parameters of the job. Those that do not decide the price are not sent.
+
+        Raises:
+            RequestInvalid: The dialect does not have this; nothing was sent.
+
+        Source: ``POST /fine-tunes/estimate-price`` of Together (the reference has none).
+        """
+        endpoint = self.dialect.offered(self._endpoints.estimate_price, "estimate_price")
+        body = self.dialect.body_of(request)
+        asked = {name: body[name] for name in self.dialect.priced if name in body}
+        return await self._caller.call(endpoint, body=structuring.write_request(asked))
+
     async def list_checkpoints(self, fine_tune_id: str) -> tuple[Checkpoint, ...]:
         """List the models that a job has saved on its way, in the service's order.
 
@@ -279,7 +318,7 @@ class FineTuneSession:
         Source: ``GET /fine-tunes/{id}/events``.
         """
         events = await self._caller.list(self._endpoints.list_fine_tune_events, fine_tune_id)
-        if self.dialect.follows is Follows.STREAM:
+        if self.dialect.follows is not Follows.CURSOR:
             return events
         newest_first = is_newest_first(events, self.dialect.newest_first)
         return tuple(oldest_first(events, newest_first=newest_first))
@@ -291,7 +330,8 @@ class FineTuneSession:
         """
         endpoint = self._endpoints.stream_fine_tune_events
         if endpoint is None:
-            return PolledEvents(self._caller, fine_tune_id)
+            follow = ListedEvents if self.dialect.follows is Follows.LIST else PolledEvents
+            return follow(self._caller, fine_tune_id)
         request = self._caller.build(endpoint, fine_tune_id, headers=STREAM_HEADERS)
         return SentEvents(self._caller.connect, request, self._caller.policy, self._caller.secrets)
 
@@ -325,6 +365,8 @@ class FineTuneSession:
     async def results(self, fine_tune: FineTune) -> Results:
         """Download and read the results file of a job that succeeded, as a list of rows; see `Results`.
 
+        Where the service has no such files, these are the figures that it has recorded so far, perhaps none.
+
         Args:
             fine_tune: The job. If it holds no results file, it is retrieved again first.
 
@@ -333,6 +375,10 @@ class FineTuneSession:
         """
         if not isinstance(fine_tune, FineTune):
             raise RequestInvalid("fine_tune", f"expected a FineTune, got {type(fine_tune).__name__}")
+        if (endpoint := self._endpoints.list_metrics) is not None:
+            from aiofinetune.results._rows import read_metrics  # noqa: PLC0415  # as below
+
+            return read_metrics((await self._caller.call(endpoint, fine_tune.id)).rows)
         if not fine_tune.result_files:
             fine_tune = await self.retrieve_fine_tune(fine_tune.id)
         if not fine_tune.result_files:
@@ -409,7 +455,10 @@ class FineTuneSession:
     ) -> File:
         """Upload a file in constant memory, and return the service's description of it.
 
-        A file above the size that the service takes at once is sent in parts, each again if it fails (OpenAI, Azure).
+        A file above the size that the service takes at once is sent in parts, each again if it fails (OpenAI, Azure,
+        Together). Where the service names a URL to send the bytes to (Together), they go there without the key, over
+        https and into no private network that the service is not in itself; a file of equal content that the service
+        has already is used; and the call returns once the service has read the file.
 
         Args:
             source: A path, bytes, a file opened in binary mode or an object with the same `read` (which may be a
@@ -425,8 +474,8 @@ class FineTuneSession:
                 path, bytes or a seekable file.
 
         Raises:
-            DatasetError: The service would refuse the data; nothing was sent. It names the file, the line and what to
-                do.
+            DatasetError: The service would refuse the data, and nothing was sent; it names the file, the line and what
+                to do. Or the service has read the file and cannot use it; it holds the service's report.
             LocalFileError: The file cannot be read.
 
         Source: ``POST /files``, or ``POST /uploads`` and its parts.

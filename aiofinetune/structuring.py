@@ -86,7 +86,10 @@ _TIMES: Final = frozenset({"created", "created_at", "updated_at", "finished_at"}
 """The fields that hold Unix times."""
 _LEFT_OUT: Final[Mapping[Any, tuple[str, ...]]] = {
     **{kind: tuple(attrs.fields_dict(kind)) for kind in (Hyperparams, Method, Failure)},
-    FineTune: ("service_status", "finished_at", "error", "trained_tokens", "seed", "metadata", "method"),
+    FineTune: (
+        *("service_status", "finished_at", "error", "trained_tokens", "seed", "metadata", "method"),
+        *("suffix", "price", "seconds_remaining"),
+    ),
     FineTuneEvent: ("id",),
 }
 """The fields of each class that are not written if they are not set."""
@@ -138,13 +141,13 @@ def _is_map(cls: Any) -> bool:
     return get_origin(cls) is Mapping
 
 
-def _plain(cls: Any) -> tuple[Any, bool]:
-    """Return an optional type without None and "auto", and whether it allows "auto"."""
+def _plain(cls: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return an optional type without None and the words that may stand in place of a value, and these words."""
     if not _is_union(cls):
-        return cls, False
+        return cls, ()
     kinds = [kind for kind in get_args(cls) if kind is not type(None)]
     (kind,) = (kind for kind in kinds if get_origin(kind) is not Literal)
-    return kind, len(kinds) > 1
+    return kind, tuple(word for each in kinds if get_origin(each) is Literal for word in get_args(each))
 
 
 @attrs.frozen
@@ -153,8 +156,9 @@ class _Field:
 
     name: str
     kind: Any
-    """The field's type, without None and "auto"."""
-    takes_auto: bool
+    """The field's type, without None and words."""
+    words: tuple[str, ...]
+    """The words that may stand in place of a value, such as "auto"."""
     is_required: bool
     decides: bool
     """Whether a value that does not fit makes the whole object unreadable."""
@@ -164,13 +168,13 @@ class _Field:
 def _fields(cls: Any, arguments: tuple[Any, ...]) -> list[_Field]:
     found = []
     for field in attrs.fields(attrs.resolve_types(cls)):
-        kind, takes_auto = _plain(field.type)
+        kind, words = _plain(field.type)
         is_required = field.default is attrs.NOTHING
         # `data` has a default, but a list that cannot be read must not pass for an empty one.
         decides = is_required or (cls is Listing and field.name == "data")
         if arguments and getattr(kind, "__parameters__", ()):
             kind = kind[arguments]
-        found.append(_Field(field.name, kind, takes_auto, is_required, decides, field.default))
+        found.append(_Field(field.name, kind, words, is_required, decides, field.default))
     return found
 
 
@@ -273,7 +277,7 @@ def _mender(cls: Any, field: _Field, converter: Converter) -> Callable[[Any], An
     def mend(value: Any) -> Any:
         if field.name in _TIMES and (seconds := _seconds(value)) is not None:
             return seconds
-        if field.takes_auto and value == "auto":
+        if isinstance(value, str) and value in field.words:
             return value
         # Some services send a single object, or a single id, in place of a list of one.
         if read is not None and _is_list(field.kind) and type(value) in (dict, str):
@@ -347,9 +351,13 @@ def _fitting_reader(kind: Any, converter: Converter) -> Hook:
 
 def _or_none_reader(kind: Any, converter: Converter) -> Hook:
     """Return a reader of an optional item of a list; the readers of classes treat a null field as absent."""
-    plain, takes_auto = _plain(kind)
+    plain, words = _plain(kind)
     read = converter.get_structure_hook(plain)
-    return lambda value, _type: value if value is None or (takes_auto and value == "auto") else read(value, None)
+
+    def read_or_none(value: Any, _type: Any) -> Any:
+        return value if value is None or (isinstance(value, str) and value in words) else read(value, None)
+
+    return read_or_none
 
 
 def _map_reader(kind: Any, *, strict: bool) -> Hook:
@@ -423,7 +431,7 @@ def _read_field(field: _Field, value: Any, converter: Converter, *, strict: bool
         return field.default
     if field.is_required and field.name in ("id", "status") and value == "":
         raise _Misfit(("", 'expected a non-empty string, got ""'))
-    if field.takes_auto and value == "auto":
+    if isinstance(value, str) and value in field.words:
         return value
     if _is_list(field.kind):
         return _each_reader(field.kind, converter)(value, None)

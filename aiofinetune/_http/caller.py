@@ -18,7 +18,7 @@ from aiofinetune._http.token import Token
 from aiofinetune._http.transport import SMALL_BUFFER, Heard, Transport
 from aiofinetune._observe import Call
 from aiofinetune._secret import Secret, scrubbed, without_secret
-from aiofinetune.dialects._choice import fitting
+from aiofinetune.dialects._choice import fitting, of_upload
 from aiofinetune.dialects._dialect import Dialect
 from aiofinetune.dialects._error_replies import error_of
 from aiofinetune.dialects._replies import decode, decode_deleted
@@ -315,7 +315,7 @@ class Caller:
             if (other := fitting(reply.body, self.dialect)) is None:
                 raise
             raise ProtocolViolation(f"{violation}; {_in_form_of(other)}") from violation
-        if isinstance(result, FineTune) and result.object != self.dialect.job_object:
+        if not self._is_other_noted and _is_strange(result, self.dialect.job_object):
             self._note_other_dialect(reply)
         return result
 
@@ -351,6 +351,8 @@ class Caller:
     def error_of(self, endpoint: Endpoint[T], reply: Reply) -> APIError:
         """Return the error for a reply, with the advice of the dialect about its own service."""
         error = error_of(reply)
+        if (other := of_upload(reply.headers, self.dialect)) is not None:
+            return type(error)(error.status, f"{error.message}; {_in_form_of(other)}", *error.args[2:])
         is_own = self.base_url == self.dialect.base_url or bool(self.dialect.hosts)
         return self.dialect.explain(error, endpoint) if is_own else error
 
@@ -391,7 +393,7 @@ class Caller:
 
     def _note_other_dialect(self, reply: Reply) -> None:
         """Log once in a session that a job has the form of another dialect."""
-        if not self._is_other_noted and (other := fitting(reply.body, self.dialect)) is not None:
+        if (other := fitting(reply.body, self.dialect)) is not None:
             self._is_other_noted = True
             _log.warning("the service may speak another dialect than %r: %s", self.dialect.name, _in_form_of(other))
 
@@ -423,6 +425,14 @@ def _log_attempt(call: Call, how: str, seconds: float) -> None:
         _log.debug(
             words, call.method, call.path, result, seconds, call.attempts, call.request_id or "unknown", extra=extra
         )
+
+
+def _is_strange(result: object, job_object: str) -> bool:
+    """Return whether a job, or the first of a list, may have the form of another dialect."""
+    jobs = result.data if isinstance(result, Listing) else result.jobs if isinstance(result, Rows) else (result,)
+    job = jobs[0] if jobs else None
+    # Every job has a training file, which each dialect says in its own way.
+    return isinstance(job, FineTune) and (job.object != job_object or not job.training_files)
 
 
 def _in_form_of(other: Dialect) -> str:

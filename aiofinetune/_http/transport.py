@@ -15,7 +15,7 @@ from typing import Final
 
 import aiohttp
 import attrs
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.abc import AbstractResolver, AbstractStreamWriter
 from yarl import URL
 
 from aiofinetune import _observe
@@ -126,13 +126,22 @@ class Transport:
         headers: The headers of every request.
         timeout: How long to wait.
         http: A session to use, which is never closed here; by default one is made at the first request.
+        resolver: Looks up names; by default aiohttp's own.
+        adds_content_type: Whether a body without a content type gets one.
 
     Raises:
         ConfigurationError: The environment names a proxy that aiohttp cannot use, such as a SOCKS proxy.
     """
 
     def __init__(
-        self, base_url: str, headers: Mapping[str, str], timeout: Timeout, http: aiohttp.ClientSession | None
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        timeout: Timeout,
+        http: aiohttp.ClientSession | None,
+        *,
+        resolver: AbstractResolver | None = None,
+        adds_content_type: bool = True,
     ) -> None:
         self.timeout = timeout
         self._headers = dict(headers)
@@ -146,6 +155,9 @@ class Transport:
         self._process = os.getpid()
         self._slots = asyncio.Semaphore(MAX_CALLS)
         self._proxy = proxy_for(base_url)
+        # A proxy has a name of its own to look up, and looks up the others itself.
+        self._resolver = None if self._proxy else resolver
+        self._skipped = () if adds_content_type else ("Content-Type",)
         # Total times are measured here: aiohttp's `total` would end an event stream, and costs more than one timeout
         # around the call.
         self._client_timeout = aiohttp.ClientTimeout(total=None, connect=timeout.connect)
@@ -309,6 +321,7 @@ class Transport:
                 # Not as the session's default headers: aiohttp would send those to a proxy too, with the key as
                 # Proxy-Authorization.
                 headers={**self._headers, **request.headers},
+                skip_auto_headers=self._skipped,
                 proxy=self._proxy,
                 read_bufsize=buffer,
                 allow_redirects=False,
@@ -334,7 +347,7 @@ class Transport:
 
     def _new_http(self, *, force_close: bool = False) -> aiohttp.ClientSession:
         # No limit on connections: `_slots` limits plain calls, and event streams are not limited.
-        connector = aiohttp.TCPConnector(limit=0, force_close=force_close)
+        connector = aiohttp.TCPConnector(limit=0, force_close=force_close, resolver=self._resolver)
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias, TypeVar
 
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.upload_source import Content
 from aiofinetune._local_files import PIECE
-from aiofinetune.dialects._requests import Endpoint
+from aiofinetune.dialects._requests import Endpoint, Reply
 from aiofinetune.errors import FineTuneError, LocalFileError, TransportError
 from aiofinetune.models import File
 
@@ -39,8 +39,27 @@ def multipart(purpose: str, filename: str, boundary: str) -> tuple[bytes, bytes]
     return head.encode(errors="replace"), f"\r\n--{boundary}--\r\n".encode()
 
 
+def fields_form(fields: Mapping[str, str], boundary: str) -> bytes:
+    """Return a form that has only fields (RFC 7578).
+
+    Args:
+        fields: The text of each field. Names are plain words.
+        boundary: A random text that occurs in none of them.
+    """
+    parts = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n'
+        for name, text in fields.items()
+    )
+    return f"{''.join(parts)}--{boundary}--\r\n".encode(errors="replace")
+
+
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called on the event loop with the number of bytes sent so far and the total, or None if the total is unknown."""
+
+
+def progress_from(offset: int, size: int, progress: Progress | None) -> Progress | None:
+    """Return the progress of one part of a file, which counts the bytes before it and those of the whole file."""
+    return None if progress is None else lambda sent, _size: progress(offset + sent, size)
 
 
 class Form:
@@ -130,15 +149,24 @@ async def send_form(caller: Caller, endpoint: Endpoint[T], form: Form, boundary:
     if form.size is not None:
         headers["Content-Length"] = str(form.size)
     request = caller.build(endpoint, *ids, headers=headers)
+    return await caller.decode(endpoint, await sent(form, caller.fetch(request, form)))
+
+
+async def sent(form: Form, sending: Awaitable[Reply]) -> Reply:
+    """Wait for the reply to an upload, unless reading the file fails.
+
+    Raises:
+        LocalFileError: The file cannot be read, or changed during the upload.
+    """
     try:
-        reply = await caller.fetch(request, form)
+        reply = await sending
     except TransportError:
         if form.failure is None:
             raise
     else:
         # The service may reply early, without waiting for the rest of a body that failed.
         if form.failure is None:
-            return await caller.decode(endpoint, reply)
+            return reply
     if isinstance(form.failure, FineTuneError):
         raise form.failure
     words = f"the source of the upload, or the progress callback, raised {form.failure!r}"

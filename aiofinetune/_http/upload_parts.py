@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
 
 from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
-from aiofinetune._http.upload_body import Form, Progress, send_form
-from aiofinetune._http.upload_source import Content
+from aiofinetune._http.upload_body import Form, Progress, progress_from, send_form
+from aiofinetune._http.upload_source import Content, section_of
 from aiofinetune.errors import ProtocolViolation
 from aiofinetune.models import File, UploadPart
 
@@ -61,29 +60,11 @@ class PartedUpload:
 
         async def attempt() -> UploadPart:
             boundary = secrets.token_hex(16)
-            part = Content(None, size, await self._reader(offset, size), None)
-            form = Form(part, _frame(boundary), self._progress_from(offset))
+            part = await section_of(self._content, offset, size)
+            form = Form(part, _frame(boundary), progress_from(offset, self._size, self._progress))
             return await send_form(self._caller, endpoint, form, boundary, self._id)
 
         return await self._caller.retrying(endpoint, attempt)
-
-    async def _reader(self, offset: int, size: int) -> Callable[[], Awaitable[bytes]]:
-        """Return a function that reads one part of the file, piece by piece."""
-        assert self._content.rewind is not None  # noqa: S101  # only such a file is sent in parts
-        await self._content.rewind(offset)
-        left = size
-
-        async def read() -> bytes:
-            nonlocal left
-            piece = (await self._content.read())[:left] if left else b""
-            left -= len(piece)
-            return piece
-
-        return read
-
-    def _progress_from(self, offset: int) -> Progress | None:
-        progress = self._progress
-        return None if progress is None else lambda sent, _size: progress(offset + sent, self._size)
 
 
 def _frame(boundary: str) -> tuple[bytes, bytes]:

@@ -202,3 +202,18 @@ def _reader_of(pieces: AsyncIterator[bytes]) -> Callable[[], Awaitable[bytes]]:
         return b""
 
     return read
+
+
+async def section_of(content: Content, offset: int, size: int) -> Content:
+    """Return one part of a content that can be rewound, at its first piece."""
+    assert content.rewind is not None  # noqa: S101  # only such a content is sent in parts
+    await content.rewind(offset)
+    left = size
+
+    async def read() -> bytes:
+        nonlocal left
+        piece = (await content.read())[:left] if left else b""
+        left -= len(piece)
+        return piece
+
+    return Content(None, size, read, None)

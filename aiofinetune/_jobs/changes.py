@@ -37,8 +37,8 @@ async def change(
 
 
 def is_cancelled(job: FineTune) -> bool:
-    """Return whether a job is cancelled."""
-    return job.status == Status.CANCELLED
+    """Return whether a job is cancelled, or about to be."""
+    return job.status == Status.CANCELLED or job.service_status in ("cancelling", "cancel_requested")
 
 
 def is_paused(job: FineTune) -> bool:

@@ -25,14 +25,15 @@ class EventStream(ABC):
     reconnects: the service replays the history, and the events that were already returned are skipped by their
     position, because events have no ids and their times may be equal. Leaving the context closes the connection,
     wherever the stream is. Where the service does not, the list of events is read at intervals of 1 to 30 seconds, and
-    the end is a terminal status of the job, after which the list is read once more.
+    the end is a terminal status of the job, after which the list is read once more. What was given is then skipped by
+    its id, or in a list without ids by its place.
 
     A read may be cancelled and repeated later. If it is cancelled while the stream is connecting, the next read starts
     to connect again, so reads that are always cancelled too soon never connect. This does not count as a failure.
 
     Raises, while it is read:
         StreamInterrupted: The connection kept breaking without a new event; the last cause is chained.
-        StreamHistoryChanged: After a reconnect the service replayed a different history.
+        StreamHistoryChanged: After a reconnect the service replayed a different history, or its list has another one.
         APIError: The service sent an error in place of an event, or refused to continue.
         ProtocolViolation: The service sent something that is not an event of a job, or a page or JSON in place of the
             stream.

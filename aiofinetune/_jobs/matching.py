@@ -138,16 +138,18 @@ def fits(job: FineTune, request: FineTuneRequest) -> bool:
         _files_fit(job, request)
         and _model_fits(job.model, request.model)
         and all(
-            value == "auto" or getattr(job.hyperparams, name, None) in (None, "auto", value)
+            value in _LEFT_TO_SERVICE or getattr(job.hyperparams, name, None) in (None, *_LEFT_TO_SERVICE, value)
             for name, value in request.given().items()
         )
-        and _suffix_fits(job.fine_tuned_model, request.suffix)
+        and _suffix_fits(job, request.suffix)
         and (None in (job.seed, request.seed) or job.seed == request.seed)
         and (job.method is None or request.method is None or job.method.type == request.method.type)
         and (job.metadata is None or has_metadata(job, request.metadata or {}))
     )
 
 
+_LEFT_TO_SERVICE: Final = ("auto", "max")
+"""The words in place of a value that the service chooses."""
 _SNAPSHOT: Final = re.compile(r"-\d{4}(-\d{2}-\d{2})?")
 """What a service adds to a model's name: the date of the version that it chose."""
 
@@ -168,14 +170,16 @@ def _files_fit(job: FineTune, request: FineTuneRequest) -> bool:
     )
 
 
-def _suffix_fits(fine_tuned_model: str | None, suffix: str | None) -> bool:
-    """Return whether a model's name may contain a suffix.
+def _suffix_fits(job: FineTune, suffix: str | None) -> bool:
+    """Return whether a job may be one with this suffix: it shows this one, or its model's name contains it.
 
     Services change the spelling of a suffix, so only its letters and digits are compared.
     """
-    if fine_tuned_model is None or suffix is None:
+    if job.suffix is not None:
+        return job.suffix == suffix or (suffix is not None and _letters(suffix) == _letters(job.suffix))
+    if job.fine_tuned_model is None or suffix is None:
         return True
-    return _letters(suffix) in _letters(fine_tuned_model)
+    return _letters(suffix) in _letters(job.fine_tuned_model)
 
 
 def _letters(text: str) -> str:

@@ -21,7 +21,7 @@ _MIN_PAUSE: Final = 1.0
 _MAX_PAUSE: Final = 30.0
 """The bounds, in seconds, of the pause between two looks. It grows while nothing happens."""
 _GROWTH: Final = 1.5
-_ONCE: Final = Retry(attempts=1)
+ONCE: Final = Retry(attempts=1)
 """A look is not retried by itself: failures are counted over all looks, also over those that were cancelled."""
 
 
@@ -127,12 +127,10 @@ class PolledEvents(EventStream):
         is_over = is_last
         if not is_last and (is_first or not events):
             endpoint = self._caller.endpoints.retrieve_fine_tune
-            is_over = (await self._caller.exchange(endpoint, self._id, policy=_ONCE))[0].is_terminal
+            is_over = (await self._caller.exchange(endpoint, self._id, policy=ONCE))[0].is_terminal
         # No await from here on: a look that is cancelled has no effect, and the next one reads the same events.
-        self._given.update(map(_identity, events))
+        self._keep(events)
         self._new = events[::-1]
-        if events:
-            self._last_id = events[-1].id
         self._is_over, self._is_done = is_over, is_last
         self._has_looked = True
         note_resumed(self._failures)
@@ -140,6 +138,12 @@ class PolledEvents(EventStream):
         self._pause = _MIN_PAUSE if events else min(self._pause * _GROWTH, _MAX_PAUSE)
         # The last events may have come between the two calls, so after the end they are read once more, at once.
         self._next_at = _now() + (0 if is_over else self._pause)
+
+    def _keep(self, events: list[FineTuneEvent]) -> None:
+        """Note what is given next."""
+        self._given.update(map(_identity, events))
+        if events:
+            self._last_id = events[-1].id
 
     async def _unseen(self, *, is_last: bool) -> list[FineTuneEvent]:
         """Return the events that were not given yet, oldest first.
@@ -166,7 +170,7 @@ class PolledEvents(EventStream):
         found: dict[int, FineTuneEvent] = {}
         has_more = False
         endpoint = self._caller.endpoints.list_fine_tune_events
-        async with aclosing(self._caller.pages(endpoint, self._id, after=after, policy=_ONCE)) as pages:
+        async with aclosing(self._caller.pages(endpoint, self._id, after=after, policy=ONCE)) as pages:
             async for page, _reply in pages:
                 found.update((_identity(event), event) for event in page.data)
                 has_more = page.has_more

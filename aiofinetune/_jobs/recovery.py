@@ -19,6 +19,7 @@ from aiofinetune._http.transport import Heard
 from aiofinetune._jobs import matching
 from aiofinetune._jobs.claims import Claims, Groups
 from aiofinetune._jobs.clocks import Moment, at_service
+from aiofinetune.dialects._dialect import with_key
 from aiofinetune.dialects._replies import unreadable
 from aiofinetune.dialects._requests import Reply
 from aiofinetune.errors import FineTuneError, FineTuneUnreadable, NotFound, ProtocolViolation, RequestInvalid
@@ -136,7 +137,7 @@ class Recovery:
 
     def new_key(self, request: FineTuneRequest) -> str | None:
         """Return a random key for one attempt to create a job; None if the create cannot carry one."""
-        return secrets.token_hex(16) if self.caller.dialect.has_room_for_key(request) else None
+        return secrets.token_hex(16) if self.caller.dialect.takes_key(request) else None
 
     async def create(
         self,
@@ -195,6 +196,8 @@ class Recovery:
             CreateUncertain: It is not known whether there is a job, or which one.
         """
         self.check_loop()
+        metadata_key = self.caller.dialect.key_of_metadata(request, key)
+        request = with_key(request, key)
         search = Search(
             request,
             Moment.at(sent_at),
@@ -205,7 +208,7 @@ class Recovery:
             lost if request in lost else (*lost, request),
             MAX_ASTRAY,
             Accepted(fine_tune_id, is_whole=False) if accepted else None,
-            key,
+            metadata_key,
         )
         if fine_tune_id is not None and (job := await self.retrieve_named(search, fine_tune_id)) is not None:
             return job
@@ -377,11 +380,12 @@ class _Create:
     ) -> None:
         self._recovery = recovery
         self._caller = recovery.caller
-        self._request = request
+        # The job is searched for by what is sent.
+        self._request = with_key(request, key)
         self._known = known
         self._wanted = wanted
         self._note = note
-        self._key = key
+        self._key = self._caller.dialect.key_of_metadata(request, key)
         # No service is known to honour this key. It costs nothing to send, and nothing depends on it.
         headers = {"Idempotency-Key": key or secrets.token_hex(16)}
         body = structuring.write_request(self._caller.dialect.body_of(request, key))

@@ -1,4 +1,4 @@
-"""Upload files, as a form or in parts, once if possible: if a reply is lost, find the file that the call made."""
+"""Upload files: as a form or in parts, where a lost reply makes it look for the file, or to presigned URLs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from aiofinetune._http.upload_source import Content
 from aiofinetune._jobs import matching
 from aiofinetune._jobs.claims import Claims, Groups
 from aiofinetune._jobs.clocks import Moment, at_service
+from aiofinetune._jobs.presigned import PresignedUpload
 from aiofinetune.dialects._dialect import Uploads
 from aiofinetune.dialects._requests import Endpoint
 from aiofinetune.errors import FineTuneError, RequestInvalid
@@ -37,6 +38,8 @@ class FileUploads:
 
     async def upload(self, content: Content, name: str, purpose: str, progress: Progress | None) -> File:
         """Upload a file, once if possible: it is sent again if its reply was lost and the file cannot be identified."""
+        if self._caller.dialect.uploads is Uploads.PRESIGNED:
+            return await PresignedUpload(self._caller, content, progress).upload(name, purpose)
         group = self._groups.named(name)
         sent = Moment.now()
         parts = self._parts_of(content, progress)

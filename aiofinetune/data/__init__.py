@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aiofinetune.data._mend import OPTIONAL_MENDS, SAFE_MENDS, Change, Mended, MendReport, mend_file
     from aiofinetune.data._report import Finding, Place, Report, Severity, Task
     from aiofinetune.data._rows import Columns
-    from aiofinetune.data._rules import EMBEDDED, FINE_TUNES, JOBS, Rules
+    from aiofinetune.data._rules import EMBEDDED, FINE_TUNES, JOBS, TOGETHER, Rules
     from aiofinetune.data._split import SplitReport, sample_file, split_file
     from aiofinetune.data._suggest import Suggestion, suggest_request
 
@@ -29,6 +29,7 @@ __all__ = [
     "JOBS",
     "OPTIONAL_MENDS",
     "SAFE_MENDS",
+    "TOGETHER",
     "Change",
     "Check",
     "Columns",
@@ -58,7 +59,7 @@ _MODULES: Final = {
     "_mend": ["Change", "MendReport", "Mended", "OPTIONAL_MENDS", "SAFE_MENDS", "mend_file"],
     "_report": ["Finding", "Place", "Report", "Severity", "Task"],
     "_rows": ["Columns"],
-    "_rules": ["EMBEDDED", "FINE_TUNES", "JOBS", "Rules"],
+    "_rules": ["EMBEDDED", "FINE_TUNES", "JOBS", "TOGETHER", "Rules"],
     "_split": ["SplitReport", "sample_file", "split_file"],
     "_suggest": ["Suggestion", "suggest_request"],
 }

@@ -82,3 +82,16 @@ JOBS: Final = Rules(
     severities=dict.fromkeys(_ADVICE_FOR_PAIRS),
 )
 """The jobs API (``/v1/fine_tuning/jobs``): chat messages or preference pairs, and at least 10 examples."""
+
+TOGETHER: Final = Rules(
+    name="Together",
+    shapes=frozenset({PAIRS, MESSAGES, PREFERENCES}),
+    max_file_bytes=int(50.1 * (1 << 30)),
+    max_line_bytes=MAX_LINE_BYTES,
+    max_completion_bytes=None,
+    max_tokens=1 << 30,
+    min_examples=1,
+    severities=dict.fromkeys(_ADVICE_FOR_PAIRS),
+)
+"""Together: prompt and completion, chat messages or preference pairs, and at least one example (together 3.1.1, which
+checks files before it uploads them). The longest row depends on the model, and is not checked."""

@@ -34,7 +34,6 @@ AZURE: Final = attrs.evolve(
     # Models are deployed, and their deployments deleted, by Azure's other APIs; a fine-tuned model is deleted here.
     max_form=100 << 20,
     filters_metadata=False,
-    fits=lambda _job: False,
     explain=_explain,
     missing=MappingProxyType({"completions of the model": "it is deployed first, by another API of Azure's"}),
 )

@@ -12,9 +12,12 @@ from aiofinetune.dialects._dialect import Dialect
 from aiofinetune.dialects._fine_tunes import FINE_TUNES
 from aiofinetune.dialects._jobs import JOBS
 from aiofinetune.dialects._nebius import NEBIUS
+from aiofinetune.dialects._together import TOGETHER
 from aiofinetune.errors import ConfigurationError, ProtocolViolation
 
-DIALECTS: Final[Mapping[str, Dialect]] = {dialect.name: dialect for dialect in (FINE_TUNES, JOBS, AZURE, NEBIUS)}
+DIALECTS: Final[Mapping[str, Dialect]] = {
+    dialect.name: dialect for dialect in (FINE_TUNES, JOBS, AZURE, NEBIUS, TOGETHER)
+}
 """Every dialect by its name."""
 
 
@@ -57,8 +60,12 @@ def fitting(body: bytes, current: Dialect) -> Dialect | None:
         return None
     if isinstance(value, Mapping) and isinstance(rows := value.get("data"), list) and rows:
         value = rows[0]
-    if not isinstance(value, Mapping) or value.get("object") == current.job_object:
+    if not isinstance(value, Mapping) or current.fits(value):
         return None
-    return next(
-        (other for other in DIALECTS.values() if other.job_object != current.job_object and other.fits(value)), None
-    )
+    return next((other for other in DIALECTS.values() if other.fits(value)), None)
+
+
+def of_upload(headers: Mapping[str, str], current: Dialect) -> Dialect | None:
+    """Return the dialect whose reply to an upload has these headers, if it is another than the current one."""
+    others = (dialect for dialect in DIALECTS.values() if dialect.file_header and dialect.name != current.name)
+    return next((other for other in others if other.file_header in headers), None)

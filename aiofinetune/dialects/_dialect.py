@@ -19,7 +19,9 @@ from aiofinetune.models import (
     FineTuneEvent,
     FineTuneRequest,
     Listing,
+    Metrics,
     Model,
+    PriceEstimate,
     Rows,
     Upload,
     UploadPart,
@@ -38,6 +40,10 @@ Explain = Callable[[APIError, Endpoint[Any]], APIError]
 
 KEY_NAME: Final = "aiofinetune"
 """The name in a job's metadata under which an attempt's key is sent."""
+KEY_MARK: Final = "{key}"
+"""What stands in a suffix for the attempt's key."""
+KEY_LENGTH: Final = 12
+"""The number of characters of the key that a suffix holds: it may be short, and 48 bits are not met twice."""
 MAX_METADATA: Final = 16
 """The number of names that the metadata of a job may have."""
 
@@ -64,6 +70,9 @@ class Uploads(Enum):
     """As a form, whatever its size."""
     PARTS = "parts"
     """As a form up to `Dialect.max_form` bytes, and above that in parts of `Dialect.part_size` bytes."""
+    PRESIGNED = "presigned"
+    """To a URL that the service names, often of another origin; above `Dialect.max_form` bytes in parts, to a URL for
+    each of them."""
 
 
 class Follows(Enum):
@@ -73,6 +82,8 @@ class Follows(Enum):
     """As server-sent events."""
     CURSOR = "cursor"
     """By reading the list of events at intervals, in pages after a cursor. Events have ids."""
+    LIST = "list"
+    """By reading the whole list of events at intervals. Events have no ids, and are told apart by their places."""
 
 
 class Recognises(Enum):
@@ -100,6 +111,10 @@ class Endpoints:
     pause_fine_tune: Endpoint[FineTune] | None = None
     resume_fine_tune: Endpoint[FineTune] | None = None
     list_checkpoints: Endpoint[Listing[Checkpoint]] | None = None
+    list_metrics: Endpoint[Metrics] | None = None
+    """The figures of a job, where it has no results file."""
+    delete_fine_tune: Endpoint[Deleted] | None = None
+    estimate_price: Endpoint[PriceEstimate] | None = None
     list_models: Endpoint[Listing[Model]] = LIST_MODELS
     retrieve_model: Endpoint[Model] = RETRIEVE_MODEL
     delete_model: Endpoint[Deleted] = DELETE_MODEL
@@ -111,6 +126,9 @@ class Endpoints:
     begin_upload: Endpoint[Upload] = BEGIN_UPLOAD
     upload_part: Endpoint[UploadPart] = UPLOAD_PART
     complete_upload: Endpoint[Upload] = COMPLETE_UPLOAD
+    abort_upload: Endpoint[Upload] | None = None
+    process_file: Endpoint[File] | None = None
+    """Has the service read a file whose content was put at a presigned URL."""
 
 
 def _unchanged(parameters: Object) -> dict[str, object]:
@@ -142,21 +160,27 @@ class Dialect:
         lacks: The parameters of `FineTuneRequest` that the service does not have, and the nearest that it has.
         methods: The methods of training by their names in `FineTuneRequest`, and the service's own names.
         takes_auto: Whether a hyperparameter may be ``"auto"``.
+        takes_max: Whether the batch size may be ``"max"``.
         needs_model: Whether a job must name its base model.
+        instead_of_model: The parameter of `extra` that may stand in place of the base model; "" if none may.
+        acts_with: The parameters that have an effect only with another one in `extra`, and the name of that.
         max_suffix: The longest suffix, in characters.
         encode: Arranges the parameters of a job as the body of a create.
+        priced: The parameters of a create that the service estimates a price by.
         page_size: The number of rows to ask for in a page of a list; None to leave it to the service.
         has_pages: Whether lists come in pages, each after the last id of the one before.
         newest_first: Whether the newest events come first, where their times do not show it.
         uploads: How to upload a file.
-        max_form: The largest file, in bytes, that is uploaded as a form.
+        max_form: The largest file, in bytes, that is uploaded at once.
         part_size: The size of a part, in bytes.
+        max_file: The largest file, in bytes; None if the service names no limit.
+        file_header: The header that names the file in a reply with a presigned URL.
         follows: How to follow a job's events.
         recognises: How to tell one's own job again.
         filters_metadata: Whether the list of jobs can be asked for those with some metadata only.
         model_in_checkpoints: Whether the name of the tuned model is in the job's checkpoints, not in the job.
         job_object: What the ``object`` field of a job says.
-        fits: Whether a JSON object has the form of a job of this dialect, and of no other.
+        fits: Whether a JSON object has the form of a job of this dialect.
         explain: Adds advice to an error of the service.
         rules: Returns what the service takes as training data.
         missing: What the service offers, or may, and this package does not, by the names of `_capabilities`, in words.
@@ -172,15 +196,21 @@ class Dialect:
     lacks: Mapping[str, str] = MappingProxyType({})
     methods: Mapping[str, str] = MappingProxyType({})
     takes_auto: bool = False
+    takes_max: bool = False
     needs_model: bool = False
+    instead_of_model: str = ""
+    acts_with: Mapping[str, str] = MappingProxyType({})
     max_suffix: int = 64
     encode: Callable[[Object], dict[str, object]] = _unchanged
+    priced: tuple[str, ...] = ()
     has_pages: bool = False
     page_size: int | None = None
     newest_first: bool = False
     uploads: Uploads = Uploads.FORM
     max_form: int | None = None
     part_size: int = 64 << 20
+    max_file: int | None = None
+    file_header: str = ""
     follows: Follows = Follows.STREAM
     recognises: Recognises = Recognises.PARAMETERS
     filters_metadata: bool = False
@@ -197,20 +227,30 @@ class Dialect:
         Raises:
             RequestInvalid: The service lacks a parameter; the error names the nearest that it has.
         """
+        extra = request.extra or {}
         for name, nearest in self.lacks.items():
             if getattr(request, name) is not None:
                 raise RequestInvalid(name, f"the dialect {self.name!r} does not have this parameter; {nearest}")
-        if self.needs_model and request.model is None:
-            raise RequestInvalid("model", f"is required in the dialect {self.name!r}")
-        if request.suffix is not None and len(request.suffix) > self.max_suffix:
+        if self.needs_model and request.model is None and self.instead_of_model not in extra:
+            other = f", unless extra has {self.instead_of_model!r}" if self.instead_of_model else ""
+            raise RequestInvalid("model", f"is required in the dialect {self.name!r}{other}")
+        length = 0 if request.suffix is None else len(_keyed(request.suffix, "0" * KEY_LENGTH))
+        if length > self.max_suffix:
             raise RequestInvalid(
-                "suffix",
-                f"expected 1 to {self.max_suffix} characters in the dialect {self.name!r}, got {len(request.suffix)}",
+                "suffix", f"expected 1 to {self.max_suffix} characters in the dialect {self.name!r}, got {length}"
             )
-        for name in () if self.takes_auto else ("n_epochs", "batch_size", "learning_rate_multiplier"):
-            if getattr(request, name) == "auto":
+        for name, other in self.acts_with.items():
+            if getattr(request, name) is not None and not extra.get(other):
+                raise RequestInvalid(name, f"has no effect in the dialect {self.name!r} without {other!r} in extra")
+        self._check_words(request)
+
+    def _check_words(self, request: FineTuneRequest) -> None:
+        """Refuse the words in place of a value that this dialect does not have."""
+        for name in ("n_epochs", "batch_size", "learning_rate_multiplier"):
+            value = getattr(request, name)
+            if (value == "auto" and not self.takes_auto) or (value == "max" and not self.takes_max):
                 raise RequestInvalid(
-                    name, f"the dialect {self.name!r} does not take 'auto'; leave it out, and the service chooses"
+                    name, f"the dialect {self.name!r} does not take {value!r}; leave it out, and the service chooses"
                 )
         if request.method is not None and request.method.type not in self.methods:
             raise RequestInvalid(
@@ -253,6 +293,14 @@ class Dialect:
         metadata = request.metadata or {}
         return self.recognises is Recognises.METADATA and KEY_NAME not in metadata and len(metadata) < MAX_METADATA
 
+    def key_of_metadata(self, request: FineTuneRequest, key: str | None) -> str | None:
+        """Return the key that a create carries in its metadata, if it carries one there."""
+        return key if self.has_room_for_key(request) else None
+
+    def takes_key(self, request: FineTuneRequest) -> bool:
+        """Return whether a create carries a key: in the metadata, or where the caller allows it in the suffix."""
+        return self.has_room_for_key(request) or KEY_MARK in (request.suffix or "")
+
     def body_of(self, request: FineTuneRequest, key: str | None = None) -> dict[str, object]:
         """Return the JSON of a create.
 
@@ -264,12 +312,26 @@ class Dialect:
             RequestInvalid: The service lacks a parameter, or `extra` sets one that has a field of its own.
         """
         self.check(request)
-        given = request.given()
+        given = with_key(request, key).given()
         given.pop("extra", None)
-        if key is not None:
+        if (key := self.key_of_metadata(request, key)) is not None:
             given["metadata"] = {**(request.metadata or {}), KEY_NAME: key}
         body = self.encode(given)
         return body if request.extra is None else _merged(body, request.extra)
+
+
+def with_key(request: FineTuneRequest, key: str | None) -> FineTuneRequest:
+    """Return a request whose suffix holds the start of a key where it says ``{key}``.
+
+    The key is then a parameter like others, by which a job is told from all those that are asked for alike.
+    """
+    if key is None or request.suffix is None or KEY_MARK not in request.suffix:
+        return request
+    return attrs.evolve(request, suffix=_keyed(request.suffix, key))
+
+
+def _keyed(suffix: str, key: str) -> str:
+    return suffix.replace(KEY_MARK, key[:KEY_LENGTH])
 
 
 def _merged(body: Object, extra: Object, path: str = "extra") -> dict[str, object]:

@@ -46,7 +46,6 @@ NEBIUS: Final = attrs.evolve(
     recognises=Recognises.PARAMETERS,
     filters_metadata=False,
     model_in_checkpoints=True,
-    fits=lambda _job: False,
     missing=MappingProxyType(
         {
             "pause, resume": "not known whether the service has them",

@@ -152,6 +152,18 @@ def read_results(data: bytes) -> Results:
         raise ProtocolViolation(f"line {reader.line_num} of the results file is not CSV: {error}") from error
 
 
+def read_metrics(rows: Iterable[Mapping[str, float]]) -> Results:
+    """Read figures that a service has recorded, by the reference's names as far as it has them.
+
+    A row that does not say its step is one of the step before.
+    """
+    results, step = Results(), 0.0
+    for number, row in enumerate(rows, 1):
+        step = row.get("step", step)
+        results.append(_row({**{name: repr(figure) for name, figure in row.items()}, "step": repr(step)}, number))
+    return results
+
+
 def last_figures(rows: Iterable[ResultRow]) -> dict[str, float]:
     """Return the last value of each figure that was computed, by the reference's column names."""
     last: dict[str, float] = {}

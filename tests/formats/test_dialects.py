@@ -67,6 +67,32 @@ BODIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"model": "mini", "n_epochs": 1, "learning_rate": 1e-5, "extra": {"hyperparameters": {"lora": True}}},
         MINI | {"hyperparameters": {"n_epochs": 1, "learning_rate": 1e-5, "lora": True}},
     ),
+    (
+        "together",
+        {"model": "mini", "n_epochs": 2, "batch_size": "max", "learning_rate": 1e-5, "seed": 7, "suffix": "s"},
+        MINI | {"n_epochs": 2, "batch_size": "max", "learning_rate": 1e-5, "random_seed": 7, "suffix": "s"},
+    ),
+    (
+        "together",
+        {"model": "mini", "validation_file": "file-2", "extra": {"n_evals": 3, "training_type": {"type": "Full"}}},
+        MINI | {"validation_file": "file-2", "n_evals": 3, "training_type": {"type": "Full"}},
+    ),
+    ("together", {"extra": {"from_checkpoint": "ft-1:20"}}, FILE | {"from_checkpoint": "ft-1:20"}),
+    (
+        "together",
+        {"model": "mini", "method": "supervised"},
+        MINI | {"training_method": {"method": "sft", "train_on_inputs": "auto"}},
+    ),
+    (
+        "together",
+        {"model": "mini", "method": Method("supervised", {"train_on_inputs": False})},
+        MINI | {"training_method": {"method": "sft", "train_on_inputs": False}},
+    ),
+    (
+        "together",
+        {"model": "mini", "method": Method("preference", {"dpo_beta": 0.2})},
+        MINI | {"training_method": {"method": "dpo", "dpo_beta": 0.2}},
+    ),
 ]
 
 
@@ -98,6 +124,23 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "extra.hyperparameters.n_epochs",
         "only there",
     ),
+    ("together", {}, "model", "unless extra has 'from_checkpoint'"),
+    (
+        "together",
+        {"model": "m", "learning_rate_multiplier": 0.1},
+        "learning_rate_multiplier",
+        "learning_rate, the rate",
+    ),
+    ("together", {"model": "m", "prompt_loss_weight": 0.1}, "prompt_loss_weight", "train_on_inputs"),
+    ("together", {"model": "m", "metadata": {"a": "b"}}, "metadata", "suffix"),
+    ("together", {"model": "m", "batch_size": "auto"}, "batch_size", "does not take 'auto'"),
+    ("together", {"model": "m", "method": "reinforcement"}, "method", "only supervised, preference"),
+    ("together", {"model": "m", "validation_file": "file-2"}, "validation_file", "without 'n_evals' in extra"),
+    ("together", {"model": "m", "validation_file": "f", "extra": {"n_evals": 0}}, "validation_file", "no effect"),
+    ("together", {"model": "m", "suffix": "x" * 41}, "suffix", "1 to 40"),
+    ("together", {"model": "m", "suffix": "x" * 29 + "{key}"}, "suffix", "1 to 40 characters .* got 41"),
+    ("together", {"model": "m", "seed": 1, "extra": {"random_seed": 2}}, "extra.random_seed", "only there"),
+    ("jobs", {"model": "m", "batch_size": "max"}, "batch_size", "does not take 'max'"),
 ]
 
 
@@ -118,7 +161,8 @@ def test_every_parameter_is_sent_or_refused(dialect: Dialect) -> None:
         "seed": 37, "metadata": {"name-38": "text"}, "extra": {"name-39": 1},
     }  # fmt: skip
     for name, value in values.items():
-        request = FineTuneRequest(**{**MINI, name: value})
+        more = {"extra": {other: 1}} if (other := dialect.acts_with.get(name)) else {}
+        request = FineTuneRequest(**{**MINI, **more, name: value})
         try:
             sent = json.dumps(dialect.body_of(request))
         except RequestInvalid as error:
@@ -142,9 +186,20 @@ def test_room_for_a_key() -> None:
     assert DIALECTS["jobs"].has_room_for_key(request)
     assert DIALECTS["azure"].has_room_for_key(attrs.evolve(request, metadata={"a": "b"}))
     assert not any(DIALECTS["jobs"].has_room_for_key(each) for each in (full, taken))
-    assert not any(DIALECTS[name].has_room_for_key(request) for name in ("fine-tunes", "nebius"))
+    assert not any(DIALECTS[name].has_room_for_key(request) for name in ("fine-tunes", "nebius", "together"))
     sent = DIALECTS["jobs"].body_of(attrs.evolve(request, metadata={"a": "b"}), "k")
     assert sent["metadata"] == {"a": "b", "aiofinetune": "k"}
+
+
+@pytest.mark.parametrize("name", ["fine-tunes", "jobs", "nebius", "together"])
+def test_key_in_the_suffix(name: str) -> None:
+    """Where the caller allows it, the suffix holds the start of the key, in every dialect; else it stays as it is."""
+    dialect, key = DIALECTS[name], "0123456789abcdef"
+    allowed = FineTuneRequest(**MINI, suffix="team-{key}")
+    assert dialect.takes_key(allowed)
+    assert dialect.body_of(allowed, key)["suffix"] == "team-0123456789ab"
+    assert dialect.body_of(attrs.evolve(allowed, suffix="team"), key)["suffix"] == "team"
+    assert dialect.takes_key(attrs.evolve(allowed, suffix="team")) == (name == "jobs")
 
 
 # Jobs
@@ -256,6 +311,8 @@ def test_lists() -> None:
         ("https://mine.openai.azure.com/openai/v1", "azure"),
         ("https://mine.services.ai.azure.com/api/projects/p/openai/v1", "azure"),
         ("https://api.tokenfactory.nebius.com/v1", "nebius"),
+        ("https://api.together.ai/v1", "together"),
+        ("https://api.together.xyz/v1", "together"),
         ("https://evil-api.tokenfactory.nebius.com.test/v1", "fine-tunes"),
         ("https://openai.azure.com.test/v1", "fine-tunes"),
         ("https://[", "fine-tunes"),
@@ -270,7 +327,7 @@ def test_named() -> None:
     """A dialect is known by its name, or is one; anything else is refused with the names there are."""
     assert named("azure") is named(DIALECTS["azure"]) is DIALECTS["azure"]
     for wrong in ("openai", 7, None):
-        with pytest.raises(ConfigurationError, match="fine-tunes, jobs, azure, nebius"):
+        with pytest.raises(ConfigurationError, match="fine-tunes, jobs, azure, nebius, together"):
             named(wrong)
 
 
@@ -299,6 +356,8 @@ def test_advice() -> None:
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda dialect: dialect.name)
 def test_dialects_agree_with_themselves(dialect: Dialect) -> None:
     """A dialect says how to follow its jobs, and follows them by an endpoint that it has; it lacks only parameters."""
-    assert (dialect.endpoints.stream_fine_tune_events is None) == (dialect.follows.value == "cursor")
+    assert (dialect.endpoints.stream_fine_tune_events is None) == (dialect.follows.value != "stream")
+    is_presigned = dialect.uploads.value == "presigned"
+    assert is_presigned == (dialect.endpoints.process_file is not None) == bool(dialect.file_header)
     assert set(dialect.lacks) <= set(attrs.fields_dict(FineTuneRequest))
     assert isinstance(dialect.endpoints, Endpoints)
