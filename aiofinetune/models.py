@@ -141,7 +141,7 @@ class FineTune:
     metadata: Mapping[str, str] | None = attrs.field(default=None, hash=False)
     method: Method | None = None
     suffix: str | None = None
-    """The suffix that was asked for, where the service shows it."""
+    """The suffix that was asked for, where the service shows it; "" if none was."""
     price: float | None = None
     """What the service charges for the job, in US dollars, where it says so."""
     seconds_remaining: int | None = None

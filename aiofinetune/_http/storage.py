@@ -17,7 +17,7 @@ from aiofinetune._http.caller import Caller
 from aiofinetune._http.transport import Transport
 from aiofinetune._http.upload_body import Form, Progress, sent
 from aiofinetune._http.upload_source import Content
-from aiofinetune._secret import without_secret
+from aiofinetune._secret import Secret, without_secret
 from aiofinetune._urls import is_private, is_private_address, storage_url
 from aiofinetune.dialects._error_replies import error_of
 from aiofinetune.dialects._requests import HEADERS, Endpoint, Reply, Request
@@ -89,9 +89,12 @@ class Storage:
             reply = await self._put_once(url, await content(), progress, headers)
             if reply.status < 300:
                 return reply
-            location = reply.headers.get("location")
-            if reply.status not in _REDIRECTS or location is None:
-                raise self._refusal(url, reply)
+            location = location_of(reply)
+            refusal = None if reply.status in _REDIRECTS and location else self._refusal(url, reply)
+            # The locals of a traceback must not show a URL that contains the key.
+            del reply
+            if refusal is not None:
+                raise refusal
             url = self.target(url, location)
         raise ProtocolViolation(f"{_host(url)}: more than {_MAX_REDIRECTS} redirects of an upload")
 
@@ -135,6 +138,11 @@ class Storage:
         if 300 <= reply.status < 400:
             words = f"the storage at {_host(url)} redirects the upload to nowhere, or to another method"
         return kind(error.status, words, *error.args[2:])
+
+
+def location_of(reply: Reply) -> Secret:
+    """Return where a reply leads to; "" if nowhere."""
+    return Secret(reply.headers.get("location", ""))
 
 
 def _host(url: str) -> str:

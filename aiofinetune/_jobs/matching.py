@@ -176,7 +176,7 @@ def _suffix_fits(job: FineTune, suffix: str | None) -> bool:
     Services change the spelling of a suffix, so only its letters and digits are compared.
     """
     if job.suffix is not None:
-        return job.suffix == suffix or (suffix is not None and _letters(suffix) == _letters(job.suffix))
+        return job.suffix == (suffix or "") or _letters(job.suffix) == _letters(suffix or "") != ""
     if job.fine_tuned_model is None or suffix is None:
         return True
     return _letters(suffix) in _letters(job.fine_tuned_model)

@@ -14,7 +14,7 @@ import attrs
 
 from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
-from aiofinetune._http.storage import Storage, is_service_private
+from aiofinetune._http.storage import Storage, is_service_private, location_of
 from aiofinetune._http.upload_body import Progress, fields_form, progress_from
 from aiofinetune._http.upload_source import Content, section_of
 from aiofinetune.dialects._requests import Endpoint, Reply, Request
@@ -147,10 +147,12 @@ class PresignedUpload:
         request = self._caller.build(endpoint, body=fields_form(asked.fields, boundary), headers=headers)
         reply = await self._fetch(endpoint, request)
         header = self._caller.dialect.file_header
-        location, file_id = reply.headers.get("location"), reply.headers.get(header)
+        status, location, file_id = reply.status, location_of(reply), reply.headers.get(header)
+        # The locals of a traceback must not show a URL that contains the key.
+        del reply
         if not location or not file_id:
             raise ProtocolViolation(
-                f"the service answered {reply.status} without a URL for the file and its id (Location, {header})"
+                f"the service answered {status} without a URL for the file and its id (Location, {header})"
             )
         return storage.target(request.url, location), file_id
 

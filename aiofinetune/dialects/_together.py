@@ -124,7 +124,7 @@ def read_job(value: object) -> object:
         "hyperparams": {name: value.get(name) for name in ("n_epochs", "batch_size", "learning_rate")},
         "trained_tokens": value.get("token_count"),
         "seed": value.get("random_seed"),
-        "suffix": value.get("suffix") or None,
+        "suffix": value.get("suffix"),
         "method": _method(method),
         "price": price / _NANODOLLARS if isinstance(price, int | float) else None,
         "seconds_remaining": _seconds_remaining(progress),

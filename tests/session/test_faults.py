@@ -16,6 +16,7 @@ from tests.servers.faults import FAULTS
 from tests.servers.faultserver import FaultServer
 from tests.servers.jobs_service import JobsService
 from tests.servers.service import Service
+from tests.servers.together_service import TogetherService
 from tests.support.checks import OnRetry, assert_hidden, nothing_left_open, session_for
 
 pytestmark = pytest.mark.fastforward
@@ -182,6 +183,13 @@ JOBS_ENDPOINTS: Final[Mapping[Call, tuple[str, str]]] = {
 }
 """The same at a service of OpenAI's jobs, for what is done in another way there: events are listed, not streamed."""
 
+TOGETHER_ENDPOINTS: Final[Mapping[Call, tuple[str, str]]] = {
+    create_fine_tune: ("create", "create_fine_tune"),
+    cancel_fine_tune: ("cancel", "cancel_fine_tune"),
+    stream_fine_tune_events: ("plain", "list_fine_tune_events"),
+}
+"""And at Together. How a file is uploaded there has tests of its own."""
+
 TABLE: Final = """
                                      plain     cancel    create    upload    download  path      stream    wait
 refused                              ok/down   ok/down   ok/down   ok/down   ok/down   ok/down   ok/down   ok/down
@@ -338,6 +346,7 @@ def table(
 
 ROWS, CALLS, CELLS = table(ENDPOINTS, Service)
 _, _, JOBS_CELLS = table(JOBS_ENDPOINTS, JobsService)
+_, _, TOGETHER_CELLS = table(TOGETHER_ENDPOINTS, TogetherService)
 
 
 def test_every_fault_is_in_the_table() -> None:
@@ -359,6 +368,14 @@ async def test_fault_of_jobs(
     cell: Cell, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So it is at a service of OpenAI's jobs."""
+    await play(cell, tmp_path, caplog, monkeypatch)
+
+
+@pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.id) for cell in TOGETHER_CELLS])
+async def test_fault_of_together(
+    cell: Cell, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is at Together."""
     await play(cell, tmp_path, caplog, monkeypatch)
 
 

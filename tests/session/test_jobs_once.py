@@ -177,6 +177,16 @@ async def test_no_room_for_a_key() -> None:
     assert keys_sent(server) == [None]
 
 
+async def test_key_in_the_suffix_is_none_of_the_metadata() -> None:
+    """Where the user's metadata has the key's name, a key in the suffix does not make our own job another's."""
+    service = JobsService()
+    async with talking(service=service) as (server, session, request):
+        server.fail(CREATE, LOST)
+        job = await session.create_fine_tune(attrs.evolve(request, suffix="{key}", metadata={KEY_NAME: "mine"}))
+    assert list(service.jobs) == [job.id]
+    assert keys_sent(server) == ["mine"]
+
+
 @pytest.mark.parametrize("newest_first", [True, False])
 @pytest.mark.parametrize("page_size", [1, 3, 50])
 async def test_search_reads_pages(newest_first: bool, page_size: int) -> None:

@@ -16,6 +16,7 @@ from tests.servers.faults import FAULTS
 from tests.servers.faultserver import Exchange, Fault, FaultServer
 from tests.servers.jobs_service import JobsService, NebiusService, OddGateway
 from tests.servers.service import Service
+from tests.servers.together_service import TogetherService
 from tests.support.checks import QUICK, session_for
 
 T = TypeVar("T")
@@ -268,6 +269,7 @@ SERVICES: Final[Mapping[str, Callable[[], Service]]] = {
     "nebius in small pages": _in_small_pages,
     "jobs without metadata": _without_metadata,
     "jobs behind an odd gateway": OddGateway,
+    "together": TogetherService,
 }
 """What schedules run against, by name."""
 
