@@ -138,10 +138,10 @@ def storage_url(url: str, location: str, base_url: str, *, may_be_private: bool)
     """
     try:
         target = urldefrag(quote(urljoin(url, location), safe=_URL_CHARACTERS)).url
-        parts = urlsplit(target)
-        host = parts.hostname or ""
     except ValueError:
-        target, host = "", ""
+        target = ""
+    parts = urlsplit(target)
+    host = parts.hostname or ""
     # A host with a percent sign has two readings: some resolvers decode it.
     if not is_http_url(target) or "%" in host:
         raise ProtocolViolation("the service sent the upload to something that is not an http(s) URL")

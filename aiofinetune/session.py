@@ -491,8 +491,11 @@ class FineTuneSession:
 
         Source: ``GET /files``.
         """
-        query = None if purpose is None else {"purpose": purpose}
-        return await self._caller.list(self._endpoints.list_files, query=query)
+        query = {"purpose": purpose} if purpose is not None and self.dialect.filters_files else None
+        files = await self._caller.list(self._endpoints.list_files, query=query)
+        if purpose is None or self.dialect.filters_files:
+            return files
+        return tuple(file for file in files if file.purpose == purpose)
 
     async def retrieve_file(self, file_id: str) -> File:
         """Retrieve the service's description of a file.

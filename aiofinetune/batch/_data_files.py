@@ -19,6 +19,7 @@ from aiofinetune._threads import in_thread
 from aiofinetune.batch._core import AttemptRecord
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import is_local
+from aiofinetune.dialects._dialect import Uploads
 from aiofinetune.errors import DatasetError, FineTuneError, LocalFileError
 from aiofinetune.models import File, FineTuneRequest
 from aiofinetune.session import FineTuneSession
@@ -183,7 +184,9 @@ class DataFiles:
         if await in_thread(None, lambda: _digest(str(path))) != digest:
             # The name of the uploaded file contains the digest of other content, so a later run would take it for that.
             try:
-                await self._session.delete_file(file.id)
+                # Under another name it is a file of equal content that was there before.
+                if file.filename == name:
+                    await self._session.delete_file(file.id)
             except FineTuneError as error:
                 _log.warning(
                     "the content of %s does not match its name, and deleting the file failed: %s", file.id, error
@@ -200,7 +203,9 @@ class DataFiles:
                 files = await self._session.list_files("fine-tune")
                 self._there = {}
                 for file in files:
-                    if file.status != "error":
+                    # Where a file has an entry before its bytes have arrived, it is of no use without them.
+                    has_bytes = bool(file.bytes) or self._session.dialect.uploads is not Uploads.PRESIGNED
+                    if file.status != "error" and has_bytes:
                         for name in filter(None, (file.filename, file.id)):
                             self._there.setdefault(name, []).append(file)
             return self._there

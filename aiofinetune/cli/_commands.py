@@ -30,6 +30,7 @@ _LATER: Final = {
     "pause": ("_jobs", "Pause jobs, where the service can."),
     "resume": ("_jobs", "Resume paused jobs, where the service can."),
     "checkpoints": ("_jobs", "List the models that a job has saved."),
+    "delete-job": ("_jobs", "Delete jobs, where the service can."),
     "files": ("_files", "Upload, list, download and delete files."),
     "models": ("_models", "List the models that the key may use."),
     "delete-model": ("_models", "Delete fine-tuned models."),
@@ -253,7 +254,7 @@ def worker(server: str, token_file: Path, **options: Any) -> None:
     "--dialect",
     default="fine-tunes",
     show_default=True,
-    type=click.Choice(["fine-tunes", "jobs"]),
+    type=click.Choice(["fine-tunes", "jobs", "together"]),
     help="The API to use.",
 )
 def demo(model: str, n_epochs: int, dialect: str) -> None:

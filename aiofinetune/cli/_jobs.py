@@ -1,4 +1,4 @@
-"""The commands about jobs: create, list, get, cancel, follow, events, pause, resume and checkpoints."""
+"""The commands about jobs: create, list, get, cancel, follow, events, pause, resume, checkpoints and delete-job."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
 from aiofinetune.data import EMBEDDED, Rules
 from aiofinetune.errors import RequestInvalid
-from aiofinetune.models import METHODS, Checkpoint, File, FineTune, FineTuneRequest, Method, Status
+from aiofinetune.models import METHODS, Checkpoint, File, FineTune, FineTuneRequest, Method, PriceEstimate, Status
 from aiofinetune.session import FineTuneSession, find_rules, find_service
 
 
-class _OrAuto(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has none
-    """A number, or ``auto``."""
+class _OrWord(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has none
+    """A number, or a word such as ``auto``."""
 
-    def __init__(self, number: Any) -> None:  # Any: click's type of it
+    def __init__(self, number: Any, *words: str) -> None:  # Any: click's type of it
         self._number = number
-        self.name = f"{number.name}|auto"
+        self._words = words
+        self.name = "|".join((number.name, *words))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # Any: as click's
         """Return the value; `FineTuneRequest` checks its range."""
-        return value if value == "auto" else self._number.convert(value, param, ctx)
+        return value if value in self._words else self._number.convert(value, param, ctx)
 
 
 class _Pair(click.ParamType):  # type: ignore[type-arg]  # likewise
@@ -78,7 +79,6 @@ class _Betas(click.ParamType):  # type: ignore[type-arg]  # likewise
             self.fail(f"expected numbers separated by commas, such as 0.5,1,2; got {value!r}", param, ctx)
 
 
-_INT_OR_AUTO: Final = _OrAuto(click.INT)
 _JSON_PAIR: Final = _Pair(reads_json=True)
 
 
@@ -94,16 +94,16 @@ _JSON_PAIR: Final = _Pair(reads_json=True)
 @click.argument("training_file")
 @click.option("--validation-file", metavar="FILE", help="Id of an uploaded file, or a local file to upload.")
 @click.option("-m", "--model", help="Base model, or a fine-tuned model to train further.")
-@click.option("--n-epochs", type=_INT_OR_AUTO, help="Number of passes over the data.")
-@click.option("--batch-size", type=_INT_OR_AUTO, help="Number of examples in one step.")
-@click.option("--learning-rate-multiplier", type=_OrAuto(click.FLOAT), help="Multiple of the pretraining rate.")
+@click.option("--n-epochs", type=_OrWord(click.INT, "auto"), help="Number of passes over the data.")
+@click.option("--batch-size", type=_OrWord(click.INT, "auto", "max"), help="Number of examples in one step.")
+@click.option("--learning-rate-multiplier", type=_OrWord(click.FLOAT, "auto"), help="Multiple of the pretraining rate.")
 @click.option("--learning-rate", type=float, help="The learning rate itself, where the service takes no multiple.")
 @click.option("--prompt-loss-weight", type=float, help="Weight of the loss on the prompt's tokens.")
 @click.option("--compute-classification-metrics", is_flag=True, default=None, help="Measure a classifier each epoch.")
 @click.option("--classification-n-classes", type=int, help="Number of its classes.")
 @click.option("--classification-positive-class", metavar="TEXT", help="Completion that counts as positive, of two.")
 @click.option("--classification-betas", type=_Betas(), help="Betas of the F-beta scores, such as 0.5,1.")
-@click.option("--suffix", help="Part of the fine-tuned model's name.")
+@click.option("--suffix", help="Part of the fine-tuned model's name; {key} in it is replaced by a random key.")
 @click.option("--seed", type=int, help="Seed of the training.")
 @click.option("--method", type=click.Choice(METHODS), help="How to train; by default supervised.")
 @click.option("--method-option", type=_JSON_PAIR, multiple=True, help="Hyperparameter of the method; repeatable.")
@@ -111,6 +111,7 @@ _JSON_PAIR: Final = _Pair(reads_json=True)
 @click.option("--metadata", type=_Pair(), multiple=True, help="Text to keep with the job; repeatable.")
 @click.option("--extra", type=_JSON_PAIR, multiple=True, help="Parameter of the service's own; repeatable.")
 @click.option("--no-data-check", "data_check", flag_value=False, default=True, help="Do not look into the data files.")
+@click.option("--estimate", is_flag=True, help="Print what the job would cost, where the service says so, and stop.")
 @click.option("-f", "--follow", is_flag=True, help="Follow the job to its end.")
 @session_command
 async def create(
@@ -119,6 +120,7 @@ async def create(
     validation_file: str | None,
     *,
     data_check: bool,
+    estimate: bool,
     follow: bool,
     **parameters: Any,  # as `FineTuneRequest` takes them
 ) -> None:
@@ -136,13 +138,15 @@ async def create(
     await asyncio.to_thread(_check_files, request, rules if data_check else None)
     async with shell.session() as session:
         uploaded = await _uploaded(shell, session, [name for name in (training_file, validation_file) if name])
-        job = await session.create_fine_tune(
-            _request(
-                parameters,
-                training_file=uploaded[training_file],
-                validation_file=None if validation_file is None else uploaded[validation_file],
-            )
+        request = attrs.evolve(
+            request,
+            training_file=uploaded[training_file],
+            validation_file=None if validation_file is None else uploaded[validation_file],
         )
+        if estimate:
+            show_estimate(shell, await session.estimate_price(request))
+            return
+        job = await session.create_fine_tune(request)
         if shell.as_json:
             shell.print_json(job)
         elif follow:
@@ -152,6 +156,22 @@ async def create(
             shell.hint(f"Follow it: {shell.command('follow', job.id)}")
         if follow:
             await follow_to_the_end(shell, session, job.id)
+
+
+def show_estimate(shell: Shell, estimate: PriceEstimate) -> None:
+    """Print what a job would cost."""
+    if shell.as_json:
+        shell.print_json(estimate)
+        return
+    fields = [
+        ("price", "" if estimate.price is None else f"${estimate.price:,.2f}"),
+        ("not known, because", estimate.reason or ""),
+        ("allowed", {True: "yes", False: "no", None: ""}[estimate.is_allowed]),
+        ("limit", "" if estimate.limit is None else f"${estimate.limit:,.2f}"),
+        ("training tokens", "" if estimate.training_tokens is None else f"{estimate.training_tokens:,.0f}"),
+        ("validation tokens", "" if estimate.validation_tokens is None else f"{estimate.validation_tokens:,.0f}"),
+    ]
+    print_fields(shell.out, fields)
 
 
 def _request(
@@ -299,7 +319,10 @@ def show_job(shell: Shell, job: FineTune) -> None:
         ("error", "" if job.error is None else job.error.message or job.error.code or ""),
         ("method", "" if job.method is None else job.method.type),
         ("trained tokens", "" if job.trained_tokens is None else f"{job.trained_tokens:,}"),
+        ("price", "" if job.price is None else f"${job.price:,.2f}"),
+        ("time to the next state", "" if job.seconds_remaining is None else f"{job.seconds_remaining:,} s"),
         ("seed", "" if job.seed is None else str(job.seed)),
+        ("suffix", job.suffix or ""),
         *((name, str(value)) for name, value in _hyperparameters(job)),
         *((f"metadata {name}", value) for name, value in (job.metadata or {}).items()),
         ("events", str(len(job.events) or "")),
@@ -353,6 +376,23 @@ async def _then_show(shell: Shell, call: Coroutine[object, object, FineTune]) ->
         shell.print_json(job)
     else:
         print_line(shell.out, f"{job.id} {job.service_status or job.status}")
+
+
+@click.command("delete-job", cls=Command, epilog=examples("aiofinetune delete-job ft-abc123 --dialect together"))
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True)
+@session_command
+async def delete_job(shell: Shell, ids: tuple[str, ...]) -> int:
+    """Delete jobs, where the service can."""
+
+    async def delete(fine_tune_id: str) -> None:
+        deleted = await session.delete_fine_tune(fine_tune_id)
+        if shell.as_json:
+            shell.print_json(deleted)
+        else:
+            print_line(shell.out, f"{deleted.id} deleted")
+
+    async with shell.session() as session:
+        return await for_each(ids, delete)
 
 
 @click.command(
@@ -419,4 +459,5 @@ COMMANDS: Final = {
     "pause": pause,
     "resume": resume,
     "checkpoints": checkpoints,
+    "delete-job": delete_job,
 }

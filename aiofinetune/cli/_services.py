@@ -47,12 +47,14 @@ def show(console: Console, name: str | None = None) -> None:
 def _once(dialect: Dialect) -> str:
     if dialect.recognises is Recognises.METADATA:
         return "a key in the metadata; where that is dropped, parameters and time"
-    return "parameters and time"
+    return "parameters and time, and {key} in the suffix where it is written"
 
 
 def _upload(dialect: Dialect) -> str:
     if dialect.max_form is None:
         return "a form of any size"
+    if dialect.uploads is Uploads.PRESIGNED:
+        return f"to a URL of a storage, above {dialect.max_form // _MIB:,} MiB in parts"
     more = "then in parts" if dialect.uploads is Uploads.PARTS else "no more"
     return f"a form to {dialect.max_form // _MIB:,} MiB, {more}"
 
@@ -63,6 +65,8 @@ def _calls(dialect: Dialect) -> str:
         "pause": endpoints.pause_fine_tune,
         "resume": endpoints.resume_fine_tune,
         "checkpoints": endpoints.list_checkpoints,
+        "delete": endpoints.delete_fine_tune,
+        "price": endpoints.estimate_price,
     }
     return ", ".join(name for name, endpoint in offered.items() if endpoint is not None) or "none"
 
@@ -78,10 +82,12 @@ _ROWS: Final[dict[str, Callable[[Dialect], str]]] = {
     "key": _key,
     "lost create is told by": _once,
     "events": lambda dialect: "streamed" if dialect.follows is Follows.STREAM else "listed, read every 1 to 30 s",
+    "results": lambda dialect: "a file" if dialect.endpoints.list_metrics is None else "a call of its own",
     "lists": lambda dialect: "in pages" if dialect.has_pages else "whole",
     "uploads": _upload,
     "methods": lambda dialect: ", ".join(dialect.methods) or "supervised",
     '"auto"': lambda dialect: "yes" if dialect.takes_auto else "no",
+    '"max"': lambda dialect: "yes" if dialect.takes_max else "no",
     "model": lambda dialect: "required" if dialect.needs_model else "optional",
     "suffix": lambda dialect: f"to {dialect.max_suffix} characters",
     "further calls": _calls,

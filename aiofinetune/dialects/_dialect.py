@@ -175,6 +175,7 @@ class Dialect:
         part_size: The size of a part, in bytes.
         max_file: The largest file, in bytes; None if the service names no limit.
         file_header: The header that names the file in a reply with a presigned URL.
+        filters_files: Whether the list of files can be asked for by their purpose.
         follows: How to follow a job's events.
         recognises: How to tell one's own job again.
         filters_metadata: Whether the list of jobs can be asked for those with some metadata only.
@@ -211,6 +212,7 @@ class Dialect:
     part_size: int = 64 << 20
     max_file: int | None = None
     file_header: str = ""
+    filters_files: bool = True
     follows: Follows = Follows.STREAM
     recognises: Recognises = Recognises.PARAMETERS
     filters_metadata: bool = False

@@ -355,6 +355,7 @@ TOGETHER: Final = Dialect(
     part_size=250 << 20,
     max_file=int(50.1 * (1 << 30)),
     file_header="X-Together-File-Id",
+    filters_files=False,
     follows=Follows.LIST,
     fits=_fits,
     rules=_rules,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -23,7 +24,8 @@ from tests.batch.runs import POLL, outcomes_of, stopped
 from tests.servers.faults import FAULTS
 from tests.servers.faultserver import FaultServer
 from tests.servers.jobs_service import JobsService, NebiusService
-from tests.servers.service import KEY, Object
+from tests.servers.service import KEY, Object, Service
+from tests.servers.together_service import TogetherService
 from tests.session.creates import CREATE
 from tests.support.checks import QUICK, session_for
 
@@ -50,8 +52,18 @@ class QuickNebius(NebiusService):
         return job_id
 
 
+class QuickTogether(TogetherService):
+    """Together, whose jobs end at once."""
+
+    def add_job(self, asked: Object, *, age: float = 0) -> str:
+        """Make a job, and end it; one with the seed 13 fails."""
+        job_id = super().add_job(asked, age=age)
+        self.finish(job_id, "failed" if asked.get("random_seed") == 13 else "succeeded")
+        return job_id
+
+
 @asynccontextmanager
-async def talking_to(service: JobsService) -> AsyncIterator[tuple[FaultServer, FineTuneSession, list[Entry]]]:
+async def talking_to(service: Service) -> AsyncIterator[tuple[FaultServer, FineTuneSession, list[Entry]]]:
     """A server, a session with it, and entries for a batch."""
     async with FaultServer(service) as server:
         file = service.add_file("train.jsonl", b"{}\n")
@@ -161,6 +173,73 @@ async def test_a_token_source_that_fails_stops_the_batch(tmp_path: Path) -> None
             again = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
     assert [outcome.status for outcome in again] == ["succeeded"] * 3
     assert len(service.jobs) == 3
+
+
+async def test_a_batch_at_together(tmp_path: Path) -> None:
+    """Files go to the storage once, jobs are followed by the list, a failed one says why, and nothing runs twice."""
+    service = QuickTogether()
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "completion": " b"}\n')
+    async with talking_to(service) as (server, session, wanted):
+        entries = [attrs.evolve(it, request=attrs.evolve(it.request, training_file=str(data))) for it in wanted]
+        entries[1] = attrs.evolve(entries[1], request=attrs.evolve(entries[1].request, seed=13))
+        outcomes = await outcomes_of(Batch(session, entries, journal=tmp_path / "journal", poll_interval=POLL))
+        assert {it.label: it.status for it in outcomes} == {
+            "job-1": "succeeded",
+            "job-2": "failed",
+            "job-3": "succeeded",
+        }
+        (failed,) = (outcome.error for outcome in outcomes if outcome.error)
+        assert isinstance(failed, FineTuneFailed)
+        assert failed.job.error is not None
+        assert server.asked().count("put_content") == 1
+        again = await outcomes_of(Batch(session, entries, journal=tmp_path / "journal", poll_interval=POLL))
+        assert {outcome.is_replayed for outcome in again} == {True}
+    assert len(service.jobs) == 3
+
+
+async def test_a_lost_create_is_found_by_the_key_in_its_suffix(tmp_path: Path) -> None:
+    """So it is where the key is in the suffix: a killed run's job is found among equal ones, and not made again."""
+    service = QuickTogether()
+    async with talking_to(service) as (_server, session, wanted):
+        entry = Entry("job", attrs.evolve(wanted[0].request, suffix="team-{key}"))
+        async with Journal(tmp_path / "journal", session.base_url, "together").opened() as crashed:
+            await crashed.intend(AttemptId(entry.label), entry.request, entry.request, time.time(), "0123456789abcdef")
+        for key in ("a" * 12, "0123456789ab", "b" * 12):
+            service.add_job(session.dialect.body_of(entry.request, key))
+        (outcome,) = await outcomes_of(Batch(session, [entry], journal=tmp_path / "journal", poll_interval=POLL))
+    assert (outcome.job_id, outcome.status) == (list(service.jobs)[1], "succeeded")
+    assert len(service.jobs) == 3
+
+
+async def test_a_lost_create_at_together_is_not_made_again(tmp_path: Path) -> None:
+    """Without a key, creates whose replies are lost are told by their parameters, or are uncertain."""
+    service = QuickTogether()
+    async with talking_to(service) as (server, session, wanted):
+        server.fail(CREATE, *[FAULTS["reset after the request"]] * 3)
+        outcomes = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
+    assert [outcome.status for outcome in outcomes] == ["succeeded"] * 3
+    assert len({outcome.job_id for outcome in outcomes}) == len(service.jobs) == 3
+
+
+@pytest.mark.parametrize("has_bytes", [False, True])
+async def test_a_file_whose_bytes_have_not_arrived(has_bytes: bool, tmp_path: Path) -> None:
+    """A file that a killed run has begun, and not sent, is not taken for the one that is there."""
+    service = QuickTogether()
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "completion": " b"}\n')
+    async with talking_to(service) as (server, session, wanted):
+        digest = hashlib.sha256(data.read_bytes()).hexdigest()
+        name = f"data-{digest[:16]}.jsonl"
+        there = service.add_file(name, data.read_bytes())
+        if not has_bytes:
+            service.files[there] |= {"bytes": 0, "processing_status": None}
+            del service.contents[there]
+        entry = Entry("job", attrs.evolve(wanted[0].request, training_file=str(data)))
+        (outcome,) = await outcomes_of(Batch(session, [entry], poll_interval=POLL))
+        assert outcome.job is not None
+        assert (outcome.job.training_files[0].id == there) == has_bytes
+        assert server.asked().count("put_content") == (not has_bytes)
 
 
 async def test_the_model_of_a_service_that_names_it_in_checkpoints() -> None:
