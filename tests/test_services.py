@@ -17,7 +17,14 @@ from aiofinetune.dialects._capabilities import NAMES, capabilities, markdown
 README = Path(__file__).parents[1] / "README.md"
 IN_README = (
     *("a job is made once, and not lost", "a lost create is found", "each event once, to the end", "uploads"),
-    *("methods besides supervised", "jobs by metadata", "pause, resume", "checkpoints", "the tuned model's name"),
+    *(
+        "methods besides supervised",
+        "jobs by metadata",
+        "pause, resume",
+        "checkpoints",
+        "price of a job beforehand",
+        "the tuned model's name",
+    ),
     "completions of the model",
 )
 EACH = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
@@ -62,7 +69,12 @@ def test_what_is_missing_is_not_held(dialect: Dialect) -> None:
 def test_a_call_is_held_if_there_is_an_endpoint(dialect: Dialect) -> None:
     """What some services lack is held exactly where the dialect has an endpoint for it."""
     rows, endpoints = capabilities(dialect), dialect.endpoints
-    offered = {"pause, resume": endpoints.pause_fine_tune, "checkpoints": endpoints.list_checkpoints}
+    offered = {
+        "pause, resume": endpoints.pause_fine_tune,
+        "checkpoints": endpoints.list_checkpoints,
+        "delete a job": endpoints.delete_fine_tune,
+        "price of a job beforehand": endpoints.estimate_price,
+    }
     assert {name: rows[name].word == "held" for name in offered} == {
         name: endpoint is not None for name, endpoint in offered.items()
     }

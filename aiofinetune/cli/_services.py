@@ -65,8 +65,6 @@ def _calls(dialect: Dialect) -> str:
         "pause": endpoints.pause_fine_tune,
         "resume": endpoints.resume_fine_tune,
         "checkpoints": endpoints.list_checkpoints,
-        "delete": endpoints.delete_fine_tune,
-        "price": endpoints.estimate_price,
     }
     return ", ".join(name for name, endpoint in offered.items() if endpoint is not None) or "none"
 
@@ -82,7 +80,6 @@ _ROWS: Final[dict[str, Callable[[Dialect], str]]] = {
     "key": _key,
     "lost create is told by": _once,
     "events": lambda dialect: "streamed" if dialect.follows is Follows.STREAM else "listed, read every 1 to 30 s",
-    "results": lambda dialect: "a file" if dialect.endpoints.list_metrics is None else "a call of its own",
     "lists": lambda dialect: "in pages" if dialect.has_pages else "whole",
     "uploads": _upload,
     "methods": lambda dialect: ", ".join(dialect.methods) or "supervised",

@@ -53,14 +53,17 @@ def _parameter(name: str) -> Callable[[Dialect], str | None]:
 
 
 def _found_by(dialect: Dialect) -> str:
-    by_key = dialect.recognises is Recognises.METADATA
-    return "by a key in its metadata; by parameters and time where that is dropped" if by_key else "by parameters, time"
+    if dialect.recognises is Recognises.METADATA:
+        return "by a key in its metadata; by parameters and time where that is dropped"
+    return "by parameters, time, and a key in its suffix where that has `{key}`"
 
 
 def _uploads(dialect: Dialect) -> str:
     if dialect.max_form is None:
         return "as a form"
     size = f"{dialect.max_form >> 20:,} MiB"
+    if dialect.uploads is Uploads.PRESIGNED:
+        return f"to the service's storage, without the key; above {size} in parts"
     return f"above {size} in parts" if dialect.uploads is Uploads.PARTS else f"as a form, to {size}"
 
 
@@ -81,8 +84,10 @@ _HELD: Final[Mapping[str, Callable[[Dialect], str | None]]] = {
     "cancel": lambda dialect: _if(dialect.endpoints.cancel_fine_tune),
     "pause, resume": lambda dialect: _if(dialect.endpoints.pause_fine_tune and dialect.endpoints.resume_fine_tune),
     "checkpoints": lambda dialect: _if(dialect.endpoints.list_checkpoints),
+    "delete a job": lambda dialect: _if(dialect.endpoints.delete_fine_tune),
+    "price of a job beforehand": lambda dialect: _if(dialect.endpoints.estimate_price),
     "the tuned model's name": lambda dialect: "from the last checkpoint" if dialect.model_in_checkpoints else "",
-    "results as rows": lambda dialect: _if(dialect.endpoints.download_file),
+    "results as rows": lambda dialect: "from a call" if dialect.endpoints.list_metrics else "from a file",
     "uploads": _uploads,
     "data checked first": lambda _dialect: "",
     "methods besides supervised": _other_methods,
@@ -94,6 +99,7 @@ _HELD: Final[Mapping[str, Callable[[Dialect], str | None]]] = {
     "`prompt_loss_weight`": _parameter("prompt_loss_weight"),
     "`compute_classification_metrics`": _parameter("compute_classification_metrics"),
     "completions of the model": lambda _dialect: "",
+    "weights of the model": lambda _dialect: None,
     "graders, checkpoint permissions": lambda _dialect: None,
 }
 NAMES: Final = tuple(_HELD)

@@ -359,4 +359,10 @@ TOGETHER: Final = Dialect(
     follows=Follows.LIST,
     fits=_fits,
     rules=_rules,
+    missing=MappingProxyType(
+        {
+            "weights of the model": "GET /finetune/download",
+            "completions of the model": "it is deployed first, by another API of Together's",
+        }
+    ),
 )
