@@ -25,7 +25,9 @@ def encoding_of(headers: Mapping[str, str]) -> str:
 
     Values that are not encodings are ignored, because some services send an empty value, ``none`` or a character set.
     """
-    named = headers.get("Content-Encoding", "").lower().split(",")
+    if not (value := headers.get("Content-Encoding")):
+        return "identity"
+    named = value.lower().split(",")
     known = [name for each in named if (name := each.strip()) in (ENCODINGS | _COMPRESSIONS) - {"identity"}]
     return ", ".join(known) or "identity"
 

@@ -52,6 +52,7 @@ class Incoming:
         "_loop",
         "_request",
         "_response",
+        "_stall",
         "_watch",
     )
 
@@ -59,7 +60,8 @@ class Incoming:
         self._request = request
         self._response = response
         self._loop = asyncio.get_running_loop()
-        self._watch = _Watch(math.inf if stall is None else stall, response.close, self._is_lost)
+        self._stall = math.inf if stall is None else stall
+        self._watch: _Watch | None = None
         self._encoding = encoding_of(response.headers)
         self._decompressor: zlib._Decompress | None = None
 
@@ -92,10 +94,14 @@ class Incoming:
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigurationError(f"{self._request.name}: the reply belongs to another event loop; read it there")
         try:
-            if self._encoding == "identity":
-                with self._watch:
-                    return await self._read_raw(most)
-            return await self._read_decompressed()
+            if self._encoding != "identity":
+                return await self._read_decompressed()
+            content = self._response.content
+            # What has arrived is read without a wait, and so without a watch over it.
+            if (piece := content.read_nowait(-1 if most is None else most)) or content.at_eof():
+                return piece
+            with self._watched():
+                return await self._read_raw(most)
         except zlib.error as error:
             raise ProtocolViolation(f"{self._request.name}: the body cannot be decompressed: {error}") from error
         except FineTuneError:
@@ -126,11 +132,21 @@ class Incoming:
             # The status says enough; failing to decompress the page would hide it.
             return Reply(self.status, self.headers, b"")
         most = MAX_ERROR_BYTES if is_error else MAX_REPLY_BYTES
-        body = await collect(self.read, most, pieces)
+        body = self._read_whole(pieces) or await collect(self.read, most, pieces)
         if len(body) > most and not is_error:
             raise ProtocolViolation(f"{self._request.name}: the reply is longer than {most} bytes")
         # JSON has no byte order mark, but a parser may ignore one (RFC 8259, section 8.1).
         return Reply(self.status, self.headers, body.removeprefix(codecs.BOM_UTF8))
+
+    def _read_whole(self, pieces: list[bytes] | None) -> bytes:
+        """Return the complete body if it has arrived, as short ones mostly have with their heads; else b""."""
+        content = self._response.content
+        if self._encoding != "identity" or not content.is_eof() or content.exception() is not None:
+            return b""
+        body = content.read_nowait()
+        if pieces is not None:
+            pieces.append(body)
+        return body
 
     def close(self) -> None:
         """Release the connection: it is reused if the whole body was read, and closed otherwise."""
@@ -142,8 +158,15 @@ class Incoming:
                 self._loop.call_soon_threadsafe(self._free)
 
     def _free(self) -> None:
-        self._watch.end()
+        if self._watch is not None:
+            self._watch.end()
         self._response.close()
+
+    def _watched(self) -> _Watch:
+        """Return the watch over the waits of this reply. Most short replies have arrived whole, and need none."""
+        if self._watch is None:
+            self._watch = _Watch(self._stall, self._response.close, self._is_lost)
+        return self._watch
 
     def _is_lost(self) -> bool:
         """Return whether the connection of an unfinished body is closed, so that no more can arrive."""
@@ -163,7 +186,7 @@ class Incoming:
                 # No I/O is needed to go on, so let other tasks run: a few bytes may expand to a great many.
                 await asyncio.sleep(0)
             else:
-                with self._watch:
+                with self._watched():
                     raw = await self._read_raw()
             if self._decompressor is None:
                 if not raw:

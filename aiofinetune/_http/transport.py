@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import attrs
@@ -19,6 +19,7 @@ from aiohttp.abc import AbstractResolver, AbstractStreamWriter
 from yarl import URL
 
 from aiofinetune import _observe
+from aiofinetune._http.deadlines import Deadlines
 from aiofinetune._http.network_errors import cause_of, in_our_words, of_borrowed
 from aiofinetune._http.proxies import proxy_for
 from aiofinetune._http.reply_body import Incoming
@@ -154,13 +155,17 @@ class Transport:
         self._loop: asyncio.AbstractEventLoop | None = getattr(http, "_loop", None)
         self._process = os.getpid()
         self._slots = asyncio.Semaphore(MAX_CALLS)
+        self._deadlines = Deadlines()
         self._proxy = proxy_for(base_url)
         # A proxy has a name of its own to look up, and looks up the others itself.
         self._resolver = None if self._proxy else resolver
-        self._skipped = () if adds_content_type else ("Content-Type",)
-        # Total times are measured here: aiohttp's `total` would end an event stream, and costs more than one timeout
-        # around the call.
-        self._client_timeout = aiohttp.ClientTimeout(total=None, connect=timeout.connect)
+        settings = _settings(timeout)
+        # A session made here has the settings itself, and aiohttp handles each that a call passes.
+        self._options: dict[str, Any] = settings if http is not None else {}  # Any: as aiohttp has them
+        if self._proxy is not None:
+            self._options["proxy"] = self._proxy
+        if not adds_content_type:
+            self._options["skip_auto_headers"] = ("Content-Type",)
 
     def authorize(self, token: Secret) -> None:
         """Send this access token with every request from now on."""
@@ -193,23 +198,33 @@ class Transport:
         """
         async with self._slots:
             try:
+                if upload is None:
+                    with self._deadlines.after(self.timeout.reply):
+                        return await self._exchange(request, _body(request), heard, fresh=fresh)
                 async with asyncio.timeout(self.timeout.reply) as deadline:
-                    data = _body(request) if upload is None else _Timed(upload, deadline, self.timeout)
-                    response = await self._send(request, data, fresh=fresh)
-                    # An upload cannot follow a redirect: its body may have been read already.
-                    if 300 <= response.status < 400 and upload is None:
-                        response = await self._redirected(request, response)
-                    with contextlib.closing(Incoming(request, response, stall=None)) as incoming:
-                        if heard is None:
-                            return await incoming.read_reply()
-                        heard.begin(response.status, response.headers)
-                        return await incoming.read_reply(heard.pieces)
+                    return await self._exchange(request, _Timed(upload, deadline, self.timeout), heard, fresh=fresh)
             except FineTuneError as failure:
                 if heard is not None:
                     heard.fail(failure.__cause__)
                 raise
             except TimeoutError as error:
                 raise in_our_words(error, request.name) from error
+
+    async def _exchange(
+        self, request: Request, data: _Body | _Timed | None, heard: Heard | None, *, fresh: bool
+    ) -> Reply:
+        response = await self._send(request, data, fresh=fresh)
+        # An upload cannot follow a redirect: its body may have been read already.
+        if 300 <= response.status < 400 and not isinstance(data, _Timed):
+            response = await self._redirected(request, response)
+        incoming = Incoming(request, response, stall=None)
+        try:
+            if heard is None:
+                return await incoming.read_reply()
+            heard.begin(response.status, response.headers)
+            return await incoming.read_reply(heard.pieces)
+        finally:
+            incoming.close()
 
     async def open(self, request: Request, stall: float, buffer: int | None = None) -> Incoming:
         """Send a request; return its reply with the body unread. The caller must close it.
@@ -224,7 +239,7 @@ class Transport:
             ProtocolViolation: The reply is not HTTP.
         """
         try:
-            async with asyncio.timeout(stall):
+            with self._deadlines.after(stall):
                 response = await self._send(request, _body(request), buffer)
                 if 300 <= response.status < 400:
                     response = await self._redirected(request, response, buffer)
@@ -242,7 +257,7 @@ class Transport:
             ProtocolViolation: The reply is longer than any reply should be.
         """
         try:
-            async with asyncio.timeout(self.timeout.reply):
+            with self._deadlines.after(self.timeout.reply):
                 return await incoming.read_reply()
         except TimeoutError as error:
             raise in_our_words(error, incoming.name) from error
@@ -278,6 +293,7 @@ class Transport:
                 self.check_place()
             for http in own:
                 await http.close()
+            self._deadlines.close()
         self._closed = True
 
     async def _redirected(
@@ -321,17 +337,9 @@ class Transport:
                 # Not as the session's default headers: aiohttp would send those to a proxy too, with the key as
                 # Proxy-Authorization.
                 headers={**self._headers, **request.headers},
-                skip_auto_headers=self._skipped,
-                proxy=self._proxy,
-                read_bufsize=buffer,
                 allow_redirects=False,
-                # Decompressed by `Incoming`, which limits how much one read returns.
-                auto_decompress=False,
-                raise_for_status=False,
-                timeout=self._client_timeout,
-                max_line_size=_MAX_HEADER_BYTES,
-                max_field_size=_MAX_HEADER_BYTES,
                 middlewares=_SEND_ONCE if self._owns_http and request.method != "POST" else None,
+                **(self._options if buffer is None else {**self._options, "read_bufsize": buffer}),
             )
         except Exception as error:
             if self._owns_http and isinstance(error, FineTuneError):
@@ -348,7 +356,22 @@ class Transport:
     def _new_http(self, *, force_close: bool = False) -> aiohttp.ClientSession:
         # No limit on connections: `_slots` limits plain calls, and event streams are not limited.
         connector = aiohttp.TCPConnector(limit=0, force_close=force_close, resolver=self._resolver)
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), **_settings(self.timeout)
+        )
+
+
+def _settings(timeout: Timeout) -> dict[str, Any]:  # Any: as aiohttp has them
+    """Return how aiohttp sends a request and reads its reply, as arguments of a session or of one request."""
+    return {
+        # Total times are measured here: aiohttp's `total` would end an event stream.
+        "timeout": aiohttp.ClientTimeout(total=None, connect=timeout.connect),
+        # Decompressed by `Incoming`, which limits how much one read returns.
+        "auto_decompress": False,
+        "raise_for_status": False,
+        "max_line_size": _MAX_HEADER_BYTES,
+        "max_field_size": _MAX_HEADER_BYTES,
+    }
 
 
 def _body(request: Request) -> _Body | None:

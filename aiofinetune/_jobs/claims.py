@@ -29,20 +29,17 @@ class Claims:
     def __init__(self) -> None:
         self._ids: dict[str, float] = {}
         self._released: set[str] = set()
-        self._calls: dict[object, float] = {}
+        self._calls: dict[_Call, float] = {}
 
     def __contains__(self, name: object) -> bool:
         return name in self._ids
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """Mark a call as in progress: no id is forgotten that could be taken for the result of this call."""
-        call = object()
-        self._calls[call] = time.monotonic()
-        try:
-            yield
-        finally:
-            del self._calls[call]
+    def call(self) -> _Call:
+        """Return a context manager that marks a call as in progress.
+
+        In it no id is forgotten that could be taken for the result of this call.
+        """
+        return _Call(self._calls)
 
     def add(self, name: str) -> None:
         """Claim an id, and forget those that are too old to matter."""
@@ -68,6 +65,23 @@ class Claims:
         return self._ids.keys() - self._released
 
 
+class _Call:
+    """A call in progress, which is among `calls` with the time of its start."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self, calls: dict[_Call, float]) -> None:
+        self._calls = calls
+
+    def __enter__(self) -> None:
+        self._calls[self] = time.monotonic()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del self._calls[self]
+
+
 class Group(Generic[T]):
     """The requests of a session whose results look alike in the service's list.
 
@@ -85,6 +99,11 @@ class Group(Generic[T]):
         self._all_sent = asyncio.Event()
         self._none_searching = asyncio.Event()
         self._search = asyncio.Lock()
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether a search is running."""
+        return self._searching > 0
 
     async def wait_for_searches(self) -> None:
         """Wait until no search is running."""

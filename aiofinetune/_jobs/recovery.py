@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Final
 
 import attrs
@@ -401,28 +401,38 @@ class _Create:
             NotSent: The create is no longer wanted.
             CreateUncertain: The create was accepted, but it is not known which job it made.
         """
-        await self._group.wait_for_searches()
+        if self._group.is_searching:
+            await self._group.wait_for_searches()
         if not self._wanted():
             raise NotSent("the create was not sent, because it is no longer wanted")
         heard = Heard()
         try:
-            with self._group, _Noted(self._request, heard):
+            with self._group:
                 job = await self._exchange(heard)
                 self._claim(job.id)
                 return job
+        except asyncio.CancelledError as cancellation:
+            _add_note(cancellation, self._request, heard)
+            raise
         except Accepted as acceptance:
             search = self._search(acceptance)
-            with _Noted(self._request, acceptance):
+            try:
                 made = await self._recovery.retrieve_accepted(search, acceptance, self._note)
                 made = made or await self._search_list(search)
-                assert made is not None  # noqa: S101  # an accepted create made a job, so the search raises instead
-                return made
+            except asyncio.CancelledError as cancellation:
+                _add_note(cancellation, self._request, acceptance)
+                raise
+            assert made is not None  # noqa: S101  # an accepted create made a job, so the search raises instead
+            return made
 
     async def find(self) -> FineTune | None:
         """Return the job after the reply was lost; None if the create certainly made none."""
         self._is_lost = True
-        with _Noted(self._request, None):
+        try:
             return await self._search_list(self._search())
+        except asyncio.CancelledError as cancellation:
+            _add_note(cancellation, self._request, None)
+            raise
 
     async def _exchange(self, heard: Heard) -> FineTune:
         """Send the create; return the job that the reply describes.
@@ -479,33 +489,19 @@ def _before(reply: Reply, sent: Moment, astray: float = 0.0) -> float | None:
     return None if since is None else since - max(astray, matching.CLOCK_SLACK)
 
 
-class _Noted:
-    """Adds a note to a cancellation, saying what is known about the job of the create in progress."""
-
-    def __init__(self, request: FineTuneRequest, known: Heard | Accepted | None) -> None:
-        self._request = request
-        self._known = known
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            error.add_note(f"cancelled while a create was in progress: {self._outcome()}")
-
-    def _outcome(self) -> str:
-        match self._known:
-            case Accepted(fine_tune_id=named):
-                is_accepted = True
-            case Heard(is_accepted=True, pieces=pieces):
-                is_accepted, named = True, structuring.readable_id(b"".join(pieces))
-            case _:
-                is_accepted, named = False, None
-        if named is not None:
-            return f"the service accepted it and made a job, {named}"
-        return (
-            f"{'the service accepted it and made a job' if is_accepted else 'it may have made a job'}; in"
-            f" list_fine_tunes(), look for a new job with training file {self._request.training_file}"
-        )
+def _add_note(cancellation: asyncio.CancelledError, request: FineTuneRequest, known: Heard | Accepted | None) -> None:
+    """Add a note to a cancellation, saying what is known about the job of the create in progress."""
+    match known:
+        case Accepted(fine_tune_id=named):
+            is_accepted = True
+        case Heard(is_accepted=True, pieces=pieces):
+            is_accepted, named = True, structuring.readable_id(b"".join(pieces))
+        case _:
+            is_accepted, named = False, None
+    outcome = (
+        f"{'the service accepted it and made a job' if is_accepted else 'it may have made a job'}; in"
+        f" list_fine_tunes(), look for a new job with training file {request.training_file}"
+    )
+    if named is not None:
+        outcome = f"the service accepted it and made a job, {named}"
+    cancellation.add_note(f"cancelled while a create was in progress: {outcome}")

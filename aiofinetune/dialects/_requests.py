@@ -89,7 +89,7 @@ def build(
     Raises:
         RequestInvalid: An id cannot be encoded safely.
     """
-    url = base_url + endpoint.path.format(*map(path_segment, ids))
+    url = base_url + (endpoint.path.format(*map(path_segment, ids)) if ids else endpoint.path)
     if query:
         url += ("&" if "?" in url else "?") + urlencode(query)
     if body is not None:
