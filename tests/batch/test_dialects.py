@@ -297,3 +297,17 @@ async def test_how_long_a_job_took_is_by_its_own_times() -> None:
             else:
                 assert outcome.seconds == pytest.approx(seconds, abs=1.1)
             assert outcome.summary()["seconds"] == outcome.seconds
+
+
+async def test_a_lost_create_behind_a_gateway_that_changes_keys(tmp_path: Path) -> None:
+    """A create that a killed run left is found by its parameters where its key comes back changed."""
+    service = Quick()
+    async with talking_to(service) as (_server, session, wanted):
+        entry = wanted[0]
+        key = "0123456789abcdef" * 2
+        async with Journal(tmp_path / "journal", session.base_url, "jobs").opened() as crashed:
+            await crashed.intend(AttemptId(entry.label), entry.request, entry.request, time.time(), key)
+        made = service.add_job(JOBS.body_of(entry.request, key.upper()))
+        (outcome,) = await outcomes_of(Batch(session, [entry], journal=tmp_path / "journal", poll_interval=POLL))
+    assert (outcome.job_id, outcome.status) == (made, "succeeded")
+    assert len(service.jobs) == 1
