@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 import shlex
 import sys
@@ -20,7 +19,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Column, Table
 from rich.text import Text
 
+from aiofinetune.cli._exit import Exit
+from aiofinetune.cli._output import print_table
+from aiofinetune.cli._run import reported
 from aiofinetune.data import (
+    CHECKS,
     EMBEDDED,
     FINE_TUNES,
     JOBS,
@@ -40,7 +43,7 @@ from aiofinetune.data import (
     split_file,
     suggest_request,
 )
-from aiofinetune.errors import FineTuneError
+from aiofinetune.errors import LocalFileError
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # Any: click calls it by the names of its options
 
@@ -83,25 +86,21 @@ def _mapped(function: Function) -> Function:
 
 
 def _told(function: Function) -> Function:
-    """Print this package's own errors, and exit with status 1."""
+    """Print this package's own errors, and exit with their status."""
 
     @functools.wraps(function)
     def run(*args: Any, **options: Any) -> None:  # Any: as click calls it
-        for stream in (sys.stdout, sys.stderr):
-            # A character that the terminal cannot display must not stop a report.
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")
-        try:
+        with reported():
             function(*args, **options)
-        except FineTuneError as error:
-            sys.exit(f"aiofinetune: {error}")
 
     return run  # type: ignore[return-value]  # click takes it for the function
 
 
 @click.command()
 @click.argument("files", type=_FILE, nargs=-1, required=True)
-@click.option("--validation", type=_FILE, help="Validation file, which must share no prompt with FILES.")
+@click.option(
+    "--validation-file", "validation", type=_FILE, help="Validation file, which must share no prompt with FILES."
+)
 @_api
 @_mapped
 @click.option("--tokenizer", type=_FILE, help="tokenizer.json to count tokens with; by default they are estimated.")
@@ -112,7 +111,7 @@ def _told(function: Function) -> Function:
     type=click.Choice([*map(str, Severity), "never"]),
     default="error",
     show_default=True,
-    help="Exit with status 1 if there is a problem as bad as this.",
+    help="Exit with status 5 if there is a problem as bad as this.",
 )
 @_json
 @click.option("-o", "--output", type=_OUTPUT, help="Write the report to this file, as JSON.")
@@ -146,7 +145,7 @@ def check(
         _write(output, files, text)
     if as_json:
         click.echo(text, nl=False)
-    sys.exit(1 if is_bad else 0)
+    sys.exit(int(Exit.DATA_WRONG if is_bad else Exit.DONE))
 
 
 @click.command()
@@ -186,8 +185,16 @@ def mend(
 
 @click.command()
 @click.argument("file", type=_FILE)
-@click.option("--training", type=_OUTPUT, required=True, help="JSON Lines file to write the training rows to.")
-@click.option("--validation", type=_OUTPUT, required=True, help="JSON Lines file to write the validation rows to.")
+@click.option(
+    "--training-file", "training", type=_OUTPUT, required=True, help="JSON Lines file to write the training rows to."
+)
+@click.option(
+    "--validation-file",
+    "validation",
+    type=_OUTPUT,
+    required=True,
+    help="JSON Lines file to write the validation rows to.",
+)
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="For validation; default 0.2.")
 @click.option("--count", type=click.IntRange(1), help="Number of rows for validation.")
 @_seed
@@ -237,7 +244,21 @@ def sample(file: Path, **options: Any) -> None:  # Any: as `sample_file` takes t
     click.echo(f"{sample_file(file, **options):,} rows written to {options['output']}")
 
 
-COMMANDS: Final = {"check": check, "mend": mend, "split": split, "convert": convert, "sample": sample}
+@click.command()
+@_json
+def checks(*, as_json: bool) -> None:
+    """List all checks: the id and severity of each, what is wrong, and what `mend` does about it."""
+    if as_json:
+        click.echo(json.dumps([attrs.asdict(it) for it in CHECKS.values()], indent=2))
+        return
+    table = Table(Column("check", no_wrap=True), "severity", "problem", "mend", box=None, pad_edge=False)
+    for it in CHECKS.values():
+        mend_text = "" if it.mend is None else f"{it.mend} ({it.kind})"
+        table.add_row(it.id, Text(it.severity.value, _STYLES[it.severity]), it.says, mend_text)
+    print_table(Console(highlight=False), table)
+
+
+COMMANDS: Final = {"checks": checks, "check": check, "mend": mend, "split": split, "convert": convert, "sample": sample}
 
 
 @contextlib.contextmanager
@@ -270,11 +291,11 @@ def _print_json(told: dict[str, object]) -> None:
 
 def _write(output: Path, inputs: tuple[Path, ...], text: str) -> None:
     if output.exists() and any(output.samefile(file) for file in inputs):
-        sys.exit(f"aiofinetune: {output} is the input; give another file to write")
+        raise LocalFileError(f"{output}: is the input; give another file to write")
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
-        sys.exit(f"aiofinetune: {output}: {error.strerror}")
+        raise LocalFileError(f"{output}: {error.strerror}") from error
 
 
 def _unescaped(text: str) -> str:
@@ -289,12 +310,15 @@ def _show_report(console: Console, report: Report, suggestion: Suggestion | None
     console.print(Text(_summary(report)))
     if report.findings:
         table = Table(Column("rows", justify="right"), Column("problem", overflow="fold"), box=None, pad_edge=False)
+        mapping = suggested_mapping(report)
         for finding in report.findings:
-            table.add_row(Text(f"{finding.count:,}"), _finding_text(finding))
+            table.add_row(Text(f"{finding.count:,}"), _finding_text(finding, can_map=bool(mapping)))
         console.print(table)
     else:
         console.print("no problems")
-    if any(finding.is_mend_safe for finding in report.findings) and report.unreadable_rows < report.rows:
+    if mapping := suggested_mapping(report):
+        console.print(Text(f"The columns have other names; try again with {shlex.join(mapping)}"))
+    elif any(finding.is_mend_safe for finding in report.findings) and report.unreadable_rows < report.rows:
         given = zip(("--prompt", "--completion"), attrs.astuple(columns), attrs.astuple(Columns()), strict=True)
         named = [word for option, name, usual in given if name != usual for word in (option, name)]
         command = shlex.join(["aiofinetune", "data", "mend", report.file, *named, "-o", "FILE"])
@@ -320,10 +344,19 @@ def _summary(report: Report) -> str:
     return "; ".join(parts)
 
 
-def _finding_text(finding: Finding) -> Text:
+def suggested_mapping(report: Report) -> list[str]:
+    """Return the options that map the columns, if those of all rows only have other names; else an empty list."""
+    for finding in report.findings:
+        if finding.check == "missing-field" and report.unreadable_rows == report.rows and finding.places:
+            _, _, options = finding.places[0].text.partition("; try ")
+            return shlex.split(options)
+    return []
+
+
+def _finding_text(finding: Finding, *, can_map: bool) -> Text:
     text = Text.assemble((finding.severity.value, _STYLES[finding.severity]), " ", (finding.check, "bold"))
     text.append(f": {finding.says}")
-    if finding.mend is not None:
+    if finding.mend is not None and not (can_map and finding.check == "missing-field"):
         how = "safe mend" if finding.is_mend_safe else f"mend with --mend {finding.check}"
         text.append(f" ({how})", "dim")
     for place in finding.places:

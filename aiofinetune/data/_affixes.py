@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os.path import commonprefix
 from typing import Final
 
@@ -39,12 +39,11 @@ class CommonPrefix:
         self.is_whole = False
         """Whether one of the texts is the prefix itself."""
 
-    def add(self, text: str) -> None:
-        """Add a text."""
-        if self.prefix is None:
-            self.prefix = text
-        elif self.prefix and not text.startswith(self.prefix):
-            self.prefix = commonprefix((self.prefix, text))  # noqa: RUF071  # these are no paths
+    def add(self, texts: Iterable[str]) -> None:
+        """Add texts."""
+        if self.prefix != "":
+            known = () if self.prefix is None else (self.prefix,)
+            self.prefix = commonprefix((*known, *texts))  # noqa: RUF071  # these are no paths
 
 
 class Ending:
@@ -68,27 +67,32 @@ class Ending:
         self.inside: list[tuple[int, str]] = []
         self.inside_count = 0
 
-    def add(self, text: str, line: int) -> None:
-        """Add a text and its line."""
-        if self._head is not None:
-            self._head.append((text, line))
-            self._size += len(text)
+    def add(self, texts: Iterable[tuple[str, int]]) -> None:
+        """Add texts, each with its line."""
+        rest = iter(texts)
+        while self._head is not None and (item := next(rest, None)) is not None:
+            self._head.append(item)
+            self._size += len(item[0])
             if len(self._head) >= _HEAD or self._size > _HEAD_CHARACTERS:
                 self.begin()
-            return
+        self._look(rest)
+
+    def _look(self, texts: Iterable[tuple[str, int]]) -> None:
         ending = self.text
         if ending is None:
-            self.missing_count += 1
-            self._rule_out(text)
-        elif not text.endswith(ending):
-            _keep(self.missing, line, text)
-            self.missing_count += 1
-            if ending in text:
+            for text, _ in texts:
+                self.missing_count += 1
+                self._rule_out(text)
+            return
+        for text, line in texts:
+            is_missing = not text.endswith(ending)
+            if is_missing:
+                _keep(self.missing, line, text)
+                self.missing_count += 1
+            # An ending that is inside is found before the end.
+            if ending in text if is_missing else text.find(ending) < len(text) - len(ending):
                 _keep(self.inside, line, text)
                 self.inside_count += 1
-        elif text.find(ending) < len(text) - len(ending):
-            _keep(self.inside, line, text)
-            self.inside_count += 1
 
     def begin(self) -> None:
         """Decide what the ending is, if this is not done yet."""
@@ -96,8 +100,7 @@ class Ending:
             return
         head, self._head = self._head, None
         self.text = find_ending([text for text, _ in head], self._usual)
-        for text, line in head:
-            self.add(text, line)
+        self._look(head)
 
     def _rule_out(self, text: str) -> None:
         for option in self._options:

@@ -19,9 +19,10 @@ _PARTS: Final = 256
 _MAX_HELD: Final = 4 << 20
 """The number of bytes that are held in memory."""
 _ENTRY: Final = struct.Struct("<16s16sII")
-_EMPTY: Final = blake2b(digest_size=16)
+_DIGEST: Final = 16
+_EMPTY: Final = blake2b(digest_size=_DIGEST)
 
-NO_DIGEST: Final = bytes(16)
+NO_DIGEST: Final = bytes(_DIGEST)
 
 
 def digest(content: bytes) -> bytes:
@@ -65,13 +66,15 @@ class DigestStore:
     def groups(self) -> Iterator[list[Entry]]:
         """Yield the rows of each prompt that several rows have, in order."""
         for position in range(_PARTS):
-            first: dict[bytes, Entry] = {}
-            more: dict[bytes, list[Entry]] = {}
-            for prompt, *rest in _ENTRY.iter_unpack(self._read(position)):
-                entry = Entry(*rest)
-                if (earlier := first.setdefault(prompt, entry)) is not entry:
-                    more.setdefault(prompt, [earlier]).append(entry)
-            yield from more.values()
+            entries = self._read(position)
+            first: dict[bytes, int] = {}
+            more: dict[bytes, list[int]] = {}
+            for offset in range(0, len(entries), _ENTRY.size):
+                prompt = entries[offset : offset + _DIGEST]
+                if (earlier := first.setdefault(prompt, offset)) != offset:
+                    more.setdefault(prompt, [earlier]).append(offset)
+            for offsets in more.values():
+                yield [Entry(*_ENTRY.unpack_from(entries, offset)[1:]) for offset in offsets]
 
     def _read(self, position: int) -> bytes:
         content = bytearray()

@@ -10,10 +10,11 @@ import io
 import json
 import math
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
-from aiofinetune.data._json_rows import Notes, check_depth, parse
+from aiofinetune.data._json_rows import Decoder
 from aiofinetune.data._report import Trouble, cut
 from aiofinetune.errors import ConfigurationError
 
@@ -21,6 +22,8 @@ _PIECE: Final = 1 << 20
 _MAX_VALUE: Final = 16 << 20
 """The number of characters of the longest item of a JSON array that is read."""
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
+_field_limit: Final = threading.Lock()
+"""Held while the limit of the module `csv` is another, so that of two threads neither leaves the other's."""
 _ESCAPED: Final = re.compile("[\udc80-\udcff]")
 
 
@@ -40,15 +43,18 @@ Line = tuple[int, bytes, Trouble | None]
 
 def json_lines(lines: Iterable[Line]) -> Iterator[Record]:
     """Read JSON Lines."""
+    parse = Decoder().parse
     for number, line, trouble in lines:
         if trouble is not None:
             yield Record(number, None, (trouble,))
             continue
-        if line.isspace():
-            yield Record(number, None, (Trouble("blank-line", None, ""),))
-            continue
         value, troubles = parse(line)
-        yield Record(number, value, troubles) if type(value) is dict else _record(number, value, troubles, line)
+        if type(value) is dict:
+            yield Record(number, value, troubles)
+        elif line.isspace():
+            yield Record(number, None, (Trouble("blank-line", None, ""),))
+        else:
+            yield _record(number, value, troubles, line)
 
 
 def _record(number: int, value: object, troubles: tuple[Trouble, ...], text: bytes) -> Record:
@@ -62,7 +68,7 @@ def _record(number: int, value: object, troubles: tuple[Trouble, ...], text: byt
 
 def json_values(text: io.TextIOBase) -> Iterator[Record]:
     """Read JSON that is not on lines: an array of objects, or objects one after the other."""
-    notes, buffer, line, is_array, ended = Notes(), "", 1, None, False
+    decoder, buffer, line, is_array, ended = Decoder(), "", 1, None, False
     while True:
         start = _next_value(buffer, is_array=bool(is_array))
         line += buffer.count("\n", 0, start)
@@ -74,7 +80,7 @@ def json_values(text: io.TextIOBase) -> Iterator[Record]:
                 continue
         if buffer.startswith("]") and is_array:
             return
-        value, end, problem = _decode_value(notes, buffer) if buffer else (None, 0, "the end of the file")
+        value, end, problem = _decode_value(decoder, buffer) if buffer else (None, 0, "the end of the file")
         # A value that ends with the buffer may go on, and a broken one may only be cut.
         if not ended and (end == len(buffer) or problem) and len(buffer) <= _MAX_VALUE:
             piece = text.read(max(_PIECE, len(buffer)))
@@ -88,7 +94,7 @@ def json_values(text: io.TextIOBase) -> Iterator[Record]:
             yield Record(line, None, (Trouble("not-json", None, f"{problem}: {cut(buffer[:60])}"),))
             yield Record(None, None, (Trouble("unreadable-file", None, f"nothing after line {line} was read"),))
             return
-        yield _record(line, value, notes.troubles(), buffer[: min(end, 200)].encode("utf-8", "replace"))
+        yield _record(line, value, decoder.troubles(), buffer[: min(end, 200)].encode("utf-8", "replace"))
         line += buffer.count("\n", 0, end)
         buffer = buffer[end:]
 
@@ -103,11 +109,10 @@ def _next_value(buffer: str, *, is_array: bool) -> int:
     return start
 
 
-def _decode_value(notes: Notes, buffer: str) -> tuple[object, int, str]:
+def _decode_value(decoder: Decoder, buffer: str) -> tuple[object, int, str]:
     """Return the value at the start of the buffer, where it ends, and what is wrong with it."""
     try:
-        value, end = notes.decoder.raw_decode(buffer)
-        check_depth(value)
+        value, end = decoder.decode(buffer)
     except json.JSONDecodeError as error:
         return None, 0, error.msg
     except (ValueError, RecursionError):
@@ -126,21 +131,19 @@ def table_rows(
         fallback: An encoding for such bytes.
         max_field: The number of characters of the longest field.
     """
-    # The limit belongs to the whole process, so it is only raised.
-    csv.field_size_limit(max(csv.field_size_limit(), max_field))
     reader = csv.reader(text, dialect, strict=True)
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
         try:
-            cells = next(reader)
+            cells = _next_row(reader, max_field)
         except StopIteration:
             return
         except csv.Error as error:
             if "limit" not in str(error):
                 yield Record(line, None, (Trouble("not-csv", None, str(error)),))
                 continue
-            words = f"a field has more than {csv.field_size_limit():,} characters; a quotation mark may be missing"
+            words = f"a field has more than {max_field:,} characters; a quotation mark may be missing"
             yield Record(line, None, (Trouble("line-too-long", None, words),))
             yield Record(None, None, (Trouble("unreadable-file", None, f"nothing after line {line} was read"),))
             return
@@ -157,6 +160,17 @@ def table_rows(
                 yield Record(None, None, (Trouble("duplicate-key", min(twice), f"the header has {min(twice)} twice"),))
             continue
         yield _row(line, header, cells, trouble)
+
+
+def _next_row(reader: Iterator[list[str]], max_field: int) -> list[str]:
+    """Return the next row, whose fields may be as long as `max_field`."""
+    # The limit belongs to the whole process and its host, and is as it was when this returns.
+    with _field_limit:
+        before = csv.field_size_limit(max_field)
+        try:
+            return next(reader)
+        finally:
+            csv.field_size_limit(before)
 
 
 def _decode_cells(cells: list[str], fallback: str | None) -> Trouble | None:

@@ -23,7 +23,7 @@ from aiofinetune.data._chat import wrong_row
 from aiofinetune.data._check import PLAIN_COLUMNS, FileChecker
 from aiofinetune.data._duplicates import NO_DIGEST, DigestStore, Repeats, digest
 from aiofinetune.data._formats import Record
-from aiofinetune.data._json_rows import dumps, parse
+from aiofinetune.data._json_rows import Decoder, dumps
 from aiofinetune.data._reading import Progress, Source, open_source
 from aiofinetune.data._report import cut
 from aiofinetune.data._rows import Columns, find_shape, rename, text_of
@@ -390,9 +390,10 @@ class _Rows:
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, object]]]:
         self._file.seek(0)
+        decoder = Decoder()
         for entry in self._file:
             line, _, content = entry.partition(b" ")
-            fields, _ = parse(content)
+            fields, _ = decoder.parse(content)
             assert isinstance(fields, dict)  # noqa: S101  # as `add` wrote it
             yield int(line), fields
 

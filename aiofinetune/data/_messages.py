@@ -47,7 +47,7 @@ class ChatChecker:
         tokens = 0
         for field, text, content in texts:
             tokens += self._count_tokens(text, len(content))
-            if has_private(text, content):
+            if has_private(content):
                 self._tally.add_all(line, find_private(field, text))
         messages = fields.get("messages")
         tokens += _TOKENS_PER_MESSAGE * (len(messages) if isinstance(messages, list) else 0)

