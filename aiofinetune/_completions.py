@@ -35,6 +35,37 @@ class CompletionUsage:
 
 
 @attrs.frozen
+class ChatMessage:
+    """What a model has said."""
+
+    content: str | None = None
+    """None if it called a tool instead."""
+    role: str = "assistant"
+
+
+@attrs.frozen
+class ChatChoice:
+    """One answer to a conversation."""
+
+    message: ChatMessage
+    index: int = 0
+    finish_reason: str | None = None
+    """As in `CompletionChoice`."""
+
+
+@attrs.frozen
+class ChatCompletion:
+    """A model's answers to a conversation (OpenAI: the chat completion object)."""
+
+    id: str
+    choices: tuple[ChatChoice, ...]
+    model: str = ""
+    created: int = 0
+    usage: CompletionUsage | None = None
+    object: str = "chat.completion"
+
+
+@attrs.frozen
 class Completion:
     """A model's completions of one or more prompts (reference: the completion object)."""
 

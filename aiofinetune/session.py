@@ -54,7 +54,7 @@ from aiofinetune.models import (
 from aiofinetune.retry import Retry
 
 if TYPE_CHECKING:
-    from aiofinetune._completions import Completion
+    from aiofinetune._completions import ChatCompletion, Completion
     from aiofinetune.data import Rules
     from aiofinetune.results import Results
 
@@ -441,6 +441,33 @@ class FineTuneSession:
 
         sampling = {"max_tokens": max_tokens, "temperature": temperature, "stop": stop, "logprobs": logprobs}
         return await self._caller.call(CREATE_COMPLETION, body=encode(model, prompt, {**sampling, "seed": seed}))
+
+    async def create_chat_completion(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> ChatCompletion:
+        """Have a chat model answer a conversation. The service chooses the value of each argument that is None.
+
+        Args:
+            model: A base model or a fine-tuned model.
+            messages: The conversation, each message with its role and content.
+            max_tokens: The maximum number of tokens in the answer.
+            temperature: See `create_completion`.
+            stop: See `create_completion`.
+            seed: See `create_completion`.
+
+        Source: ``POST /chat/completions``.
+        """
+        from aiofinetune.dialects._completions import CREATE_CHAT_COMPLETION, encode_chat  # noqa: PLC0415  # as above
+
+        sampling = {"max_tokens": max_tokens, "temperature": temperature, "stop": stop, "seed": seed}
+        return await self._caller.call(CREATE_CHAT_COMPLETION, body=encode_chat(model, messages, sampling))
 
     # Files
 

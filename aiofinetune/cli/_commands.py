@@ -424,15 +424,26 @@ def compare(jobs: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--file",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help='JSON Lines with {"prompt": ..., "completion": ...}; with completions the accuracy is measured.',
+    help="Data file of prompts, in any format; with completions the accuracy is measured.",
 )
+@click.option("--prompt", default="prompt", show_default=True, help="Column of --file with the prompts.")
+@click.option("--completion", default="completion", show_default=True, help="Column of --file with the completions.")
+@click.option("--chat/--no-chat", default=None, help="Ask by messages, or not; by default as the service's API has it.")
 @click.option("--beside", metavar="MODEL", help="Show the answers of another model too, such as the base model.")
 @click.option("--max-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer, in tokens.")
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is not random.")
 @click.option("--stop", multiple=True, help="Text at which an answer ends; may be given several times.")
 @click.option("--show", type=click.IntRange(0), default=10, show_default=True, help="Rows of --file to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print all answers and the accuracy as JSON.")
-def try_(model: str, prompts: tuple[str, ...], file: Path | None, beside: str | None, **options: Any) -> None:
+def try_(
+    model: str,
+    prompts: tuple[str, ...],
+    file: Path | None,
+    beside: str | None,
+    prompt: str,
+    completion: str,
+    **options: Any,  # as `Options` takes them
+) -> None:
     """Show what a MODEL answers to each PROMPT, or to those of a file.
 
     End a prompt the way that the training prompts end.
@@ -440,9 +451,11 @@ def try_(model: str, prompts: tuple[str, ...], file: Path | None, beside: str | 
     from rich.console import Console
 
     from aiofinetune.cli._try import Options, try_models
+    from aiofinetune.data import Columns
 
     models = (model,) if beside is None else (model, beside)
-    _run(lambda: try_models(models, prompts, file, Console(), Console(stderr=True), Options(**options)))
+    asked = Options(columns=Columns(prompt, completion), **options)
+    _run(lambda: try_models(models, prompts, file, Console(), Console(stderr=True), asked))
 
 
 def _run(main: Callable[[], Coroutine[object, object, int | None]]) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -15,8 +15,12 @@ from rich.text import Text
 
 from aiofinetune.cli._output import is_ascii, print_json, print_line, print_table
 from aiofinetune.cli._runs import each
-from aiofinetune.errors import ConfigurationError, ProtocolViolation
-from aiofinetune.results._answers import Answers, Question, read_questions
+from aiofinetune.data import Columns
+from aiofinetune.data._chat import read_messages
+from aiofinetune.data._reading import open_source, rows_of
+from aiofinetune.data._rows import rename, text_of
+from aiofinetune.errors import ConfigurationError, DatasetError, ProtocolViolation
+from aiofinetune.results._answers import Answers, Question
 from aiofinetune.session import FineTuneSession
 
 _AT_ONCE: Final = 20
@@ -37,6 +41,8 @@ class Options:
         stop: Texts at which an answer ends.
         show: The number of rows of a file to show, wrong answers first.
         as_json: Whether to print JSON, and nothing else.
+        chat: Whether to ask through chat completions; None does so unless the service is of the reference's API.
+        columns: Which columns of a file hold the prompts and the completions.
     """
 
     max_tokens: int = 16
@@ -44,6 +50,8 @@ class Options:
     stop: Sequence[str] = ()
     show: int = 10
     as_json: bool = False
+    chat: bool | None = None
+    columns: Columns = attrs.field(factory=Columns)
 
 
 async def try_models(
@@ -72,7 +80,7 @@ async def try_models(
     """
     questions = [Question(prompt) for prompt in prompts]
     if file is not None:
-        questions += await asyncio.to_thread(lambda: list(read_questions(file)))
+        questions += await asyncio.to_thread(lambda: list(read_questions(file, options.columns)))
     if not questions:
         raise ConfigurationError("there is no prompt; give some, or --file")
     answers = await _ask_all(models, questions, warnings, options)
@@ -82,6 +90,37 @@ async def try_models(
         shown = questions if file is None else questions[: len(prompts) + options.show]
         _print(answers, questions, len(shown), console)
     return 0
+
+
+def read_questions(path: Path, columns: Columns) -> Iterator[Question]:
+    """Yield the questions of a data file of any format. Of a conversation, the last message is expected. This blocks.
+
+    Raises:
+        DatasetError: A row has no prompt, or cannot be read; the error names its line.
+        LocalFileError: The file cannot be read.
+    """
+    with open_source(path) as source:
+        for line, fields in rows_of(source):
+            try:
+                yield _question(fields, columns)
+            except ValueError as error:
+                raise DatasetError(str(path), line, str(error)) from error
+
+
+def _question(fields: dict[str, object], columns: Columns) -> Question:
+    if "messages" in fields:
+        messages = read_messages(fields["messages"])
+        asked = messages[:-1]
+        told = [{"role": message.role, "content": message.content} for message in asked]
+        return Question(asked[-1].content if asked else "", messages[-1].content, told)
+    pair, _ = rename(fields, columns)
+    prompt = text_of(pair.get("prompt"))
+    if prompt is None:
+        raise ValueError(f"expected a row with a text as its {columns.prompt!r}; --prompt names another column")
+    completion = pair.get("completion")
+    if isinstance(completion, dict | list):
+        raise ValueError("the completion is not a text; expected a text, or none")
+    return Question(prompt, text_of(completion))
 
 
 async def _ask_all(
@@ -116,8 +155,31 @@ async def _ask(
             raise ProtocolViolation(f"{model}: {len(choices)} answers to {len(some)} prompts; expected one for each")
         return [(choice.text, choice.finish_reason == "length") for choice in choices]
 
+    async def answer(some: Sequence[Question]) -> list[tuple[str, bool]]:
+        (question,) = some
+        messages = question.messages or [{"role": "user", "content": question.prompt}]
+        reply = await session.create_chat_completion(
+            model,
+            messages,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            stop=list(options.stop) or None,
+        )
+        progress.advance(bar, 1)
+        if not reply.choices:
+            raise ProtocolViolation(f"{model}: no answer to a conversation; expected one")
+        return [(reply.choices[0].message.content or "", reply.choices[0].finish_reason == "length")]
+
+    is_chat = session.dialect.name != "fine-tunes" if options.chat is None else options.chat
+    if is_chat or any(question.messages is not None for question in questions):
+        pages = await each(answer, [[question] for question in questions], at_once=_REQUESTS_AT_ONCE)
+        return _answers(model, pages)
     slices = [questions[start : start + _AT_ONCE] for start in range(0, len(questions), _AT_ONCE)]
     pages = await each(complete, slices, at_once=_REQUESTS_AT_ONCE)
+    return _answers(model, pages)
+
+
+def _answers(model: str, pages: Sequence[Sequence[tuple[str, bool]]]) -> Answers:
     found = [answer for page in pages for answer in page]
     return Answers(model, [text for text, _ in found], sum(is_cut for _, is_cut in found))
 
@@ -138,7 +200,7 @@ def _told(answers: Sequence[Answers], questions: Sequence[Question]) -> dict[str
 def _print(answers: Sequence[Answers], questions: Sequence[Question], shown: int, console: Console) -> None:
     # Wrong answers of the first model first: they are what one looks for.
     order = sorted(range(len(questions)), key=lambda place: questions[place].is_right(answers[0].texts[place]) is True)
-    if len(questions) <= _MAX_WHOLE:
+    if shown and len(questions) <= _MAX_WHOLE:
         for place in order:
             _print_whole(answers, questions[place], place, console)
     elif shown:

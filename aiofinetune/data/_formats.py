@@ -11,6 +11,7 @@ import json
 import math
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
@@ -156,7 +157,7 @@ def table_rows(
             header = [cell.strip() for cell in cells]
             if trouble is not None:
                 yield Record(line, None, (trouble,))
-            if twice := {name for name in header if name and header.count(name) > 1}:
+            if twice := [name for name, count in Counter(header).items() if name and count > 1]:
                 yield Record(None, None, (Trouble("duplicate-key", min(twice), f"the header has {min(twice)} twice"),))
             continue
         yield _row(line, header, cells, trouble)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import attrs
 
-from aiofinetune import structuring
-from aiofinetune.errors import DatasetError, LocalFileError
 from aiofinetune.results._metrics import accuracy, weighted_f1
 
 
@@ -18,6 +15,8 @@ class Question:
 
     prompt: str
     completion: str | None = None
+    messages: Sequence[Mapping[str, object]] | None = None
+    """What a chat model is asked; None asks it the prompt, as the user's message."""
 
     def is_right(self, answer: str) -> bool | None:
         """Return whether an answer is the completion, apart from white space around both; None if none is expected."""
@@ -59,33 +58,3 @@ class Answers:
         are_classes = 2 * len(set(truth)) <= len(truth)
         right = sum(question.is_right(text) is True for question, text in zip(questions, self.texts, strict=True))
         return Score(right, len(pairs), accuracy(truth, answers), weighted_f1(truth, answers) if are_classes else None)
-
-
-def read_questions(path: Path) -> Iterator[Question]:
-    """Yield the questions of a JSON Lines file. This blocks.
-
-    Raises:
-        DatasetError: A line has no text as its ``prompt``, or a ``completion`` that is no text; the error names it.
-        LocalFileError: The file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _question(path, number, line)
-    except OSError as error:
-        raise LocalFileError(f"{path}: {error.strerror}") from error
-
-
-def _question(path: Path, number: int, line: bytes) -> Question:
-    try:
-        row = structuring.loads(line.removeprefix(b"\xef\xbb\xbf"))
-    except ValueError as error:
-        raise DatasetError(str(path), number, f"the line is not JSON: {error}") from error
-    prompt = row.get("prompt") if isinstance(row, dict) else None
-    if not isinstance(prompt, str):
-        raise DatasetError(str(path), number, 'expected an object such as {"prompt": "…", "completion": "…"}')
-    completion = row.get("completion")
-    if completion is not None and not isinstance(completion, str):
-        raise DatasetError(str(path), number, "the completion is not a text; expected a string, or none")
-    return Question(prompt, completion)

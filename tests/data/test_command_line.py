@@ -127,7 +127,7 @@ def test_columns_with_other_names_are_mapped_not_dropped(tmp_path: Path) -> None
     path = tmp_path / "train.csv"
     path.write_text("question,answer\n" + "".join(f"what {n} ->, x{n}\n" for n in range(9)))
     shown = run("check", path).stdout
-    assert "try again with --prompt question --completion answer" in shown
+    assert "try again with --prompt question --completion answer" in " ".join(shown.split())
     assert "--mend missing-field" not in shown
     assert run("check", path, "--prompt", "question", "--completion", "answer", "--fail-on", "never").exit_code == 0
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from aiofinetune import DatasetError, LocalFileError
-from aiofinetune.results._answers import Answers, Question, read_questions
+from aiofinetune.cli._try import read_questions
+from aiofinetune.data import Columns
+from aiofinetune.results._answers import Answers, Question
 
 QUESTIONS = [Question("a ->", " cat"), Question("b ->", " cat"), Question("c ->", " dog\n"), Question("d ->", " dog")]
 
@@ -32,17 +35,17 @@ def test_questions_of_a_file(tmp_path: Path) -> None:
     """Each line is a prompt, with a completion or without; blank lines and a byte order mark are passed over."""
     path = tmp_path / "a.jsonl"
     path.write_text('\ufeff{"prompt": "a"}\n\n{"prompt": "b", "completion": "c", "id": 1}\n')
-    assert list(read_questions(path)) == [Question("a"), Question("b", "c")]
+    assert list(read_questions(path, Columns())) == [Question("a"), Question("b", "c")]
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "the line is not JSON"),
-        ("[]", "expected an object such as"),
-        ('{"completion": "a"}', "expected an object such as"),
-        ('{"prompt": ["a"]}', "expected an object such as"),
-        ('{"prompt": "a", "completion": 1}', "the completion is not a text"),
+        ("{", "The line is not JSON"),
+        ("[]", "The line is not a JSON object"),
+        ('{"completion": "a"}', "expected a row with a text as its 'prompt'"),
+        ('{"prompt": ["a"]}', "expected a row with a text as its 'prompt'"),
+        ('{"prompt": "a", "completion": [1]}', "the completion is not a text"),
     ],
 )
 def test_wrong_questions(line: str, words: str, tmp_path: Path) -> None:
@@ -50,6 +53,18 @@ def test_wrong_questions(line: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"prompt": "a"}}\n{line}\n')
     with pytest.raises(DatasetError, match=rf"a\.jsonl, line 2: {words}"):
-        list(read_questions(path))
+        list(read_questions(path, Columns()))
     with pytest.raises(LocalFileError, match="No such file"):
-        list(read_questions(tmp_path / "b.jsonl"))
+        list(read_questions(tmp_path / "b.jsonl", Columns()))
+
+
+def test_questions_of_other_files(tmp_path: Path) -> None:
+    """A table has the prompts in any column, and of a conversation the last message is what is expected."""
+    table = tmp_path / "a.csv"
+    table.write_text("Text,label\nwren,bird\n")
+    assert list(read_questions(table, Columns("text", "label"))) == [Question("wren", "bird")]
+    chat = tmp_path / "b.jsonl"
+    asked = {"role": "user", "content": "wren?"}
+    row = {"messages": [asked, {"role": "assistant", "content": "bird"}]}
+    chat.write_text(json.dumps(row))
+    assert list(read_questions(chat, Columns())) == [Question("wren?", "bird", [asked])]

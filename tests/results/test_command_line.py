@@ -297,6 +297,13 @@ async def test_try_asks_models(
         assert "\nada: accuracy 0.500 (22 of 44), weighted F1 " in text
         assert len(re.findall(r"^'one prompt'  'x' +wrong  '", text, re.MULTILINE)) == 2
         assert "42 more; --show N" in text
+        answered = await tried("one prompt", chat=True)
+        assert re.fullmatch(r"'one prompt'\n  ada      '.*'\n  babbage  '.*'", answered)
+        chat = tmp_path / "chat.jsonl"
+        said = [{"role": "user", "content": "one prompt"}, {"role": "assistant", "content": "x"}]
+        chat.write_text(json.dumps({"messages": said}))
+        assert "ada: accuracy 0.000 (0 of 1)" in await tried(file=chat)
+        assert (await tried(file=chat, show=0)).startswith("1 more; --show N")
         await tried("another", file=path, as_json=True)
         told = json.loads(capsys.readouterr().out)
         assert told["accuracy"]["ada"]["right"] == 22
