@@ -242,7 +242,7 @@ class Caller:
             except FineTuneError as error:
                 failure = without_secret(error, *self.secrets)
             else:
-                self.trouble = None
+                self._clear_trouble()
                 return result
             if token is not None and isinstance(failure, AuthenticationFailed) and renews:
                 # The token may have expired. The call was refused, so it had no effect.
@@ -286,7 +286,7 @@ class Caller:
             if call.request_id is not None:
                 call.request_id = scrubbed(call.request_id.encode(errors="replace"), *self.secrets).decode()
             _log_attempt(call, how, time.perf_counter() - started_at)
-        if self.trouble is not None:
+        if self.trouble is not None and self._is_over(self.trouble):
             lasted = asyncio.get_running_loop().time() - self.trouble.since
             _log.info("calls succeed again, after %.1f s", lasted, extra={"seconds": lasted})
         return result
@@ -377,6 +377,14 @@ class Caller:
         """Slow down all calls if this one was throttled and will be retried in `seconds`."""
         if isinstance(failure, RateLimited):
             self.throttle.slow_down(seconds if failure.retry_after is None else failure.retry_after)
+
+    def _clear_trouble(self) -> None:
+        if self.trouble is not None and self._is_over(self.trouble):
+            self.trouble = None
+
+    def _is_over(self, trouble: Trouble) -> bool:
+        """Return whether a call that succeeds ends a trouble. It may be another one than those that are throttled."""
+        return trouble.kind == "unreachable" or asyncio.get_running_loop().time() >= trouble.until
 
     def _note_trouble(self, failure: FineTuneError, now: float, seconds: float) -> None:
         kind: Literal["throttled", "unreachable"] = "throttled" if isinstance(failure, RateLimited) else "unreachable"

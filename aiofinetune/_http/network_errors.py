@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import traceback
 from typing import Final
@@ -63,7 +64,9 @@ def _why_not_connected(error: Exception, name: str) -> str:
     if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
         return f"{server} does not speak TLS on this port ({cause.reason}); is it an http:// URL?"
     if cause.strerror is not None:
-        return str(error)
+        # asyncio has words of its own for errors of the system.
+        known = cause.errno if cause.errno and cause.errno > 0 and not isinstance(cause, ssl.SSLError) else None
+        return f"{server}: {cause.strerror if known is None else os.strerror(known)}"
     if str(cause):
         return f"{server}: {cause}"
     in_tls = " in the TLS handshake: it may not speak TLS on this port" if " https://" in name else ""

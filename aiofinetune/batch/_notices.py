@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+import attrs
+
 from aiofinetune.batch._outcomes import Wait
 
 _INTERVAL: Final = 60.0
 """The number of seconds between two lines about the same kind of wait."""
+
+_SETTLED: Final = 5.0
+"""The number of seconds after which a wait that is gone counts as over: a call in between may have succeeded."""
 
 _WHAT: Final = {
     "throttled": "the service asks to slow down",
@@ -30,6 +35,8 @@ class Notices:
         """When the last line about each kind was returned."""
         self._told: dict[str, Wait] = {}
         """The waits of which a line was returned, and whose end was not."""
+        self._gone_at: dict[str, float] = {}
+        """Since when those are gone that are."""
 
     def lines(self, waits: Iterable[Wait], now: float) -> list[str]:
         """Return what to say now.
@@ -40,14 +47,19 @@ class Notices:
         """
         lines = []
         current = {wait.kind: wait for wait in waits}
+        for kind in current:
+            self._gone_at.pop(kind, None)
         for kind, told in list(self._told.items()):
-            if kind not in current:
-                del self._told[kind]
-                lines.append(f"{_OVER[kind]}, after {duration(now - told.since)}")
+            gone_at = now if kind in current else self._gone_at.setdefault(kind, now)
+            if now - gone_at >= _SETTLED:
+                del self._told[kind], self._gone_at[kind]
+                lines.append(f"{_OVER[kind]}, after {duration(gone_at - told.since)}")
         for kind, wait in current.items():
             if now - self._told_at.get(kind, -_INTERVAL) >= _INTERVAL:
-                self._told_at[kind], self._told[kind] = now, wait
-                lines.append(_line(wait, now))
+                # One that was gone for a moment is the same.
+                since = self._told.get(kind, wait).since
+                self._told_at[kind], self._told[kind] = now, attrs.evolve(wait, since=since)
+                lines.append(_line(self._told[kind], now))
         return lines
 
 
@@ -56,7 +68,8 @@ def _line(wait: Wait, now: float) -> str:
     if wait.until is None:
         following = "the next one is sent when a job ends"
     else:
-        following = f"the next try is in {duration(max(0.0, wait.until - now))}"
+        seconds = wait.until - now
+        following = "trying again now" if seconds < 1 else f"the next try is in {duration(seconds)}"
     return f"{_WHAT[wait.kind]}{lasted}: {wait.why}; {following}"
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from aiofinetune._http.proxies import proxy_for
-from aiofinetune.batch._notices import Notices
+from aiofinetune.batch._notices import Notices, duration
 from aiofinetune.batch._outcomes import Wait
 from aiofinetune.errors import ConnectFailed, FineTuneError, NotFound, ProtocolViolation
 from aiofinetune.session import FineTuneSession
@@ -58,8 +58,8 @@ async def reach(base_url: str, *, retries: int, waits: bool, say: Callable[[str]
             for line in notices.lines([Wait("unreachable", began, now() + pause, why)], now()):
                 say(line)
         await asyncio.sleep(pause)
-    for line in notices.lines([], now()):
-        say(line)
+    if waits and now() - began >= 1:
+        say(f"the service can be reached, after {duration(now() - began)}")
 
 
 async def _problem(host: str, port: int, patience: float) -> str | None:

@@ -31,7 +31,7 @@ async def test_creates_wait_for_a_service_that_is_away() -> None:
     away = going_away(server, after=3)
     async with talking_to(server, retry=ONCE) as session:
         batch = Batch(session, wanted, concurrency=1, max_active=1, poll_interval=POLL)
-        outcomes = []
+        outcomes, sent = [], 0
         async with batch:
             async for outcome in batch:
                 outcomes.append(outcome)
