@@ -417,7 +417,8 @@ def read_journal(path: Path) -> JournalContent:
                 journal._read(_lines_of(file, path))  # noqa: SLF001  # the same module
         except OSError as error:
             raise LocalFileError(f"{path}: {error.strerror}") from error
-        rows = execute(f"SELECT {_RECORD} FROM attempts WHERE {_IS_LAST} ORDER BY number")  # noqa: S608  # names of ours
+        first = "(SELECT min(number) FROM attempts AS earlier WHERE earlier.label = attempts.label)"
+        rows = execute(f"SELECT {_RECORD} FROM attempts WHERE {_IS_LAST} ORDER BY {first}")  # noqa: S608  # names of ours
         opening = execute("SELECT base_url, dialect FROM openings ORDER BY number DESC LIMIT 1").fetchone()
         base_url, dialect = opening or ("", None)
         left_out = frozenset(label for (label,) in execute("SELECT label FROM left_out"))
