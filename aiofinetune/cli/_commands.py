@@ -86,7 +86,8 @@ class _Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Return the commands and options that start with what was typed."""
-        found = [CompletionItem(name, help=line) for name, line in self._lines(ctx) if name.startswith(incomplete)]
+        lines = [(name, line) for name, line in self._lines(ctx) if " " not in name]
+        found = [CompletionItem(name, help=line) for name, line in lines if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def _lines(self, ctx: click.Context) -> Iterator[tuple[str, str]]:
@@ -94,7 +95,7 @@ class _Commands(click.Group):
             if name in _LATER:
                 yield name, _LATER[name][1]
             elif command := self.get_command(ctx, name):
-                yield name, command.get_short_help_str(80)
+                yield name, command.get_short_help_str(200)
 
 
 class _Data(click.Group):
