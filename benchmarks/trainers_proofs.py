@@ -238,15 +238,22 @@ async def _killed(made: System, session: FineTuneSession, count: int) -> int:
     request = FineTuneRequest(training_file=file.id, model="ada", n_epochs=2)
     jobs = [await session.create_fine_tune(request) for _ in range(count)]
 
+    ended = 0
+
     async def harm() -> None:
         while True:
-            await asyncio.sleep(random.uniform(2, 8))
+            # Only after some job has ended since the last kill, so that all ends however slow the machine is.
+            before, patience = ended, time.monotonic() + 60
+            while ended <= before and time.monotonic() < patience:
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(random.uniform(0, 4))
             await random.choice(list(made.parts.values())).kill()
 
     harming = asyncio.create_task(harm())
     try:
-        while active := [job for job in await session.list_fine_tunes() if not job.is_terminal]:
-            await asyncio.sleep(min(2, 0.2 * len(active)))
+        while ended < count:
+            ended = sum(job.is_terminal for job in await session.list_fine_tunes())
+            await asyncio.sleep(0.5)
     finally:
         harming.cancel()
         await asyncio.wait([harming])

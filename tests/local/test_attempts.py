@@ -11,10 +11,13 @@ import attrs
 import pytest
 
 from aiofinetune.local import _queue as queue
+from aiofinetune.local._open_models import OpenModel
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended, EngineLost
+from aiofinetune.local._trainers.remote import inputs_by_name, outputs_by_name
+from aiofinetune.local._trainers.trainer import trainer_input
 from aiofinetune.models import FineTuneRequest, Status
 from tests.local.test_store import ROW, add_file
 
@@ -211,3 +214,24 @@ async def test_a_restart_keeps_the_files_of_attempts_that_go_on(data: Path) -> N
     async with Store(data).opened() as store:
         assert await store.attempts.resumable({}) == []
         assert list((data / "models").iterdir()) == []
+
+
+async def test_a_trainer_elsewhere_gets_the_files_of_an_open_model(data: Path, tmp_path: Path) -> None:
+    """The input of a trainer on another machine names all files by their paths in its folder, an open model's too."""
+    folder = tmp_path / "an open model"
+    (folder / "onnx").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", ".hidden", "onnx/model.onnx"):
+        (folder / name).touch()
+    async with Store(data, open_models=[OpenModel("open", folder)]).opened() as store:
+        await created(store, "open")
+        attempt = await store.attempts.take_next()
+        assert attempt is not None
+    training = attempt.training_path.name
+    asked = trainer_input(attempt, lambda path: path.name)
+    assert (asked["training_path"], asked["model"], asked["validation_path"]) == (training, "open", None)
+    assert isinstance(asked["open_model"], dict)
+    assert asked["open_model"]["path"] == "an open model"
+    assert str(tmp_path) not in str(asked)
+    expected = {training, "an open model/config.json", "an open model/model.safetensors"}
+    assert inputs_by_name(attempt).keys() == expected
+    assert outputs_by_name(attempt).keys() == {asked["model_path"], asked["results_path"]}

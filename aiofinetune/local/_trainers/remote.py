@@ -290,7 +290,9 @@ def inputs_by_name(attempt: Attempt) -> dict[str, Path]:
     found = {}
     for path in input_paths(attempt):
         if path.is_dir():
-            found.update({f"{path.name}/{each.relative_to(path)}": each for each in path.rglob("*") if each.is_file()})
+            # An open model. Its weights are in the folder itself; in folders below it are other forms of them.
+            parts = (part for part in path.iterdir() if part.is_file() and not part.name.startswith("."))
+            found.update({f"{path.name}/{part.name}": part for part in parts})
         else:
             found[path.name] = path
     return found

@@ -38,7 +38,7 @@ def trainer_input(attempt: Attempt, place: Callable[[Path], str] = str) -> dict[
         attempt: The attempt.
         place: Returns where a file of this server is for the trainer.
     """
-    is_base = attempt.start == attempt.base
+    is_base, open_model = attempt.start == attempt.base, attempt.open_model
     return {
         "training_path": place(attempt.training_path),
         "validation_path": attempt.validation_path and place(attempt.validation_path),
@@ -47,15 +47,16 @@ def trainer_input(attempt: Attempt, place: Callable[[Path], str] = str) -> dict[
         "results_path": place(attempt.results_path),
         "hyperparams": structuring.write_reply(attempt.job.hyperparams),
         "seed": attempt.seed,
-        "open_model": attempt.open_model and attempt.open_model.as_json(),
+        "open_model": open_model and {**open_model.as_json(), "path": place(open_model.path)},
         "checkpoint_paths": {str(epoch): place(path) for epoch, path in attempt.checkpoint_paths().items()},
     }
 
 
 def input_paths(attempt: Attempt) -> Sequence[Path]:
-    """Return the files that a trainer reads besides its input."""
+    """Return the files and folders that a trainer reads besides its input."""
     start = None if attempt.start == attempt.base else Path(attempt.start)
-    return [path for path in (attempt.training_path, attempt.validation_path, start) if path]
+    open_model = attempt.open_model and attempt.open_model.path
+    return [path for path in (attempt.training_path, attempt.validation_path, start, open_model) if path]
 
 
 def output_paths(attempt: Attempt) -> Sequence[Path]:
