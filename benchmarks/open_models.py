@@ -17,24 +17,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import csv
 import hashlib
 import importlib
-import io
 import json
 import os
 import resource
+import signal
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
-from aiofinetune import FineTune, FineTuneRequest, FineTuneSession
+from aiofinetune import FineTune, FineTuneFailed, FineTuneRequest, FineTuneSession, Timeout
 from aiofinetune.cli._demo import Examples, examples
 from aiofinetune.local import LocalServer, OpenModel
+from tests.local.tinymodel import make_model
 
 NAME: Final = "open"
 
@@ -77,23 +78,35 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, **settings: object) -> AsyncIterator[Service]:
+async def serving(folder: Path, dialect: str = "fine-tunes") -> AsyncIterator[Service]:
     """Serve the model in a folder."""
     with tempfile.TemporaryDirectory(prefix="aiofinetune-") as data:
         async with (
-            LocalServer(data, models=[OpenModel.at(NAME, folder, settings)]) as server,
-            FineTuneSession(server.api_key, base_url=server.base_url) as session,
+            LocalServer(data, models=[OpenModel.at(NAME, folder)]) as server,
+            FineTuneSession(
+                server.api_key, base_url=server.base_url, dialect=dialect, timeout=Timeout(reply=3600)
+            ) as session,
         ):
             yield Service(Path(data), session)
 
 
-def children(name: str) -> list[int]:
-    """Return the processes that this one started with a program of this name (by Linux's /proc)."""
+def running() -> list[int]:
+    """Return all processes but those that have ended and are still listed (by Linux's /proc)."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def children(name: str, of: int | None = None) -> list[int]:
+    """Return the processes that this one, or another, started with a program of this name (by Linux's /proc)."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and name.encode() in (process / "cmdline").read_bytes():
+            if parent == (of or os.getpid()) and name.encode() in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
     return found
 
@@ -120,7 +133,7 @@ async def convert(folder: Path, gguf: Path) -> None:
     print(f"{folder}: {sum(weight.numel() for weight in model.parameters()):,} parameters")
 
 
-async def accuracy(folder: Path, rows: int = 400, epochs: int = 1, held_out: int = 200) -> None:
+async def accuracy(folder: Path, rows: int = 400, epochs: int = 1, held_out: int = 100) -> None:
     """Tune on the demo's data, and compare the answers before and after."""
     data = examples()
     data = Examples(data.training[:rows], data.held_out[:held_out])
@@ -148,16 +161,14 @@ async def accuracy(folder: Path, rows: int = 400, epochs: int = 1, held_out: int
         most.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await most
-        rows_of_results = list(
-            csv.DictReader(io.StringIO((await service.session.download_file(job.result_files[0].id)).decode()))
-        )
+        last = (await service.session.results(job))[-1]
         cpu = after_use.ru_utime + after_use.ru_stime - used.ru_utime - used.ru_stime
         assert job.fine_tuned_model
         after = await service.answers(job.fine_tuned_model, prompts)
         sizes = [path.stat().st_size for path in (service.data / "models").iterdir()]
         print(f"{rows} rows x {epochs} epochs: {seconds:.0f} s, {cpu:.0f} s of CPU; the trainer took {_MOST[0]} MB")
         print(f"the process that writes took {writer} MB; the adapter takes {sizes[0] / 1e6:.1f} MB")
-        print(f"results file, last row: {rows_of_results[-1]}")
+        print(f"results file, last row: {last.figures()}")
         print(f"accuracy of the answers: {share(before, expected):.3f} before, {share(after, expected):.3f} after")
         print(f"majority: {data.majority:.3f}")
 
@@ -179,18 +190,206 @@ def share(answers: list[str], expected: list[str]) -> float:
     return sum(answer == right for answer, right in zip(answers, expected, strict=True)) / len(expected)
 
 
+SMALL: Final = [(f"{number} is", " odd" if number % 2 else " even") for number in range(20)]
+
+
+async def seed(folder: Path) -> None:
+    """Train twice with one seed, and once with another."""
+    async with serving(folder) as service:
+        file = await service.upload(SMALL)
+        request = FineTuneRequest(training_file=file, model=NAME, n_epochs=2, batch_size=4)
+        digests = [await service.adapter(await service.tune(request)) for _ in range(2)]
+        print("fine-tunes API, twice:", *(digest[:16] for digest in digests))
+        assert digests[0] == digests[1]
+    seeds = []
+    async with serving(folder, "jobs") as service:
+        file = await service.upload(SMALL)
+        for number in (1, 1, 2):
+            request = FineTuneRequest(training_file=file, model=NAME, n_epochs=2, batch_size=4, seed=number)
+            seeds.append(await service.adapter(await service.tune(request)))
+    print("jobs API, seeds 1, 1, 2:", *(digest[:16] for digest in seeds))
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+async def parameters(folder: Path) -> None:
+    """Show that each parameter of a job acts: on the adapter, the model's name, or the results."""
+    async with serving(folder) as service:
+        file = await service.upload(SMALL)
+        base = FineTuneRequest(
+            training_file=file,
+            model=NAME,
+            n_epochs=1,
+            batch_size=4,
+            learning_rate_multiplier=0.1,
+            prompt_loss_weight=0.01,
+        )
+        plain = await service.adapter(await service.tune(base))
+        for change in (
+            {"n_epochs": 2},
+            {"batch_size": 5},
+            {"learning_rate_multiplier": 0.2},
+            {"prompt_loss_weight": 1.0},
+            {"training_file": await service.upload(SMALL[1:])},
+        ):
+            changed = await service.adapter(await service.tune(evolved(base, change)))
+            print(f"{next(iter(change))}: {plain[:12]} -> {changed[:12]}")
+            assert changed != plain
+        named = await service.tune(attrs.evolve(base, suffix="my suffix"))
+        print(f"suffix: {named.fine_tuned_model}")
+        assert ":my-suffix-" in (named.fine_tuned_model or "")
+        validated = attrs.evolve(base, validation_file=file)
+        classes = {"compute_classification_metrics": True, "classification_n_classes": 2}
+        binary = {
+            "compute_classification_metrics": True,
+            "classification_positive_class": " odd",
+            "classification_betas": (0.5, 2.0),
+        }
+        choices: tuple[dict[str, Any], ...] = ({}, classes, binary)
+        for changes in choices:
+            job = await service.tune(evolved(validated, changes))
+            print(
+                f"validation_file {' '.join(changes)}: {', '.join((await service.session.results(job))[-1].figures())}"
+            )
+        # The metrics and the validation change the results, and not what is learned.
+        assert await service.adapter(job) == plain
+        with contextlib.suppress(FineTuneFailed):
+            await service.tune(evolved(validated, {**classes, "classification_n_classes": 1}))
+            raise AssertionError("one class was expected, and two were taken")
+
+
+def evolved(request: FineTuneRequest, changes: Mapping[str, Any]) -> FineTuneRequest:  # Any: of any type
+    """Return a request with other values."""
+    return attrs.evolve(request, **changes)
+
+
+async def concurrent(folder: Path) -> None:
+    """Ask for 20 completions at once while a job trains."""
+    async with serving(folder) as service:
+        file = await service.upload(SMALL * 4)
+        tuned = await service.tune(FineTuneRequest(training_file=file, model=NAME, n_epochs=1))
+        long = FineTuneRequest(training_file=file, model=NAME, n_epochs=50)
+        job = await service.session.create_fine_tune(long)
+        async with service.session.stream_fine_tune_events(job.id) as events:
+            async for event in events:
+                if event.message.startswith("Completed epoch 1/"):
+                    break
+        started, stalls = time.monotonic(), list[float]()
+        watching = asyncio.create_task(measure(service.session, stalls))
+        models = [NAME, tuned.fine_tuned_model or ""]
+        replies = await asyncio.gather(
+            *(
+                service.session.create_completion(models[number % 2], f"{number} is", max_tokens=16, temperature=1)
+                for number in range(20)
+            )
+        )
+        seconds = time.monotonic() - started
+        watching.cancel()
+        tokens = sum(reply.usage.completion_tokens or 0 for reply in replies if reply.usage)
+        status = (await service.session.retrieve_fine_tune(job.id)).status
+        print(f"20 completions at once, {tokens} tokens: {seconds:.1f} s; meanwhile the job was {status}")
+        print(f"other requests meanwhile took {max(stalls, default=0):.3f} s at most ({len(stalls)} of them)")
+        assert status == "running"
+        await service.session.cancel_fine_tune(job.id)
+
+
+async def measure(session: FineTuneSession, seconds: list[float]) -> None:
+    """Note how long each of many small requests takes."""
+    while True:
+        started = time.monotonic()
+        await session.list_models()
+        seconds.append(time.monotonic() - started)
+        await asyncio.sleep(0.05)
+
+
+async def kills(folder: Path) -> None:
+    """Kill the trainer, the process that writes, and the server."""
+    with tempfile.TemporaryDirectory(prefix="aiofinetune-") as data:
+        port = 0
+        async with command(data, folder, port) as (session, server, port):
+            service = Service(Path(data), session)
+            file = await service.upload(SMALL)
+            request = FineTuneRequest(training_file=file, model=NAME, n_epochs=1)
+            tuned = (await service.tune(request)).fine_tuned_model or ""
+            job = await session.create_fine_tune(attrs.evolve(request, n_epochs=50))
+            os.kill(await reached(session, job, server), signal.SIGKILL)
+            with contextlib.suppress(FineTuneFailed):
+                await session.wait(job.id)
+            events = await session.list_fine_tune_events(job.id)
+            print("the trainer killed:", *(event.message for event in events[-2:]), sep="\n  ")
+            await session.create_completion(tuned, "3 is")
+            writing = asyncio.create_task(session.create_completion(tuned, ["3 is"] * 100, max_tokens=1000))
+            await asyncio.sleep(1)
+            os.kill(children("writer.py", server)[0], signal.SIGKILL)
+            reply = await writing  # The session asks again after a 503, and gets an answer from a new process.
+            print(f"the process that writes killed: after a 503 the session got {len(reply.choices)} choices")
+            job = await session.create_fine_tune(attrs.evolve(request, n_epochs=20))
+            await reached(session, job, server)
+            orphans = [*children("trainer.py", server), *children("writer.py", server)]
+            os.kill(server, signal.SIGKILL)
+            started = time.monotonic()
+            while set(orphans) & set(running()):  # noqa: ASYNC110  # Nothing tells of processes that are not its own.
+                await asyncio.sleep(0.01)
+            print(f"the server killed: its {len(orphans)} processes were gone after {time.monotonic() - started:.2f} s")
+        async with command(data, folder, port) as (session, _, _):
+            done = await session.wait(job.id)
+            messages = [event.message for event in await session.list_fine_tune_events(job.id)]
+            assert done.fine_tuned_model
+            print("started again:", *(message for message in messages if "interrupted" in message), sep="\n  ")
+            written = (await session.create_completion(tuned, "3 is")).text
+            print(f"  the job {done.status}; the model of before writes {written!r}")
+
+
+async def reached(session: FineTuneSession, job: FineTune, server: int) -> int:
+    """Wait until a job has completed an epoch, and return its trainer."""
+    async with session.stream_fine_tune_events(job.id) as events:
+        async for event in events:
+            if event.message.startswith("Completed epoch 1/"):
+                break
+    return children("trainer.py", server)[0]
+
+
+@contextlib.asynccontextmanager
+async def command(data: str, folder: Path, port: int) -> AsyncIterator[tuple[FineTuneSession, int, int]]:
+    """Run ``aiofinetune serve`` in a process of its own; yield a session, the process and its port."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "aiofinetune", "serve", "--data", data, "--port", str(port), "--api-key", "key"),
+        *("--model", f"{NAME}={folder}"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout
+        url = (await process.stdout.readline()).decode().strip().partition("=")[2]
+        async with FineTuneSession("key", base_url=url, timeout=Timeout(reply=3600)) as session:
+            yield session, process.pid, int(url.rpartition(":")[2].partition("/")[0])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.communicate()
+
+
+PROOFS: Final[dict[str, Callable[[Path], Coroutine[object, object, None]]]] = {
+    "accuracy": accuracy,
+    "seed": seed,
+    "parameters": parameters,
+    "concurrent": concurrent,
+    "kills": kills,
+}
+
+
 def main() -> None:
     """Run a proof."""
-    proofs: dict[str, Callable[..., Coroutine[object, object, None]]] = {"accuracy": accuracy}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("proof", choices=["convert", *proofs])
+    parser.add_argument("proof", choices=["convert", *PROOFS])
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--gguf", type=Path)
     given = parser.parse_args()
-    if given.proof == "convert":
-        asyncio.run(convert(given.folder, given.gguf))
-    else:
-        asyncio.run(proofs[given.proof](given.folder))
+    with tempfile.TemporaryDirectory(prefix="aiofinetune-") as temporary:
+        folder = given.folder or make_model(Path(temporary))
+        if given.proof == "convert":
+            asyncio.run(convert(folder, given.gguf))
+        else:
+            asyncio.run(PROOFS[given.proof](folder))
 
 
 if __name__ == "__main__":

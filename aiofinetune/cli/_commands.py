@@ -250,7 +250,12 @@ def worker(server: str, token_file: Path, **options: Any) -> None:
 
 @cli.command()
 @click.option("--model", default="curie", show_default=True, type=click.Choice(["ada", "babbage", "curie", "davinci"]))
-@click.option("--n-epochs", default=4, show_default=True, type=click.IntRange(1), help="Number of epochs.")
+@click.option(
+    "--model-path",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of a local open model to tune instead; needs the extra 'transformers'.",
+)
+@click.option("--n-epochs", type=click.IntRange(1), help="Number of epochs; by default 4, or 1 for an open model.")
 @click.option(
     "--dialect",
     default="fine-tunes",
@@ -258,13 +263,13 @@ def worker(server: str, token_file: Path, **options: Any) -> None:
     type=click.Choice(["fine-tunes", "jobs", "together"]),
     help="The API to use.",
 )
-def demo(model: str, n_epochs: int, dialect: str) -> None:
+def demo(model: str, model_path: Path | None, n_epochs: int | None, dialect: str) -> None:
     """Fine-tune a model on real data, offline, and show what it learned."""
     from rich.console import Console
 
     from aiofinetune.cli import _demo as demonstration
 
-    _run(lambda: demonstration.run(model, n_epochs, dialect, Console()))
+    _run(lambda: demonstration.run(model, n_epochs, dialect, Console(), model_path))
 
 
 @cli.command()

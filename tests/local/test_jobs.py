@@ -163,7 +163,10 @@ async def test_a_trainer_that_is_killed_fails_its_job(
     await client.reach(job["id"], "Completed epoch 1/100000")
     (pid,) = trainers(data)
     os.kill(pid, signal.SIGKILL)
-    assert told(await client.finish(job["id"]))[-2:] == ["The trainer ended by SIGKILL", "Fine-tune failed"]
+    assert told(await client.finish(job["id"]))[-2:] == [
+        "The trainer ended by SIGKILL, perhaps because the machine ran out of memory",
+        "Fine-tune failed",
+    ]
 
 
 @pytest.mark.parametrize(

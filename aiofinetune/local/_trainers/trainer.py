@@ -132,5 +132,7 @@ def _signal(process: Process, number: signal.Signals) -> None:
 def ended(code: int, stderr: bytes) -> Ended:
     """Return how a trainer ended, with the last line of its stderr."""
     how = f"with exit status {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+    if code == -signal.SIGKILL:
+        how += ", perhaps because the machine ran out of memory"  # Linux sends it then.
     lines = stderr.decode(errors="replace").strip().splitlines()
     return Ended(code == 0, how + (f": {lines[-1]}" if lines else ""))

@@ -45,6 +45,8 @@ class Loaded:
     encoder: Encoder
     max_length: int
     """The most tokens of a text."""
+    uses_bf16: bool
+    """Whether it computes in bfloat16."""
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +87,7 @@ def load(open_model: OpenModel) -> Loaded:
     network.config.use_cache = True
     limit = getattr(network.config, "max_position_embeddings", None)
     length = min(open_model.settings.max_length, limit or open_model.settings.max_length)
-    return Loaded(open_model, network, Encoder(tokenizer, ends), length)
+    return Loaded(open_model, network, Encoder(tokenizer, ends), length, dtype == torch.bfloat16)
 
 
 def read_on(network: Any, ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:

@@ -128,14 +128,9 @@ class LoraTraining:
     def evaluating(self) -> Iterator[None]:
         """Return a context manager in which nothing is learned."""
         self.network.eval()
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=self.uses_bf16):
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=self.base.uses_bf16):
             yield
         self.network.train()
-
-    @property
-    def uses_bf16(self) -> bool:
-        """Whether the base computes in bfloat16."""
-        return bool(self.network.dtype == torch.bfloat16)
 
     def item(self, encoded: Encoded) -> dict[str, Any]:
         """Return an example as `transformers.Trainer` stores it."""
@@ -317,7 +312,7 @@ def _trainer(training: LoraTraining, rows: _Rows) -> _Trainer:
         lr_scheduler_type="linear",
         weight_decay=0.0,
         seed=training.seed,
-        bf16=training.uses_bf16,
+        bf16=training.base.uses_bf16,
         use_cpu=training.base.device.type == "cpu",
         remove_unused_columns=False,
         save_strategy="no",
