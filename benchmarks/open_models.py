@@ -247,11 +247,10 @@ async def parameters(folder: Path) -> None:
         choices: tuple[dict[str, Any], ...] = ({}, classes, binary)
         for changes in choices:
             job = await service.tune(evolved(validated, changes))
-            print(
-                f"validation_file {' '.join(changes)}: {', '.join((await service.session.results(job))[-1].figures())}"
-            )
-        # The metrics and the validation change the results, and not what is learned.
-        assert await service.adapter(job) == plain
+            figures = ", ".join((await service.session.results(job))[-1].figures())
+            print(f"validation_file {' '.join(changes)}: {figures}")
+            # They change the results, and not what is learned.
+            assert await service.adapter(job) == plain
         with contextlib.suppress(FineTuneFailed):
             await service.tune(evolved(validated, {**classes, "classification_n_classes": 1}))
             raise AssertionError("one class was expected, and two were taken")

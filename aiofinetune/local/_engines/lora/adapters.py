@@ -4,6 +4,9 @@ An adapter is one safetensors file with the tensors of peft's ``adapter_model.sa
 of peft's ``adapter_config.json`` under the key "adapter_config", so the two files can be made from it.
 """
 
+# pyright: reportMissingImports=false
+# The extra is not in every environment in which this is checked.
+
 from __future__ import annotations
 
 import json

@@ -184,9 +184,8 @@ def end_tokens(tokenizer: Any, configured: int | Collection[int] | None) -> list
     Raises:
         ValueError: There is none.
     """
-    own = tokenizer.eos_token_id
-    others = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
-    found = list(dict.fromkeys([*([] if own is None else [own]), *others]))
+    others = [configured] if isinstance(configured, int) else configured or []
+    found = [end for end in dict.fromkeys([tokenizer.eos_token_id, *others]) if end is not None]
     if not found:
         raise ValueError("the tokenizer has no token that ends a text (eos_token)")
     return found

@@ -1,5 +1,8 @@
 """Completions by an open model and its adapters, one token at a time."""
 
+# pyright: reportMissingImports=false
+# The extra is not in every environment in which this is checked.
+
 from __future__ import annotations
 
 import collections

@@ -1,5 +1,8 @@
 """Training of an adapter by `transformers.Trainer`, and the rows of its results."""
 
+# pyright: reportMissingImports=false
+# The extra is not in every environment in which this is checked.
+
 from __future__ import annotations
 
 import contextlib

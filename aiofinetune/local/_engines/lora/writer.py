@@ -36,8 +36,9 @@ def read_lines(lines: "queue.Queue[bytes]") -> None:
     os._exit(EXIT_ABANDONED)
 
 
+_LINES: "Final[queue.Queue[bytes]]" = queue.Queue()
+
 if __name__ == "__main__":
-    _LINES: "queue.Queue[bytes]" = queue.Queue()
     threading.Thread(target=read_lines, args=[_LINES], daemon=True).start()
 
 import contextlib
