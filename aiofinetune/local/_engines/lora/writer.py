@@ -36,7 +36,7 @@ def read_lines(lines: "queue.Queue[bytes]") -> None:
     os._exit(EXIT_ABANDONED)
 
 
-_LINES: "Final[queue.Queue[bytes]]" = queue.Queue()
+_LINES: "queue.Queue[bytes]" = queue.Queue()
 
 if __name__ == "__main__":
     threading.Thread(target=read_lines, args=[_LINES], daemon=True).start()
