@@ -69,6 +69,22 @@ async def test_serve_refuses_other_machines_without_a_key() -> None:
     assert stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "model"),
+    [(("serve", "--port", "0", "--model", "tiny={}"), "tiny"), (("demo", "--model-path", "{}"), "open-model")],
+    ids=["serve", "demo"],
+)
+async def test_an_open_model_that_cannot_be_used_is_refused_at_the_start(
+    arguments: tuple[str, ...], model: str, tmp_path: Path
+) -> None:
+    """One line says what is wrong with the folder, or which extra is missing, and nothing is served."""
+    async with running(*(argument.format(tmp_path) for argument in arguments)) as process:
+        stdout, stderr = await process.communicate()
+    assert (process.returncode, stdout) == (2, b"")
+    assert stderr.startswith(f"aiofinetune: model {model}: ".encode())
+    assert b"config.json is missing" in stderr or b"aiofinetune[transformers]" in stderr
+
+
 @pytest.mark.parametrize("dialect", ["fine-tunes", "jobs"])
 async def test_demo_tunes_a_model_that_beats_the_majority(dialect: str) -> None:
     """The demonstration runs to its end, through either API, and shows its events, learning curve and answers."""
