@@ -8,9 +8,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from aiofinetune._local_files import save
 from aiofinetune.errors import LocalFileError, NoResults, ProtocolViolation
 from aiofinetune.models import FineTune
 from aiofinetune.results import last_figures, read_results
+from aiofinetune.results._rows import write_csv
 from aiofinetune.session import FineTuneSession
 
 
@@ -53,15 +55,29 @@ class ResultsFolder:
         path = results_path(self._folder, label, job.id)
         try:
             if not (may_exist and await asyncio.to_thread(path.exists)):
-                if not job.result_files:
-                    raise NoResults(job.id, job.status)
-                await self._session.download_file(job.result_files[0].id, path)
+                await self._download(job, path)
             content = await asyncio.to_thread(path.read_bytes)
             return last_figures(await asyncio.to_thread(read_results, content))
         except OSError as error:
             raise LocalFileError(f"{path}: {error.strerror}") from error
         except ProtocolViolation as error:
             raise ProtocolViolation(f"{path}: {error}") from error
+
+    async def _download(self, job: FineTune, path: Path) -> None:
+        if self._session.dialect.endpoints.list_metrics is None:
+            if not job.result_files:
+                raise NoResults(job.id, job.status)
+            await self._session.download_file(job.result_files[0].id, path)
+            return
+        # There is no file, so one is written of the figures that the service has.
+        if not (rows := await self._session.results(job)):
+            raise NoResults(job.id, job.status)
+        pieces = [await asyncio.to_thread(write_csv, rows)]
+        await save(path, lambda: _next(pieces))
+
+
+async def _next(pieces: list[bytes]) -> bytes:
+    return pieces.pop() if pieces else b""
 
 
 def results_path(folder: Path, label: str, job_id: str) -> Path:

@@ -73,7 +73,7 @@ async def run(model: str, n_epochs: int | None, dialect: str, console: Console, 
     Args:
         model: The base model to tune.
         n_epochs: The number of epochs to train for; by default, 4, or 1 for an open model.
-        dialect: The API to use: ``"fine-tunes"`` or ``"jobs"``.
+        dialect: The API to use: ``"fine-tunes"``, ``"jobs"`` or ``"together"``.
         console: Where to print.
         model_path: The folder of an open model to tune instead, with less data.
 
@@ -92,9 +92,9 @@ async def run(model: str, n_epochs: int | None, dialect: str, console: Console, 
     with tempfile.TemporaryDirectory() as folder:
         async with (
             LocalServer(models=models) as server,
-            FineTuneSession(server.api_key, base_url=server.base_url, dialect=dialect) as session,
+            FineTuneSession(server.api_key, base_url=server.url_of(dialect), dialect=dialect) as session,
         ):
-            console.print(f"Embedded server: {server.base_url}{session.dialect.endpoints.create_fine_tune.path}")
+            console.print(f"Embedded server: {session.base_url}{session.dialect.endpoints.create_fine_tune.path}")
             job = await _tune(session, model, n_epochs, data, Path(folder), console)
             rows = await session.results(job)
             console.print("Learning curve", style="italic")
@@ -120,6 +120,7 @@ async def _tune(
             model=model,
             n_epochs=n_epochs,
             suffix="scripts",
+            extra=dict.fromkeys(session.dialect.acts_with.values(), n_epochs) or None,
         )
         if "compute_classification_metrics" not in session.dialect.lacks:
             request = attrs.evolve(request, compute_classification_metrics=True, classification_n_classes=len(_SCRIPTS))

@@ -22,6 +22,7 @@ from aiofinetune.models import (
     FineTuneEvent,
     Listing,
     Metrics,
+    Model,
     PriceEstimate,
     Rows,
     Status,
@@ -57,9 +58,11 @@ _NANODOLLARS: Final = 1e9
 """The number of the units in which a job says its price that make a dollar. The client's command line says so."""
 _FIGURES: Final[Mapping[str, str]] = {
     "train/loss": "training_loss",
+    "train/token_accuracy": "training_token_accuracy",
     "eval/loss": "validation_loss",
+    "eval/token_accuracy": "validation_token_accuracy",
 }
-"""The figures that the reference has too, by the service's names."""
+"""The figures that the reference has too, by the service's names. Its description names the first one only."""
 _STEPS: Final = ("train/global_step", "eval/global_step", "global_step", "step")
 """The names of the step that the figures belong to, the description's own first."""
 
@@ -247,6 +250,11 @@ def _figures(row: object) -> object:
     return named if step is None else {"step": row[step], **named}
 
 
+def read_models(value: object) -> object:
+    """Put the list of models into the form of the reference: here it is the whole reply."""
+    return {"data": value} if isinstance(value, list) else value
+
+
 def read_estimate(value: object) -> object:
     """Put a price estimate into a form with plain names."""
     if not isinstance(value, dict):
@@ -329,6 +337,7 @@ TOGETHER: Final = Dialect(
         list_metrics=Endpoint("GET", _JOBS + "/{}/metrics", Metrics, translate=read_metrics),
         delete_fine_tune=Endpoint("DELETE", _JOBS + "/{}", Deleted),
         estimate_price=Endpoint("POST", _JOBS + "/estimate-price", PriceEstimate, translate=read_estimate),
+        list_models=Endpoint("GET", "/models", Listing[Model], translate=read_models),
         # Idempotent: what is begun twice holds nothing until its content is put.
         upload_file=Endpoint("POST", "/files", File, translate=read_file),
         list_files=Endpoint("GET", "/files", Listing[File], translate=each(read_file)),

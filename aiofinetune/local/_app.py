@@ -27,6 +27,7 @@ from aiofinetune.local._routes.fine_tunes import FineTuneRoutes
 from aiofinetune.local._routes.jobs import JobRoutes
 from aiofinetune.local._routes.models import ModelRoutes
 from aiofinetune.local._routes.replies import error_reply, member
+from aiofinetune.local._routes.together import BASE_PATH, CATALOGUE_PATH, STORAGE, TogetherRoutes
 from aiofinetune.local._routes.uploads import UploadRoutes
 from aiofinetune.local._shortage import shortage_of
 from aiofinetune.local._store import Store
@@ -61,6 +62,8 @@ class Api:
         worker_token: str | None = None,
     ) -> None:
         self._authorization = f"Bearer {api_key}".encode()
+        self._together = TogetherRoutes(store, api_key)
+        self._files = FileRoutes(store)
         self._requests: set[asyncio.Task[object]] = set()
         self._endless: set[asyncio.Task[object]] = set()
         self._models = ModelRoutes(store, self._endless, completer or Completers())
@@ -70,7 +73,7 @@ class Api:
         self._routes: tuple[Routes, ...] = (
             FineTuneRoutes(store, jobs, self._endless),
             JobRoutes(store),
-            FileRoutes(store),
+            self._files,
             UploadRoutes(store),
             self._models,
             *([self._attempts] if self._attempts else []),
@@ -84,6 +87,11 @@ class Api:
         for routes in self._routes:
             for path, handlers in routes.paths().items():
                 _add_routes(app.router, f"/v1{path}", handlers)
+        # Together's own routes go before those that all APIs share.
+        for path, handlers in {**self._files.paths(), **self._models.paths(), **self._together.paths()}.items():
+            _add_routes(app.router, f"{BASE_PATH}{path}", handlers)
+        for path, handlers in self._together.catalogue_paths().items():
+            _add_routes(app.router, f"{CATALOGUE_PATH}{path}", handlers)
         return app
 
     async def close(self) -> None:
@@ -125,7 +133,7 @@ class Api:
         resource = request.match_info.route.resource
         if self._attempts and resource and resource.canonical.startswith(f"/v1{PREFIX}"):
             await self._attempts.authorize(request)
-        else:
+        elif resource is None or resource.canonical != STORAGE:
             self._check_key(request)
         if not request.raw_path.isascii():  # aiohttp's C parser refuses this itself, but its Python parser does not.
             raise Refused(400, "the URL contains bytes that must be percent-encoded (RFC 3986, section 2)")

@@ -26,6 +26,7 @@ from aiofinetune.local._completions import Completer
 from aiofinetune.local._connections import Connections, SeldomLog, listen
 from aiofinetune.local._open_models import OpenModel
 from aiofinetune.local._queue import Jobs
+from aiofinetune.local._routes.together import BASE_PATH
 from aiofinetune.local._store import Store
 from aiofinetune.local._trainers import Trainers
 from aiofinetune.local._trainers.remote import RemoteTrainers
@@ -37,7 +38,7 @@ _log = logging.getLogger("aiofinetune.local")
 
 
 class LocalServer:
-    """A server of the fine-tunes API, and of ``/fine_tuning/jobs``, in this process, on this event loop.
+    """A server of the fine-tunes API, of ``/fine_tuning/jobs`` and of Together's API, in this process, on this loop.
 
     Args:
         data: The folder for files, jobs and models; it is created if it does not exist. By default, a temporary folder.
@@ -103,6 +104,13 @@ class LocalServer:
         self._models = tuple(models)
         self._extend = extend
         self._entered: contextlib.AbstractAsyncContextManager[None] | None = None
+
+    def url_of(self, dialect: str) -> str:
+        """Return the base URL of the API of a dialect: Together's has one of its own, and the others share one.
+
+        Together's own client adds the ``/v1`` at the end itself.
+        """
+        return self.base_url.removesuffix("/v1") + BASE_PATH if dialect == "together" else self.base_url
 
     def __repr__(self) -> str:
         """Return a representation without the key."""

@@ -164,6 +164,16 @@ def read_metrics(rows: Iterable[Mapping[str, float]]) -> Results:
     return results
 
 
+def write_csv(results: Results) -> bytes:
+    """Write rows as a results file, which `read_results` reads."""
+    rows = results.to_dicts()
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["step"] if not rows else list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
 def last_figures(rows: Iterable[ResultRow]) -> dict[str, float]:
     """Return the last value of each figure that was computed, by the reference's column names."""
     last: dict[str, float] = {}

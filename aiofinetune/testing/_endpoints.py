@@ -1,4 +1,4 @@
-"""The names of the server's endpoints, which faults and assertions use; the two APIs of jobs share theirs."""
+"""The names of the server's endpoints, which faults and assertions use; the APIs of jobs share theirs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ NAMES: Final[Mapping[str, str]] = {
     "POST /fine_tuning/jobs/{id}/pause": "pause",
     "POST /fine_tuning/jobs/{id}/resume": "resume",
     "GET /fine_tuning/jobs/{id}/checkpoints": "checkpoints",
+    "GET /fine-tunes/{id}/checkpoints": "checkpoints",
+    "GET /fine-tunes/{id}/metrics": "metrics",
+    "DELETE /fine-tunes/{id}": "delete",
+    "POST /fine-tunes/estimate-price": "estimate_price",
+    "GET /fine-tunes/models/supported": "supported_models",
+    "GET /fine-tunes/models/limits": "model_limits",
+    "PUT /storage/{id}": "put_content",
+    "POST /files/{id}/preprocess": "process_file",
     "POST /files": "upload",
     "GET /files": "list_files",
     "GET /files/{id}": "retrieve_file",

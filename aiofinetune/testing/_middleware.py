@@ -14,6 +14,7 @@ from aiohttp import web
 from aiofinetune import structuring
 from aiofinetune.local._routes import Handler
 from aiofinetune.local._routes.replies import error_reply, json_reply
+from aiofinetune.local._routes.together import BASE_PATH
 from aiofinetune.testing._endpoints import NAMES, UNKNOWN
 from aiofinetune.testing._plans import Cut, Delay, Failure, Fault, Gate, LostReply, OddReply, Plans, Stall
 from aiofinetune.testing._recorder import Asked, Requests
@@ -153,14 +154,19 @@ class _FaultyStream:
 def endpoint_of(request: web.Request) -> str:
     """Return the name of the endpoint that a request is for."""
     resource = request.match_info.route.resource
-    path = "" if resource is None else resource.canonical.removeprefix(PREFIX)
+    path = "" if resource is None else _below(resource.canonical)
     method = "GET" if request.method == "HEAD" else request.method
     return NAMES.get(f"{method} {path}", UNKNOWN)
 
 
+def _below(path: str) -> str:
+    """Return a path without the base path of the API that it is of."""
+    return path.removeprefix(BASE_PATH).removeprefix(PREFIX)
+
+
 def _record(request: web.Request, body: object) -> Asked:
     headers = {name.lower(): value for name, value in request.headers.items() if name.lower() != "authorization"}
-    path = request.path.removeprefix(PREFIX)
+    path = _below(request.path)
     return Asked(endpoint_of(request), request.method, path, dict(request.query), headers, body)
 
 

@@ -20,6 +20,7 @@ from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry, ManifestInvalid, check_manifest
 from aiofinetune.dialects._dialect import KEY_NAME
 from aiofinetune.dialects._jobs import JOBS
+from aiofinetune.results import read_results
 from tests.batch.runs import POLL, outcomes_of, stopped
 from tests.servers.faults import FAULTS
 from tests.servers.faultserver import FaultServer
@@ -220,6 +221,22 @@ async def test_a_lost_create_at_together_is_not_made_again(tmp_path: Path) -> No
         outcomes = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
     assert [outcome.status for outcome in outcomes] == ["succeeded"] * 3
     assert len({outcome.job_id for outcome in outcomes}) == len(service.jobs) == 3
+
+
+async def test_results_of_a_service_without_results_files(tmp_path: Path) -> None:
+    """Where the service has figures and no file of them, the folder of results gets a file of the figures."""
+    service = QuickTogether()
+    service.metrics = [{"train/loss": 0.5, "train/global_step": 7}, {"eval/loss": 0.25, "train/global_step": 14}]
+    async with talking_to(service) as (_server, session, wanted):
+        batch = Batch(session, wanted[:1], results=tmp_path, poll_interval=POLL)
+        (outcome,) = await outcomes_of(batch)
+        assert outcome.figures == {"training_loss": 0.5, "validation_loss": 0.25}
+        (path,) = tmp_path.glob("job-1.*.csv")
+        rows = read_results(path.read_bytes())
+        assert rows.series("validation_loss") == [(14, 0.25)]
+        service.metrics = []
+        (again,) = await outcomes_of(Batch(session, wanted[1:2], results=tmp_path, poll_interval=POLL))
+        assert again.figures == {}
 
 
 @pytest.mark.parametrize("has_bytes", [False, True])

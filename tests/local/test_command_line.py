@@ -85,7 +85,7 @@ async def test_an_open_model_that_cannot_be_used_is_refused_at_the_start(
     assert b"config.json is missing" in stderr or b"aiofinetune[transformers]" in stderr
 
 
-@pytest.mark.parametrize("dialect", ["fine-tunes", "jobs"])
+@pytest.mark.parametrize("dialect", ["fine-tunes", "jobs", "together"])
 async def test_demo_tunes_a_model_that_beats_the_majority(dialect: str) -> None:
     """The demonstration runs to its end, through either API, and shows its events, learning curve and answers."""
     command = ("demo", "--model", "ada", "--n-epochs", "1", "--dialect", dialect)

@@ -50,6 +50,8 @@ class Hyperparams:
     classification_n_classes: int | None
     classification_positive_class: str | None
     classification_betas: tuple[float, ...]
+    learning_rate: float | None = None
+    """The rate itself, in place of the multiplier."""
 
 
 @attrs.frozen
@@ -125,6 +127,7 @@ def resolve_hyperparams(requested: Mapping[str, Any], examples: int) -> Hyperpar
         classification_n_classes=requested.get("classification_n_classes"),
         classification_positive_class=requested.get("classification_positive_class"),
         classification_betas=tuple(requested.get("classification_betas") or (1.0,)),
+        learning_rate=requested.get("learning_rate"),
     )
 
 
@@ -197,8 +200,8 @@ def check_number(value: float, name: str, step: int, hyperparams: Hyperparams) -
         return
     found = f"too large ({value:g})" if math.isfinite(value) else f"no number ({value:g})"
     raise TrainingError(
-        f"The training diverged at step {step:,}: the {name} was {found}. Try a smaller learning_rate_multiplier"
-        f" than {hyperparams.learning_rate_multiplier:g}, or a smaller prompt_loss_weight than"
+        f"The training diverged at step {step:,}: the {name} was {found}. Try a smaller {_rate_of(hyperparams)}, or a"
+        " smaller prompt_loss_weight than"
         f" {hyperparams.prompt_loss_weight:g}."
     )
 
@@ -242,3 +245,9 @@ def _format(value: float | None) -> str:
     if value is None:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def _rate_of(hyperparams: Hyperparams) -> str:
+    if hyperparams.learning_rate is not None:
+        return f"learning_rate than {hyperparams.learning_rate:g}"
+    return f"learning_rate_multiplier than {hyperparams.learning_rate_multiplier:g}"

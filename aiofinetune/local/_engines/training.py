@@ -120,7 +120,7 @@ def train(
     tokens = [count_text_tokens(text) for text in training]
     steps = steps_per_epoch(len(training), hyperparams.batch_size)
     validated = validated_steps(steps)
-    peak_rate = hyperparams.learning_rate_multiplier * model.pretraining_rate
+    peak_rate = hyperparams.learning_rate or hyperparams.learning_rate_multiplier * model.pretraining_rate
     elapsed_tokens, elapsed_examples = 0, 0
     for epoch in range(hyperparams.n_epochs):
         order = rng.permutation(len(training))

@@ -21,7 +21,7 @@ MAX_JSON_BYTES: Final = 1 << 20
 _MAX_FORM_BYTES: Final = 64 << 10
 """The size that a form may have in addition to its file."""
 
-_MAX_TEXT_BYTES: Final = 100
+_MAX_TEXT_BYTES: Final = 1000
 """The size of a text in a form."""
 
 BODY_TIMEOUT: Final = 60.0
@@ -47,31 +47,37 @@ async def read_json_object(request: web.Request) -> dict[str, object]:
 
 
 class FormReader:
-    """Reads a form of one file and some texts, in any order.
+    """Reads a form of one file and some texts, or of texts alone, in any order.
 
     Args:
         request: The request.
         store: The store, whose threads write the file.
-        file: The name of the part with the file.
+        file: The name of the part with the file; None if there is no file.
         texts: The names of the parts with texts.
         max_bytes: The most bytes that the file may have.
     """
 
     def __init__(
-        self, request: web.Request, store: Store, *, file: str, texts: tuple[str, ...] = (), max_bytes: int
+        self,
+        request: web.Request,
+        store: Store,
+        *,
+        file: str | None = None,
+        texts: tuple[str, ...] = (),
+        max_bytes: int = 0,
     ) -> None:
-        expected = " and ".join((*texts, file))
+        self._names = texts if file is None else (*texts, file)
+        expected = " and ".join(self._names)
         if request.content_type != "multipart/form-data":
             raise Refused(400, f"expected a multipart/form-data body with {expected}")
         self._request = request
         self._store = store
         self._file = file
-        self._texts = texts
         self._max_bytes = max_bytes
         if (request.content_length or 0) > max_bytes + _MAX_FORM_BYTES:
             raise self._too_large()
 
-    async def read(self, incoming: Incoming) -> dict[str, str]:
+    async def read(self, incoming: Incoming | None = None) -> dict[str, str]:
         """Write the file to `incoming`; return the texts by name, and under the file's name its filename."""
         found: dict[str, str] = {}
         reader = await _parsed(self._request.multipart())
@@ -83,16 +89,16 @@ class FormReader:
                     400,
                     "the body is not a valid form: Content-Transfer-Encoding is not supported (RFC 7578, section 4.7)",
                 )
-            if part.name in found or part.name not in (self._file, *self._texts):
-                expected = " and ".join(f"one part '{name}'" for name in (*self._texts, self._file))
+            if part.name is None or part.name in found or part.name not in self._names:
+                expected = " and ".join(f"one part '{name}'" for name in self._names)
                 name = ascii(part.name)[:80]
                 raise Refused(400, f"expected {expected}, got another part {name}", param=name)
-            if part.name == self._file:
+            if part.name == self._file and incoming is not None:
                 found[part.name] = (part.filename or "file").encode(errors="replace").decode()
                 await self._read_file(part, incoming)
             else:
                 found[part.name] = await self._read_text(part, part.name)
-        for name in (*self._texts, self._file):
+        for name in self._names:
             if name not in found:
                 raise Refused(400, f"{name}: is required", param=name)
         return found

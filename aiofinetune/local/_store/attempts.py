@@ -25,7 +25,7 @@ DEFAULT_SEED: Final = 0
 """The seed of a job that has none of its own. The same data and parameters give the same model."""
 
 _KEPT_EPOCHS: Final = 2
-"""With the last epoch these are three, as many as OpenAI keeps. Only the jobs API can show them."""
+"""With the last epoch these are three, as many as OpenAI keeps. The reference cannot show them."""
 
 _PREFIX: Final = "attempt-"
 
@@ -312,7 +312,8 @@ class AttemptStore:
         # All names follow from the id, so that an attempt is found again after a restart.
         name = attempt_id.removeprefix(_PREFIX)
         origin = self._models.origin(job.model or DEFAULT_MODEL)
-        (seed,) = self.database.execute("SELECT seed FROM jobs WHERE id = ?", (job.id,)).fetchone()
+        row = self.database.execute("SELECT seed, asked IS NOT NULL FROM jobs WHERE id = ?", (job.id,)).fetchone()
+        seed, keeps_epochs = row[0], row[1] or job.id.startswith(JOBS_PREFIX)
         return Attempt(
             id=attempt_id,
             job=job,
@@ -326,7 +327,7 @@ class AttemptStore:
             results_path=self._files.path(f"file-{name}"),
             started_at=started_at,
             seed=DEFAULT_SEED if seed is None else seed,
-            kept_epochs=_KEPT_EPOCHS if job.id.startswith(JOBS_PREFIX) else 0,
+            kept_epochs=_KEPT_EPOCHS if keeps_epochs else 0,
         )
 
     def _fail(self, job: FineTune, reason: str, param: str | None) -> None:

@@ -48,6 +48,8 @@ _LATER_TABLES: Final = (
         number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, upload TEXT NOT NULL, bytes INTEGER NOT NULL,
         created_at INTEGER NOT NULL, is_joined INTEGER NOT NULL DEFAULT 0)""",
     "CREATE INDEX IF NOT EXISTS parts_by_upload ON parts (upload)",
+    # The SHA-256 of the files that came through the Together API, which refuses equal content.
+    "CREATE TABLE IF NOT EXISTS checksums (file TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID",
     # The attempts that run on other machines. `token` is the SHA-256 of the token, `runner` is what the process that
     # runs the attempt calls itself, and `epoch` is the last epoch with an event.
     """CREATE TABLE IF NOT EXISTS remote_attempts (
@@ -56,6 +58,8 @@ _LATER_TABLES: Final = (
 )
 
 _LATER_COLUMNS: Final = {
+    # What a client of the Together API asked for, as JSON, which that API shows again.
+    "asked": "TEXT",
     # What the jobs API shows of a job in addition to `record`. `failed_param` is the parameter to blame for a failure.
     "seed": "INTEGER",
     "metadata": "TEXT",

@@ -45,9 +45,13 @@ class FileStore:
         self._reading: dict[tuple[str, str, int | None], asyncio.Lock] = {}
 
     @contextlib.asynccontextmanager
-    async def receive(self) -> AsyncIterator[Incoming]:
-        """Return a context manager that receives a file piece by piece, and removes it unless `keep` is called."""
-        incoming = Incoming(new_id("file-"), self._folder)
+    async def receive(self, file_id: str | None = None) -> AsyncIterator[Incoming]:
+        """Return a context manager that receives a file piece by piece, and removes it unless `keep` is called.
+
+        Args:
+            file_id: The id that the file will have; by default a new one.
+        """
+        incoming = Incoming(file_id or new_id("file-"), self._folder)
         try:
             await self._in_thread(incoming.open)
             yield incoming
@@ -95,6 +99,16 @@ class FileStore:
     def get(self, file_id: str) -> File:
         """Return one file, or refuse with 404."""
         return self.find(file_id)
+
+    @transaction
+    def with_checksum(self, sha256: str, purpose: str) -> File | None:
+        """Return a file of this content and purpose, if one has come with its checksum."""
+        row = self.database.execute(
+            "SELECT id, filename, purpose, bytes, created_at FROM files JOIN checksums ON file = id"
+            " WHERE sha256 = ? AND purpose = ? ORDER BY number LIMIT 1",
+            (sha256, purpose),
+        ).fetchone()
+        return None if row is None else _file(*row)
 
     def path(self, file_id: str) -> Path:
         """Return the path of a file's bytes."""
@@ -154,6 +168,7 @@ class FileStore:
         self.find(file_id)
         refuse_if_needed(self.database, "file", file_id)
         self.database.execute("DELETE FROM files WHERE id = ?", (file_id,))
+        self.database.execute("DELETE FROM checksums WHERE file = ?", (file_id,))
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await in_thread(self._threads, call)
@@ -168,6 +183,10 @@ class FileStore:
         if row is None:
             raise _no_file(file_id)
         return _file(*row)
+
+    def note_checksum(self, file_id: str, sha256: str) -> None:
+        """Note the checksum that a file came with."""
+        self.database.execute("INSERT OR REPLACE INTO checksums (file, sha256) VALUES (?, ?)", (file_id, sha256))
 
     def add(self, path: Path, filename: str, purpose: str) -> File:
         """Add a file whose bytes are already in their place; the name of `path` is its id."""

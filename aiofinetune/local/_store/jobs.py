@@ -29,17 +29,19 @@ _NEAR: Final = 10
 
 @attrs.frozen
 class Extras:
-    """The parameters of a job that only the jobs API has."""
+    """The parameters of a job that only the jobs API and the Together API have."""
 
     suffix: str | None = None
     """It may be longer than the reference's suffix."""
     seed: int | None = None
     metadata: Mapping[str, str] | None = None
+    asked: Mapping[str, object] | None = None
+    """What was asked for through the Together API, which shows it again; None if the job came through another one."""
 
 
 @attrs.frozen
 class JobRow:
-    """A job with all that the jobs API shows of it."""
+    """A job with all that the jobs API and the Together API show of it."""
 
     job: FineTune
     """The job without its events. If it is paused, it is pending."""
@@ -54,6 +56,7 @@ class JobRow:
     failed_param: str | None
     failure: str | None
     """Why it failed."""
+    asked: Mapping[str, object] | None = None
 
 
 class JobStore:
@@ -96,7 +99,7 @@ class JobStore:
         model, training, validation = self._needs(request)
         created_at = now()
         job = FineTune(
-            id=new_id("ft-" if extras is None else JOBS_PREFIX),
+            id=new_id("ft-" if extras is None or extras.asked is not None else JOBS_PREFIX),
             status=Status.PENDING,
             model=model,
             created_at=created_at,
@@ -108,11 +111,15 @@ class JobStore:
         )
         extras = extras or Extras(suffix=request.suffix)
         self.database.execute(
-            "INSERT INTO jobs (id, status, model, training_file, validation_file, suffix, seed, metadata, record)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO jobs"
+            " (id, status, model, training_file, validation_file, suffix, seed, metadata, asked, record)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(job.id, job.status, model, training.id, request.validation_file, extras.suffix, extras.seed),
-                None if extras.metadata is None else structuring.dumps(extras.metadata).decode(),
+                *(
+                    None if each is None else structuring.dumps(each).decode()
+                    for each in (extras.metadata, extras.asked)
+                ),
                 _record(job),
             ),
         )
@@ -257,6 +264,15 @@ class JobStore:
             _refuse_if_over(job, "cancelled")
         return self._with_events(job)
 
+    @transaction
+    def delete(self, job_id: str) -> None:
+        """Delete a job that is over, and its events; its model and its files stay."""
+        job = self.find(job_id)
+        if not job.is_terminal:
+            raise Refused(400, f"fine-tune {job_id} is not over ({job.status}); cancel it first")
+        for statement in ("DELETE FROM jobs WHERE id = ?", "DELETE FROM events WHERE job = ?"):
+            self.database.execute(statement, (job_id,))
+
     # In a transaction
 
     def find(self, job_id: str) -> FineTune:
@@ -349,7 +365,7 @@ class JobStore:
 
 
 _ROW: Final = """SELECT record, status, is_validated, suffix, seed, metadata, estimated_finish, trained_tokens,
-    failed_param, CASE WHEN status = 'failed' THEN (SELECT message FROM events
+    failed_param, asked, CASE WHEN status = 'failed' THEN (SELECT message FROM events
     WHERE job = jobs.id AND level = 'error' ORDER BY position DESC LIMIT 1) END FROM jobs"""
 
 
@@ -363,6 +379,7 @@ def _job_row(
     estimated_finish: int | None,
     trained_tokens: int | None,
     failed_param: str | None,
+    asked: str | None,
     failure: str | None,
 ) -> JobRow:
     return JobRow(
@@ -376,6 +393,7 @@ def _job_row(
         trained_tokens=trained_tokens,
         failed_param=failed_param,
         failure=failure,
+        asked=None if asked is None else structuring.loads(asked.encode()),
     )
 
 
@@ -400,6 +418,7 @@ def _hyperparams(request: FineTuneRequest, examples: int) -> Hyperparams:
     """Return a job's hyperparameters (reference: create fine-tune); those without a default stay unset."""
     weight = request.prompt_loss_weight
     multiplier = None if request.learning_rate_multiplier == "auto" else request.learning_rate_multiplier
+    rate = request.learning_rate
     # "auto" leaves the choice to the server, as None does.
     batch_size = request.batch_size if isinstance(request.batch_size, int) else batch_size_of(examples)
     return Hyperparams(
@@ -407,7 +426,8 @@ def _hyperparams(request: FineTuneRequest, examples: int) -> Hyperparams:
         batch_size=batch_size,
         learning_rate_multiplier=multiplier
         if isinstance(multiplier, int | float)
-        else learning_rate_multiplier_of(batch_size),
+        else (learning_rate_multiplier_of(batch_size) if rate is None else None),
+        learning_rate=rate,
         prompt_loss_weight=_DEFAULT_PROMPT_LOSS_WEIGHT if weight is None else weight,
         compute_classification_metrics=request.compute_classification_metrics,
         classification_n_classes=request.classification_n_classes,

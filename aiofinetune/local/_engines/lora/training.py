@@ -311,7 +311,7 @@ def _trainer(training: LoraTraining, rows: _Rows) -> _Trainer:
         per_device_train_batch_size=size,
         gradient_accumulation_steps=hyperparams.batch_size // size,
         # As in the built-in engine, the rate decreases linearly to 0.
-        learning_rate=hyperparams.learning_rate_multiplier * settings.base_rate,
+        learning_rate=hyperparams.learning_rate or hyperparams.learning_rate_multiplier * settings.base_rate,
         lr_scheduler_type="linear",
         weight_decay=0.0,
         seed=training.seed,
