@@ -54,12 +54,12 @@ class Notices:
             if now - gone_at >= _SETTLED:
                 del self._told[kind], self._gone_at[kind]
                 lines.append(f"{_OVER[kind]}, after {duration(gone_at - told.since)}")
-        for kind, wait in current.items():
-            if now - self._told_at.get(kind, -_INTERVAL) >= _INTERVAL:
+        for wait in current.values():
+            if now - self._told_at.get(wait.kind, -_INTERVAL) >= _INTERVAL:
                 # One that was gone for a moment is the same.
-                since = self._told.get(kind, wait).since
-                self._told_at[kind], self._told[kind] = now, attrs.evolve(wait, since=since)
-                lines.append(_line(self._told[kind], now))
+                same = attrs.evolve(wait, since=self._told.get(wait.kind, wait).since)
+                self._told_at[wait.kind], self._told[wait.kind] = now, same
+                lines.append(_line(same, now))
         return lines
 
 
