@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import attrs
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -217,9 +218,11 @@ def _print(answers: Sequence[Answers], questions: Sequence[Question], shown: int
 def _print_whole(answers: Sequence[Answers], question: Question, place: int, console: Console) -> None:
     """Print a prompt and the whole of each answer."""
     print_line(console, repr(question.prompt), "bold")
-    width = max(len(it.model) for it in answers)
+    width = max(cell_len(it.model) for it in answers)
     for it in answers:
-        print_line(console, f"  {it.model:<{width}}  {_verdict(question, it.texts[place])}{it.texts[place]!r}")
+        print_line(
+            console, f"  {set_cell_size(it.model, width)}  {_verdict(question, it.texts[place])}{it.texts[place]!r}"
+        )
 
 
 def _table(answers: Sequence[Answers], questions: Sequence[Question], order: Sequence[int], console: Console) -> Table:

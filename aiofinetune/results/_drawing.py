@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -201,7 +202,7 @@ def _panel(panel: Panel, width: int, height: int, signs: _Signs) -> Iterator[Lin
 def _legend(panel: Panel, width: int, signs: _Signs) -> Iterator[Line]:
     """Yield the panel's title and the names of its curves, on as many lines as they need."""
     line: Line = [Piece(panel.title, "bold")]
-    used = len(panel.title)
+    used = cells_of(panel.title)
     for curve in panel.curves:
         if not curve.name:
             continue
@@ -211,12 +212,12 @@ def _legend(panel: Panel, width: int, signs: _Signs) -> Iterator[Line]:
         room = width - 5 - len(sign)
         # A job may be called anything, but not control the terminal.
         name = "".join(character if character.isprintable() else " " for character in curve.name)
-        name = name if len(name) <= room else "…"[: signs is _UNICODE] + name[-room + 1 :]
-        if used + 4 + len(sign) + len(name) > width:
+        name = _end_of(name, room, "…" if signs is _UNICODE else "")
+        if used + 4 + len(sign) + cells_of(name) > width:
             yield line
             line, used = [], 0
         line += [Piece("   "), Piece(sign, colour), Piece(f" {name}")]
-        used += 4 + len(sign) + len(name)
+        used += 4 + len(sign) + cells_of(name)
     yield line
 
 
@@ -283,3 +284,18 @@ def _number(tick: float, ticks: Sequence[float]) -> str:
     gap = min((after - before for before, after in itertools.pairwise(ticks)), default=abs(tick) or 1)
     digits = next((digits for digits in range(9) if abs(round(gap, digits) - gap) < gap / 100), 9)
     return f"{tick + 0.0:.{digits}f}"
+
+
+def cells_of(text: str) -> int:
+    """Return how many cells of a terminal a text takes: two for each wide character, none for one that combines."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
+
+
+def _end_of(text: str, room: int, sign: str) -> str:
+    """Return a text that fits into so many cells: its end, after a sign, if it is longer."""
+    if cells_of(text) <= room:
+        return text
+    while text and cells_of(text) > room - 1:
+        text = text[1:]
+    return sign + text

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from aiofinetune import ResultRow
 from aiofinetune.results import Results, draw_curves
+from aiofinetune.results._drawing import cells_of
 
 FALLING = Results(
     ResultRow(step, training_loss=4 - 3 * step / 40, validation_loss=3.0 if step == 20 else None)
@@ -128,3 +129,8 @@ def test_any_figures_fit(
     drawn = text_of(results, dict.fromkeys(results, epochs), width=width, height=height, is_ascii=is_ascii)
     assert all(len(line) <= max(width, 40) for line in drawn.splitlines())
     assert drawn.isascii() or not is_ascii
+
+
+def test_wide_characters_take_two_cells() -> None:
+    """A character of Chinese takes two cells of a terminal, and one that combines none."""
+    assert [cells_of(text) for text in ("abc", "犬と猫", "e\u0301", "")] == [3, 6, 1, 0]
