@@ -47,19 +47,19 @@ class Notices:
         """
         lines = []
         current = {wait.kind: wait for wait in waits}
-        for kind in current:
-            self._gone_at.pop(kind, None)
-        for kind, told in list(self._told.items()):
-            gone_at = now if kind in current else self._gone_at.setdefault(kind, now)
+        for back in current:
+            self._gone_at.pop(back, None)
+        for name, told in list(self._told.items()):
+            gone_at = now if name in current else self._gone_at.setdefault(name, now)
             if now - gone_at >= _SETTLED:
-                del self._told[kind], self._gone_at[kind]
-                lines.append(f"{_OVER[kind]}, after {duration(gone_at - told.since)}")
-        for wait in current.values():
-            if now - self._told_at.get(wait.kind, -_INTERVAL) >= _INTERVAL:
+                del self._told[name], self._gone_at[name]
+                lines.append(f"{_OVER[name]}, after {duration(gone_at - told.since)}")
+        for kind, wait in current.items():
+            if now - self._told_at.get(kind, -_INTERVAL) >= _INTERVAL:
                 # One that was gone for a moment is the same.
-                same = attrs.evolve(wait, since=self._told.get(wait.kind, wait).since)
-                self._told_at[wait.kind], self._told[wait.kind] = now, same
-                lines.append(_line(same, now))
+                since = self._told.get(kind, wait).since
+                self._told_at[kind], self._told[kind] = now, attrs.evolve(wait, since=since)
+                lines.append(_line(self._told[kind], now))
         return lines
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ from aiofinetune.cli._run import on_signal
 from aiofinetune.cli._shell import Shell, stamped
 from aiofinetune.cli._summary import check_summary, opened, write
 from aiofinetune.cli._wording import again
-from aiofinetune.data import Report
+from aiofinetune.data import EMBEDDED, Report
 from aiofinetune.errors import (
     AuthenticationFailed,
     ConfigurationError,
@@ -39,7 +40,7 @@ from aiofinetune.errors import (
     PermissionDenied,
     QuotaExceeded,
 )
-from aiofinetune.session import find_rules, find_service
+from aiofinetune.session import FineTuneSession, find_rules, find_service
 
 _DRAW_INTERVAL: Final = 0.25
 
@@ -118,30 +119,14 @@ async def run_manifest(
     """
     if summary is not None:
         await asyncio.to_thread(check_summary, summary, (manifest, journal.path))
-    dialect, base_url = find_service(shell.dialect, shell.base_url)
-    with looking_into(find_rules(dialect, base_url)) as look:
-        count = await asyncio.to_thread(
-            check_manifest, manifest, dialect, (lambda file: _wrong_data(look, file)) if data_check else None
-        )
+    count = await _count_entries(manifest, shell, data_check=data_check)
     await asyncio.to_thread(_check_labels, manifest, options.get("retry_uncertain", ()))
     console = shell.err if shell.as_json else shell.out
     if check:
         console.print(f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, no problems")
         return 0
     async with shell.session() as session:
-        rerun = await look_back(
-            journal.path,
-            session,
-            read_manifest(manifest),
-            accept_changes=accept_changes,
-            accept_base_url=accept_base_url,
-        )
-        if rerun.changes and not accept_changes:
-            lines = "\n".join(rerun.changes)
-            raise EntryChanged(
-                f"{manifest} has changed since {journal.path} was started:\n{lines}\nTo create a new job for each"
-                " changed request, and leave out what is gone, pass --accept-changes"
-            )
+        rerun = await _look_back(manifest, journal.path, session, changes=accept_changes, base_url=accept_base_url)
         shell.tell(_begin(manifest, count, journal, session.base_url, is_lasting=shell.local_data is not None))
         batch = Batch(
             session,
@@ -164,6 +149,41 @@ async def run_manifest(
                 raise
             run.say(f"Quit at once. {run.way_on('What was being sent is looked for by')}")
             return exit_status(signal=run.signals[0])
+
+
+async def _count_entries(manifest: Path, shell: Shell, *, data_check: bool) -> int:
+    """Check a whole manifest, and the data that it names if that is wanted; return the number of its entries."""
+    dialect, base_url = find_service(shell.dialect, shell.base_url)
+    with looking_into(EMBEDDED if shell.local else find_rules(dialect, base_url)) as look:
+        return await asyncio.to_thread(
+            check_manifest, manifest, dialect, partial(_wrong_data, look) if data_check else None
+        )
+
+
+async def _look_back(
+    manifest: Path, journal: Path, session: FineTuneSession, *, changes: bool, base_url: bool
+) -> Rerun:
+    """Return what earlier runs did.
+
+    Args:
+        manifest: The manifest.
+        journal: The journal.
+        session: The session of the batch.
+        changes: Whether entries may have changed.
+        base_url: Whether the base URL may have changed.
+
+    Raises:
+        EntryChanged: Entries have changed, and may not.
+    """
+    entries = read_manifest(manifest)
+    rerun = await look_back(journal, session, entries, accept_changes=changes, accept_base_url=base_url)
+    if rerun.changes and not changes:
+        lines = "\n".join(rerun.changes)
+        raise EntryChanged(
+            f"{manifest} has changed since {journal} was started:\n{lines}\nTo create a new job for each changed"
+            " request, and leave out what is gone, pass --accept-changes"
+        )
+    return rerun
 
 
 def _begin(manifest: Path, count: int, journal: JournalPlace, base_url: str, *, is_lasting: bool) -> str:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
 
 from aiofinetune.batch._manifest import is_local
-from aiofinetune.cli._data_check import looking_into
 from aiofinetune.cli._files import upload
 from aiofinetune.cli._following import follow_to_the_end, show_event
 from aiofinetune.cli._options import Command, examples, session_command
 from aiofinetune.cli._output import Column, ago, moment, print_columns, print_fields, print_line
 from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
-from aiofinetune.data import EMBEDDED, Rules
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.models import METHODS, Checkpoint, File, FineTune, FineTuneRequest, Method, PriceEstimate, Status
 from aiofinetune.session import FineTuneSession, find_rules, find_service
+
+if TYPE_CHECKING:
+    from aiofinetune.data import Report
 
 
 class _OrWord(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has none
@@ -130,12 +131,15 @@ async def create(
     the data are checked before anything is uploaded. The create is sent again only if it certainly made no job. The
     parameters are those of the service's API; those that are not given are left to the service.
     """
+    from aiofinetune.cli._data_check import looking_into  # noqa: PLC0415  # the other commands do without
+    from aiofinetune.data import EMBEDDED  # noqa: PLC0415  # likewise
+
     request = _request(parameters, training_file=training_file, validation_file=validation_file)
     dialect, base_url = find_service(shell.dialect, shell.base_url)
     # The whole body is made once to be checked.
     dialect.body_of(request)
-    rules = EMBEDDED if shell.local else find_rules(dialect, base_url)
-    await asyncio.to_thread(_check_files, request, rules if data_check else None)
+    with looking_into(EMBEDDED if shell.local else find_rules(dialect, base_url)) as look:
+        await asyncio.to_thread(_check_files, request, look if data_check else None)
     async with shell.session() as session:
         uploaded = await _uploaded(shell, session, [name for name in (training_file, validation_file) if name])
         request = attrs.evolve(
@@ -197,7 +201,7 @@ def _grader(file: Path) -> Any:  # Any: in the service's form
     return found
 
 
-def _check_files(request: FineTuneRequest, rules: Rules | None) -> None:
+def _check_files(request: FineTuneRequest, look: Callable[[str], Report] | None) -> None:
     """Check that local files exist, and what is in them.
 
     Raises:
@@ -209,10 +213,9 @@ def _check_files(request: FineTuneRequest, rules: Rules | None) -> None:
     for field, file in local.items():
         if not Path(file).is_file():
             raise RequestInvalid(field, f"there is no file {file!r}")
-    if rules is not None:
-        with looking_into(rules) as look:
-            for file in dict.fromkeys(local.values()):
-                look(file).raise_for_errors()
+    if look is not None:
+        for file in dict.fromkeys(local.values()):
+            look(file).raise_for_errors()
 
 
 async def _uploaded(shell: Shell, session: FineTuneSession, names: Sequence[str]) -> dict[str, str]:
