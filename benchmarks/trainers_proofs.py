@@ -218,7 +218,6 @@ async def kill(engine: str = "dask", rounds: str = "10", jobs: str = "100", seed
 
 async def settled_after(made: System) -> tuple[list[str], list[str]]:
     """The processes and files that are left once a further worker and server have tidied up, as they do at a start."""
-    made.parts.clear()
     for _ in range(100):
         if not made.processes():
             break

@@ -36,6 +36,9 @@ _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 """The first and the longest pause, in seconds, before the queue retries after an error; each is twice the last."""
 
+_MAX_FAILURE: Final = 2000
+"""The most characters of a trainer's word on why it failed."""
+
 MANY_EVENTS: Final = 500
 """The number of events that can be written at once without blocking the event loop for long."""
 
@@ -307,6 +310,9 @@ class Jobs:
                     said.started_at = time.time()
                 await self._store.attempts.note_validated(attempt)
             case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs), **more}:
+                # A trainer on another machine may say anything, and each epoch is an event.
+                if not 1 <= epoch <= n_epochs <= int(attempt.job.hyperparams.n_epochs or 0):
+                    raise ProtocolViolation(f"the trainer sent the end of epoch {epoch} of {n_epochs}")
                 if checkpoint := _checkpoint(attempt, epoch, n_epochs, more):
                     said.checkpoints.append(checkpoint)
                 left = (time.time() - said.started_at) / epoch * (n_epochs - epoch)
@@ -315,12 +321,12 @@ class Jobs:
                 said.has_succeeded = True
                 said.trained_tokens = tokens if isinstance(tokens := more.get("trained_tokens"), int) else None
             case {"type": "failed", "message": str(message), **more}:
-                said.failure = message
+                said.failure = message[:_MAX_FAILURE]
                 said.failed_param = param if isinstance(param := more.get("param"), str) else None
             case {"type": "short", "message": str(message)}:
                 raise Shortage(message)
             case other:
-                raise ProtocolViolation(f"the trainer sent an unknown message: {other!r}")
+                raise ProtocolViolation(f"the trainer sent an unknown message: {other!r:.500}")
 
     async def _conclude(self, attempt: Attempt, said: _Said, ended: Ended) -> None:
         """Store how a trainer ended, unless the job was cancelled in the meantime."""

@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 from urllib.parse import quote
@@ -289,9 +289,23 @@ def _read_work(value: object) -> _Work:
     match value:
         case {"job_id": str(job_id), "job": dict(job), "inputs": list(inputs), "outputs": list(outputs)}:
             sizes = {_relative(each["name"]): int(each["bytes"]) for each in inputs}
+            _check_paths(job)
             return _Work(job_id, job, sizes, tuple(map(_relative, outputs)))
         case _:
             raise ProtocolViolation("the server's description of the attempt is not one")
+
+
+def _check_paths(job: Mapping[str, Any]) -> None:
+    """Check that a trainer reads and writes only within the folder of the attempt, whatever the server says.
+
+    Raises:
+        ProtocolViolation: A path leads elsewhere.
+    """
+    named = [job.get(key) for key in ("training_path", "validation_path", "model", "model_path", "results_path")]
+    named += (job.get("checkpoint_paths") or {}).values()
+    named.append((job.get("open_model") or {}).get("path"))
+    for name in filter(None, named):
+        _relative(name)
 
 
 def _relative(name: object) -> str:

@@ -17,12 +17,16 @@ _PREFIX: Final = "aiofinetune-attempt-"
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Return a context manager of a new folder, which is removed at the end, and by `remove_abandoned` if not."""
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    try:
-        with _locked(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        # Until it is locked, another process may take the new folder for an abandoned one, and remove it.
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                stack.enter_context(_locked(folder))
+                if folder.exists():
+                    break
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
 
 
 def remove_abandoned() -> None:
