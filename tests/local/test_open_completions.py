@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
+import queue
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,10 @@ from typing import Any
 import pytest
 
 from aiofinetune.local import LocalServer, OpenModel
+from aiofinetune.local._engines import lora
+from aiofinetune.local._engines.lora import writer
+from aiofinetune.local._engines.training_files import TrainingError
+from aiofinetune.local._engines.written import Unable, Written
 from aiofinetune.local._open_completions import OpenCompleter
 from tests.local.plainclient import KEY, Client, connected
 
@@ -75,6 +81,96 @@ def processes() -> list[int]:
         except OSError:
             pass
     return found
+
+
+class Counter:
+    """Writes the numbers up to the one that the prompt is."""
+
+    closed: list[str]
+
+    def __init__(self, model: Any) -> None:
+        self.closed = []
+        assert model == {"name": "tiny"}
+
+    def write(self, asked: Any, weights: str | None) -> Iterator[tuple[int, Written] | None]:
+        """Write; a prompt that is no number is refused."""
+        try:
+            if not asked["prompt"].isdigit():
+                raise Unable("prompt: expected a number", 400, "prompt")
+            for number in range(int(asked["prompt"])):
+                yield None
+                yield 0, Written(str(number), (str(number),))
+        finally:
+            self.closed.append(f"{asked['prompt']} {weights}")
+
+
+def served(monkeypatch: pytest.MonkeyPatch, *messages: object, model: type = Counter) -> tuple[list[Any], Any]:
+    """Serve messages in this process, until a line that is none; return what was said, and the model."""
+    lines, said, models = queue.Queue[bytes](), io.StringIO(), list[Any]()
+    for message in ({"name": "tiny"}, *messages):
+        lines.put(json.dumps(message).encode())
+    lines.put(b"")
+    monkeypatch.setattr(sys, "__stdout__", said)
+
+    def opened(value: Any) -> Any:
+        models.append(model(value))
+        return models[0]
+
+    with pytest.raises(json.JSONDecodeError):
+        writer.serve(lines, opened)
+    return [json.loads(line) for line in said.getvalue().splitlines()], models[0] if models else None
+
+
+def asked(number: int, prompt: str) -> dict[str, object]:
+    return {"id": number, "asked": {"prompt": prompt}, "weights": None}
+
+
+def test_requests_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New lines are read between the turns, and a request that is cancelled or refused takes no more of them."""
+    said, model = served(monkeypatch, asked(1, "0"), asked(2, "x"), asked(3, "9"), {"id": 3, "cancel": True})
+    # Reading a line comes first, so nothing is said until all are read; the last one is no JSON, and ends it.
+    assert (said, model.closed) == ([], [])
+    lines: list[Any] = []
+    monkeypatch.setattr(writer, "_say", lambda number, **what: lines.append((number, what)))
+    numbers = Counter({"name": "tiny"})
+    active: dict[int, Any] = {}
+    for message in (asked(1, "1"), asked(2, "x"), asked(3, "9")):
+        writer._take(message, active, numbers)
+    for _ in range(3):
+        for number in list(active):
+            writer._turn(number, active)
+    writer._take({"id": 3, "cancel": True}, active, numbers)
+    writer._take({"id": 3, "cancel": True}, active, numbers)
+    assert active == {}
+    assert [(number, next(iter(what))) for number, what in lines] == [
+        (2, "failed"),
+        (1, "piece"),
+        (3, "piece"),
+        (1, "over"),
+    ]
+    assert lines[0][1] == {"failed": "prompt: expected a number", "status": 400, "param": "prompt"}
+    assert numbers.closed == ["x None", "1 None", "9 None"]
+
+
+def test_without_a_model_each_request_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the error is; a cancelled request is told nothing."""
+
+    class Broken(Counter):
+        def __init__(self, _model: Any) -> None:
+            raise LookupError("no weights")
+
+    said, _ = served(monkeypatch, asked(1, "1"), {"id": 1, "cancel": True}, asked(2, "1"), model=Broken)
+    failed = {"failed": "The model failed: LookupError: no weights", "status": 500, "param": None}
+    assert said == [{"id": 1, **failed}, {"id": 2, **failed}]
+
+
+def test_without_the_extra_the_process_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the trainer does."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for variable in (*lora._ENVIRONMENT, "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(variable, "")
+    with pytest.raises(TrainingError, match=r"pip install 'aiofinetune\[transformers\]'"):
+        writer.open_sampler({})
 
 
 async def until(is_true: Callable[[], bool]) -> None:
