@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 
 from aiofinetune.local import LocalServer, OpenModel
+from aiofinetune.local._completions import CompletionRequest
 from aiofinetune.local._engines import lora
 from aiofinetune.local._engines.lora import writer
 from aiofinetune.local._engines.training_files import TrainingError
 from aiofinetune.local._engines.written import Unable, Written
 from aiofinetune.local._open_completions import OpenCompleter
+from aiofinetune.local._store.models import Origin
 from tests.local.plainclient import KEY, Client, connected
 
 PROGRAM = """
@@ -279,6 +281,24 @@ async def test_a_process_ends_with_a_killed_server(data: Path) -> None:
     process.stdin.close()
     async with asyncio.timeout(30):
         assert await process.wait() == 3
+
+
+@pytest.mark.uvloop
+async def test_a_request_cancelled_while_its_process_starts_leaves_none(data: Path) -> None:
+    """Whenever it is cancelled, no process is left when the completer is closed."""
+    data.mkdir()
+    origin = Origin("tiny", None, OpenModel("tiny", data))
+    for steps in range(6):
+        completer = OpenCompleter((sys.executable, "-P", "-c", PROGRAM))
+        pieces = completer.write(CompletionRequest(model="tiny", prompt=("one forever",)), origin)
+        first = asyncio.ensure_future(anext(pieces))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        assert first.cancelled()
+        await completer.close()
+        assert processes() == []
 
 
 @pytest.mark.uvloop
