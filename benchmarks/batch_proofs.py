@@ -45,6 +45,7 @@ from tests.servers.jobs_batchserver import (
     OddGatewayBatchServer,
 )
 from tests.servers.rawserver import KEY
+from tests.servers.together_batchserver import TogetherBatchServer
 from tests.support.damage import COUNT, Case, corrupted, flipped, sent, write_version_1
 
 SERVICES: Final[Mapping[str, type[BatchServer]]] = {
@@ -53,6 +54,7 @@ SERVICES: Final[Mapping[str, type[BatchServer]]] = {
     "jobs-without-metadata": NoMetadataBatchServer,
     "jobs-with-changed-metadata": OddGatewayBatchServer,
     "nebius": NebiusBatchServer,
+    "together": TogetherBatchServer,
 }
 """The services of the proofs, by name. Each says by its `dialect` how to speak to it."""
 _HELP: Final = f"whose dialect is spoken: {', '.join(SERVICES)}"
@@ -346,7 +348,7 @@ async def jobs(asked: argparse.Namespace) -> None:
         data = Path(folder) / "data"
         async with (
             LocalServer(data) as server,
-            FineTuneSession(server.api_key, base_url=server.base_url, dialect=dialect) as session,
+            FineTuneSession(server.api_key, base_url=server.url_of(dialect), dialect=dialect) as session,
             _counting(data) as seen,
         ):
             begin = time.monotonic()

@@ -6,13 +6,12 @@ client, together 3.1.1, which goes before the description where the two differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from aiofinetune.dialects._dialect import Dialect, Endpoints, Follows, Object, Uploads
-from aiofinetune.dialects._jobs import each
 from aiofinetune.dialects._requests import Endpoint
 from aiofinetune.models import (
     Checkpoint,
@@ -198,6 +197,17 @@ def read_events(value: object) -> object:
     return {**value, "data": _events(value.get("data"))} if isinstance(value, dict) else value
 
 
+def _each(translate: Callable[[object], object]) -> Callable[[object], object]:
+    """Return a function that puts the rows of a list into the form of the reference; a list is whole here."""
+
+    def read_list(value: object) -> object:
+        if not isinstance(value, dict) or not isinstance(rows := value.get("data"), list):
+            return value
+        return {**value, "data": [translate(row) for row in rows]}
+
+    return read_list
+
+
 def read_file(value: object) -> object:
     """Put a file into the form of the reference, with the report of what the service found in it."""
     if not isinstance(value, dict):
@@ -326,13 +336,13 @@ TOGETHER: Final = Dialect(
     hosts=("api.together.ai", "api.together.xyz"),
     endpoints=Endpoints(
         create_fine_tune=Endpoint("POST", _JOBS, FineTune, idempotent=False, translate=read_job),
-        list_fine_tunes=Endpoint("GET", _JOBS, Listing[FineTune], translate=each(read_job)),
-        list_rows=Endpoint("GET", _JOBS, Rows, translate=each(read_job)),
+        list_fine_tunes=Endpoint("GET", _JOBS, Listing[FineTune], translate=_each(read_job)),
+        list_rows=Endpoint("GET", _JOBS, Rows, translate=_each(read_job)),
         retrieve_fine_tune=Endpoint("GET", _JOBS + "/{}", FineTune, translate=read_job),
         cancel_fine_tune=Endpoint("POST", _JOBS + "/{}/cancel", FineTune, translate=read_job),
         list_fine_tune_events=Endpoint("GET", _JOBS + "/{}/events", Listing[FineTuneEvent], translate=read_events),
         list_checkpoints=Endpoint(
-            "GET", _JOBS + "/{}/checkpoints", Listing[Checkpoint], translate=each(read_checkpoint)
+            "GET", _JOBS + "/{}/checkpoints", Listing[Checkpoint], translate=_each(read_checkpoint)
         ),
         list_metrics=Endpoint("GET", _JOBS + "/{}/metrics", Metrics, translate=read_metrics),
         delete_fine_tune=Endpoint("DELETE", _JOBS + "/{}", Deleted),
@@ -340,7 +350,7 @@ TOGETHER: Final = Dialect(
         list_models=Endpoint("GET", "/models", Listing[Model], translate=read_models),
         # Idempotent: what is begun twice holds nothing until its content is put.
         upload_file=Endpoint("POST", "/files", File, translate=read_file),
-        list_files=Endpoint("GET", "/files", Listing[File], translate=each(read_file)),
+        list_files=Endpoint("GET", "/files", Listing[File], translate=_each(read_file)),
         retrieve_file=Endpoint("GET", "/files/{}", File, translate=read_file),
         process_file=Endpoint("POST", "/files/{}/preprocess", File, translate=read_file),
         begin_upload=Endpoint("POST", "/files/multipart/initiate", Upload, translate=read_upload),

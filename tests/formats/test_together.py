@@ -243,6 +243,13 @@ def test_fitting(dialect: Any, job: dict[str, Any]) -> None:
     assert of_upload({}, dialect) is None
 
 
+@pytest.mark.parametrize("count", [0, 1, 20, 100])
+def test_list_is_whole(count: int) -> None:
+    """A list that does not say whether it has more is whole, however many rows it has: it is proof for a search."""
+    rows = read(ENDPOINTS.list_rows, {"data": [JOB | {"id": f"ft-{number}"} for number in range(count)]})
+    assert (len(rows.jobs), rows.is_whole, rows.has_more) == (count, True, False)
+
+
 def test_row_without_an_id() -> None:
     """A list with a row that has no id cannot be read, and is no proof for a search."""
     body = {"data": [JOB, {"status": "completed"}]}
