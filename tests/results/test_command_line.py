@@ -23,7 +23,6 @@ from aiofinetune import (
     FineTuneRequest,
     FineTuneSession,
     JournalUnusable,
-    LocalFileError,
     NotFound,
     read_manifest,
 )
