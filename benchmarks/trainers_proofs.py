@@ -181,16 +181,6 @@ async def system(engine: str, workers: int = 2) -> AsyncIterator[tuple[System, F
             yield made, session
 
 
-async def settled(made: System) -> tuple[list[str], list[str]]:
-    """The processes and files that are left after a moment."""
-    for _ in range(100):
-        left = made.processes(), made.files()
-        if not any(left):
-            break
-        await asyncio.sleep(0.1)
-    return left
-
-
 # kill
 
 
@@ -292,6 +282,7 @@ async def cut(seconds: str = "60") -> None:
                 await may_pass.wait()
                 writer.write(data)
                 await writer.drain()
+        await may_pass.wait()  # Nor does the end of a connection pass.
         writer.close()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -305,6 +296,7 @@ async def cut(seconds: str = "60") -> None:
             port = int(server.base_url.removesuffix("/v1").rpartition(":")[2])
 
             async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await may_pass.wait()
                 other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port)
                 await asyncio.gather(forward(reader, other_writer), forward(other_reader, writer))
 

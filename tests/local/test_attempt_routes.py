@@ -80,8 +80,8 @@ async def test_a_worker_by_hand(data: Path, examples: bytes) -> None:
     async with serving(data) as (client, hand):
         job = await client.create(examples, n_epochs=1)
         worker = await hand.claim()
-        for _ in range(2):
-            work = await worker.call("GET", params={"where": "far away"})
+        work = await worker.call("GET", params={"where": "far away"})
+        assert await worker.call("GET", params={"where": "elsewhere"}) == work
         assert work["job_id"] == job["id"]
         ((name, size),) = [(each["name"], each["bytes"]) for each in work["inputs"]]
         assert (await worker.call("GET", f"/inputs/{name}"), size) == (examples, len(examples))
@@ -271,3 +271,52 @@ async def test_tokens_do_not_travel_in_the_clear(data: Path) -> None:
             pass
     with pytest.raises(ConfigurationError, match="a token of their own"):
         LocalServer(api_key=KEY, worker_token=KEY)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b'{"type": "epoch", "epoch": 3, "n_epochs": 3}',
+        b'{"type": "epoch", "epoch": 0, "n_epochs": 2}',
+        b'{"type": "epoch", "epoch": 1, "n_epochs": 1000000}',
+        b'{"type": "odd", "text": "%b"}' % (b"x" * 100_000),
+        b'{"type": "failed", "message": "%b"}' % (b"x" * 100_000),
+        b'{"type": "failed", "message": "\\ud800"}',
+        b'{"type": "succeeded", "trained_tokens": 1%b}' % (b"0" * 400),
+        b"\xff\n\0",
+    ],
+    ids=["too many epochs", "no epoch", "another number", "unknown", "long", "half a character", "large", "no JSON"],
+)
+async def test_a_worker_that_says_anything(data: Path, examples: bytes, lines: bytes) -> None:
+    """Whatever a worker sends for lines fails its job in few words, and no other job."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples, n_epochs=2)
+        worker = await hand.claim()
+        await worker.call("GET")
+        digests = await worker.upload(b"weights")
+        await worker.call("POST", "/lines", data=lines)
+        end = {**END, "lines": lines.count(b"\n") + 1, "outputs": digests}
+        headers = {"Authorization": f"Bearer {worker.token}", "Aiofinetune-Runner": RUNNER}
+        async with worker.http.post(f"{worker.url}/{worker.id}/end", json=end, headers=headers) as response:
+            assert response.status in (204, 410, 503)  # 503 until the failure is stored
+        job = await client.finish(job["id"])
+        assert job["status"] == "failed"
+        assert sum(len(event["message"]) for event in job["events"]) < 5000
+        await client.create(examples)
+        assert (await hand.claim()).id != worker.id
+
+
+async def test_a_model_that_is_none_harms_nobody(data: Path, examples: bytes) -> None:
+    """A worker that uploads other bytes than a model has made a model that cannot be used; the server goes on."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples, n_epochs=1)
+        worker = await hand.claim()
+        await worker.call("GET")
+        digests = await worker.upload(b"weights")
+        await worker.call("POST", "/lines", data=LINES)
+        await worker.call("POST", "/end", json={**END, "outputs": digests}, status=204)
+        model = (await client.finish(job["id"]))["fine_tuned_model"]
+        error = await client.call("POST", "/completions", json={"model": model, "prompt": "1"}, status=500)
+        assert "log" in error["message"]
+        asked = {"model": "ada", "prompt": "1", "max_tokens": 1}
+        assert (await client.call("POST", "/completions", json=asked))["choices"]

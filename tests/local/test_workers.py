@@ -16,12 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 from aiofinetune.cli._commands import cli
-from aiofinetune.errors import AuthenticationFailed
+from aiofinetune.errors import AuthenticationFailed, ProtocolViolation
 from aiofinetune.local import LocalServer
 from aiofinetune.local import _queue as queue
 from aiofinetune.local._trainers import remote
 from aiofinetune.local._trainers.claims import Claims
 from aiofinetune.local._trainers.remote import RemoteTrainers
+from aiofinetune.local._worker.attempt import read_work
 from aiofinetune.local._worker.claiming import work
 from tests.local.plainclient import KEY, Client, Connect
 from tests.local.test_command_line import running
@@ -226,3 +227,26 @@ def test_options_that_cannot_be(arguments: tuple[str, ...], words: str, tmp_path
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"model_path": "/etc/cron.d/x"},
+        {"results_path": "../x"},
+        {"training_path": "a/../../x"},
+        {"checkpoint_paths": {"1": "/x"}},
+        {"model": "/x"},
+        {"open_model": {"path": "/x"}},
+        {"model_path": 1},
+    ],
+)
+def test_a_server_leads_its_workers_nowhere(job: dict[str, object]) -> None:
+    """A worker lets no server name a file outside of the attempt's folder, for its trainer to read or write."""
+    described = {"job_id": "ft-1", "job": job, "inputs": [], "outputs": []}
+    with pytest.raises(ProtocolViolation, match="the server names a file"):
+        read_work(described)
+    for wrong in ({**described, "job": {}, "inputs": [{"name": "/x", "bytes": 1}]}, {**described, "outputs": ["../x"]}):
+        with pytest.raises(ProtocolViolation, match="the server names a file"):
+            read_work(wrong)
+    assert read_work({**described, "job": {"model": "ada"}}).job == {"model": "ada"}

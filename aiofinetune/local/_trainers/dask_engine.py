@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from aiofinetune._urls import is_loopback
 from aiofinetune.errors import ConfigurationError
@@ -161,16 +161,13 @@ def _address(address: str, *, is_tls: bool) -> str:
     Raises:
         ConfigurationError: It is not valid, or needs TLS.
     """
-    try:
-        parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host or not port or address.rstrip("/") != f"dask://{parts.netloc}" or "@" in parts.netloc:
+    found = re.fullmatch(r"dask://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})/?", address)
+    if found is None:
         raise ConfigurationError(f"--trainers: expected dask://HOST:PORT, got {address!r}")
-    if not is_tls and not is_loopback(host):
+    host, port = found.groups()
+    if not is_tls and not is_loopback(host.strip("[]")):
         raise ConfigurationError(
             f"--trainers: {address!r} runs whatever it is sent, by anyone who reaches it; start it with TLS, and pass"
             " --dask-ca, --dask-cert and --dask-key"
         )
-    return f"{'tls' if is_tls else 'tcp'}://{parts.netloc}"
+    return f"{'tls' if is_tls else 'tcp'}://{host}:{port}"

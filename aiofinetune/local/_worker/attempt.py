@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 @attrs.frozen
-class _Work:
+class Work:
     """What a worker is to do."""
 
     job_id: str
@@ -67,7 +67,7 @@ async def run_attempt(http: aiohttp.ClientSession, url: str, token: str) -> None
     """
     calls = Calls(http, url, Secret(token), secrets.token_hex(16))
     try:
-        work = _read_work(await calls.json("GET", "", params={"where": socket.gethostname()}))
+        work = read_work(await calls.json("GET", "", params={"where": socket.gethostname()}))
         _log.info("fine-tune %s started", work.job_id)
         async with _folder() as folder, asyncio.TaskGroup() as group:
             watching = group.create_task(_watch(calls))
@@ -106,7 +106,7 @@ async def _watch(calls: Calls) -> None:
         await calls.json("GET", "/watch")
 
 
-async def _work(calls: Calls, work: _Work, folder: Path) -> None:
+async def _work(calls: Calls, work: Work, folder: Path) -> None:
     for name, size in work.inputs.items():
         await _fetch(calls, name, size, folder / name)
     job_path = folder / "job.json"
@@ -280,7 +280,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_work(value: object) -> _Work:
+def read_work(value: object) -> Work:
     """Read what the server says of an attempt.
 
     Raises:
@@ -290,7 +290,7 @@ def _read_work(value: object) -> _Work:
         case {"job_id": str(job_id), "job": dict(job), "inputs": list(inputs), "outputs": list(outputs)}:
             sizes = {_relative(each["name"]): int(each["bytes"]) for each in inputs}
             _check_paths(job)
-            return _Work(job_id, job, sizes, tuple(map(_relative, outputs)))
+            return Work(job_id, job, sizes, tuple(map(_relative, outputs)))
         case _:
             raise ProtocolViolation("the server's description of the attempt is not one")
 
