@@ -351,7 +351,7 @@ async def reached(session: FineTuneSession, job: FineTune, server: int) -> int:
 async def command(data: str, folder: Path, port: int) -> AsyncIterator[tuple[FineTuneSession, int, int]]:
     """Run ``aiofinetune serve`` in a process of its own; yield a session, the process and its port."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "aiofinetune", "serve", "--data", data, "--port", str(port), "--api-key", "key"),
+        *(sys.executable, "-m", "aiofinetune", "serve", "--local-data", data, "--port", str(port), "--api-key", "key"),
         *("--model", f"{NAME}={folder}"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

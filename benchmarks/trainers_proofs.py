@@ -127,7 +127,7 @@ class System:
             "serve",
             "--port",
             str(self.port),
-            "--data",
+            "--local-data",
             str(self.folder / "data"),
         )
         if self.engine == "dask":
