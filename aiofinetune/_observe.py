@@ -6,6 +6,7 @@ Nothing is watched until there is an observer, or the log records INFO.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -13,7 +14,13 @@ from typing import Final, Protocol
 
 import attrs
 
-from aiofinetune.errors import FineTuneError
+from aiofinetune.errors import APIError, FineTuneError
+
+_CODE: Final = re.compile(r"[a-z]+(_[a-z]+)+")
+"""What an error's code looks like, such as ``insufficient_quota``."""
+
+
+_WORD: Final = re.compile(r"[A-Za-z_-]{1,40}")
 
 
 @attrs.define
@@ -32,7 +39,7 @@ class Call:
     attempts: int = 0
     """The number of attempts that began."""
     url: str | None = None
-    """The URL of the last attempt, without its query."""
+    """The URL of the last attempt, without its query, before any redirect."""
     status: int | None = None
     """The HTTP status of the last attempt's reply; None if there was none."""
     request_id: str | None = None
@@ -87,12 +94,33 @@ class Observer(Protocol):
 observer: Observer | None = None
 """Watches everything; None if nothing does."""
 
+has_watched: bool = False
+"""Whether a call of this process was ever watched. Until then there is nothing to note and nothing to log, and a create
+takes no more than the test of this flag."""
+
 _current: Final[ContextVar[Call | None]] = ContextVar("aiofinetune_call", default=None)
+
+
+def in_short(failure: BaseException) -> str:
+    """Return what the log says of a failure: not the words of a service or a path, which may repeat data."""
+    words = type(failure).__name__
+    if isinstance(failure, APIError):
+        code = failure.code or failure.type or ""
+        return f"{failure.status} {words}" + (f" ({code})" if _CODE.fullmatch(code) else "")
+    cause = failure.__cause__
+    return f"{words}: {cause.strerror}" if isinstance(cause, OSError) and cause.strerror else words
+
+
+def word(text: str) -> str:
+    """Return a word of a service for the log, such as a status; what is no word is left out."""
+    return text if _WORD.fullmatch(text) else "…"
 
 
 @contextlib.contextmanager
 def watching(call: Call) -> Iterator[Call]:
     """Return a context manager in which `call` is made: its replies are noted, and the observer watches it."""
+    global has_watched  # noqa: PLW0603  # a flag of the process
+    has_watched = True
     before = _current.set(call)
     try:
         with contextlib.nullcontext() if observer is None else observer.call(call):

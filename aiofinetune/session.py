@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from aiofinetune import structuring
+from aiofinetune import _observe, structuring
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.download import download
 from aiofinetune._http.token import Token, TokenSource
@@ -57,6 +58,11 @@ if TYPE_CHECKING:
     from aiofinetune._completions import ChatCompletion, Completion
     from aiofinetune.data import Rules
     from aiofinetune.results import Results
+
+_log = logging.getLogger("aiofinetune")
+
+_MAX_ENDED: Final = 1000
+"""The number of jobs of which a session remembers that their ends were logged."""
 
 _USER_AGENT: Final = f"aiofinetune/{__version__}"
 
@@ -131,6 +137,8 @@ class FineTuneSession:
         transport = Transport(self.base_url, headers, timeout, http)
         self._caller = Caller(secrets, self.base_url, transport, retry, self.dialect, query, token)
         self._endpoints = self.dialect.endpoints
+        self._ended: dict[str, None] = {}
+        """The ids of the last jobs whose ends were logged, the oldest first."""
         claims = Claims()
         self._recovery = Recovery(self._caller, claims)
         self._uploads = FileUploads(self._caller, claims)
@@ -191,7 +199,11 @@ class FineTuneSession:
 
         Source: ``POST /fine-tunes``.
         """
-        return await self._recovery.create(request)
+        job = await self._recovery.create(request)
+        if _observe.has_watched:
+            # A batch, which does not come here, logs its jobs with their labels.
+            _log.info("created %s", job.id, extra={"job_id": job.id, "event": "created"})
+        return job
 
     async def list_fine_tunes(self, *, metadata: Mapping[str, str] | None = None) -> tuple[FineTune, ...]:
         """List all jobs, without their events, in the service's order.
@@ -333,7 +345,7 @@ class FineTuneSession:
             follow = ListedEvents if self.dialect.follows is Follows.LIST else PolledEvents
             return follow(self._caller, fine_tune_id)
         request = self._caller.build(endpoint, fine_tune_id, headers=STREAM_HEADERS)
-        return SentEvents(self._caller.connect, request, self._caller.policy, self._caller.secrets)
+        return SentEvents(self._caller.connect, request, fine_tune_id, self._caller.policy, self._caller.secrets)
 
     async def wait(
         self,
@@ -359,8 +371,26 @@ class FineTuneSession:
             FineTuneCancelled: The job was cancelled; the error carries the job and its last events.
             WaitTimeout: The job did not end in time; the message gives its last known status.
         """
+        return await self._waiting(fine_tune_id, on_event, self._log_end).wait(timeout)
+
+    def _waiting(
+        self,
+        fine_tune_id: str,
+        on_event: Callable[[FineTuneEvent], object] | None,
+        on_end: Callable[[FineTune], object] | None = None,
+    ) -> Waiting:
+        """Return a wait for a job's end; a batch, which logs the ends of its jobs itself, passes no `on_end`."""
         calls = (self.retrieve_fine_tune, self.stream_fine_tune_events)
-        return await Waiting(fine_tune_id, *calls, self._caller.policy, on_event).wait(timeout)
+        return Waiting(fine_tune_id, *calls, self._caller.policy, on_event, on_end)
+
+    def _log_end(self, job: FineTune) -> None:
+        """Log that a job has ended, once in a session."""
+        if job.id not in self._ended:
+            self._ended[job.id] = None
+            if len(self._ended) > _MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
+            extra = {"job_id": job.id, "status": job.status, "event": "ended"}
+            _log.info("%s ended: %s", job.id, job.status, extra=extra)
 
     async def results(self, fine_tune: FineTune) -> Results:
         """Download and read the results file of a job that succeeded, as a list of rows; see `Results`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -37,6 +38,9 @@ _DECODED_ON_LOOP: Final = 128 << 10
 """The longest JSON, in bytes, that is decoded on the event loop: it takes a millisecond or two. Longer replies are
 decoded in a thread."""
 
+
+_REQUEST_ID: Final = re.compile(r"[\w.:/+=-]{1,200}", re.ASCII)
+"""What is noted as a request id; a service may put anything into the header."""
 
 _UNAUTHORIZED: Final = 401
 _MAX_PAGES: Final = 10_000
@@ -225,9 +229,7 @@ class Caller:
         if call is None and (_observe.observer is not None or _log.isEnabledFor(logging.INFO)):
             with _observe.watching(Call(endpoint.method, endpoint.path, self.base_url)) as begun:
                 attempt = partial(self._watched, begun, attempt)
-                result = await self.retrying(endpoint, attempt, find, policy, renews=renews, call=begun)
-            self._note_created(endpoint, result)
-            return result
+                return await self.retrying(endpoint, attempt, find, policy, renews=renews, call=begun)
         self.transport.check_place()
         policy = policy or self.policy
         now = asyncio.get_running_loop().time
@@ -267,8 +269,7 @@ class Caller:
                 raise failure
             self._slow_down(failure, seconds)
             self._note_trouble(failure, now(), seconds)
-            words = "%s %s, failure %d: %s; retrying in %.1f s"
-            _log.info(words, endpoint.method, endpoint.path, failures, failure, seconds)
+            _log_retry(endpoint, failure, failures, seconds)
             _note_retry(call, failure, seconds)
             await asyncio.sleep(seconds)
 
@@ -284,7 +285,8 @@ class Caller:
             raise
         finally:
             if call.request_id is not None:
-                call.request_id = scrubbed(call.request_id.encode(errors="replace"), *self.secrets).decode()
+                shown = scrubbed(call.request_id.encode(errors="replace"), *self.secrets).decode()
+                call.request_id = shown if _REQUEST_ID.fullmatch(shown) else None
             _log_attempt(call, how, time.perf_counter() - started_at)
         if self.trouble is not None and self._is_over(self.trouble):
             lasted = asyncio.get_running_loop().time() - self.trouble.since
@@ -391,13 +393,10 @@ class Caller:
         before = self.trouble
         since = before.since if before is not None and before.kind == kind else now
         if since == now:
-            _log.info("%s since %s: %s", kind, time.strftime("%H:%M:%S"), failure, extra={"trouble": kind})
-        self.trouble = Trouble(kind, since, now + seconds, str(failure))
-
-    def _note_created(self, endpoint: Endpoint[T], result: object) -> None:
-        """Log that a job was created, if that is what the call did."""
-        if endpoint is self.endpoints.create_fine_tune and isinstance(result, FineTune):
-            _log.info("created %s", result.id, extra={"job_id": result.id, "status": result.status})
+            words = _observe.in_short(failure)
+            extra = {"trouble": kind, "error": words}
+            _log.info("%s since %s: %s", kind, time.strftime("%H:%M:%S"), words, extra=extra)
+        self.trouble = Trouble(kind, since, now + seconds, failure)
 
     def _note_other_dialect(self, reply: Reply) -> None:
         """Log once in a session that a job has the form of another dialect."""
@@ -415,6 +414,20 @@ class Caller:
 def _note_retry(call: Call | None, failure: FineTuneError, seconds: float) -> None:
     if call is not None and _observe.observer is not None:
         _observe.observer.retrying(call, failure, seconds)
+
+
+def _log_retry(endpoint: Endpoint[T], failure: FineTuneError, failures: int, seconds: float) -> None:
+    if _log.isEnabledFor(logging.INFO):
+        words = _observe.in_short(failure)
+        extra = {
+            "method": endpoint.method,
+            "path": endpoint.path,
+            "failures": failures,
+            "error": words,
+            "seconds": seconds,
+        }
+        line = "%s %s, failure %d: %s; retrying in %.1f s"
+        _log.info(line, endpoint.method, endpoint.path, failures, words, seconds, extra=extra)
 
 
 def _log_attempt(call: Call, how: str, seconds: float) -> None:

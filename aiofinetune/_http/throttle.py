@@ -8,6 +8,7 @@ from typing import Literal
 
 import attrs
 
+from aiofinetune.errors import FineTuneError
 from aiofinetune.retry import SPREAD
 
 
@@ -21,8 +22,8 @@ class Trouble:
     """When it began, by the event loop's clock."""
     until: float
     """When a call is sent next, by the same clock."""
-    why: str
-    """The last failure."""
+    failure: FineTuneError
+    """The last one."""
 
 
 class Throttle:

@@ -348,8 +348,10 @@ class Transport:
             if data is None:
                 raise in_our_words(error, request.name) from cause_of(error)
             raise _in_our_words_if_sent(error, request.name, data) from cause_of(error)
-        if (call := _observe.current()) is not None:
-            call.url, call.status = request.url.partition("?")[0], response.status
+        if _observe.has_watched and (call := _observe.current()) is not None:
+            # The URL that was asked for: one that a service redirects to may hold anything.
+            call.url = call.url or request.url.partition("?")[0]
+            call.status = response.status
             call.request_id = response.headers.get("x-request-id")
         return response
 

@@ -133,7 +133,7 @@ class PolledEvents(EventStream):
         self._new = events[::-1]
         self._is_over, self._is_done = is_over, is_last
         self._has_looked = True
-        note_resumed(self._failures)
+        note_resumed(self._id, self._failures)
         self._failures = 0
         self._pause = _MIN_PAUSE if events else min(self._pause * _GROWTH, _MAX_PAUSE)
         # The last events may have come between the two calls, so after the end they are read once more, at once.
@@ -200,7 +200,8 @@ class PolledEvents(EventStream):
             self._failing_since = now
         self._failures += 1
         elapsed = now - self._failing_since
-        seconds = pause_after(self._caller.policy, failure, self._failures, elapsed, was_open=self._has_looked)
+        policy = self._caller.policy
+        seconds = pause_after(self._id, policy, failure, self._failures, elapsed, was_open=self._has_looked)
         self._next_at = now + seconds
         if isinstance(failure, RateLimited):
             self._caller.throttle.slow_down(seconds if failure.retry_after is None else failure.retry_after)

@@ -11,10 +11,13 @@ from aiofinetune.retry import Retry
 _log = logging.getLogger("aiofinetune")
 
 
-def pause_after(policy: Retry, failure: FineTuneError, failures: int, elapsed: float, *, was_open: bool) -> float:
+def pause_after(
+    fine_tune_id: str, policy: Retry, failure: FineTuneError, failures: int, elapsed: float, *, was_open: bool
+) -> float:
     """Return the number of seconds to wait before a stream is read again, and log it.
 
     Args:
+        fine_tune_id: The id of the job, for the log.
         policy: The bounds.
         failure: The last failure.
         failures: The number of failures since the stream last made progress, including the last.
@@ -29,7 +32,11 @@ def pause_after(policy: Retry, failure: FineTuneError, failures: int, elapsed: f
         raise failure
     seconds = retry.delay(policy, failure, failures, elapsed, idempotent=True)
     if seconds is not None:
-        _log.info("event stream, failure %d: %s; reconnecting in %.1f s", failures, failure, seconds)
+        words = _observe.in_short(failure)
+        _log.info(
+            "event stream of %s, failure %d: %s; reconnecting in %.1f s", fine_tune_id, failures, words, seconds,
+            extra={"job_id": fine_tune_id, "failures": failures, "error": words, "seconds": seconds},
+        )  # fmt: skip
         if _observe.observer is not None:
             _observe.observer.reconnecting(failure, seconds)
         return seconds
@@ -38,7 +45,8 @@ def pause_after(policy: Retry, failure: FineTuneError, failures: int, elapsed: f
     raise failure
 
 
-def note_resumed(failures: int) -> None:
+def note_resumed(fine_tune_id: str, failures: int) -> None:
     """Log that a stream goes on after failures."""
     if failures:
-        _log.info("event stream, resumed after failure %d", failures)
+        extra = {"job_id": fine_tune_id, "failures": failures}
+        _log.info("event stream of %s, resumed after failure %d", fine_tune_id, failures, extra=extra)

@@ -13,7 +13,7 @@ from typing import Final
 
 import attrs
 
-from aiofinetune import structuring
+from aiofinetune import _observe, structuring
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.transport import Heard
 from aiofinetune._jobs import matching
@@ -338,7 +338,8 @@ class Recovery:
                 await asyncio.sleep(pause)
             except FineTuneError as failure:
                 if not is_whole:
-                    _log.warning("retrieving %s, which the reply to a create named, failed: %s", named, failure)
+                    words = _observe.in_short(failure)
+                    _log.warning("retrieving %s, which the reply to a create named, failed: %s", named, words)
                     return None
                 raise FineTuneUnreadable(str(failure), named) from failure
             else:

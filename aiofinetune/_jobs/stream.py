@@ -62,6 +62,7 @@ class SentEvents(EventStream):
         "_given",
         "_has_begun",
         "_has_caught_up",
+        "_id",
         "_incoming",
         "_is_done",
         "_is_odd",
@@ -79,10 +80,12 @@ class SentEvents(EventStream):
         self,
         connect: Callable[[Request], Awaitable[Incoming]],
         request: Request,
+        fine_tune_id: str,
         policy: Retry,
         secrets: Sequence[str],
     ) -> None:
         self._connect = connect
+        self._id = fine_tune_id
         self._request = request
         self._policy = policy
         self._secrets = secrets
@@ -152,7 +155,7 @@ class SentEvents(EventStream):
                 if (seconds := self._again_at - asyncio.get_running_loop().time()) > 0:
                     await asyncio.sleep(seconds)
                 self._start(await self._connect(self._request))
-                note_resumed(self._failures)
+                note_resumed(self._id, self._failures)
                 if _may_stream(self._connection().headers):
                     return
                 # By its headers this is not a stream, so read on: the error is then raised on entering the context, not
@@ -290,7 +293,8 @@ class SentEvents(EventStream):
             self._failing_since = now
         self._failures += 1
         elapsed = now - self._failing_since
-        self._again_at = now + pause_after(self._policy, failure, self._failures, elapsed, was_open=was_open)
+        seconds = pause_after(self._id, self._policy, failure, self._failures, elapsed, was_open=was_open)
+        self._again_at = now + seconds
 
     def _close(self) -> None:
         self._unread.clear()

@@ -15,6 +15,7 @@ from aiofinetune._jobs import matching
 from aiofinetune._jobs.claims import Claims, Groups
 from aiofinetune._jobs.clocks import Moment, at_service
 from aiofinetune._jobs.presigned import PresignedUpload
+from aiofinetune._observe import in_short
 from aiofinetune.dialects._dialect import Uploads
 from aiofinetune.dialects._requests import Endpoint
 from aiofinetune.errors import FineTuneError, RequestInvalid
@@ -99,7 +100,7 @@ class FileUploads:
             listing, reply = await self._caller.exchange(self._caller.endpoints.list_files, policy=policy)
         except FineTuneError as error:
             # Uploading a file twice costs little, unlike creating a job twice.
-            _log.info("searching for the upload of %s failed: %s", name, error)
+            _log.info("searching for an upload whose reply was lost failed: %s", in_short(error))
             return None
         since = at_service(reply, sent)
         file = matching.find_file(listing.data, name, size, purpose, since, self._claims)

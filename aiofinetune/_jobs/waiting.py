@@ -10,6 +10,7 @@ from typing import Final
 
 from aiofinetune import retry
 from aiofinetune._jobs.events import EventStream
+from aiofinetune._observe import in_short, word
 from aiofinetune.errors import FineTuneError, StreamInterrupted, WaitTimeout
 from aiofinetune.models import FineTune, FineTuneCancelled, FineTuneEvent, FineTuneFailed, Status
 from aiofinetune.retry import Retry
@@ -35,6 +36,7 @@ class Waiting:
         follow: Opens a job's event stream.
         policy: Its deadline limits how long the service may be unreachable.
         on_event: Called with each event, once.
+        on_end: Called with the job when it has ended, whatever its status.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Waiting:
         follow: Callable[[str], EventStream],
         policy: Retry,
         on_event: Callable[[FineTuneEvent], object] | None = None,
+        on_end: Callable[[FineTune], object] | None = None,
     ) -> None:
         self._id = fine_tune_id
         self._retrieve = retrieve
         self._follow = follow
         self._policy = policy
         self._on_event = on_event
+        self._on_end = on_end
         self._reported = 0
         """The number of events that `on_event` was called with. Each stream begins with the first event."""
         self._events: deque[FineTuneEvent] = deque(maxlen=_MAX_EVENTS)
@@ -74,6 +78,8 @@ class Waiting:
                 # A TimeoutError of the call itself, such as ReplyTimeout.
                 raise
             raise WaitTimeout(f"fine-tune {self._id} did not end within {timeout} s; {self._state()}") from error
+        if self._on_end is not None:
+            self._on_end(job)
         if job.status == Status.SUCCEEDED:
             return job
         kind = FineTuneCancelled if job.status == Status.CANCELLED else FineTuneFailed
@@ -92,16 +98,14 @@ class Waiting:
             except FineTuneError as failure:
                 if not retry.may_pass(failure) or _now() - last_seen > self._policy.deadline:
                     raise
-                _log.info("retrieving %s failed: %s; still waiting", self._id, failure)
+                _log.info("retrieving %s failed: %s; still waiting", self._id, in_short(failure))
             else:
                 last_seen = _now()
                 if job.is_terminal:
-                    extra = {"job_id": job.id, "status": job.status}
-                    _log.info("%s ended: %s", job.id, job.status, extra=extra)
                     return job
                 if job.status not in Status.KNOWN and job.status != strange:
                     strange = job.status
-                    _log.warning("%s has the unknown status %r; still waiting", self._id, strange)
+                    _log.warning("%s has the unknown status %r; still waiting", self._id, word(strange))
             await asyncio.sleep(pause)
             pause = min(2 * pause, _MAX_PAUSE)
 
@@ -133,10 +137,11 @@ class Waiting:
                         self._on_event(event)
         except FineTuneError as failure:
             if isinstance(failure, StreamInterrupted) or retry.may_pass(failure):
-                _log.info("following %s failed: %s", self._id, failure)
+                _log.info("following %s failed: %s", self._id, in_short(failure))
                 return True
             # The look at the job that follows shows whether the problem is with the job or only with its stream.
-            _log.info("following %s failed: %s; retrieving the job at intervals instead", self._id, failure)
+            words = "following %s failed: %s; retrieving the job at intervals instead"
+            _log.info(words, self._id, in_short(failure))
             return False
         return True
 
@@ -144,7 +149,7 @@ class Waiting:
         try:
             job = await self._look()
         except FineTuneError as failure:
-            _log.info("retrieving %s failed: %s", self._id, failure)
+            _log.info("retrieving %s failed: %s", self._id, in_short(failure))
             # If the failure is permanent, stop reading: the look that follows raises it.
             return not retry.may_pass(failure)
         return job.is_terminal

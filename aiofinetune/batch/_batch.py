@@ -30,7 +30,7 @@ from aiofinetune.batch._earlier_runs import EarlierRuns
 from aiofinetune.batch._follower import Follower
 from aiofinetune.batch._input import Input, Requests
 from aiofinetune.batch._journal import Journal
-from aiofinetune.batch._notices import Notices
+from aiofinetune.batch._notices import Notices, log_end
 from aiofinetune.batch._outcomes import ActiveJob, BatchStopped, Outcome, Progress, Wait
 from aiofinetune.batch._results_folder import ResultsFolder
 from aiofinetune.batch._runner import Call, Note, Runner
@@ -218,7 +218,7 @@ class Batch:
         waits = {wait.kind: wait for wait in self._core.waits(now)}
         trouble = self._recovery.caller.trouble
         if trouble is not None and trouble.kind not in waits:
-            waits[trouble.kind] = Wait(trouble.kind, trouble.since, trouble.until, trouble.why)
+            waits[trouble.kind] = Wait(trouble.kind, trouble.since, trouble.until, trouble.failure)
         return list(waits.values())
 
     async def _say_what_is_waited_for(self) -> None:
@@ -230,7 +230,7 @@ class Batch:
                 _life.warning("%s", line)
             if self._core.state is BatchState.DRAINING and not is_told:
                 is_told = True
-                _life.warning("no more entries are sent, and active jobs are followed: %s", self._core.why)
+                _life.warning("no more entries are sent, and active jobs are followed: %s", self._core.why_in_short)
             await asyncio.sleep(_NOTICE_INTERVAL)
 
     @property
@@ -356,6 +356,8 @@ class Batch:
         self._creates.end(action.attempt)
         if action.job_id is not None:
             self._follower.forget(action.job_id)
+        if not action.is_replayed:
+            log_end(action)
         self._outcomes.put_nowait(
             Outcome(
                 action.attempt.label,

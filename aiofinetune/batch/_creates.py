@@ -77,7 +77,9 @@ class Creates:
         except (NotSent, FineTuneError) as error:
             if isinstance(error, FineTuneUnreadable):
                 # The job is followed, because it may become readable later.
-                _log.warning("%s: %s", attempt.label, error)
+                extra = {"label": attempt.label, "job_id": error.fine_tune_id}
+                words = "%s created %s, which cannot be read; it is followed by its id"
+                _log.warning(words, attempt.label, error.fine_tune_id, extra=extra)
             return create_failed(attempt, error, was_throttled=self._recovery.caller.throttle.count > throttled)
         return on.JobCreated(attempt, job.id, was_throttled=self._recovery.caller.throttle.count > throttled)
 
@@ -126,5 +128,6 @@ class Creates:
             raise unrecorded from error
         if not is_recorded:
             return on.JobIdTaken(attempt)
-        _life.info("%s created %s", attempt.label, job_id)
+        extra = {"label": attempt.label, "attempt": attempt.number, "job_id": job_id, "event": "created"}
+        _life.info("%s created %s", attempt.label, job_id, extra=extra)
         return on.JobIdOnDisk(attempt)

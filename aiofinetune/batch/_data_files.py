@@ -15,6 +15,7 @@ import attrs
 from aiofinetune._http.upload_check import check_content
 from aiofinetune._http.upload_source import opened_source
 from aiofinetune._local_files import check_regular
+from aiofinetune._observe import in_short
 from aiofinetune._threads import in_thread
 from aiofinetune.batch._core import AttemptRecord
 from aiofinetune.batch._journal import Journal
@@ -100,7 +101,9 @@ class DataFiles:
                 try:
                     digest = await self._digest_of(path)
                 except LocalFileError as error:
-                    _log.warning("%s; it is not known whether the file has changed since it was sent", error)
+                    label = record.attempt.label
+                    words = "%s: its %s cannot be read (%s); whether it has changed since it was sent is not known"
+                    _log.warning(words, label, field, in_short(error), extra={"label": label})
                     continue
                 if digest != await self._journal.digest(file_id):
                     return f"the content of {path}"

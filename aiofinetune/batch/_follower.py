@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from aiofinetune._observe import in_short
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._journal import Journal
@@ -55,7 +56,9 @@ class Follower:
         """Follow a job by its events."""
         try:
             try:
-                job = await self._session.wait(action.job_id, on_event=partial(self._note_event, action))
+                # Not `wait`, which logs the end: the batch does, with the label.
+                waiting = self._session._waiting(action.job_id, partial(self._note_event, action))  # noqa: SLF001
+                job = await waiting.wait(None)
             except FineTuneEnded as ended:
                 _check_id(ended.job, action.job_id)
                 return on.JobEnded(action.attempt, ended.job, ended)
@@ -63,7 +66,7 @@ class Follower:
         except NotFound as error:
             return on.JobVanished(action.attempt, error)
         except FineTuneError as error:
-            _log.info("following %s failed: %s; using the list instead", action.job_id, error)
+            _log.info("following %s failed: %s; using the list instead", action.job_id, in_short(error))
             return on.StreamFailed(action.attempt, error)
         return on.JobEnded(action.attempt, job)
 
@@ -72,7 +75,7 @@ class Follower:
         try:
             rows = await self._recovery.list_rows(action.since)
         except FineTuneError as error:
-            _log.info("listing the jobs failed: %s", error)
+            _log.info("listing the jobs failed: %s", in_short(error))
             return on.ListFailed(error)
         if self._recovery.has_echoed:
             await self._note_echo()
@@ -100,7 +103,7 @@ class Follower:
     def _note_start(self, label: str, job_id: str) -> None:
         if job_id not in self._started:
             self._started.add(job_id)
-            _life.info("%s started", label)
+            _life.info("%s started", label, extra={"label": label, "job_id": job_id, "event": "started"})
 
     def forget(self, job_id: str) -> None:
         """Forget what was said of a job that is over."""
@@ -124,7 +127,7 @@ class Follower:
         except NotFound as error:
             return on.JobVanished(action.attempt, error)
         except FineTuneError as error:
-            _log.info("retrieving %s failed: %s", action.job_id, error)
+            _log.info("retrieving %s failed: %s", action.job_id, in_short(error))
             return on.JobUnreadable(action.attempt, error)
         return on.JobRetrieved(action.attempt, job)
 
@@ -157,7 +160,7 @@ class Follower:
             async with self._ending:
                 await self._session.cancel_fine_tune(job_id)
         except FineTuneError as error:
-            _log.warning("cancelling %s failed: %s", job_id, error)
+            _log.warning("cancelling %s failed: %s", job_id, in_short(error))
 
 
 def _check_id(job: FineTune, job_id: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
 from typing import TypeAlias
 
+from aiofinetune._observe import in_short
 from aiofinetune.batch._core import AttemptRecord, KnownEntry
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
@@ -51,7 +52,7 @@ class Input:
         except (Exception, BaseExceptionGroup, asyncio.CancelledError) as failure:
             if _is_cancelled():
                 # No more requests are needed, so an error that the input raises on being closed does not matter.
-                _log.info("the input of requests was closed: %r", failure)
+                _log.info("the input of requests was closed: %s", in_short(failure))
             elif isinstance(failure, Exception):
                 end = on.InputFailed(failure)
             elif isinstance(failure, asyncio.CancelledError):

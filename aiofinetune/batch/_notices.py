@@ -1,13 +1,21 @@
-"""Say what a batch waits for: at once, then once a minute, and when it is over. No I/O."""
+"""What the log says of a batch: what it waits for (at once, then once a minute, and when it is over), and the ends."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Final
 
 import attrs
 
+from aiofinetune._observe import in_short
+from aiofinetune.batch._core.actions import ReportOutcome
 from aiofinetune.batch._outcomes import Wait
+
+_log = logging.getLogger("aiofinetune.batch")
+
+_FOR_A_PERSON: Final = ("uncertain", "vanished")
+"""How an entry ends if a person must look."""
 
 _INTERVAL: Final = 60.0
 """The number of seconds between two lines about the same kind of wait."""
@@ -70,7 +78,7 @@ def _line(wait: Wait, now: float) -> str:
     else:
         seconds = wait.until - now
         following = "trying again now" if seconds < 1 else f"the next try is in {duration(seconds)}"
-    return f"{_WHAT[wait.kind]}{lasted}: {wait.why}; {following}"
+    return f"{_WHAT[wait.kind]}{lasted}: {in_short(wait.error)}; {following}"
 
 
 def duration(seconds: float) -> str:
@@ -80,3 +88,17 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def log_end(ended: ReportOutcome) -> None:
+    """Log how an entry ended."""
+    label, status = ended.attempt.label, ended.status
+    words = status if ended.error is None or ended.job is not None else f"{status}: {in_short(ended.error)}"
+    extra = {
+        "label": label,
+        "attempt": ended.attempt.number,
+        "job_id": ended.job_id,
+        "status": status,
+        "event": "ended",
+    }
+    _log.log(logging.WARNING if status in _FOR_A_PERSON else logging.INFO, "%s ended: %s", label, words, extra=extra)

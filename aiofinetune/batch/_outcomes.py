@@ -57,8 +57,13 @@ class Wait:
     since: float
     until: float | None
     """When the batch tries again; None if it depends on a job's end."""
-    why: str
-    """What the service said, or what failed."""
+    error: FineTuneError
+    """What failed."""
+
+    @property
+    def why(self) -> str:
+        """What the service said, or what failed, in words."""
+        return str(self.error)
 
 
 @attrs.frozen

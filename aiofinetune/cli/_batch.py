@@ -380,7 +380,9 @@ class _Shown(logging.Handler):
         self._others = others
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "aiofinetune.batch" or record.levelno >= self._others:
+        # The ends of entries are shown with more words, as outcomes.
+        is_life = record.name == "aiofinetune.batch" and getattr(record, "event", None) != "ended"
+        if is_life or (record.levelno >= self._others and record.name != "aiofinetune.batch"):
             self._run.say_log(record)
 
 

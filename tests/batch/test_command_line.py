@@ -507,7 +507,7 @@ async def test_what_happens_is_told_with_its_time() -> None:
     told = [TIME.sub("", line) for line in lines]
     assert sorted(line.split()[0] for line in told if " created ft-" in line) == ["job-1", "job-2"]
     (throttled,) = (line for line in told if line.startswith("the service asks to slow down"))
-    assert "429: slow down" in throttled
+    assert "429 RateLimited" in throttled
 
 
 # On a terminal

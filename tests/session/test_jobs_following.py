@@ -196,7 +196,9 @@ async def test_a_service_that_is_gone(endpoint: str, attempts: int, caplog: pyte
             assert server.asked().count(endpoint) >= asked + attempts
         with pytest.raises(ServerError):
             await session.stream_fine_tune_events(job).__aenter__()
-    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("event stream, failure")]
+    told = [
+        record.getMessage() for record in caplog.records if record.getMessage().startswith(f"event stream of {job}, f")
+    ]
     assert len(told) == 2 * (attempts - 1)
     assert all("reconnecting in" in line for line in told)
 

@@ -76,7 +76,7 @@ async def test_a_stream_that_resumes_is_logged(caplog: pytest.LogCaptureFixture)
     told = [line for line in lines(caplog, logging.INFO) if "stream" in line]
     assert len(told) == 2
     assert "reconnecting" in told[0]
-    assert told[1] == "event stream, resumed after failure 1"
+    assert told[1] == "event stream of ft-1, resumed after failure 1"
 
 
 async def test_neither_keys_nor_data_are_logged(caplog: pytest.LogCaptureFixture) -> None:

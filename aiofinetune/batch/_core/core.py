@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import attrs
 
+from aiofinetune._observe import in_short
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.attempts import Attempt, attempt_of
@@ -91,6 +92,11 @@ class BatchCore:
     def why(self) -> str | None:
         """Why no more entries are sent; None if they are."""
         return self._run.why
+
+    @property
+    def why_in_short(self) -> str | None:
+        """The same for the log, without words of the service."""
+        return self._run.why if self._run.cause is None else in_short(self._run.cause)
 
     def waits(self, now: float) -> list[Wait]:
         """Return what the batch waits for, besides its jobs."""

@@ -13,7 +13,7 @@ from aiofinetune.batch._core.attempts import Attempt
 from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedEvent
 from aiofinetune.batch._outcomes import Wait
-from aiofinetune.errors import AuthenticationFailed
+from aiofinetune.errors import AuthenticationFailed, FineTuneError
 
 _MAX_UNREAD: Final = 3
 """The number of consecutive looks that may fail where no look may, after which the batch stops."""
@@ -59,9 +59,9 @@ class Looks:
         """Whether the service said that it takes no more jobs until one ends."""
         return self.full is not None
 
-    def fill(self, now: float, why: str) -> None:
+    def fill(self, now: float, error: FineTuneError) -> None:
         """Note that the service takes no more jobs until one ends."""
-        self.full = self.full or Wait("full", now, None, why)
+        self.full = self.full or Wait("full", now, None, error)
 
     @property
     def has_reached(self) -> bool:
@@ -72,12 +72,12 @@ class Looks:
         """Note that the service has answered."""
         self._has_reached = True
 
-    def lose(self, now: float, why: str) -> None:
+    def lose(self, now: float, error: FineTuneError) -> None:
         """Note that the service cannot be reached, and look at the list until it can."""
         self.is_away = True
         due = now + min(self._run.settings.poll_interval, _MAX_PAUSE)
         self.due = due if self.due is None else min(self.due, due)
-        self.blind = Wait("unreachable", now if self.blind is None else self.blind.since, self.due, why)
+        self.blind = Wait("unreachable", now if self.blind is None else self.blind.since, self.due, error)
 
     @property
     def knows_others(self) -> bool:
@@ -144,7 +144,7 @@ class Looks:
         self._end_look(now)
         self._blind += 1
         since = now if self.blind is None else self.blind.since
-        self.blind = Wait("unreachable", since, self.due, str(event.error))
+        self.blind = Wait("unreachable", since, self.due, event.error)
         if self.has_reached and retry.may_pass(event.error):
             if now - since < self._run.settings.outage:
                 return

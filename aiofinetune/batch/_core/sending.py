@@ -162,9 +162,9 @@ class Sender:
                 until = self._limiter.hold(now, event.retry_after)
                 is_new = self._held is None or self._held.until is None or self._held.until < now
                 since = now if is_new or self._held is None else self._held.since
-                self._held = Wait("throttled", since, until, str(event.error))
+                self._held = Wait("throttled", since, until, event.error)
             case on.TooManyActive():
-                self._looks.fill(now, str(event.error))
+                self._looks.fill(now, event.error)
             case on.CreateBarred():
                 self._run.send_no_more(str(event.error), event.error)
             case on.CreateRefused():
@@ -180,7 +180,7 @@ class Sender:
         """Send a create again once the service can be reached, but each only once, for it may be what fails."""
         if self._looks.has_reached and not attempt.was_unreached:
             attempt.was_unreached = True
-            self._looks.lose(now, str(error))
+            self._looks.lose(now, error)
             return
         self._unreached += 1
         if self._unreached < _MAX_UNREACHED:
@@ -279,7 +279,7 @@ class Sender:
         is_blind = not (error.accepted or error.candidate_ids)
         if is_blind and self._looks.has_reached and self._run.is_running:
             # The creates after it wait until the list can be read.
-            self._looks.lose(now, str(error))
+            self._looks.lose(now, error)
             is_blind = False
         self._unreached += is_blind
         self._nameless += error.accepted and error.fine_tune_id is None
