@@ -5,7 +5,7 @@ Names and attributes of calls are those of OpenTelemetry's semantic conventions 
 conventions do not know has names that begin with ``aiofinetune``.
 
 Spans:
-    ``POST /fine-tunes``: one call, with an event for each retry. An event stream is a call until it is open.
+    ``POST /v1/fine-tunes``: one call, with an event for each retry. An event stream is a call until it is open.
     ``aiofinetune.job``: one job of a batch, from before its create to its end; the calls for it are below it.
 
 Metrics:
@@ -84,12 +84,12 @@ class _Telemetry:
         port = at.port or (443 if at.scheme == "https" else 80)
         attributes: dict[str, str | int] = {
             "http.request.method": call.method,
-            "url.template": call.path,
+            "url.template": _template(call),
             "server.address": at.hostname or "",
             "server.port": port,
         }
         started_at = time.perf_counter()
-        name = f"{call.method} {call.path}"
+        name = f"{call.method} {_template(call)}"
         # The message of an error may hold what a service says of the data, so only its class is recorded.
         with self._tracer.start_as_current_span(
             name, kind=SpanKind.CLIENT, attributes=attributes, record_exception=False, set_status_on_exception=False
@@ -116,7 +116,7 @@ class _Telemetry:
             self._throttled.add(1)
 
     def retrying(self, call: _observe.Call, failure: FineTuneError, seconds: float) -> None:
-        self._retries.add(1, {"http.request.method": call.method, "url.template": call.path})
+        self._retries.add(1, {"http.request.method": call.method, "url.template": _template(call)})
         if isinstance(failure, RateLimited):
             self._throttled.add(1)
         _add_event("retry", failure, seconds)
@@ -165,6 +165,11 @@ class _Job:
         if self._is_named:
             self._active.add(-1)
         self._span.end()
+
+
+def _template(call: _observe.Call) -> str:
+    """Return the template of the whole path of a call, such as ``/v1/fine-tunes/{id}``."""
+    return urlsplit(call.base_url).path.rstrip("/") + call.path.replace("{}", "{id}")
 
 
 def _more_of(call: _observe.Call) -> dict[str, str | int]:

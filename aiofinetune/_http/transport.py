@@ -342,17 +342,15 @@ class Transport:
                 **(self._options if buffer is None else {**self._options, "read_bufsize": buffer}),
             )
         except Exception as error:
+            _note(request, None)
             if self._owns_http and isinstance(error, FineTuneError):
                 # `_send_once` raised it, so it is already translated. From a borrowed session it is its owner's error.
                 raise
             if data is None:
                 raise in_our_words(error, request.name) from cause_of(error)
             raise _in_our_words_if_sent(error, request.name, data) from cause_of(error)
-        if _observe.has_watched and (call := _observe.current()) is not None:
-            # The URL that was asked for: one that a service redirects to may hold anything.
-            call.url = call.url or request.url.partition("?")[0]
-            call.status = response.status
-            call.request_id = response.headers.get("x-request-id")
+        if _observe.has_watched:
+            _note(request, response)
         return response
 
     def _new_http(self, *, force_close: bool = False) -> aiohttp.ClientSession:
@@ -374,6 +372,17 @@ def _settings(timeout: Timeout) -> dict[str, Any]:  # Any: as aiohttp has them
         "max_line_size": _MAX_HEADER_BYTES,
         "max_field_size": _MAX_HEADER_BYTES,
     }
+
+
+def _note(request: Request, response: aiohttp.ClientResponse | None) -> None:
+    """Note what the current call asked for, and the head of the reply, if there is one."""
+    if (call := _observe.current()) is None:
+        return
+    # The URL that was asked for: one that a service redirects to may hold anything.
+    call.url = call.url or request.url.partition("?")[0]
+    if response is not None:
+        call.status = response.status
+        call.request_id = response.headers.get("x-request-id")
 
 
 def _body(request: Request) -> _Body | None:

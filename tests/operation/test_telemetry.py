@@ -10,9 +10,9 @@ from typing import Any
 import attrs
 import pytest
 
-from aiofinetune import _observe, telemetry
+from aiofinetune import FineTuneSession, Retry, _observe, telemetry
 from aiofinetune.batch import Batch
-from aiofinetune.errors import BadRequest, ConfigurationError
+from aiofinetune.errors import BadRequest, ConfigurationError, ConnectFailed
 from tests.batch.runs import POLL, entries, outcomes_of
 from tests.servers.batchserver import BatchServer
 from tests.servers.batchserver import talking_to as talking_to_batch
@@ -69,10 +69,10 @@ async def test_a_call_is_a_span_by_the_conventions(exported: Exported) -> None:
         await create(session)
         port = int(session.base_url.split(":")[2].partition("/")[0])
     (span,) = exported.spans
-    assert (span.name, span.kind.name, span.status.status_code.name) == ("POST /fine-tunes", "CLIENT", "UNSET")
+    assert (span.name, span.kind.name, span.status.status_code.name) == ("POST /v1/fine-tunes", "CLIENT", "UNSET")
     assert dict(span.attributes) == {
         "http.request.method": "POST",
-        "url.template": "/fine-tunes",
+        "url.template": "/v1/fine-tunes",
         "url.full": f"http://127.0.0.1:{port}/v1/fine-tunes",
         "server.address": "127.0.0.1",
         "server.port": port,
@@ -98,6 +98,20 @@ async def test_a_failed_call_names_its_error_and_nothing_secret(exported: Export
     assert KEY not in span.to_json()
     assert "secret" not in span.to_json()
     assert REQUEST.training_file not in span.to_json()
+
+
+async def test_a_call_without_a_reply_has_a_url_and_an_error(exported: Exported) -> None:
+    """Where nothing listens, the span has the required attributes, no status, and the class of the error."""
+    async with talking_to(answering(b"")) as session:
+        base_url = session.base_url
+    async with FineTuneSession(KEY, base_url=base_url, retry=Retry(attempts=1)) as session:
+        with pytest.raises(ConnectFailed):
+            await session.retrieve_fine_tune("ft-1")
+    (span,) = exported.spans
+    assert span.name == "GET /v1/fine-tunes/{id}"
+    assert span.attributes["url.full"] == f"{base_url}/fine-tunes/ft-1"
+    assert span.attributes["error.type"] == "ConnectFailed"
+    assert "http.response.status_code" not in span.attributes
 
 
 async def test_a_stream_is_counted_while_open_and_reconnects_are_events(exported: Exported) -> None:
@@ -128,7 +142,7 @@ async def test_a_job_of_a_batch_is_a_span_over_its_calls(exported: Exported) -> 
     assert set(jobs) == {"job-1", "job-2"}
     assert {span.attributes["aiofinetune.status"] for span in jobs.values()} == {"succeeded"}
     assert all("aiofinetune.job.id" in span.attributes for span in jobs.values())
-    creates = [span for span in exported.spans if span.name == "POST /fine-tunes"]
+    creates = [span for span in exported.spans if span.name == "POST /v1/fine-tunes"]
     assert {span.parent.span_id for span in creates} == {span.context.span_id for span in jobs.values()}
     assert exported.metrics()["aiofinetune.active_jobs"] == 0
 
