@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from aiofinetune.testing._plugin import opened_session
-
 if TYPE_CHECKING:
     from aiofinetune.session import FineTuneSession
     from aiofinetune.testing import FineTuneServer
@@ -16,5 +14,7 @@ if TYPE_CHECKING:
 
 @pytest_asyncio.fixture
 async def _fine_tune_session_asyncio(fine_tune_server: FineTuneServer) -> AsyncIterator[FineTuneSession]:
+    from aiofinetune.testing._sessions import opened_session  # noqa: PLC0415  # when a test uses it
+
     async for session in opened_session(fine_tune_server):
         yield session

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, NoReturn
 
 import attrs
 from aiohttp import web
 
 from aiofinetune import structuring
 from aiofinetune.local._routes import Handler
-from aiofinetune.local._routes.replies import error_reply, json_reply
+from aiofinetune.local._routes.replies import EVENT_STREAM, error_reply, json_reply
 from aiofinetune.local._routes.together import BASE_PATH
 from aiofinetune.testing._endpoints import NAMES, UNKNOWN
 from aiofinetune.testing._plans import Cut, Delay, Failure, Fault, Gate, LostReply, OddReply, Plans, Stall
@@ -25,15 +24,14 @@ CONTROL: Final = f"{PREFIX}/testing/"
 """What the paths begin with through which another process asks for faults; they meet none, and are not recorded."""
 
 
-Write = Callable[[bytes | bytearray | memoryview], Awaitable[None]]
-
-
 @attrs.frozen
 class _Met:
-    """What the middleware has of a request: its record and its fault."""
+    """What the middleware has of a request: its record, its fault, and where it waits if it stalls."""
 
+    request: web.Request
     asked: Asked
     fault: Fault | None
+    stalled: Gate
 
 
 _met: ContextVar[_Met] = ContextVar("_met")
@@ -54,6 +52,7 @@ class Middleware:
 
     def add_to(self, application: web.Application) -> None:
         """Add it to the server's application."""
+        application[EVENT_STREAM] = FaultyStream
         application.middlewares.append(self._handle)
         application.on_response_prepare.append(self._prepare)
         # It comes before the server's own, which waits for requests that are under way.
@@ -68,7 +67,7 @@ class Middleware:
             return await handler(request)
         asked = self._requests.add(_record(request, await _read_json(request)))
         fault = self._plans.take(asked.endpoint, is_stream=asked.is_stream)
-        _met.set(_Met(asked, fault))
+        _met.set(_Met(request, asked, fault, self._plans.stalled_requests))
         match fault:
             case Failure(status, message, code, retry_after):
                 headers = None if retry_after is None else {"Retry-After": f"{retry_after:g}"}
@@ -87,68 +86,51 @@ class Middleware:
         return response
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Note the status of a reply, and let a stream meet its fault."""
+        """Note the status of a reply."""
         if request.path.startswith(CONTROL):
             return
         met = _met.get(None)
         if met is None:
             # A request without the right key does not reach the middleware.
-            met = _Met(self._requests.add(_record(request, None)), None)
+            met = _Met(request, self._requests.add(_record(request, None)), None, self._plans.stalled_requests)
         if request.transport is None or request.transport.is_closing():
             return
         met.asked.status = response.status
-        fault = met.fault
-        if isinstance(fault, Cut | Stall | Delay) and response.content_type == "text/event-stream":
-            stream = _FaultyStream(fault, request, response.write, self._plans.stalled_requests)
-            response.write = stream.write  # type: ignore[method-assign]  # There is no hook for it.
 
 
-class _FaultyStream:
-    """An event stream that meets a fault.
+class FaultyStream(web.StreamResponse):
+    """The response of an event stream, which meets the fault of its request."""
 
-    Args:
-        fault: The fault.
-        request: The request for the stream.
-        write: Writes to the stream.
-        stalled: Where the stream waits if it stalls.
-    """
-
-    def __init__(
-        self,
-        fault: Cut | Stall | Delay,
-        request: web.Request,
-        write: Write,
-        stalled: Gate,
-    ) -> None:
-        self._fault = fault
-        self._request = request
-        self._write = write
-        self._stalled = stalled
-        self._events = 0
-        """The number of events that have been written."""
+    _events = 0
+    """The number of events that have been written."""
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write some events or comments, whole ones."""
+        met = _met.get(None)
+        if met is None or not isinstance(met.fault, Cut | Stall | Delay):
+            await super().write(data)
+            return
         for frame in bytes(data).split(b"\n\n")[:-1]:
-            await self._meet()
-            await self._write(frame + b"\n\n")
+            await self._meet(met)
+            await super().write(frame + b"\n\n")
             self._events += not frame.startswith(b":")
-        await self._meet(is_before=False)
+        await self._meet(met, is_before=False)
 
-    async def _meet(self, *, is_before: bool = True) -> None:
-        match self._fault:
+    async def _meet(self, met: _Met, *, is_before: bool = True) -> None:
+        match met.fault:
             case Delay(seconds) if is_before:
-                await _pause(self._stalled, seconds)
+                await _pause(met.stalled, seconds)
             case Cut(after) if self._events >= after:
-                self._break_off()
+                _break_off(met.request)
             case Stall(after) if self._events >= after:
-                await self._stalled.passed()
-                self._break_off()
+                await met.stalled.passed()
+                _break_off(met.request)
 
-    def _break_off(self) -> None:
-        if self._request.transport is not None:
-            self._request.transport.abort()
-        raise ConnectionResetError("a fault on demand")
+
+def _break_off(request: web.Request) -> NoReturn:
+    if request.transport is not None:
+        request.transport.abort()
+    raise ConnectionResetError("a fault on demand")
 
 
 def endpoint_of(request: web.Request) -> str:

@@ -56,23 +56,14 @@ def _session_of(request: pytest.FixtureRequest, fixture: str) -> FineTuneSession
     return session
 
 
-async def opened_session(server: FineTuneServer) -> AsyncIterator[FineTuneSession]:
-    """Yield a session with a server; this is the body of the fixtures."""
-    from aiofinetune.retry import Retry  # noqa: PLC0415  # see above
-    from aiofinetune.session import FineTuneSession  # noqa: PLC0415  # see above
-
-    # A job is in this server's list as soon as it is made.
-    retry = Retry(base=0.01, cap=0.1, grace=0.2)
-    async with FineTuneSession(server.api_key, base_url=server.base_url, retry=retry) as session:
-        yield session
-
-
 @pytest.fixture
 async def _fine_tune_session_anyio(
     fine_tune_server: FineTuneServer, anyio_backend_name: str
 ) -> AsyncIterator[FineTuneSession]:
     if anyio_backend_name != "asyncio":
         pytest.fail("fine_tune_session needs asyncio: let the fixture anyio_backend return 'asyncio'", pytrace=False)
+    from aiofinetune.testing._sessions import opened_session  # noqa: PLC0415  # see above
+
     async for session in opened_session(fine_tune_server):
         yield session
 

@@ -105,10 +105,15 @@ def write_event(value: object) -> bytes:
     return sse.encode(structuring.dumps(value))
 
 
+EVENT_STREAM: Final[web.AppKey[type[web.StreamResponse]]] = web.AppKey("event_stream")
+"""The class of the responses that stream events, if an addition to the application brings one of its own."""
+
+
 @contextlib.asynccontextmanager
 async def event_stream(request: web.Request) -> AsyncIterator[web.StreamResponse]:
     """Return a context manager of a prepared response for server-sent events."""
-    response = web.StreamResponse(headers={"Cache-Control": "no-cache", "Content-Type": "text/event-stream"})
+    kind = request.app.get(EVENT_STREAM, web.StreamResponse)
+    response = kind(headers={"Cache-Control": "no-cache", "Content-Type": "text/event-stream"})
     with breaking_off(request, response):
         await response.prepare(request)
         yield response
