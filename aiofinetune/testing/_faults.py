@@ -38,6 +38,11 @@ class Faults:
         """The faults that are still to be met, in words."""
         return self._plans.describe()
 
+    @property
+    def unmet(self) -> Sequence[str]:
+        """Those of `pending` that were asked for a number of times: a test that leaves one has probably not met it."""
+        return self._plans.unmet()
+
     # Requests
 
     def fail_next(

@@ -165,6 +165,12 @@ class Plans:
             held = ["jobs are held"] if self.held_jobs.is_closed else []
             return [*map(str, self._requests), *(f"{failure} for the next job" for failure in self._jobs), *held]
 
+    def unmet(self) -> list[str]:
+        """Return the faults that were asked for a number of times, and were not met as often, in words."""
+        with self._lock:
+            plans = [str(plan) for plan in self._requests if plan.left is not None]
+            return [*plans, *(f"{failure} for the next job" for failure in self._jobs)]
+
     def clear(self) -> None:
         """Forget all faults, and let pass what is held and stalled."""
         with self._lock:

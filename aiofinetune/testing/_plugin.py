@@ -6,6 +6,7 @@ fixture imports the rest when a test first uses it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,17 @@ def fine_tune_address() -> Iterator[Address]:
 
 @pytest.fixture
 def fine_tune_server(fine_tune_address: Address) -> Iterator[FineTuneServer]:
-    """A server for this test, in a thread: instant jobs, faults on demand, and a record of its requests."""
+    """A server for this test, in a thread: instant jobs, faults on demand, and a record of its requests.
+
+    It warns of faults that the test asked for and that nothing met.
+    """
     from aiofinetune.testing._server import FineTuneServer  # noqa: PLC0415  # see above
 
     with FineTuneServer(port=fine_tune_address.port, api_key=fine_tune_address.api_key).in_thread() as server:
         yield server
+        if unmet := server.faults.unmet:
+            # The test may have passed because of that. To forget faults on purpose, `clear` them.
+            warnings.warn(pytest.PytestWarning(f"faults that nothing met: {'; '.join(unmet)}"), stacklevel=1)
 
 
 @pytest.fixture

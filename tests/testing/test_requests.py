@@ -39,7 +39,7 @@ async def test_requests_are_recorded(fine_tune_server: FineTuneServer, client: C
 async def test_a_request_without_the_key_is_recorded(fine_tune_server: FineTuneServer, client: Client) -> None:
     """A wrong key is refused as ever; the request is in the record, and meets no fault."""
     await client.call("GET", "/models")
-    fine_tune_server.faults.fail_next("any")
+    fine_tune_server.faults.fail_next("any", times=None)
     # On the same connection.
     await client.call("POST", "/fine-tunes", json={}, headers={"Authorization": "Bearer another-key"}, status=401)
     assert [(asked.endpoint, asked.status) for asked in fine_tune_server.requests] == [

@@ -105,8 +105,8 @@ def write_event(value: object) -> bytes:
     return sse.encode(structuring.dumps(value))
 
 
-EVENT_STREAM: Final[web.AppKey[type[web.StreamResponse]]] = web.AppKey("event_stream")
-"""The class of the responses that stream events, if an addition to the application brings one of its own."""
+EVENT_STREAM: Final[web.AppKey[Callable[..., web.StreamResponse]]] = web.AppKey("event_stream")
+"""What makes the responses that stream events, if an addition to the application brings something of its own."""
 
 
 @contextlib.asynccontextmanager
