@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import attrs
@@ -11,6 +11,7 @@ import attrs
 from aiofinetune._observe import in_short
 from aiofinetune.batch._core.actions import ReportOutcome
 from aiofinetune.batch._outcomes import Wait
+from aiofinetune.errors import FineTuneError
 
 _log = logging.getLogger("aiofinetune.batch")
 
@@ -36,9 +37,14 @@ _OVER: Final = {
 
 
 class Notices:
-    """The lines about one batch's waits. No line about the same kind of wait follows another within a minute."""
+    """The lines about one batch's waits. No line about the same kind of wait follows another within a minute.
 
-    def __init__(self) -> None:
+    Args:
+        in_words: Returns what a line says of a failure; by default, what a log may.
+    """
+
+    def __init__(self, in_words: Callable[[FineTuneError], str] = in_short) -> None:
+        self._in_words = in_words
         self._told_at: dict[str, float] = {}
         """When the last line about each kind was returned."""
         self._told: dict[str, Wait] = {}
@@ -67,18 +73,18 @@ class Notices:
                 # One that was gone for a moment is the same.
                 since = self._told.get(kind, wait).since
                 self._told_at[kind], self._told[kind] = now, attrs.evolve(wait, since=since)
-                lines.append(_line(self._told[kind], now))
+                lines.append(_line(self._told[kind], now, self._in_words(wait.error)))
         return lines
 
 
-def _line(wait: Wait, now: float) -> str:
+def _line(wait: Wait, now: float, why: str) -> str:
     lasted = "" if now - wait.since < 1 else f" for {duration(now - wait.since)} now"
     if wait.until is None:
         following = "the next one is sent when a job ends"
     else:
         seconds = wait.until - now
         following = "trying again now" if seconds < 1 else f"the next try is in {duration(seconds)}"
-    return f"{_WHAT[wait.kind]}{lasted}: {in_short(wait.error)}; {following}"
+    return f"{_WHAT[wait.kind]}{lasted}: {why}; {following}"
 
 
 def duration(seconds: float) -> str:
