@@ -328,6 +328,8 @@ class Transport:
             if self._fresh_http is None:
                 self._fresh_http = self._new_http(force_close=True)
             http = self._fresh_http
+        # Any: as aiohttp has them
+        options: dict[str, Any] = self._options if buffer is None else {**self._options, "read_bufsize": buffer}
         try:
             response = await http.request(
                 request.method,
@@ -339,7 +341,7 @@ class Transport:
                 headers={**self._headers, **request.headers},
                 allow_redirects=False,
                 middlewares=_SEND_ONCE if self._owns_http and request.method != "POST" else None,
-                **(self._options if buffer is None else {**self._options, "read_bufsize": buffer}),
+                **options,
             )
         except Exception as error:
             _note(request, None)
