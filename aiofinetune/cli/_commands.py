@@ -375,28 +375,39 @@ _PLOT = click.Path(path_type=Path, dir_okay=False, writable=True)
 """The file of a picture."""
 
 
-@cli.command()
+@cli.command(
+    cls=Command,
+    epilog=examples(
+        "aiofinetune results ft-abc123",
+        "aiofinetune results results/*.csv --plot curves.png",
+    ),
+)
 @click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
 @click.option("--plot", type=_PLOT, help="Draw a picture into this file (.png or .svg) instead; needs matplotlib.")
 @click.option(
     "--epochs", type=click.IntRange(1), help="Number of epochs, to mark them where a file does not show them."
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary and the rows as JSON.")
-def results(jobs: tuple[str, ...], **options: Any) -> None:
+@session_command
+async def results(shell: Shell, jobs: tuple[str, ...], **options: Any) -> int:
     """Show the curves of jobs, each given by its id or by its results file (results/*.csv).
 
     Of one job it shows the training loss of each step and its mean, the validation loss, and the accuracy; of several
     jobs one picture of each figure.
     """
-    from rich.console import Console
-
     from aiofinetune.cli._results import show_results
 
-    _run(lambda: show_results(jobs, Console(), **options))
+    return await show_results(jobs, shell, **options)
 
 
-@cli.command()
+@cli.command(
+    cls=Command,
+    epilog=examples(
+        "aiofinetune compare sweep.toml --results results/ --sort validation_loss",
+        "aiofinetune compare sweep.toml --plot sweep.svg --figure accuracy --against n_epochs",
+        "aiofinetune compare ft-abc123 ft-def456 --json",
+    ),
+)
 @click.argument("jobs", metavar="MANIFEST|JOURNAL|JOB...", nargs=-1, required=True)
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Default: MANIFEST.journal.")
 @click.option(
@@ -409,22 +420,27 @@ def results(jobs: tuple[str, ...], **options: Any) -> None:
 @click.option("--figure", metavar="FIGURE", help="The figure of the picture. Default: the first of the table.")
 @click.option("--against", metavar="PARAMETER", help="Its horizontal axis. Default: the one with the most values.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-def compare(jobs: tuple[str, ...], **options: Any) -> None:
+@session_command
+async def compare(shell: Shell, jobs: tuple[str, ...], **options: Any) -> int:
     """Compare the jobs of a batch, given by its MANIFEST or JOURNAL, or other JOBs, given by ids or results files.
 
     The table has the parameters in which the jobs differ, and the final value of each figure. The journal is only read,
     also while its batch runs.
     """
-    from rich.console import Console
-
     from aiofinetune.cli._compare import Options
     from aiofinetune.cli._compare import compare as compare_jobs
 
-    _run(lambda: compare_jobs(jobs, Console(), Console(stderr=True), Options(**options)))
+    return await compare_jobs(jobs, shell, Options(**options))
 
 
-@cli.command("try")
+@cli.command(
+    "try",
+    cls=Command,
+    epilog=examples(
+        "aiofinetune try ada:ft-acme-2026-01-02-03-04-05 'the film was dull ->'",
+        "aiofinetune try ada:ft-acme-2026-01-02-03-04-05 --beside ada --file held_out.jsonl",
+    ),
+)
 @click.argument("model")
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @click.option(
@@ -440,8 +456,9 @@ def compare(jobs: tuple[str, ...], **options: Any) -> None:
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is not random.")
 @click.option("--stop", multiple=True, help="Text at which an answer ends; may be given several times.")
 @click.option("--show", type=click.IntRange(0), default=10, show_default=True, help="Rows of --file to show.")
-@click.option("--json", "as_json", is_flag=True, help="Print all answers and the accuracy as JSON.")
-def try_(
+@session_command
+async def try_(
+    shell: Shell,
     model: str,
     prompts: tuple[str, ...],
     file: Path | None,
@@ -449,19 +466,17 @@ def try_(
     prompt: str,
     completion: str,
     **options: Any,  # as `Options` takes them
-) -> None:
+) -> int:
     """Show what a MODEL answers to each PROMPT, or to those of a file.
 
     End a prompt the way that the training prompts end.
     """
-    from rich.console import Console
-
     from aiofinetune.cli._try import Options, try_models
     from aiofinetune.data import Columns
 
     models = (model,) if beside is None else (model, beside)
     asked = Options(columns=Columns(prompt, completion), **options)
-    _run(lambda: try_models(models, prompts, file, Console(), Console(stderr=True), asked))
+    return await try_models(models, prompts, file, shell, asked)
 
 
 def _run(main: Callable[[], Coroutine[object, object, int | None]]) -> NoReturn:

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aiofinetune.cli._output import cell, has_width, number, print_csv, print_json, print_line, print_table
+from aiofinetune.cli._output import cell, has_width, number, print_csv, print_line, print_table
 from aiofinetune.cli._runs import runs_of, runs_of_batch, with_results
+from aiofinetune.cli._shell import Shell
 from aiofinetune.results import Comparison, Run, plot_comparison, title_of
 
 _FIGURES_KEPT: Final = 3
@@ -32,7 +33,6 @@ class Options:
         figure: The figure of the picture.
         against: The parameter of the picture.
         as_csv: Whether to print CSV, and nothing else.
-        as_json: Whether to print JSON, and nothing else.
     """
 
     journal: Path | None = None
@@ -42,16 +42,14 @@ class Options:
     figure: str | None = None
     against: str | None = None
     as_csv: bool = False
-    as_json: bool = False
 
 
-async def compare(names: Sequence[str], console: Console, warnings: Console, options: Options) -> int:
+async def compare(names: Sequence[str], shell: Shell, options: Options) -> int:
     """Print the jobs of a batch, or others, side by side.
 
     Args:
         names: A manifest, a journal, results files or ids of jobs.
-        console: Where to print.
-        warnings: Where to print what is missing.
+        shell: The surroundings of the command. With its JSON a job is printed on each line.
         options: What to read and show.
 
     Returns:
@@ -60,32 +58,32 @@ async def compare(names: Sequence[str], console: Console, warnings: Console, opt
     Raises:
         FineTuneError: Something cannot be read, there is no such column, or the picture cannot be drawn.
     """
-    runs, problems = await with_results(await _runs(names, options.journal), options.results)
+    runs, problems = await with_results(await _runs(names, options.journal, shell), options.results, shell)
     for problem in problems:
-        print_line(warnings, problem)
+        shell.hint(problem)
     comparison = Comparison(runs)
     if options.sort is not None:
         comparison = comparison.ordered(comparison.column(options.sort))
     if options.plot is not None:
         await asyncio.to_thread(plot_comparison, options.plot, comparison, options.figure, options.against)
-    if options.as_json:
-        print_json(comparison.to_dicts())
+    if shell.as_json:
+        shell.print_json(*comparison.to_dicts())
     elif options.as_csv:
         print_csv(comparison.to_dicts())
     elif options.plot is not None:
-        print_line(console, str(options.plot))
+        print_line(shell.out, str(options.plot))
     else:
-        print_comparison(comparison, console)
+        print_comparison(comparison, shell.out)
     return 0
 
 
-async def _runs(names: Sequence[str], journal: Path | None) -> list[Run]:
+async def _runs(names: Sequence[str], journal: Path | None, shell: Shell) -> list[Run]:
     """Return all jobs that the names stand for. A file that is not CSV is a manifest or a journal."""
     names = list(dict.fromkeys(names))
     files = [name for name in names if not name.endswith(".csv") and await asyncio.to_thread(Path(name).is_file)]
     runs = {name: await runs_of_batch(Path(name), journal) for name in files}
     jobs = [name for name in names if name not in runs]
-    runs |= {name: [run] for name, run in zip(jobs, await runs_of(jobs, download=False), strict=True)}
+    runs |= {name: [run] for name, run in zip(jobs, await runs_of(jobs, shell, download=False), strict=True)}
     return [run for name in names for run in runs[name]]
 
 

@@ -142,11 +142,6 @@ def _table(columns: Sequence[Column]) -> Table:
     return table
 
 
-def print_json(value: object) -> None:
-    """Print JSON in ASCII."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
 def print_csv(rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows, which all have the same keys, as CSV; what is None is an empty cell."""
     if not rows:

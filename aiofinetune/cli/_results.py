@@ -18,26 +18,25 @@ from aiofinetune.cli._output import (
     number,
     print_csv,
     print_drawing,
-    print_json,
     print_line,
     print_table,
 )
 from aiofinetune.cli._runs import runs_of
+from aiofinetune.cli._shell import Shell
 from aiofinetune.results import Comparison, Results, Run, draw_curves, plot_curves, title_of
 
 
 async def show_results(
-    jobs: Sequence[str], console: Console, *, plot: Path | None, epochs: int | None, as_csv: bool, as_json: bool
+    jobs: Sequence[str], shell: Shell, *, plot: Path | None, epochs: int | None, as_csv: bool
 ) -> int:
     """Print the results of jobs.
 
     Args:
         jobs: Ids of jobs, and paths of results files.
-        console: Where to print.
-        plot: Draw a picture into this file, rather than curves on the console.
+        shell: The surroundings of the command. With its JSON the summaries and the rows are printed, a job on a line.
+        plot: Draw a picture into this file, rather than curves on the terminal.
         epochs: The number of epochs of jobs that do not say it.
         as_csv: Print the rows as CSV, and nothing else.
-        as_json: Print the summaries and the rows as JSON, and nothing else.
 
     Returns:
         The exit status, 0.
@@ -45,19 +44,19 @@ async def show_results(
     Raises:
         FineTuneError: A job or a file has no results that can be read, or the picture cannot be drawn.
     """
-    runs = await runs_of(jobs, download=True)
+    runs = await runs_of(jobs, shell, download=True)
     results = {run.label: run.results or Results() for run in runs}
     known = {run.label: _epochs(run, epochs) for run in runs}
     if plot is not None:
         await asyncio.to_thread(plot_curves, plot, results, known)
-    if as_json:
-        print_json([_told(run) for run in runs])
+    if shell.as_json:
+        shell.print_json(*map(_told, runs))
     elif as_csv:
         print_csv(_rows(runs))
     elif plot is not None:
-        print_line(console, str(plot))
+        print_line(shell.out, str(plot))
     else:
-        _print(runs, known, console)
+        _print(runs, known, shell.out)
     return 0
 
 

@@ -16,6 +16,7 @@ from aiofinetune.batch._journal_file import is_journal
 from aiofinetune.batch._manifest import Entry, read_manifest
 from aiofinetune.batch._outcomes import parameters_of, seconds_of
 from aiofinetune.batch._results_folder import results_path
+from aiofinetune.cli._shell import Shell
 from aiofinetune.errors import ConfigurationError, FineTuneError, LocalFileError, ProtocolViolation
 from aiofinetune.models import Status
 from aiofinetune.results import Results, Run, read_results
@@ -29,11 +30,12 @@ _SUFFIXES: Final = (".csv", ".json", ".jsonl", ".toml", ".journal")
 """The suffixes of names that are not ids."""
 
 
-async def runs_of(names: Sequence[str], *, download: bool) -> list[Run]:
+async def runs_of(names: Sequence[str], shell: Shell, *, download: bool) -> list[Run]:
     """Return jobs; those that are given by results files have their results.
 
     Args:
         names: The ids of jobs, and the paths of results files.
+        shell: The surroundings of the command, whose service is asked for jobs by their ids.
         download: Whether all jobs must have results, which are downloaded.
 
     Raises:
@@ -43,7 +45,7 @@ async def runs_of(names: Sequence[str], *, download: bool) -> list[Run]:
     runs = {name: Run(label, results=await _read(paths[name])) for name, label in _labels(paths).items()}
     ids = [name for name in dict.fromkeys(names) if name not in runs]
     if ids:
-        async with FineTuneSession() as session:
+        async with shell.session() as session:
             runs |= zip(ids, await each(lambda name: _run_at(session, name, download=download), ids), strict=True)
     return [runs[name] for name in dict.fromkeys(names)]
 
@@ -69,12 +71,13 @@ async def runs_of_batch(path: Path, journal: Path | None) -> list[Run]:
     return [_run_of(records.get(entry.label) or entry) for entry in entries]
 
 
-async def with_results(runs: Sequence[Run], folder: Path | None) -> tuple[list[Run], list[str]]:
+async def with_results(runs: Sequence[Run], folder: Path | None, shell: Shell) -> tuple[list[Run], list[str]]:
     """Return jobs with their results, and what to tell of those that have none.
 
     Args:
         runs: The jobs.
         folder: The folder that the batch downloaded results files to; None downloads them from the service.
+        shell: The surroundings of the command, whose service is asked.
     """
     wanted = [run for run in runs if run.results is None and run.job is not None and run.status == Status.SUCCEEDED]
     found: Iterable[Results | FineTuneError] = []
@@ -82,9 +85,10 @@ async def with_results(runs: Sequence[Run], folder: Path | None) -> tuple[list[R
         found = [await _caught(_read(results_path(folder, run.label, run.job or ""))) for run in wanted]
     elif wanted:
         try:
-            async with FineTuneSession() as session:
+            async with shell.session() as session:
                 found = await each(lambda run: _caught(_download(session, run.job or "")), wanted)
-        except ConfigurationError as error:
+        except FineTuneError as error:
+            # There is no key, or the service cannot be reached; the parameters can be compared all the same.
             found = [error] * len(wanted)
     results = {run.label: it for run, it in zip(wanted, found, strict=True) if isinstance(it, Results)}
     problems = [f"{run.label}: {it}" for run, it in zip(wanted, found, strict=True) if isinstance(it, FineTuneError)]

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from aiofinetune.cli._output import is_ascii, print_json, print_line, print_table
+from aiofinetune.cli._output import is_ascii, print_line, print_table
 from aiofinetune.cli._runs import each
+from aiofinetune.cli._shell import Shell
 from aiofinetune.data import Columns
 from aiofinetune.data._chat import read_messages
 from aiofinetune.data._reading import open_source, rows_of
@@ -41,7 +42,6 @@ class Options:
         temperature: 0 always takes the most likely token.
         stop: Texts at which an answer ends.
         show: The number of rows of a file to show, wrong answers first.
-        as_json: Whether to print JSON, and nothing else.
         chat: Whether to ask through chat completions; None does so unless the service is of the reference's API.
         columns: Which columns of a file hold the prompts and the completions.
     """
@@ -50,7 +50,6 @@ class Options:
     temperature: float = 0.0
     stop: Sequence[str] = ()
     show: int = 10
-    as_json: bool = False
     chat: bool | None = None
     columns: Columns = attrs.field(factory=Columns)
 
@@ -59,8 +58,7 @@ async def try_models(
     models: Sequence[str],
     prompts: Sequence[str],
     file: Path | None,
-    console: Console,
-    warnings: Console,
+    shell: Shell,
     options: Options,
 ) -> int:
     """Ask one model or two, and print their answers.
@@ -69,8 +67,7 @@ async def try_models(
         models: The models, of which the first is the one that is tried.
         prompts: Texts to complete.
         file: More of them, with the right completions or without.
-        console: Where to print.
-        warnings: Where to show the progress.
+        shell: The surroundings of the command. With its JSON a prompt is printed on each line, then each model's score.
         options: How models are asked, and what is shown.
 
     Returns:
@@ -84,12 +81,12 @@ async def try_models(
         questions += await asyncio.to_thread(lambda: list(read_questions(file, options.columns)))
     if not questions:
         raise ConfigurationError("there is no prompt; give some, or --file")
-    answers = await _ask_all(models, questions, warnings, options)
-    if options.as_json:
-        print_json(_told(answers, questions))
+    answers = await _ask_all(models, questions, shell, options)
+    if shell.as_json:
+        shell.print_json(*_told(answers, questions))
     else:
         shown = questions if file is None else questions[: len(prompts) + options.show]
-        _print(answers, questions, len(shown), console)
+        _print(answers, questions, len(shown), shell.out)
     return 0
 
 
@@ -125,15 +122,15 @@ def _question(fields: dict[str, object], columns: Columns) -> Question:
 
 
 async def _ask_all(
-    models: Sequence[str], questions: Sequence[Question], warnings: Console, options: Options
+    models: Sequence[str], questions: Sequence[Question], shell: Shell, options: Options
 ) -> list[Answers]:
     """Return the answers of each model, and show on a terminal how far it is."""
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=warnings, transient=True, disable=not warnings.is_terminal,
+        console=shell.err, transient=True, disable=not shell.shows_progress,
     )  # fmt: skip
     with progress:
-        async with FineTuneSession() as session:
+        async with shell.session() as session:
             return [await _ask(session, model, questions, options, progress) for model in models]
 
 
@@ -185,17 +182,14 @@ def _answers(model: str, pages: Sequence[Sequence[tuple[str, bool]]]) -> Answers
     return Answers(model, [text for text, _ in found], sum(is_cut for _, is_cut in found))
 
 
-def _told(answers: Sequence[Answers], questions: Sequence[Question]) -> dict[str, object]:
-    rows = [
-        {
-            "prompt": question.prompt,
-            "completion": question.completion,
-            "answers": {it.model: it.texts[place] for it in answers},
-        }
-        for place, question in enumerate(questions)
-    ]
-    models = {it.model: attrs.asdict(score) if (score := it.score(questions)) else None for it in answers}
-    return {"accuracy": models, "rows": rows}
+def _told(answers: Sequence[Answers], questions: Sequence[Question]) -> Iterator[dict[str, object]]:
+    """Yield each prompt with its answers, then the score of each model, if completions are known."""
+    for place, question in enumerate(questions):
+        texts = {it.model: it.texts[place] for it in answers}
+        yield {"prompt": question.prompt, "completion": question.completion, "answers": texts}
+    for it in answers:
+        if score := it.score(questions):
+            yield {"model": it.model, **attrs.asdict(score)}
 
 
 def _print(answers: Sequence[Answers], questions: Sequence[Question], shown: int, console: Console) -> None:

@@ -31,10 +31,12 @@ from aiofinetune.batch._journal import Journal
 from aiofinetune.cli._commands import cli
 from aiofinetune.cli._compare import Options, compare
 from aiofinetune.cli._results import show_results
+from aiofinetune.cli._shell import Shell
 from aiofinetune.cli._try import Options as TryOptions
 from aiofinetune.cli._try import try_models
 from aiofinetune.local import LocalServer
 from tests.batch.runs import entries, outcomes_of
+from tests.cli import ashell, objects
 from tests.servers.batchserver import RESULTS, BatchServer
 from tests.servers.rawserver import KEY
 
@@ -69,7 +71,8 @@ def write(path: Path, loss: float, accuracy: float) -> str:
 
 
 async def shown(jobs: list[str], screen: Screen, *, as_csv: bool = False, as_json: bool = False) -> str:
-    status = await show_results(jobs, screen.console, plot=None, epochs=None, as_csv=as_csv, as_json=as_json)
+    shell = Shell(screen.console, Screen().console, as_json=as_json)
+    status = await show_results(jobs, shell, plot=None, epochs=None, as_csv=as_csv)
     assert status == 0
     return screen.text
 
@@ -114,7 +117,7 @@ async def test_results_by_the_service(service: BatchServer, capsys: pytest.Captu
         (outcome,) = await outcomes_of(Batch(session, entries(service, 1)))
     assert outcome.job_id is not None
     await shown([outcome.job_id], Screen(), as_json=True)
-    (told,) = json.loads(capsys.readouterr().out)
+    told = json.loads(capsys.readouterr().out)
     assert told["job"] == told["label"] == outcome.job_id
     assert told["parameters"]["n_epochs"] == 1
     assert told["summary"]["training_loss"] == {"final": 0.25, "final_step": 2, "best": 0.25, "best_step": 2}
@@ -166,9 +169,12 @@ async def batch_in(folder: Path, service: BatchServer) -> Path:
     return manifest
 
 
-async def compared(names: list[str], screen: Screen, **options: Any) -> tuple[str, str]:  # Any: as `Options` takes them
+async def compared(
+    names: list[str], screen: Screen, *, as_json: bool = False, **options: Any
+) -> tuple[str, str]:  # Any: as `Options` takes them
     warnings = Screen()
-    assert await compare(names, screen.console, warnings.console, Options(**options)) == 0
+    shell = Shell(screen.console, warnings.console, as_json=as_json)
+    assert await compare(names, shell, Options(**options)) == 0
     return screen.text, warnings.text
 
 
@@ -202,7 +208,7 @@ async def test_compare_by_the_service(
     """Without a folder the results are downloaded; JSON has each job's parameters; without a key that is told."""
     manifest = await batch_in(tmp_path, service)
     await compared([str(manifest)], Screen(), as_json=True)
-    told = json.loads(capsys.readouterr().out)
+    told = map(json.loads, capsys.readouterr().out.splitlines())
     assert [(row["n_epochs"], row["status"], row["training_loss"]) for row in told] == [
         (1, "succeeded", 0.25),
         (2, "succeeded", 0.25),
@@ -281,15 +287,18 @@ async def test_try_asks_models(
         monkeypatch.setenv("OPENAI_API_KEY", server.api_key)
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
 
-        async def tried(*prompts: str, file: Path | None = None, **options: Any) -> str:  # Any: as `Options` takes them
+        async def tried(
+            *prompts: str, file: Path | None = None, as_json: bool = False, **options: Any
+        ) -> str:  # Any: as `Options` takes them
             screen, asked = Screen(), TryOptions(max_tokens=2, **options)
-            assert await try_models(("ada", "babbage"), prompts, file, screen.console, Screen().console, asked) == 0
+            shell = Shell(screen.console, Screen().console, as_json=as_json)
+            assert await try_models(("ada", "babbage"), prompts, file, shell, asked) == 0
             return screen.text
 
         text = await tried("one prompt")
         assert re.fullmatch(r"'one prompt'\n  ada      '.*'\n  babbage  '.*'", text)
         await tried("one prompt", as_json=True)
-        answer = json.loads(capsys.readouterr().out)["rows"][0]["answers"]["ada"]
+        answer = json.loads(capsys.readouterr().out)["answers"]["ada"]
         rows = [{"prompt": "one prompt", "completion": answer if number % 2 else "x"} for number in range(44)]
         path.write_text("\n".join(map(json.dumps, rows)))
         text = await tried(file=path, show=2)
@@ -304,9 +313,9 @@ async def test_try_asks_models(
         assert "ada: accuracy 0.000 (0 of 1)" in await tried(file=chat)
         assert (await tried(file=chat, show=0)).startswith("1 more; --show N")
         await tried("another", file=path, as_json=True)
-        told = json.loads(capsys.readouterr().out)
-        assert told["accuracy"]["ada"]["right"] == 22
-        assert len(told["rows"]) == 45
+        *answers, of_ada, of_babbage = map(json.loads, capsys.readouterr().out.splitlines())
+        assert (of_ada["model"], of_ada["right"], of_babbage["model"]) == ("ada", 22, "babbage")
+        assert len(answers) == 45
         with pytest.raises(ConfigurationError, match="there is no prompt"):
             await tried()
         monkeypatch.setenv("OPENAI_API_KEY", "another")
@@ -318,7 +327,7 @@ def test_options_reach_the_commands(tmp_path: Path) -> None:
     """The command line passes its options on, and prints an error of this package on one line."""
     path = write(tmp_path / "a.csv", 0.5, 0.75)
     done = CliRunner().invoke(cli, ["results", path, "--epochs", "5", "--json"])
-    assert (done.exit_code, len(json.loads(done.stdout)[0]["rows"])) == (0, 10)
+    assert (done.exit_code, len(json.loads(done.stdout)["rows"])) == (0, 10)
     assert "epoch" in CliRunner().invoke(cli, ["results", path, "--epochs", "5"]).stdout
     done = CliRunner().invoke(cli, ["compare", path, "--sort", "label", "--csv"])
     assert done.stdout.splitlines()[1].startswith("a,")
@@ -326,3 +335,26 @@ def test_options_reach_the_commands(tmp_path: Path) -> None:
     assert (done.exit_code, done.output) == (2, f"aiofinetune: {tmp_path}/b.csv: there is no such file\n")
     done = CliRunner().invoke(cli, ["try", "ada"])
     assert (done.exit_code, "there is no prompt" in done.output) == (2, True)
+
+
+async def test_the_shared_options_count(service: BatchServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results, compare and try reach the service by options, variables and files, and each prints JSON lines."""
+    url = service_url()
+    async with FineTuneSession() as session:
+        (outcome,) = await outcomes_of(Batch(session, entries(service, 1), journal=tmp_path / "a.journal"))
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    monkeypatch.chdir(tmp_path)
+    Path("key").write_text(KEY)
+    Path("my.toml").write_text(f'base_url = "{url}"\napi_key_file = "key"\njson = true\n')
+    for command in ("results", "compare"):
+        for options in (["--config", "my.toml"], ["--base-url", url, "--api-key-file", "key", "--json"]):
+            done = await ashell(command, outcome.job_id, *options, url="", key="")
+            assert (done.exit_code, done.stderr) == (0, "")
+            assert [told["job"] for told in objects(done)] == [outcome.job_id]
+    for options, is_told in ((["-v"], True), (["-q"], False)):
+        done = await ashell("compare", "a.journal", *options, url="", key="")
+        assert (done.exit_code, "no figures of 1 of 1 jobs" in done.stderr) == (0, is_told)
+    done = await ashell("try", "ada", "one prompt", "--max-tokens", 2, "--local", "--json", url="", key="")
+    (answer,) = objects(done)
+    assert (done.exit_code, answer["prompt"], list(answer["answers"])) == (0, "one prompt", ["ada"])
