@@ -40,11 +40,11 @@ class Notices:
     """The lines about one batch's waits. No line about the same kind of wait follows another within a minute.
 
     Args:
-        in_words: Returns what a line says of a failure; by default, what a log may.
+        words: What to say of a failure; by default, what the log may say.
     """
 
-    def __init__(self, in_words: Callable[[FineTuneError], str] = in_short) -> None:
-        self._in_words = in_words
+    def __init__(self, words: Callable[[FineTuneError], str] = in_short) -> None:
+        self._words = words
         self._told_at: dict[str, float] = {}
         """When the last line about each kind was returned."""
         self._told: dict[str, Wait] = {}
@@ -73,18 +73,18 @@ class Notices:
                 # One that was gone for a moment is the same.
                 since = self._told.get(kind, wait).since
                 self._told_at[kind], self._told[kind] = now, attrs.evolve(wait, since=since)
-                lines.append(_line(self._told[kind], now, self._in_words(wait.error)))
+                lines.append(_line(self._told[kind], now, self._words))
         return lines
 
 
-def _line(wait: Wait, now: float, why: str) -> str:
+def _line(wait: Wait, now: float, words: Callable[[FineTuneError], str]) -> str:
     lasted = "" if now - wait.since < 1 else f" for {duration(now - wait.since)} now"
     if wait.until is None:
         following = "the next one is sent when a job ends"
     else:
         seconds = wait.until - now
         following = "trying again now" if seconds < 1 else f"the next try is in {duration(seconds)}"
-    return f"{_WHAT[wait.kind]}{lasted}: {why}; {following}"
+    return f"{_WHAT[wait.kind]}{lasted}: {words(wait.error)}; {following}"
 
 
 def duration(seconds: float) -> str:

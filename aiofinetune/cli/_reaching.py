@@ -43,7 +43,7 @@ async def reach(base_url: str, *, retries: int, waits: bool, say: Callable[[str]
     host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
     what = f"the proxy {host}:{port}" if proxy is not None else f"{host}:{port}"
     now = asyncio.get_running_loop().time
-    began, notices = now(), Notices(in_words=str)
+    began, notices = now(), Notices(str)
     pauses = list(_PAUSES[:retries])
     longer = 0.5
     while (problem := await _problem(host, port, _PATIENCE if waits else began + _PATIENCE - now())) is not None:
