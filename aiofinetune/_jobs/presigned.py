@@ -17,6 +17,7 @@ from aiofinetune._http.caller import Caller
 from aiofinetune._http.storage import Storage, is_service_private, location_of
 from aiofinetune._http.upload_body import Progress, fields_form, progress_from
 from aiofinetune._http.upload_source import Content, section_of
+from aiofinetune._observe import in_short
 from aiofinetune.dialects._requests import Endpoint, Reply, Request
 from aiofinetune.errors import (
     BadRequest,
@@ -239,7 +240,7 @@ class PresignedUpload:
         try:
             await self._caller.fetch(self._caller.build(endpoint, body=body))
         except FineTuneError as error:
-            _log.info("aborting the upload %s failed: %s", begun.id, error)
+            _log.info("aborting the upload %s failed: %s", begun.id, in_short(error))
 
     # Afterwards
 

@@ -191,9 +191,8 @@ class DataFiles:
                 if file.filename == name:
                     await self._session.delete_file(file.id)
             except FineTuneError as error:
-                _log.warning(
-                    "the content of %s does not match its name, and deleting the file failed: %s", file.id, error
-                )
+                words = "the content of %s does not match its name, and deleting the file failed: %s"
+                _log.warning(words, file.id, in_short(error))
             raise LocalFileError(f"{path}: changed during the upload; run the batch again")
         there = await self._files_there()
         there.update({name: [file], file.id: [file]})
