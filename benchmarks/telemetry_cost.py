@@ -69,9 +69,9 @@ def _per_create(what: str, mode: str, checkout: Path) -> float | None:
 
 
 def _count(what: str, times: int, mode: str, checkout: Path) -> int | None:
-    command = [sys.executable, "-m", "benchmarks.server"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=_HERE, text=True, **pipes) as server:  # type: ignore[call-overload]  # noqa: S603  # ours
+    command, pipe = [sys.executable, "-m", "benchmarks.server"], subprocess.PIPE
+    with subprocess.Popen(command, cwd=_HERE, text=True, stdin=pipe, stdout=pipe) as server:  # noqa: S603  # ours
+        assert server.stdin is not None and server.stdout is not None  # noqa: S101, PT018  # for mypy
         base_url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
         tool = [] if what == "bytecode" else _VALGRIND
         python = [sys.executable, "-c", _PROGRAM, str(times), mode, base_url, what]
