@@ -33,6 +33,7 @@ class Worker:
 
     http: aiohttp.ClientSession
     url: str
+    trainers: RemoteTrainers
     token: str = WORKER
     runner: str = RUNNER
     id: str = ""
@@ -68,7 +69,7 @@ async def serving(data: Path) -> AsyncIterator[tuple[Client, Worker]]:
         connected(server.base_url) as client,
         aiohttp.ClientSession() as http,
     ):
-        yield client, Worker(http, f"{server.base_url}/attempts")
+        yield client, Worker(http, f"{server.base_url}/attempts", trainers)
 
 
 LINES = b'{"type": "started"}\n{"type": "epoch", "epoch": 1, "n_epochs": 1}\n{"type": "succeeded"}'
@@ -194,13 +195,18 @@ async def test_only_one_process_runs_an_attempt(data: Path, examples: bytes, mon
 async def test_a_worker_that_is_gone_is_not_waited_for(
     data: Path, examples: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the connections of a worker are closed and it does not come back, its job begins again."""
+    """When the connection of a worker that waits is closed, and it does not come back, its job begins again."""
     monkeypatch.setattr("aiofinetune.local._queue._FIRST_PAUSE", 0.01)
     monkeypatch.setattr(remote, "_ABSENCE", 0.05)
     async with serving(data) as (client, hand):
         await client.create(examples)
         worker = await hand.claim()
         await worker.call("GET")
+        live = hand.trainers.live[worker.id]
+        waiting = asyncio.create_task(worker.call("GET", "/watch"))
+        while not live.requests:
+            await asyncio.sleep(0)
+        waiting.cancel()
         again = await hand.claim()
         assert again.id != worker.id
         await worker.call("GET", status=410)
@@ -320,3 +326,14 @@ async def test_a_model_that_is_none_harms_nobody(data: Path, examples: bytes) ->
         assert "log" in error["message"]
         asked = {"model": "ada", "prompt": "1", "max_tokens": 1}
         assert (await client.call("POST", "/completions", json=asked))["choices"]
+
+
+async def test_a_file_that_is_missing_fails_its_job(data: Path, examples: bytes) -> None:
+    """A job whose training file is no longer on the server's disk fails, and its worker does not wait for the file."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples)
+        (data / "files" / job["training_files"][0]["id"]).unlink()
+        worker = await hand.claim()
+        await worker.call("GET", status=410)
+        job = await client.finish(job["id"])
+        assert job["events"][-2]["message"] == "The trainer ended because one of its files is missing on the server"

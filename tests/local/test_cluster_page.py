@@ -73,6 +73,7 @@ async def test_the_page(
         url = ""
         while "OPENAI_BASE_URL" not in url:
             url = (await process.stdout.readline()).decode()
+            assert url, "the server has not started"
         url = url.strip().partition("=")[2]
         tls = ssl.create_default_context(cafile=tmp_path / "cluster.pem") if url.startswith("https") else True
         async with connected(url, tls=tls) as client:

@@ -90,6 +90,21 @@ async def test_a_worker_and_this_machine_make_the_same_model(
         assert await made(tmp_path / "other", client) == by_worker
 
 
+async def test_a_worker_uploads_checkpoints(data: Path, connect: Connect, examples: bytes) -> None:
+    """The models at the ends of the last epochs, which the jobs API shows, come from a worker too."""
+    async with serving(data) as server, connect(server.base_url) as client, working(server):
+        file = await client.upload(examples)
+        asked = {"training_file": file["id"], "model": "ada", "hyperparameters": {"n_epochs": 4}}
+        job = await client.call("POST", "/fine_tuning/jobs", json=asked)
+        await client.finish(job["id"])
+        found = (await client.call("GET", f"/fine_tuning/jobs/{job['id']}/checkpoints"))["data"]
+        assert len({checkpoint["fine_tuned_model_checkpoint"] for checkpoint in found}) == 3
+        for checkpoint in found:
+            asked = {"model": checkpoint["fine_tuned_model_checkpoint"], "prompt": "1 is", "max_tokens": 1}
+            assert (await client.call("POST", "/completions", json=asked))["choices"]
+        assert len(list((data / "models").iterdir())) == 3
+
+
 async def test_a_cancelled_job_ends_its_trainer(
     data: Path, connect: Connect, examples: bytes, temporary: Path, trainers: Callable[[Path], list[int]]
 ) -> None:

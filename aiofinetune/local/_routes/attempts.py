@@ -163,7 +163,11 @@ class AttemptRoutes:
             if not await self._store.attempts.note_runner(live.attempt, request.headers["Aiofinetune-Runner"], where):
                 live.lose("its worker was lost")
                 raise _over()
-            return await self._store.in_thread(lambda: json_reply(_description(live)))
+            try:
+                return await self._store.in_thread(lambda: json_reply(_description(live)))
+            except FileNotFoundError:
+                await live.end(Ended(is_well=False, how="because one of its files is missing on the server"))
+                raise _over() from None
 
     async def _leave(self, request: web.Request) -> web.StreamResponse:
         how = "failed" if request.query.get("how") == "failed" else "was stopped"

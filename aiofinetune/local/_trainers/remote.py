@@ -111,19 +111,27 @@ class Live:
         self._arrived: asyncio.Queue[bytes | Ended] = asyncio.Queue(_MAX_LINES)
         self._lost: EngineLost | None = None
         self._heard_at = time.monotonic()
-        self._requests = 0
+        self.requests = 0
+        """The number of its process's requests that are being answered."""
+        self._is_gone = False
+        """Whether the process has closed the connection of its last request."""
         self._changed = asyncio.Event()
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
         """Count a request of the attempt's process, during the block."""
-        self._requests += 1
+        self.requests += 1
+        self._is_gone = False
         self.hear()
         self.contacted.set()
         try:
             yield
+        except asyncio.CancelledError:
+            # The client has closed the connection. If it is only cut, nothing is known of that.
+            self._is_gone = True
+            raise
         finally:
-            self._requests -= 1
+            self.requests -= 1
             self.hear()
 
     def hear(self) -> None:
@@ -171,8 +179,8 @@ class Live:
                 await self._changed.wait()
         while self._lost is None:
             self._changed.clear()
-            is_there = self._requests or not self.contacted.is_set()
-            left = self._heard_at + (_SILENCE if is_there else _ABSENCE) - time.monotonic()
+            patience = _ABSENCE if self._is_gone and not self.requests else _SILENCE
+            left = self._heard_at + patience - time.monotonic()
             if left <= 0:
                 self.lose("its worker was lost" if self.contacted.is_set() else "its worker did not come back")
             with contextlib.suppress(TimeoutError):
