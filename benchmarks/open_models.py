@@ -267,6 +267,7 @@ async def concurrent(folder: Path) -> None:
         file = await service.upload(SMALL * 4)
         tuned = await service.tune(FineTuneRequest(training_file=file, model=NAME, n_epochs=1))
         long = FineTuneRequest(training_file=file, model=NAME, n_epochs=50)
+        await service.session.create_completion(NAME, "3 is", max_tokens=1)  # It starts the process.
         job = await service.session.create_fine_tune(long)
         async with service.session.stream_fine_tune_events(job.id) as events:
             async for event in events:

@@ -134,5 +134,7 @@ def ended(code: int, stderr: bytes) -> Ended:
     how = f"with exit status {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
     if code == -signal.SIGKILL:
         how += ", perhaps because the machine ran out of memory"  # Linux sends it then.
+    if code < 0:
+        return Ended(is_well=False, how=how)  # What it wrote last is not the reason.
     lines = stderr.decode(errors="replace").strip().splitlines()
     return Ended(code == 0, how + (f": {lines[-1]}" if lines else ""))

@@ -75,6 +75,7 @@ def load(open_model: OpenModel) -> Loaded:
     torch.set_num_threads(open_model.settings.threads)
     has_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if has_gpu and torch.cuda.is_bf16_supported() else torch.float32
+    transformers.logging.disable_progress_bar()
     offline = {"local_files_only": True, "trust_remote_code": False}
     path = str(open_model.path)
     try:
