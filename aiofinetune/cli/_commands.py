@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.shell_completion import CompletionItem
@@ -13,7 +13,6 @@ from click.shell_completion import CompletionItem
 from aiofinetune._version import __version__
 from aiofinetune.cli._exit import MEANINGS
 from aiofinetune.cli._options import WORDS, Command, examples, session_command
-from aiofinetune.cli._resources import read_needs, read_resources
 
 if TYPE_CHECKING:
     from aiofinetune.cli._shell import Shell
@@ -34,6 +33,12 @@ _LATER: Final = {
     "files": ("_files", "Upload, list, download and delete files."),
     "models": ("_models", "List the models that the key may use."),
     "delete-model": ("_models", "Delete fine-tuned models."),
+    "serve": (
+        "_embedded",
+        "Serve the fine-tunes API, training small models, or adapters of local open ones, for real.",
+    ),
+    "worker": ("_embedded", "Train jobs for a server on another machine, one after the other, until stopped."),
+    "demo": ("_embedded", "Fine-tune a model on real data, offline, and show what it learned."),
     "batch status": ("_batch_status", "Show how far a batch is, from its journal."),
 }
 """The module of each command that is imported when it is used, and its line in the list of commands."""
@@ -134,10 +139,6 @@ Completion in bash (zsh_source, fish_source elsewhere):
 """
 
 
-_READ = click.Path(path_type=Path, exists=True, dir_okay=False)
-"""A file that is read."""
-
-
 @click.group(
     cls=_Commands,
     epilog=_ABOUT,
@@ -146,130 +147,6 @@ _READ = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.version_option(__version__)
 def cli() -> None:
     """Fine-tune models through the fine-tunes API, or serve that API on this machine."""
-
-
-@cli.command()
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on. An address other than loopback needs --api-key.",
-)
-@click.option(
-    "--port",
-    default=8000,
-    show_default=True,
-    type=click.IntRange(0, 65535),
-    help="Port to listen on; 0 chooses a free port.",
-)
-@click.option(
-    "--local-data",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the server's state; by default a temporary folder.",
-)
-@click.option("--api-key", envvar="AIOFINETUNE_API_KEY", help="Key that clients must send; by default a random key.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), help="Log requests and jobs to stderr like this.")
-@click.option("--metrics", is_flag=True, help="Serve metrics for Prometheus at /metrics, with the same key.")
-@click.option(
-    "--slots",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Number of jobs to train at once on this machine; each uses one core.",
-)
-@click.option(
-    "--resource",
-    metavar="NAME=AMOUNT",
-    multiple=True,
-    callback=read_resources,
-    help="What this machine has for models that need it, such as gpu=1; may be given several times.",
-)
-@click.option(
-    "--needs",
-    metavar="MODEL:NAME=AMOUNT",
-    multiple=True,
-    callback=read_needs,
-    help="What a job of a base model needs, such as davinci:gpu=1; may be given several times.",
-)
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="NAME=PATH",
-    help="Offer the open model in a folder too, to train adapters of it; may be given several times.",
-)
-@click.option(
-    "--model-option",
-    "model_options",
-    multiple=True,
-    metavar="NAME.SETTING=VALUE",
-    help="How adapters of it are trained: rank, alpha, base_rate, targets, max_length or threads.",
-)
-@click.option(
-    "--trainers",
-    metavar="local|workers|dask://HOST:PORT",
-    help="Where to train: on this machine (the default), or on others by Dask or 'aiofinetune worker'.",
-)
-@click.option(
-    "--worker-token-file",
-    type=_READ,
-    help="File with the token that lets 'aiofinetune worker' train jobs; means --trainers workers.",
-)
-@click.option("--dask-ca", type=_READ, help="Certificates that Dask's scheduler is checked with; needed off loopback.")
-@click.option("--dask-cert", type=_READ, help="This server's certificate for Dask.")
-@click.option("--dask-key", type=_READ, help="The key of that certificate.")
-@click.option("--public-url", help="URL of this server for other machines; by default the address it listens on.")
-@click.option("--tls-cert", type=_READ, help="Certificate to serve https with.")
-@click.option("--tls-key", type=_READ, help="The key of that certificate.")
-@click.option("--allow-plain-http", is_flag=True, help="Let other machines get training data and tokens over http.")
-def serve(local_data: Path | None, **options: Any) -> None:
-    """Serve the fine-tunes API, training small models, or adapters of local open ones, for real."""
-    from aiofinetune.cli._serve import Options
-    from aiofinetune.cli._serve import serve as serve_until_signal
-
-    _run(lambda: serve_until_signal(local_data, Options(**options)))
-
-
-@cli.command(epilog=examples("aiofinetune worker --server https://tuning.example.com --token-file worker.token"))
-@click.option("--server", required=True, metavar="URL", help="URL of 'aiofinetune serve'.")
-@click.option("--token-file", required=True, type=_READ, help="File with the server's token for workers.")
-@click.option(
-    "--resource",
-    metavar="NAME=AMOUNT",
-    multiple=True,
-    callback=read_resources,
-    help="What this machine has for models that need it, such as gpu=1; may be given several times.",
-)
-@click.option("--allow-plain-http", is_flag=True, help="Let the server be another machine although its URL is http.")
-def worker(server: str, token_file: Path, **options: Any) -> None:
-    """Train jobs for a server on another machine, one after the other, until stopped."""
-    from aiofinetune.cli._worker import run_worker
-
-    _run(lambda: run_worker(server, token_file, **options))
-
-
-@cli.command()
-@click.option("--model", default="curie", show_default=True, type=click.Choice(["ada", "babbage", "curie", "davinci"]))
-@click.option(
-    "--model-path",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of a local open model to tune instead; needs the extra 'transformers'.",
-)
-@click.option("--n-epochs", type=click.IntRange(1), help="Number of epochs; by default 4, or 1 for an open model.")
-@click.option(
-    "--dialect",
-    default="fine-tunes",
-    show_default=True,
-    type=click.Choice(["fine-tunes", "jobs", "together"]),
-    help="The API to use.",
-)
-def demo(model: str, model_path: Path | None, n_epochs: int | None, dialect: str) -> None:
-    """Fine-tune a model on real data, offline, and show what it learned."""
-    from rich.console import Console
-
-    from aiofinetune.cli import _demo as demonstration
-
-    _run(lambda: demonstration.run(model, n_epochs, dialect, Console(), model_path))
 
 
 @cli.command()
@@ -477,14 +354,3 @@ async def try_(
     models = (model,) if beside is None else (model, beside)
     asked = Options(columns=Columns(prompt, completion), **options)
     return await try_models(models, prompts, file, shell, asked)
-
-
-def _run(main: Callable[[], Coroutine[object, object, int | None]]) -> NoReturn:
-    """Run a coroutine that needs no session, and exit with its status."""
-    import sys
-
-    from aiofinetune.cli._run import reported, run
-
-    with reported():
-        status = run(main())
-    sys.exit(status)
