@@ -19,14 +19,14 @@ _SECRET: Final = re.compile(
     r"\b(?:sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}\b|gh[pos]_[A-Za-z0-9]{36}|github_pat_\w{22,}|xox[abprs]-[\w-]{16,}"
     r"|AIza[\w-]{35}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}|hf_[A-Za-z0-9]{30,}|glpat-[\w-]{20,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    r"|\b[Pp]assword\s?[:=]\s?(?=\S*\d\S*\d)(?!\S*[<>{}$%])\S{8,}"
+    r"|\b[Pp]assword\s?[:=]\s?(?=\S*\d\S*\d)(?!\S*[<>{}$%]|[\w.]+[(\[])\S{8,}"
 )
-_EMAIL: Final = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
+_EMAIL: Final = re.compile(r"[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b(?!-\w)")
 _DOMAIN: Final = re.compile(r"@[A-Za-z0-9-]{1,63}\.")
 """The middle of an address, which is found fast."""
 _EXAMPLES: Final = re.compile(r"@(?:[\w.-]+\.)?(?:example\.(?:com|org|net)|\w+\.(?:example|invalid|test))\b", re.ASCII)
 """Addresses that belong to nobody (RFC 2606)."""
-_CARD: Final = re.compile(r"(?<![\d.,-])(?:\d[ -]?){12,18}\d(?![\d-]|[.,]\d)")
+_CARD: Final = re.compile(r"(?<![A-Za-z\d.,-])(?:\d[ -]?){12,18}\d(?![A-Za-z\d-]|[.,]\d)")
 _DIGITS: Final = bytes(48 if 48 <= byte <= 57 else 32 for byte in range(256))
 _SMALL: Final = b"abcdefghijklmnopqrstuvwxyz-_"
 _SHAPES: Final = bytes(65 if chr(byte).isalnum() and byte < 128 else 32 for byte in range(256))

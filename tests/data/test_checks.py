@@ -197,6 +197,9 @@ def test_rows_shared_with_the_validation_file_are_found(tmp_path: Path) -> None:
         ("isbn 978-3-16-148410-0", False),
         ("0.4111111111111111", False),
         ("4111111111111111.5", False),
+        ("0x4073391526327eb0", False),  # a float in hexadecimal
+        ("0x4111111111111111", False),
+        ("card 4111111111111111, please", True),
     ],
 )
 def test_only_valid_card_numbers_are_found(tmp_path: Path, text: str, found: object) -> None:
@@ -205,7 +208,16 @@ def test_only_valid_card_numbers_are_found(tmp_path: Path, text: str, found: obj
 
 
 @pytest.mark.parametrize(
-    "text", ["risk-averse-and-other-long-words-2024", "a@b", "password: forgotten", "jo@example.com"]
+    "text",
+    [
+        "risk-averse-and-other-long-words-2024",
+        "a@b",
+        "password: forgotten",
+        "password = self._decode_base64(arg)",
+        "password = options_2024[0]",
+        "jo@example.com",
+        "sd_IN@devanagari.UTF-8",
+    ],
 )
 def test_ordinary_words_are_not_private(tmp_path: Path, text: str) -> None:
     """Words that look a little like secrets are none."""
