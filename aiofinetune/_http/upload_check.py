@@ -30,11 +30,9 @@ async def check_content(content: Content, name: str, rules: Rules) -> None:
         raise RequestInvalid(
             "check", "this source can be read only once, for the upload; pass a path or bytes, or leave check out"
         )
-    from aiofinetune.data._check import check_stream  # noqa: PLC0415  # few programs need it
-
     reader = _Reader(content.file)
     checking: asyncio.Future[Report] = asyncio.get_running_loop().run_in_executor(
-        None, lambda: check_stream(reader, name, content.size, rules)
+        None, _check, reader, name, content.size, rules
     )
     # Retrieve the exception, so that asyncio does not log that it was never retrieved.
     checking.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -45,6 +43,13 @@ async def check_content(content: Content, name: str, rules: Rules) -> None:
         reader.stopped.set()
         await asyncio.wait([checking])
     checking.result().raise_for_errors()
+
+
+def _check(reader: _Reader, name: str, size: int | None, rules: Rules) -> Report:
+    # Few programs need it, and to import it takes long enough to be kept off the event loop.
+    from aiofinetune.data._check import check_stream  # noqa: PLC0415
+
+    return check_stream(reader, name, size, rules)
 
 
 class _Reader(io.RawIOBase):

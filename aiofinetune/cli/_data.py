@@ -245,17 +245,35 @@ def sample(file: Path, **options: Any) -> None:  # Any: as `sample_file` takes t
 
 
 @click.command()
+@click.argument("names", metavar="[CHECK]...", nargs=-1, type=click.Choice(list(CHECKS)))
 @_json
-def checks(*, as_json: bool) -> None:
-    """List all checks: the id and severity of each, what is wrong, and what `mend` does about it."""
+def checks(names: tuple[str, ...], *, as_json: bool) -> None:
+    """List all checks: the id and severity of each, what is wrong, and what `mend` does about it.
+
+    Of each CHECK that is named, an example is shown too.
+    """
+    found = [CHECKS[name] for name in names or CHECKS]
     if as_json:
-        click.echo(json.dumps([attrs.asdict(it) for it in CHECKS.values()], indent=2))
+        click.echo(json.dumps([attrs.asdict(it) | {"example": _example(it.id)} for it in found], indent=2))
+        return
+    if names:
+        for it in found:
+            lines = (f"  {line}" for line in _example(it.id))
+            click.echo("\n".join([f"{it.id} ({it.severity.value}): {it.says}", *lines]))
         return
     table = Table(Column("check", no_wrap=True), "severity", "problem", "mend", box=None, pad_edge=False)
-    for it in CHECKS.values():
+    for it in found:
         mend_text = "" if it.mend is None else f"{it.mend} ({it.kind})"
         table.add_row(it.id, Text(it.severity.value, _STYLES[it.severity]), it.says, mend_text)
     print_table(Console(highlight=False), table)
+
+
+def _example(check: str) -> list[str]:
+    """Return a small file that has a problem, as lines to show."""
+    from aiofinetune.data._catalog_examples import EXAMPLES  # noqa: PLC0415  # no other command needs them
+
+    example = EXAMPLES.get(check)
+    return [] if example is None else example.shown()
 
 
 COMMANDS: Final = {"checks": checks, "check": check, "mend": mend, "split": split, "convert": convert, "sample": sample}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiofinetune.data import CHECKS, EMBEDDED, FINE_TUNES, JOBS, Rules, Severity, check_file
+from aiofinetune.data import CHECKS, EMBEDDED, FINE_TUNES, JOBS, Rules, Severity, _catalog_examples, check_file
 from aiofinetune.errors import DatasetError
 from tests.data.files import counts, pairs, write
 
@@ -241,3 +241,13 @@ def test_duplicates_and_conflicts_are_counted_exactly(
     """A duplicate is a row that equals an earlier one, whatever is between them."""
     path = write(tmp_path_factory.getbasetemp(), pairs(*texts), "repeats.jsonl")
     assert counts(check_file(path)).get("duplicate", 0) == len(texts) - len(set(texts))
+
+
+@pytest.mark.parametrize("check", [check for check in CHECKS if check not in ELSEWHERE])
+def test_an_example_that_users_see_has_its_problem(tmp_path: Path, check: str) -> None:
+    """What `data checks` shows as the example of a check is found by that check."""
+    example = _catalog_examples.EXAMPLES[check]
+    path = tmp_path / example.name
+    path.write_bytes(example.content)
+    rules = {"completion-too-long": EMBEDDED, "shape": FINE_TUNES, "line-too-long": FINE_TUNES}.get(check)
+    assert check in counts(check_file(path, rules=rules))

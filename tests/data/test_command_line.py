@@ -136,3 +136,6 @@ def test_all_checks_are_listed() -> None:
     """Each check is listed with what is wrong, as a table or as JSON."""
     assert all(check in run("checks").stdout for check in CHECKS)
     assert [it["id"] for it in json.loads(run("checks", "--json").stdout)] == list(CHECKS)
+    example = '  {"prompt": "How many? ->", "completion": NaN}\n'
+    assert run("checks", "not-a-number").stdout.partition("\n")[2] == example
+    assert all(line.isprintable() and len(line) < 120 for line in run("checks", *CHECKS).stdout.splitlines())
