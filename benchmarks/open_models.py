@@ -251,9 +251,13 @@ async def parameters(folder: Path) -> None:
             print(f"validation_file {' '.join(changes)}: {figures}")
             # They change the results, and not what is learned.
             assert await service.adapter(job) == plain
-        with contextlib.suppress(FineTuneFailed):
-            await service.tune(evolved(validated, {**classes, "classification_n_classes": 1}))
-            raise AssertionError("one class was expected, and two were taken")
+        more = await service.upload([*SMALL, ("x is", " neither")])
+        try:
+            await service.tune(evolved(validated, {**classes, "validation_file": more}))
+        except FineTuneFailed as failed:
+            print(f"classification_n_classes: {failed}")
+        else:
+            raise AssertionError("two classes were expected, and three were taken")
 
 
 def evolved(request: FineTuneRequest, changes: Mapping[str, Any]) -> FineTuneRequest:  # Any: of any type

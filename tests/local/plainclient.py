@@ -79,9 +79,11 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(base_url: str, key: str = KEY, *, tls: ssl.SSLContext | bool = True) -> AsyncIterator[Client]:
+async def connected(
+    base_url: str, key: str = KEY, *, tls: ssl.SSLContext | bool = True, seconds: float = 60
+) -> AsyncIterator[Client]:
     """Give a client of the server at `base_url`; `tls` is what it checks the certificate with."""
-    headers, timeout = {"Authorization": f"Bearer {key}"}, aiohttp.ClientTimeout(total=60)
+    headers, timeout = {"Authorization": f"Bearer {key}"}, aiohttp.ClientTimeout(total=seconds)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(ssl=tls)) as http:
         yield Client(base_url, http)
 

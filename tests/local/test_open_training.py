@@ -413,7 +413,11 @@ def finish_rows(content: bytes) -> Iterator[dict[str, str]]:
 
 async def test_a_job_from_upload_to_completion(model: OpenModel, data: Path, connect: Connect) -> None:
     """In processes of their own: a job with all parameters, one more on its model, completions, chats, and deletion."""
-    async with LocalServer(data, api_key=KEY, models=[model]) as server, connect(server.base_url) as client:
+    async with (
+        LocalServer(data, api_key=KEY, models=[model]) as server,
+        # On a busy machine, a process may take a minute to import the libraries.
+        connect(server.base_url, seconds=600) as client,
+    ):
         file = await client.upload(jsonl(ROWS))
         asked = {
             "training_file": file["id"],
