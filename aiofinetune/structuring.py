@@ -59,6 +59,7 @@ __all__ = [
     "is_json",
     "loads",
     "read_json",
+    "read_object",
     "read_replies",
     "read_reply",
     "read_request",
@@ -570,6 +571,19 @@ def _kind_of(value: object) -> str:
             return "an object"
         case _:
             return "null"
+
+
+def read_object(value: object, kind: type[T], noted: Noted) -> T | None:
+    """Read a decoded JSON value as `kind`; return None if it does not fit. This may empty the lists in it."""
+    found: dict[tuple[str, str], object] = {}
+    _oddities.set(found)
+    try:
+        made: T = _reader(kind)(value, None)  # type: ignore[arg-type]  # as above
+    except _Misfit:
+        return None
+    if found:
+        _report(found, noted)
+    return made
 
 
 def fit_reply(value: object, kind: type[T]) -> T:

@@ -14,18 +14,15 @@ import json
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import table
 from benchmarks.environments import (
-    CHECKOUT,
     PEERS,
     Environment,
     EnvironmentRefused,
@@ -33,9 +30,7 @@ from benchmarks.environments import (
     default_folder,
     prepared,
 )
-
-_TIMEOUT: Final = 120.0
-"""Seconds that one measurement may take."""
+from benchmarks.stub import TIMEOUT, environment, figures_of, server_program, stub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,38 +93,6 @@ GROWTH: Final = (
 )
 
 
-@contextlib.contextmanager
-def _stub(program: list[str], core: int | None, options: list[str]) -> Iterator[str]:
-    """Run the stub server; give its base URL."""
-    process = subprocess.Popen(  # noqa: S603  # our own programs
-        [*_pinned(core), *program, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    with process:
-        assert process.stdout is not None  # noqa: S101  # for mypy: it is a pipe
-        try:
-            yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
-        finally:
-            process.kill()
-
-
-def _pinned(core: int | None) -> list[str]:
-    return [] if core is None else [sys.executable, "-c", _PIN, str(core)]
-
-
-_PIN: Final = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); os.execv(sys.argv[2], sys.argv[2:])"
-
-
-def _server_program(folder: Path) -> list[str]:
-    """The stub, compiled if there is a compiler, else on asyncio."""
-    source = Path(__file__).with_name("server.c")
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is not None:
-        done = subprocess.run([compiler, "-O2", "-o", str(folder / "server"), str(source)], check=False)  # noqa: S603  # our own programs
-        if done.returncode == 0:
-            return [str(folder / "server")]
-    return [sys.executable, str(source.with_suffix(".py"))]
-
-
 class Bench:
     """One run of the command.
 
@@ -142,7 +105,7 @@ class Bench:
         self._quick: bool = options.quick
         self._rounds: int = options.rounds or (1 if options.quick else 5)
         self._folder = folder
-        self._server = _server_program(folder)
+        self._server = server_program(folder)
         cores = sorted(os.sched_getaffinity(0))
         self._cores: tuple[int | None, int | None] = (cores[0], cores[-1]) if len(cores) > 1 else (None, None)
         self.environments: dict[str, Environment] = {}
@@ -234,53 +197,25 @@ class Bench:
             target.unlink(missing_ok=True)
             os.sync()
         client, core = self._cores
-        with _stub(self._server, core, server) as base_url:
+        with stub(self._server, core, server) as base_url:
             command = [
                 *(str(self.environments[peer.name].python), "-m", f"benchmarks.peers.{peer.script}", work.kind),
                 *("--base-url", base_url, "--variant", peer.variant, "--count", str(count), "--size", str(size)),
-                *("--concurrency", str(work.concurrency), "--timeout", str(_TIMEOUT)),
+                *("--concurrency", str(work.concurrency), "--timeout", str(TIMEOUT)),
                 *("--file", str(self._file if work.kind == "upload" else target)),
                 *(() if client is None else ("--core", str(client))),
             ]
-            figures = _figures(command)
+            figures = figures_of(command)
         per_call = size if work.unit == "event" else 1
         scale = _MEGABYTES[0] / megabytes if work.unit == "256 MB" else 1
         return figures | {"ops": count * per_call / scale}
-
-
-def _figures(command: list[str]) -> dict[str, Any]:
-    """Run a peer's program; give its figures, or why there are none."""
-    try:
-        done = subprocess.run(  # noqa: S603  # our own programs
-            command,
-            cwd=CHECKOUT,
-            env=_environment(),
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT + 30,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"no end after {_TIMEOUT:.0f} s"}
-    try:
-        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        lines = done.stderr.strip().splitlines()
-        return {"error": lines[-1][:200] if lines else f"ended with {done.returncode}, without a word"}
-    return figures
-
-
-def _environment() -> dict[str, str]:
-    """What the peers see of this process's environment: nothing that changes what a client does."""
-    hidden = ("PYTHON", "OPENAI_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-    return {name: value for name, value in os.environ.items() if not name.upper().startswith(hidden)}
 
 
 def _time_of(python: str, program: str) -> tuple[float, float]:
     """CPU and wall time of an interpreter's life, in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
-    subprocess.run([python, "-I", "-c", program], env=_environment(), capture_output=True, check=False)  # noqa: S603  # our own programs
+    subprocess.run([python, "-I", "-c", program], env=environment(), capture_output=True, check=False)  # noqa: S603  # our own programs
     wall = time.perf_counter() - begin
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, wall

@@ -1,8 +1,9 @@
 /* A stub of the fine-tunes API that is never the bottleneck: one thread, epoll, replies built before the first request.
 
-   Usage: server [jobs=N] [batch=N] [events=N] [chunk=BYTES] [every=MS] [bytes=N]
+   Usage: server [jobs=N] [active=1] [batch=N] [events=N] [chunk=BYTES] [every=MS] [bytes=N]
 
    jobs    jobs in the list
+   active  whether they are active; by default they have ended
    batch   the list holds the jobs created so far instead; all run until there are so many, and then all have succeeded
    events  events in a stream
    chunk   bytes of events in one HTTP chunk; 0 for one event a chunk
@@ -30,7 +31,7 @@ struct connection {
     int fd;
     enum part part;
     enum route route;
-    int closes, waits_for_write;
+    int closes, waits_for_write, reads_list;
     long left;            /* bytes of the request's body, or of its chunk */
     char line[32];        /* a chunk's size, as it comes */
     int line_size;
@@ -45,10 +46,11 @@ struct connection {
     int place;            /* among the paced streams */
 };
 
-static long jobs, batch, events, chunk, every, bytes;
+static long jobs, active, batch, events, chunk, every, bytes;
 static long created;
 static char *list, *stream, *filler;
 static long list_size, stream_size;
+static int list_readers; /* connections to which a list is being sent */
 static const long filler_size = 1 << 20;
 static struct connection **paced;
 static int paced_count, paced_room;
@@ -91,7 +93,9 @@ static long write_job(char *out, long number, int is_over, int has_events) {
 }
 
 static void build_list(long count, int is_over) {
-    char *out = list = realloc(list, 64 + count * 1536);
+    /* A list that is still being sent stays as it is, and is never freed: that is seldom. */
+    if (!list_readers) free(list);
+    char *out = list = malloc(64 + count * 1536);
     out += sprintf(out, "{\"object\":\"list\",\"data\":[");
     for (long number = 1; number <= count; number++) {
         if (number > 1) *out++ = ',';
@@ -127,6 +131,7 @@ static void build_stream(void) {
 static void drop(struct connection *c) {
     for (int i = 0; i < held_count; i++)
         if (held[i] == c) held[i] = held[--held_count];
+    if (c->reads_list) list_readers--;
     if (c->next_at) {
         paced[c->place] = paced[--paced_count];
         paced[c->place]->place = c->place;
@@ -159,6 +164,7 @@ static int flush(struct connection *c) {
         }
     }
     c->out_size = c->out_sent = 0;
+    if (c->reads_list) c->reads_list = 0, list_readers--;
     if (c->waits_for_write) {
         struct epoll_event wish = {EPOLLIN, {.ptr = c}};
         epoll_ctl(poller, EPOLL_CTL_MOD, c->fd, &wish);
@@ -251,6 +257,8 @@ static int reply(struct connection *c) {
         if (batch && !is_over) build_list(created, 0);
         add_body(c, "application/json", NULL, list_size);
         add_long_body(c, list, list_size, list_size);
+        c->reads_list = 1;
+        list_readers++;
         break;
     case RETRIEVE:
         write_job(text, c->left, is_over, 1);
@@ -368,6 +376,7 @@ static int feed(struct connection *c, const char *data, long size) {
 int main(int count, char **options) {
     for (int i = 1; i < count; i++) {
         sscanf(options[i], "jobs=%ld", &jobs);
+        sscanf(options[i], "active=%ld", &active);
         sscanf(options[i], "batch=%ld", &batch);
         sscanf(options[i], "events=%ld", &events);
         sscanf(options[i], "chunk=%ld", &chunk);
@@ -377,7 +386,7 @@ int main(int count, char **options) {
     static char received[1 << 20];
     filler = malloc(filler_size);
     for (long i = 0; i < filler_size; i++) filler[i] = i % 64 == 63 ? '\n' : 'a' + i % 23;
-    build_list(jobs, 1);
+    build_list(jobs, !active);
     build_stream();
 
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1;

@@ -11,7 +11,7 @@ from typing import Any, Final
 _LENGTH: Final = re.compile(rb"(?im)^content-length: *(\d+)")
 _FILLER: Final = b"abcdefghijklmnopqrstuvw" * 45_000
 
-OPTIONS: Final[dict[str, int]] = dict.fromkeys(("jobs", "batch", "events", "chunk", "every", "bytes"), 0)
+OPTIONS: Final[dict[str, int]] = dict.fromkeys(("jobs", "active", "batch", "events", "chunk", "every", "bytes"), 0)
 OPTIONS.update((name, int(value)) for name, _, value in (option.partition("=") for option in sys.argv[1:]))
 
 
@@ -202,7 +202,7 @@ class Stub(asyncio.Protocol):
 async def main() -> None:
     """Serve until the standard input ends."""
     State.all_created = asyncio.Event()
-    jobs = [job(number + 1, is_over=True, has_events=False) for number in range(OPTIONS["jobs"])]
+    jobs = [job(number + 1, is_over=not OPTIONS["active"], has_events=False) for number in range(OPTIONS["jobs"])]
     State.listing = json.dumps({"object": "list", "data": jobs}, separators=(",", ":")).encode()
     State.stream = whole_stream()
     server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", 0, backlog=4096)

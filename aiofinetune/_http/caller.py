@@ -7,7 +7,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
@@ -22,6 +22,7 @@ from aiofinetune._secret import Secret, scrubbed, without_secret
 from aiofinetune.dialects._choice import fitting, of_upload
 from aiofinetune.dialects._dialect import Dialect
 from aiofinetune.dialects._error_replies import error_of
+from aiofinetune.dialects._long_list import LongList, Row
 from aiofinetune.dialects._replies import decode, decode_deleted
 from aiofinetune.dialects._requests import Endpoint, Reply, Request, build
 from aiofinetune.errors import APIError, AuthenticationFailed, FineTuneError, NotFound, ProtocolViolation, RateLimited
@@ -43,7 +44,7 @@ _REQUEST_ID: Final = re.compile(r"[\w.:/+=-]{1,200}", re.ASCII)
 """What is noted as a request id; a service may put anything into the header."""
 
 _UNAUTHORIZED: Final = 401
-_MAX_PAGES: Final = 10_000
+MAX_PAGES: Final = 10_000
 """The number of pages of one list that are read."""
 
 
@@ -144,7 +145,7 @@ class Caller:
         """
         query = self._of_page(endpoint, query)
         cursors = {after}
-        for _ in range(_MAX_PAGES):
+        for _ in range(MAX_PAGES):
             if after is not None:
                 query = {**(query or {}), "after": after}
             page, reply = await self.exchange(endpoint, *ids, query=query, headers=headers, policy=policy)
@@ -154,6 +155,38 @@ class Caller:
             if after is None or after in cursors:
                 return
             cursors.add(after)
+
+    async def read_rows(
+        self, endpoint: Endpoint[Rows], after: str | None, add: Callable[[Iterable[Row]], object]
+    ) -> tuple[Row, Reply]:
+        """Call an endpoint that returns a list, and read its rows as they arrive.
+
+        Args:
+            endpoint: The endpoint.
+            after: The id after which the page begins; None for the first page.
+            add: Called with the rows, some at a time, in the form of the reference. If the call is retried, rows come
+                again.
+
+        Returns:
+            The other fields of the list, and the reply without its body.
+        """
+        query = self._of_page(endpoint, None if after is None else {"after": after})
+        request = self.build(endpoint, query=query)
+
+        def give(rows: list[Row]) -> None:
+            page: Any = {"data": rows}  # Any: a service's JSON
+            add((page if endpoint.translate is None else endpoint.translate(page))["data"])  # type: ignore[index]  # as above
+
+        async def attempt() -> tuple[Row, Reply]:
+            body = LongList(lambda data: scrubbed(data, *self.secrets))
+            reply = await self.transport.fetch(request, take=lambda piece: give(body.feed(piece)))
+            if reply.status >= 300:
+                raise self.error_of(endpoint, self.without_key(reply))
+            rows, fields = body.close()
+            give(rows)
+            return fields, reply
+
+        return await self.retrying(endpoint, attempt)
 
     def _of_page(self, endpoint: Endpoint[P], query: Mapping[str, str] | None) -> Mapping[str, str] | None:
         """Return the parameters of a URL with the number of rows to ask for, if the dialect says one."""
@@ -310,9 +343,9 @@ class Caller:
             raise self.error_of(endpoint, reply)
         try:
             if len(reply.body) > _DECODED_ON_LOOP:
-                result = await asyncio.to_thread(decode, endpoint, reply, self._note_oddity)
+                result = await asyncio.to_thread(decode, endpoint, reply, self.note_oddity)
             else:
-                result = decode(endpoint, reply, self._note_oddity)
+                result = decode(endpoint, reply, self.note_oddity)
         except ProtocolViolation as violation:
             if (other := fitting(reply.body, self.dialect)) is None:
                 raise
@@ -404,7 +437,7 @@ class Caller:
             self._is_other_noted = True
             _log.warning("the service may speak another dialect than %r: %s", self.dialect.name, _in_form_of(other))
 
-    def _note_oddity(self, field: str, found: str) -> None:
+    def note_oddity(self, field: str, found: str) -> None:
         """Log a field that was read as absent, once in a session."""
         if field not in self._oddities:
             self._oddities.add(field)

@@ -138,6 +138,20 @@ class Incoming:
         # JSON has no byte order mark, but a parser may ignore one (RFC 8259, section 8.1).
         return Reply(self.status, self.headers, body.removeprefix(codecs.BOM_UTF8))
 
+    async def read_pieces(self, take: Callable[[bytes], object]) -> None:
+        """Read the body to its end, and call `take` with each piece.
+
+        Raises:
+            TransportError: The body was cut off.
+            ProtocolViolation: The body is longer than any reply should be.
+        """
+        size = 0
+        while piece := await self.read():
+            size += len(piece)
+            if size > MAX_REPLY_BYTES:
+                raise ProtocolViolation(f"{self._request.name}: the reply is longer than {MAX_REPLY_BYTES} bytes")
+            take(piece)
+
     def _read_whole(self, pieces: list[bytes] | None) -> bytes:
         """Return the complete body if it has arrived, as short ones mostly have with their heads; else b""."""
         content = self._response.content
@@ -170,8 +184,9 @@ class Incoming:
 
     def _is_lost(self) -> bool:
         """Return whether the connection of an unfinished body is closed, so that no more can arrive."""
+        # The connection is released at the end of the body, which may still have to be read.
         connection = self._response.connection
-        return connection is None or connection.closed
+        return (connection is None or connection.closed) and not self._response.content.is_eof()
 
     def _read_raw(self, most: int | None = None) -> Awaitable[bytes]:
         content = self._response.content

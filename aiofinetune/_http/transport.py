@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -183,6 +183,7 @@ class Transport:
         heard: Heard | None = None,
         *,
         fresh: bool = False,
+        take: Callable[[bytes], object] | None = None,
     ) -> Reply:
         """Send a request; return its complete reply, whatever its status.
 
@@ -191,6 +192,7 @@ class Transport:
             upload: The body in pieces, in place of ``request.body``.
             heard: Is filled with the received part of the reply, even if this fails or is cancelled.
             fresh: Whether to send the request on a new connection. This has no effect on a borrowed session.
+            take: Called with each piece of the body of a successful reply, which then is not in the reply.
 
         Raises:
             TransportError: No complete reply was received.
@@ -200,9 +202,10 @@ class Transport:
             try:
                 if upload is None:
                     with self._deadlines.after(self.timeout.reply):
-                        return await self._exchange(request, _body(request), heard, fresh=fresh)
+                        return await self._exchange(request, _body(request), heard, take, fresh=fresh)
                 async with asyncio.timeout(self.timeout.reply) as deadline:
-                    return await self._exchange(request, _Timed(upload, deadline, self.timeout), heard, fresh=fresh)
+                    timed = _Timed(upload, deadline, self.timeout)
+                    return await self._exchange(request, timed, heard, take, fresh=fresh)
             except FineTuneError as failure:
                 if heard is not None:
                     heard.fail(failure.__cause__)
@@ -211,7 +214,13 @@ class Transport:
                 raise in_our_words(error, request.name) from error
 
     async def _exchange(
-        self, request: Request, data: _Body | _Timed | None, heard: Heard | None, *, fresh: bool
+        self,
+        request: Request,
+        data: _Body | _Timed | None,
+        heard: Heard | None,
+        take: Callable[[bytes], object] | None,
+        *,
+        fresh: bool,
     ) -> Reply:
         response = await self._send(request, data, fresh=fresh)
         # An upload cannot follow a redirect: its body may have been read already.
@@ -219,6 +228,9 @@ class Transport:
             response = await self._redirected(request, response)
         incoming = Incoming(request, response, stall=None)
         try:
+            if take is not None and response.status < 300:
+                await incoming.read_pieces(take)
+                return Reply(response.status, response.headers, b"")
             if heard is None:
                 return await incoming.read_reply()
             heard.begin(response.status, response.headers)

@@ -19,6 +19,7 @@ from aiofinetune._http.transport import Heard
 from aiofinetune._jobs import matching
 from aiofinetune._jobs.claims import Claims, Groups
 from aiofinetune._jobs.clocks import Moment, at_service
+from aiofinetune._jobs.looking import Seen, look
 from aiofinetune.dialects._dialect import with_key
 from aiofinetune.dialects._replies import unreadable
 from aiofinetune.dialects._requests import Reply
@@ -214,15 +215,19 @@ class Recovery:
             return job
         return await self.search(search)
 
-    async def list_rows(self, since: float | None = None) -> Rows:
-        """List the jobs, and the ids of those that cannot be read.
+    async def look(self, since: float | None, is_wanted: Callable[[str], bool]) -> Seen:
+        """Look at the list of jobs, only as closely as a batch needs.
 
         Args:
             since: When the oldest job that matters was sent, in Unix seconds by this machine's clock; None for all.
                 Where lists come in pages, newest first, older pages are not read.
+            is_wanted: Returns whether a job that has ended is to be read, by its id.
         """
         moment = None if since is None else Moment.at(since)
-        return (await self._rows(lambda reply: None if moment is None else _before(reply, moment)))[0]
+        claims = () if self.has_echoed else self.claims
+        seen = await look(self.caller, is_wanted, claims, lambda reply: moment and _before(reply, moment))
+        self.has_echoed = self.has_echoed or seen.has_echoed
+        return seen
 
     async def _rows(
         self,

@@ -30,6 +30,7 @@ from aiofinetune.batch._earlier_runs import EarlierRuns
 from aiofinetune.batch._follower import Follower
 from aiofinetune.batch._input import Input, Requests
 from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._no_journal import AnyJournal, NoJournal
 from aiofinetune.batch._notices import Notices, log_end
 from aiofinetune.batch._outcomes import ActiveJob, BatchStopped, Outcome, Progress, Wait
 from aiofinetune.batch._results_folder import ResultsFolder
@@ -48,6 +49,9 @@ _life = logging.getLogger("aiofinetune.batch")
 MAX_STREAMS: Final = 32
 """The number of jobs that are followed by their event streams. Beyond that, one look at the list for all the others is
 cheaper; where a service does not stream events, it is for any number."""
+
+_WRITES: Final = frozenset({act.WriteIntent, act.WithdrawIntent, act.WriteAccepted, act.WriteJobId, act.WriteEnd})
+"""The actions that write to the journal."""
 
 _NOTICE_INTERVAL: Final = 0.5
 """The number of seconds between two looks at what is waited for."""
@@ -147,12 +151,15 @@ class Batch:
         self._session = session
         self._settings = settings
         self._core = BatchCore(settings)
-        file = None if journal is None else Path(journal)
-        self._journal = Journal(file, session.base_url, session.dialect.name, accept_base_url=accept_base_url)
+        self._journal: AnyJournal = (
+            NoJournal()
+            if journal is None
+            else Journal(Path(journal), session.base_url, session.dialect.name, accept_base_url=accept_base_url)
+        )
         self._results = None if results is None else ResultsFolder(session, Path(results))
-        data_files = DataFiles(session, self._journal, check=data_check)
+        self._data_files = data_files = DataFiles(session, self._journal, check=data_check)
         self._input = Input(requests, concurrency, self._journal, data_files)
-        self._follower = Follower(session, self._journal, self._results, concurrency, self._core.active_jobs)
+        self._follower = Follower(session, self._journal, self._results, concurrency, self._core.active_labels)
         # The batch records a create before it is sent, and finds it again in another run. The session offers neither.
         self._recovery = session._recovery  # noqa: SLF001  # the same package
         self._earlier = EarlierRuns(self._recovery, self._journal)
@@ -164,7 +171,7 @@ class Batch:
             act.CancelJob: self._note_cancel,
             act.ReportOutcome: self._report,
         }
-        self._runner = Runner(self._core, self._calls(), notes, self._notify)
+        self._runner = Runner(self._core, self._calls(), notes, self._notify, self._is_at_once)
         self._cancel_on_exit = cancel_on_exit
         self._on_progress = progress
         self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
@@ -191,6 +198,12 @@ class Batch:
             act.WriteEnd: self._follower.write_end,
             act.FetchResults: self._follower.fetch_results,
         }
+
+    def _is_at_once(self, action: act.Action) -> bool:
+        """Return whether what performs an action never waits: there is no journal to write, or no file to upload."""
+        if isinstance(action, act.UploadFiles):
+            return self._data_files.are_ids(action.request)
+        return isinstance(self._journal, NoJournal) and type(action) in _WRITES
 
     @property
     def progress(self) -> Progress:

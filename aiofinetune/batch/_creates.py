@@ -12,7 +12,7 @@ from aiofinetune.batch._core import AttemptId, create_failed, upload_failed
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._data_files import DataFiles
-from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._no_journal import AnyJournal
 from aiofinetune.errors import FineTuneError, FineTuneUnreadable, JournalUnusable
 
 _log = logging.getLogger("aiofinetune")
@@ -34,7 +34,7 @@ class Creates:
     def __init__(
         self,
         recovery: Recovery,
-        journal: Journal,
+        journal: AnyJournal,
         data_files: DataFiles,
         known: Container[str],
         is_wanted: Callable[[], bool],

@@ -18,8 +18,8 @@ from aiofinetune._local_files import check_regular
 from aiofinetune._observe import in_short
 from aiofinetune._threads import in_thread
 from aiofinetune.batch._core import AttemptRecord
-from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import is_local
+from aiofinetune.batch._no_journal import AnyJournal
 from aiofinetune.dialects._dialect import Uploads
 from aiofinetune.errors import DatasetError, FineTuneError, LocalFileError
 from aiofinetune.models import File, FineTuneRequest
@@ -46,7 +46,7 @@ class DataFiles:
         check: Whether to check the data of a file before its upload, or the rules to check it by.
     """
 
-    def __init__(self, session: FineTuneSession, journal: Journal, *, check: bool | Rules = False) -> None:
+    def __init__(self, session: FineTuneSession, journal: AnyJournal, *, check: bool | Rules = False) -> None:
         self._session = session
         self._journal = journal
         self._check = check
@@ -69,6 +69,8 @@ class DataFiles:
         Raises:
             DatasetError: The data of a file is wrong; neither file was sent.
         """
+        if self.are_ids(request):
+            return request
         training, validation = request.training_file, request.validation_file
         paths = [file for file in (training, validation) if file is not None and await self._is_local(file)]
         for path in paths if self._check is not False else ():
@@ -80,6 +82,14 @@ class DataFiles:
             validation_file=None if validation is None else ids.get(validation, validation),
         )
 
+    def are_ids(self, request: FineTuneRequest) -> bool:
+        """Return whether a request names no local path, as far as it is known without a look at the disk."""
+        training, validation = request.training_file, request.validation_file
+        # If a look is under way, an earlier entry waits for it, and entries keep their order.
+        if self._disk.locked() or self._local.get(training) is not False:
+            return False
+        return validation is None or self._local.get(validation) is False
+
     async def change_of(self, record: AttemptRecord, request: FineTuneRequest) -> str:
         """Return what has changed in an entry since an earlier run, as text for people; "" if nothing has.
 
@@ -90,7 +100,7 @@ class DataFiles:
             request: What is asked for now.
         """
         before = record.request
-        if record.sent is None:
+        if record.sent is None or (before is request and self.are_ids(request)):
             return difference(before, request)
         for field in ("training_file", "validation_file"):
             path, old_path, file_id = getattr(request, field), getattr(before, field), getattr(record.sent, field)
@@ -244,7 +254,7 @@ def _digest(path: str) -> str:
 
 def difference(before: FineTuneRequest, now: FineTuneRequest) -> str:
     """Return the differences between two requests as text for people; "" if they are equal."""
-    if before == now:
+    if before is now or before == now:
         return ""
     pairs = zip(attrs.asdict(before).items(), attrs.asdict(now).values(), strict=True)
     return ", ".join(f"{name} was {old!r} and is now {new!r}" for (name, old), new in pairs if old != new)

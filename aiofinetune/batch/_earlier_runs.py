@@ -8,7 +8,7 @@ from typing import Final
 from aiofinetune._jobs.recovery import Recovery
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
-from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._no_journal import AnyJournal
 from aiofinetune.models import CreateUncertain
 
 _RECENT: Final = 3600.0
@@ -18,7 +18,7 @@ _RECENT: Final = 3600.0
 class EarlierRuns:
     """What earlier runs left: creates whose jobs are not known, and the jobs that are another attempt's."""
 
-    def __init__(self, recovery: Recovery, journal: Journal) -> None:
+    def __init__(self, recovery: Recovery, journal: AnyJournal) -> None:
         self._recovery = recovery
         self._journal = journal
         self._began = time.time()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from aiofinetune._observe import in_short
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
-from aiofinetune.batch._journal import Journal
-from aiofinetune.batch._outcomes import ActiveJob
+from aiofinetune.batch._no_journal import AnyJournal
 from aiofinetune.batch._results_folder import ResultsFolder
 from aiofinetune.errors import FineTuneError, JournalUnusable, NotFound, ProtocolViolation
 from aiofinetune.models import FineTune, FineTuneEnded, FineTuneEvent, Status
@@ -30,16 +29,16 @@ class Follower:
         journal: Records how jobs ended.
         results: Downloads the results files, if they are wanted.
         concurrency: The maximum number of jobs that are retrieved, or whose results are downloaded, at once.
-        active: Returns the jobs that are active.
+        active: Returns the labels of the jobs that are active, by id.
     """
 
     def __init__(
         self,
         session: FineTuneSession,
-        journal: Journal,
+        journal: AnyJournal,
         results: ResultsFolder | None,
         concurrency: int,
-        active: Callable[[], Iterable[ActiveJob]],
+        active: Callable[[], Mapping[str, str]],
     ) -> None:
         self._session = session
         self._recovery = session._recovery  # noqa: SLF001  # the same package; it also lists the rows that cannot be read
@@ -51,6 +50,8 @@ class Follower:
         self.messages: dict[str, str] = {}
         """The last event's message of each job that is followed, or its status, by the job's id."""
         self._started: set[str] = set()
+        self._ended: Iterator[Mapping[str, FineTune]] | None = None
+        """The rest of what the last look found; None if there is none."""
 
     async def follow(self, action: act.FollowStream) -> on.JobEnded | on.JobVanished | on.StreamFailed:
         """Follow a job by its events."""
@@ -70,21 +71,24 @@ class Follower:
             return on.StreamFailed(action.attempt, error)
         return on.JobEnded(action.attempt, job)
 
-    async def look(self, action: act.LookAtList) -> on.ListRead | on.ListFailed:
-        """Read the service's list."""
-        try:
-            rows = await self._recovery.list_rows(action.since)
-        except FineTuneError as error:
-            _log.info("listing the jobs failed: %s", in_short(error))
-            return on.ListFailed(error)
-        if self._recovery.has_echoed:
-            await self._note_echo()
-        self._note_statuses({job.id: job.status for job in rows.jobs})
-        return on.ListRead(
-            frozenset(job.id for job in rows.jobs if not job.is_terminal),
-            {job.id: job for job in rows.jobs if job.is_terminal},
-            frozenset(rows.unreadable),
-        )
+    async def look(self, action: act.LookAtList) -> on.ListRead | on.EndsListed | on.ListFailed:
+        """Read the service's list, or return more of what the last reading found."""
+        if self._ended is None:
+            try:
+                seen = await self._recovery.look(action.since, self._active().__contains__)
+            except FineTuneError as error:
+                _log.info("listing the jobs failed: %s", in_short(error))
+                return on.ListFailed(error)
+            if seen.has_echoed:
+                await self._note_echo()
+            self._note_statuses(seen.active)
+            self._seen, self._ended = seen, seen.ended(self._recovery.caller.note_oddity)
+        # Not in one piece, because thousands of jobs may have ended.
+        for some in self._ended:
+            await asyncio.sleep(0)
+            return on.EndsListed(some)
+        self._ended = None
+        return on.ListRead(frozenset(self._seen.active), {}, frozenset(self._seen.unreadable), self._seen.rows)
 
     def _note_event(self, action: act.FollowStream, event: FineTuneEvent) -> None:
         self.messages[action.job_id] = event.message
@@ -93,12 +97,15 @@ class Follower:
             self._note_start(action.attempt.label, action.job_id)
 
     def _note_statuses(self, statuses: Mapping[str, str]) -> None:
-        for job in self._active():
-            status = statuses.get(job.job_id)
+        active = self._active()
+        for job_id, status in statuses.items():
+            # Most have the same status as before.
+            if self.messages.get(job_id) == status or job_id not in active:
+                continue
             if status == Status.RUNNING:
-                self._note_start(job.label, job.job_id)
-            if status is not None and self.messages.get(job.job_id, status) in Status.KNOWN:
-                self.messages[job.job_id] = status
+                self._note_start(active[job_id], job_id)
+            if self.messages.get(job_id, status) in Status.KNOWN:
+                self.messages[job_id] = status
 
     def _note_start(self, label: str, job_id: str) -> None:
         if job_id not in self._started:

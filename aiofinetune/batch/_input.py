@@ -13,8 +13,8 @@ from aiofinetune.batch._core import AttemptRecord, KnownEntry
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._data_files import DataFiles
-from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._no_journal import AnyJournal
 from aiofinetune.errors import FineTuneError, JournalUnusable, RequestInvalid
 from aiofinetune.models import FineTuneRequest
 
@@ -33,7 +33,7 @@ class Input:
         data_files: Compares the requests' files with those of earlier runs.
     """
 
-    def __init__(self, requests: Requests, ahead: int, journal: Journal, data_files: DataFiles) -> None:
+    def __init__(self, requests: Requests, ahead: int, journal: AnyJournal, data_files: DataFiles) -> None:
         self._requests = requests
         self._journal = journal
         self._data_files = data_files

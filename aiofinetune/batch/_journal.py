@@ -79,6 +79,8 @@ _NOTES: Final = {
 }
 """The statement of each note. A note may be applied twice, because one whose writing failed may be on the disk."""
 
+_WITH_OBJECTS: Final = frozenset({"open", "replace", "intend", "end"})
+"""The notes that hold JSON objects, or may lack values."""
 _OPTIONAL: Final = {"dialect": None, "key": None}
 """What notes of earlier versions lack, and those of the reference, which has no keys."""
 
@@ -88,10 +90,10 @@ class _Database(Database):
 
     Args:
         name: The name of the journal, for messages.
-        file: The file, if there is one.
+        file: The file.
     """
 
-    def __init__(self, name: str, file: JournalFile | None) -> None:
+    def __init__(self, name: str, file: JournalFile) -> None:
         super().__init__("aiofinetune-journal")
         self._name = name
         self._file = file
@@ -103,7 +105,7 @@ class _Database(Database):
         self.lines = []
         with super().committing():
             yield
-            if self._file is not None and self.lines:
+            if self.lines:
                 self._file.add(self.lines)
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -132,7 +134,7 @@ class Journal:
     """The journal of one batch. Only one process at a time can open it.
 
     Args:
-        path: The file; it is created if it does not exist. None keeps a temporary journal.
+        path: The file; it is created if it does not exist.
         base_url: The service; a journal belongs to one service.
         dialect: The name of the dialect that is spoken there.
         accept_base_url: Whether the journal may belong to another base URL, because both are the same service. If
@@ -140,10 +142,10 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path | None, base_url: str, dialect: str = FINE_TUNES.name, *, accept_base_url: bool = False
+        self, path: Path, base_url: str, dialect: str = FINE_TUNES.name, *, accept_base_url: bool = False
     ) -> None:
-        self._name = "the journal" if path is None else str(path)
-        self._file = None if path is None else JournalFile(path)
+        self._name = str(path)
+        self._file = JournalFile(path)
         self._base_url = base_url
         self._dialect = dialect
         self._accept_base_url = accept_base_url
@@ -166,15 +168,15 @@ class Journal:
 
         If the label of an entry was already used in this run, or its record cannot be read, an error takes its place.
         """
-        return [self._last_record(entry.label) for entry in entries]
+        return [self._last_record(entry.label, entry.request) for entry in entries]
 
-    def _last_record(self, label: str) -> AttemptRecord | JournalUnusable | None:
+    def _last_record(self, label: str, asked: FineTuneRequest) -> AttemptRecord | JournalUnusable | None:
         if not self.database.execute("INSERT OR IGNORE INTO asked_for (label) VALUES (?)", (label,)).rowcount:
-            return JournalUnusable(f"{label!r} is used twice; each entry of a batch needs a label of its own")
+            return used_twice(label)
         statement = f"SELECT {_RECORD} FROM attempts WHERE label = ? ORDER BY attempt DESC"  # noqa: S608  # names of ours
         row = self.database.execute(statement, (label,)).fetchone()
         try:
-            return None if row is None else _record(*row)
+            return None if row is None else _record(*row, asked=asked)
         except (FineTuneError, ValueError) as error:
             return JournalUnusable(f"{self._name}: the record of {label!r} cannot be read: {error}")
 
@@ -196,8 +198,7 @@ class Journal:
             at: The Unix time.
             key: The key that the create carries.
         """
-        if self._file is not None:
-            self._file.check_place()
+        self._file.check_place()
         keyed = {} if key is None else {"key": key}
         self._note("intend", attempt, request=request.given(), sent=sent.given(), at=at, **keyed)
 
@@ -309,18 +310,16 @@ class Journal:
         if attempt is not None:
             values = {"label": attempt.label, "attempt": attempt.number, **values}
         self._apply(note, values)
-        if self._file is not None:
-            self.database.lines.append(structuring.dumps({"note": note, **values}))
+        self.database.lines.append(structuring.dumps({"note": note, **values}))
 
     def _apply(self, note: str, values: Mapping[str, object]) -> None:
         """Apply a note to the database."""
         if "label" in values and "attempt" not in values:
             values = {**values, "attempt": self._attempt_of(note, str(values["label"]))}
-        parameters = {
-            name: structuring.dumps(value) if isinstance(value, dict) else value
-            for name, value in {**_OPTIONAL, **values}.items()
-        }
-        self.database.execute(_NOTES[note], parameters)
+        if note in _WITH_OBJECTS:
+            values = {name: structuring.dumps(each) if type(each) is dict else each for name, each in values.items()}
+            values = {**_OPTIONAL, **values}
+        self.database.execute(_NOTES[note], values)
 
     def _attempt_of(self, note: str, label: str) -> int:
         """Return the attempt that a note of version 2 is about, which knows only the last one."""
@@ -335,9 +334,8 @@ class Journal:
                 # SQLite takes an empty path for a temporary database.
                 stack.enter_context(self.database.connected(""))
                 self.database.connection.executescript(_SCHEMA)
-                if self._file is not None:
-                    stack.callback(self._file.close)
-                    self._open(self._file)
+                stack.callback(self._file.close)
+                self._open(self._file)
                 self._note_opening()
             except BlockingIOError as error:
                 raise JournalUnusable(f"{self._name}: another process is running this batch") from error
@@ -366,7 +364,7 @@ class Journal:
 
     def _note_opening(self) -> None:
         """Note the service and the path of the file, if they have changed."""
-        path = "" if self._file is None else os.fsencode(self._file.target).decode(errors="replace")
+        path = os.fsencode(self._file.target).decode(errors="replace")
         with self.database.committing():
             rows = self.database.execute("SELECT base_url, dialect, path FROM openings ORDER BY number DESC LIMIT 1")
             known_url, known_dialect, known_path = rows.fetchone() or (None, self._dialect, "")
@@ -374,7 +372,7 @@ class Journal:
             known_dialect = known_dialect or FINE_TUNES.name
             if (known_url, known_dialect, known_path) == (self._base_url, self._dialect, path):
                 return
-            if self._file is not None and known_path != path and self._file.has_running_twin(Path(known_path)):
+            if known_path != path and self._file.has_running_twin(Path(known_path)):
                 raise JournalUnusable(f"{self._name}: is a copy of {known_path}, which a running batch uses")
             if (known_url, known_dialect) != (self._base_url, self._dialect):
                 self._move(known_url, known_dialect)
@@ -396,6 +394,11 @@ class Journal:
         if not was_sent and known_url is not None:
             # At this service, other files may have the same ids.
             self._note("forget uploads")
+
+
+def used_twice(label: str) -> JournalUnusable:
+    """Return the error for a label that was already used in this run."""
+    return JournalUnusable(f"{label!r} is used twice; each entry of a batch needs a label of its own")
 
 
 def read_journal(path: Path) -> JournalContent:
@@ -450,11 +453,16 @@ def _record(
     job: bytes | None,
     ended_at: float | None,
     key: str | None,
+    *,
+    asked: FineTuneRequest | None = None,
 ) -> AttemptRecord:
+    # Requests are seldom other than before, and most are sent as they are; to read one is half of a look-up.
+    is_same = asked is not None and structuring.dumps(asked.given()) == request
+    before = asked if is_same and asked is not None else _request(request)
     return AttemptRecord(
         AttemptId(label, attempt),
-        _request(request),
-        None if sent is None else _request(sent),
+        before,
+        None if sent is None else before if sent == request else _request(sent),
         sent_at,
         bool(is_accepted),
         hint,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -24,6 +25,10 @@ Call = Callable[[Any], Awaitable[on.Event]]
 Note = Callable[[Any], object]
 
 
+_AT_ONCE: Final = 32
+"""The number of actions that are performed without letting other tasks run: about a millisecond."""
+
+
 class Runner:
     """Performs the actions of a core.
 
@@ -32,6 +37,8 @@ class Runner:
         calls: What performs each kind of action that takes time, and returns the event that answers it.
         notes: What performs each kind of action that nothing answers.
         changed: Called whenever something may have changed.
+        at_once: Returns whether what performs an action never waits. It then needs no task, which saves a third of the
+            CPU of a job that nothing is recorded of.
     """
 
     def __init__(
@@ -40,11 +47,16 @@ class Runner:
         calls: Mapping[type[act.Action], Call],
         notes: Mapping[type[act.Action], Note],
         changed: Callable[[], object],
+        at_once: Callable[[act.Action], bool],
     ) -> None:
         self._core = core
         self._calls = calls
         self._notes: dict[type[act.Action], Note] = {**notes, act.WakeAt: self._wake_at, act.Finish: self._finish}
         self._changed = changed
+        self._at_once = at_once
+        self._waiting: deque[act.Action] = deque()
+        """The actions that need no task and are not performed yet."""
+        self._is_performing = False
         self._tasks: asyncio.TaskGroup | None = None
         """The tasks of what is under way; None before the run and after it, when nothing is begun."""
         self._running: set[asyncio.Task[None]] = set()
@@ -82,9 +94,31 @@ class Runner:
                 note(action)
                 if isinstance(action, act.ReportOutcome):
                     self._end_watch(action.attempt, action.status, action.error)
+            elif self._tasks is not None and self._at_once(action):
+                self._waiting.append(action)
             elif self._tasks is not None:
                 self._start(self._tasks, self._perform(action))
+        # Not where this is called by one of them, which would go ever deeper.
+        if self._waiting and not self._is_performing:
+            self._perform_some()
         self._changed()
+
+    def _perform_some(self) -> None:
+        """Perform actions that need no task; if there are many, let other tasks run before the others."""
+        self._is_performing = True
+        try:
+            for _ in range(_AT_ONCE):
+                if self._waiting:
+                    _run_to_end(self._perform(self._waiting.popleft()))
+        finally:
+            self._is_performing = False
+        if self._waiting and self._tasks is not None:
+            self._start(self._tasks, self._perform_rest())
+
+    async def _perform_rest(self) -> None:
+        await asyncio.sleep(0)
+        if self._waiting:
+            self._perform_some()
 
     def fail(self, error: Exception) -> None:
         """End the batch by an error that belongs to no attempt."""
@@ -139,10 +173,21 @@ class Runner:
     def _finish(self, action: act.Finish) -> None:
         # A failure of this runner comes before.
         self.finish = self.finish or action
+        self._waiting.clear()
         self._over.set()
         # At once: nothing may be told to a core that is done.
         for task in self._running:
             task.cancel()
+
+
+def _run_to_end(call: Coroutine[Any, Any, None]) -> None:  # Any: as `async def` has it
+    """Run a coroutine that never waits."""
+    try:
+        call.send(None)
+    except StopIteration:
+        return
+    call.close()
+    raise RuntimeError("an action waits that was to be performed at once")
 
 
 def _first(failures: BaseExceptionGroup[Exception]) -> Exception:

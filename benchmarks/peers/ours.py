@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -49,9 +50,11 @@ class Ours(harness.Client):
     async def batch(self, jobs: int) -> int:
         requests = (FineTuneRequest(training_file=harness.TRAINING_FILE, model="ada") for _ in range(jobs))
         ended = 0
-        async with Batch(self._session, requests, concurrency=64, poll_interval=1.0) as batch:
-            async for outcome in batch:
-                ended += outcome.error is None
+        with tempfile.TemporaryDirectory() as folder:
+            journal = Path(folder) / "journal" if self.variant == "journal" else None
+            async with Batch(self._session, requests, concurrency=64, poll_interval=1.0, journal=journal) as batch:
+                async for outcome in batch:
+                    ended += outcome.error is None
         return ended
 
 

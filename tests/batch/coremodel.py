@@ -529,8 +529,11 @@ class Model:
         unreadable = frozenset(job_id for job_id in seen if self._is_unreadable(job_id))
         active = frozenset(job_id for job_id, job in seen.items() if not job.is_terminal and job_id not in unreadable)
         ended = {job_id: job for job_id, job in seen.items() if job.is_terminal and job_id not in unreadable}
-        self.listed_others = set((active | unreadable) & self.others)
         self.listed_ends = set(ended)
+        if ended and self.chance.choice(range(3)) == 0:
+            # Some of them first; the rest follows.
+            return on.EndsListed({job_id: job for job_id, job in ended.items() if self.chance.choice(range(2))})
+        self.listed_others = set((active | unreadable) & self.others)
         self.is_full = False
         return on.ListRead(active, ended, unreadable)
 

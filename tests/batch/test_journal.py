@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def opened(path: Path | None, base_url: str = URL, *, accept_base_url: bool = False) -> AsyncIterator[Journal]:
+async def opened(path: Path, base_url: str = URL, *, accept_base_url: bool = False) -> AsyncIterator[Journal]:
     async with Journal(path, base_url, accept_base_url=accept_base_url).opened() as journal:
         yield journal
 
@@ -175,15 +175,6 @@ async def test_a_second_opener_is_refused(path: Path) -> None:
                 pass
     async with opened(path):
         pass
-
-
-async def test_a_journal_without_a_path_keeps_all_the_same() -> None:
-    """Without a path the journal does what it does with one, and two of them do not meet."""
-    async with opened(None) as one, opened(None) as other:
-        await record(one, "a", ASKED)
-        await one.intend(A, ASKED, SENT, 1.0)
-        assert [lost.attempt.label for lost in await one.lost()] == ["a"]
-        assert await other.lost() == []
 
 
 async def test_another_file_is_no_journal(path: Path) -> None:

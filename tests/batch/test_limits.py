@@ -236,6 +236,7 @@ async def test_only_an_end_that_makes_room_is_a_reason_to_try_again(tmp_path: Pa
             asyncio.timeout(60),
             Batch(session, [*new[:3], *old], journal=tmp_path / "journal", poll_interval=600) as batch,
         ):
+            await server.until(lambda: server.asked["create"] - asked == 3)
             told = [await anext(batch) for _ in old]
     assert [outcome.error for outcome in told] == [None] * 20
     assert server.asked["create"] - asked == 3

@@ -286,6 +286,7 @@ async def test_a_job_that_could_not_be_noted_is_cancelled_too(
         Batch(session, entries(server, 5), journal=tmp_path / "journal", cancel_on_exit=True) as batch,
     ):
         await server.until(lambda: len(server.jobs) == 5)
+        assert isinstance(batch._journal, Journal)
         batch._journal.database.connection.execute("PRAGMA query_only = 1")
         server.held["create"].set()
         if iterates:

@@ -137,7 +137,10 @@ class FollowStream(AttemptAction):
 
 @attrs.frozen
 class LookAtList(Action):
-    """Read the service's list of jobs."""
+    """Read the service's list of jobs.
+
+    `EndsListed` is answered by another one, about the same reading of the list.
+    """
 
     since: float | None
     """The Unix time since when the jobs that matter were sent; None if all jobs matter."""

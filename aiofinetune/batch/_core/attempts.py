@@ -101,6 +101,8 @@ class Attempts:
         self._by_state: dict[AttemptState, dict[str, Attempt]] = {state: {} for state in AttemptState}
         self._idle: dict[AttemptState, dict[str, Attempt]] = {state: {} for state in AttemptState}
         """Those for which nothing is under way."""
+        self._unplaced: dict[str, Attempt] = {}
+        """Those that are READY and have no place among those that are being sent."""
         self._by_action: dict[type[act.AttemptAction], dict[str, Attempt]] = {}
         self._replayed: dict[str, Attempt] = {}
         self._forgotten: Counter[OutcomeStatus] = Counter()
@@ -120,6 +122,18 @@ class Attempts:
         self._by_label[label] = self._by_state[attempt.state][label] = self._idle[attempt.state][label] = attempt
         if attempt.is_replayed:
             self._replayed[label] = attempt
+        if attempt.state is AttemptState.READY and not attempt.is_begun:
+            self._unplaced[label] = attempt
+
+    @property
+    def unplaced(self) -> Collection[Attempt]:
+        """The attempts that are READY and have no place among those that are being sent."""
+        return self._unplaced.values()
+
+    def place(self, attempt: Attempt) -> None:
+        """Give an attempt a place among those that are being sent, which it keeps until it is ACTIVE or ended."""
+        attempt.is_begun = True
+        del self._unplaced[attempt.id.label]
 
     def get(self, name: AttemptId) -> Attempt | None:
         """Return an attempt; None if it is not under way."""
@@ -133,7 +147,10 @@ class Attempts:
 
     def count(self, *states: AttemptState) -> int:
         """Return the number of attempts in the given states."""
-        return sum(len(self._by_state[state]) for state in states)
+        count = 0
+        for state in states:
+            count += len(self._by_state[state])
+        return count
 
     def idle(self, state: AttemptState) -> Collection[Attempt]:
         """Return the attempts in a state for which nothing is under way."""
@@ -142,7 +159,8 @@ class Attempts:
     @property
     def replaying(self) -> int:
         """The number of attempts that ended in an earlier run and whose results are being fetched."""
-        return sum(attempt.state is AttemptState.SETTLING for attempt in self._replayed.values())
+        replayed = self._replayed
+        return sum(attempt.state is AttemptState.SETTLING for attempt in replayed.values()) if replayed else 0
 
     def awaiting(self, action: type[act.AttemptAction]) -> Collection[Attempt]:
         """Return the attempts for which an action is under way."""
@@ -186,6 +204,7 @@ class Attempts:
         del self._by_state[attempt.state][attempt.id.label]
         self._idle[attempt.state].pop(attempt.id.label, None)
         self._replayed.pop(attempt.id.label, None)
+        self._unplaced.pop(attempt.id.label, None)
         if attempt.status is not None:
             self._forgotten[attempt.status] += 1
             self._forgotten_replays += attempt.is_replayed

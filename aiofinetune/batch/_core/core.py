@@ -102,6 +102,15 @@ class BatchCore:
         """Return what the batch waits for, besides its jobs."""
         return self._sender.waits(now)
 
+    def active_labels(self) -> dict[str, str]:
+        """Return the labels of the same jobs as `active_jobs`, by the jobs' ids."""
+        attempts = self._run.attempts.in_state(AttemptState.ACTIVE, AttemptState.SETTLING)
+        return {
+            attempt.job_id: attempt.id.label
+            for attempt in attempts
+            if attempt.job_id is not None and not attempt.is_replayed
+        }
+
     def active_jobs(self) -> list[ActiveJob]:
         """Return the jobs that are active, or whose ends are being handled, but for those of earlier runs."""
         attempts = self._run.attempts.in_state(AttemptState.ACTIVE, AttemptState.SETTLING)
@@ -141,6 +150,7 @@ class BatchCore:
             on.InputFailed: lambda event, _now: self._end_input(event.error),
             on.ShellFailed: lambda event, _now: run.give_up(event.error),
             on.ListRead: self._watcher.list_read,
+            on.EndsListed: lambda event, _now: self._watcher.ends_listed(event),
             on.ListFailed: self._looks.failed,
             on.StopAsked: lambda _event, _now: run.detach(_ASKED_TO),
             on.LeaveAsked: lambda event, _now: self._leave(event),
@@ -235,7 +245,8 @@ class BatchCore:
         if entry.change or self._is_retried(last):
             return Attempt(last.attempt.next, entry.request)
         # Its files may have other paths than in the earlier run.
-        attempt = attempt_of(attrs.evolve(last, request=entry.request))
+        attempt = attempt_of(last)
+        attempt.request = entry.request
         attempt.is_replaceable = entry.label in self._run.settings.retries_uncertain
         return attempt
 
@@ -338,11 +349,11 @@ class BatchCore:
             self._set_timer(now)
 
     def _read_on(self) -> None:
-        is_wanted = self._run.is_running and self._earlier.is_over and not (self._is_reading or self._has_input_ended)
+        if self._is_reading or self._has_input_ended or self._sender.has_waiting:
+            return
+        is_wanted = self._run.is_running and self._earlier.is_over and self._sender.has_place
         # What ended in an earlier run is handed on a few at a time, like what is sent.
-        replaying = self._run.attempts.replaying
-        has_place = self._sender.has_place and replaying < self._run.settings.concurrency
-        if is_wanted and has_place and not self._sender.has_waiting:
+        if is_wanted and self._run.attempts.replaying < self._run.settings.concurrency:
             self._is_reading = True
             room = self._run.settings.max_waiting - self._run.outcomes_waiting
             self._run.actions.append(act.ReadEntries(min(self._run.settings.concurrency, room)))
@@ -359,8 +370,10 @@ class BatchCore:
                 return not self._sender.is_sending
 
     def _set_timer(self, now: float) -> None:
+        at = self._sender.wakes_at(now)
         looks_at = None if self._looks.is_looking else self._looks.due
-        times = [at for at in (self._sender.wakes_at(now), looks_at) if at is not None]
-        if times and min(times) != self._wakes_at:
-            self._wakes_at = min(times)
-            self._run.actions.append(act.WakeAt(self._wakes_at))
+        if at is None or (looks_at is not None and looks_at < at):
+            at = looks_at
+        if at is not None and at != self._wakes_at:
+            self._wakes_at = at
+            self._run.actions.append(act.WakeAt(at))

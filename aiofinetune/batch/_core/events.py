@@ -273,9 +273,22 @@ class ListRead(Event):
     active: frozenset[str]
     """The ids of jobs that have not ended."""
     ended: Mapping[str, FineTune]
-    """The jobs that have ended, by id."""
+    """The jobs that have ended, by id; those of others need not be there."""
     unreadable: frozenset[str] = frozenset()
     """The ids of jobs that cannot be read; they count as active."""
+    rows: int = 0
+    """The number of jobs in the list."""
+
+
+@attrs.frozen
+class EndsListed(Event):
+    """The service's list was read, and these are some of the jobs that have ended. The others follow.
+
+    They come some at a time, because thousands may end between two looks.
+    """
+
+    ended: Mapping[str, FineTune]
+    """The jobs, by id."""
 
 
 @attrs.frozen

@@ -21,6 +21,11 @@ _MAX_PAUSE: Final = 10.0
 """The number of seconds after which the list is looked at if the service cannot be reached."""
 
 
+SECONDS_A_ROW: Final = 0.001
+"""The number of seconds between two looks for each job in the list, so that looks take about 1 % of a core however long
+the list is: a job that is not read any closer takes 10 microseconds."""
+
+
 @attrs.define
 class _Look:
     """A look at the list that is under way."""
@@ -130,11 +135,27 @@ class Looks:
     def read(self, event: on.ListRead, now: float) -> list[Attempt]:
         """Take what a look found; return the attempts that it was about, which were active as it began."""
         look = self._end_look(now)
-        active = event.active | event.unreadable
-        self.others = {job_id for job_id in active - look.ended if not self._is_mine(job_id)}
+        following = self._run.attempts.in_state(AttemptState.ACTIVE, AttemptState.SETTLING)
+        self.others = {*event.active, *event.unreadable}.difference(
+            look.ended, (attempt.job_id for attempt in following)
+        )
+        self.due = now + max(self._run.settings.poll_interval, event.rows * SECONDS_A_ROW)
         self._has_looked, self._blind, self.is_away = True, 0, False
         self.full = self.blind = None
         return [attempt for attempt in look.mine if attempt.state is AttemptState.ACTIVE and attempt.awaits is None]
+
+    def read_some(self, event: on.EndsListed) -> list[Attempt]:
+        """Ask for the rest of what a look found; return the attempts whose jobs it saw to have ended so far."""
+        if self._look is None:
+            raise UnexpectedEvent("a list was read that was not asked for")
+        self._run.actions.append(act.LookAtList(self._since(self._look)))
+        owners = map(self._run.owners.owner, event.ended)
+        attempts = [self._run.attempts.get(owner) for owner in owners if owner is not None]
+        return [
+            attempt
+            for attempt in attempts
+            if attempt is not None and attempt.state is AttemptState.ACTIVE and attempt.awaits is None
+        ]
 
     def failed(self, event: on.ListFailed, now: float) -> None:
         """Count a look that failed, and stop the batch if there are too many or they go on for too long.
@@ -167,11 +188,6 @@ class Looks:
         self.note_mine(job_id)
         if self._look is not None:
             self._look.ended.add(job_id)
-
-    def _is_mine(self, job_id: str) -> bool:
-        owner = self._run.owners.owner(job_id)
-        attempt = None if owner is None else self._run.attempts.get(owner)
-        return attempt is not None and attempt.state in {AttemptState.ACTIVE, AttemptState.SETTLING}
 
     def _end_look(self, now: float) -> _Look:
         look = self._look

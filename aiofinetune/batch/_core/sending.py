@@ -52,7 +52,7 @@ class Sender:
     @property
     def has_waiting(self) -> bool:
         """Whether an attempt waits for room."""
-        return self._waiting > 0
+        return bool(self._attempts.unplaced)
 
     @property
     def is_sending(self) -> bool:
@@ -67,12 +67,8 @@ class Sender:
 
     @property
     def _in_hand(self) -> int:
-        sending = (AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
-        return self._attempts.count(*sending) - self._waiting
-
-    @property
-    def _waiting(self) -> int:
-        return sum(not attempt.is_begun for attempt in self._attempts.idle(AttemptState.READY))
+        sending = self._attempts.count(AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
+        return sending - len(self._attempts.unplaced)
 
     @property
     def _under_way(self) -> int:
@@ -95,39 +91,56 @@ class Sender:
 
     def send(self, now: float) -> None:
         """Begin and send what may be sent."""
+        # This is called after each event, and most leave nothing to send.
         if not self._run.is_running or self._looks.is_away:
             return
-        for attempt in self._idle():
-            if not attempt.is_begun:
-                if not (self.has_place and self._has_room(self._in_hand)):
-                    break
-                attempt.is_begun = True
-                self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
-        for attempt in self._idle():
-            if now < self._limiter.opens_at:
+        if self._attempts.unplaced and self.has_place:
+            self._place()
+        if self._has_placed:
+            self._send_placed(now)
+
+    @property
+    def _has_placed(self) -> bool:
+        """Whether nothing is under way for an attempt that has a place and is READY."""
+        return len(self._attempts.idle(AttemptState.READY)) > len(self._attempts.unplaced)
+
+    def _place(self) -> None:
+        """Begin the attempts for which there is a place, in the order of the input."""
+        for attempt in sorted(self._attempts.unplaced, key=_ORDER):
+            if not (self.has_place and self._has_room(self._in_hand)):
                 break
+            self._attempts.place(attempt)
+            self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
+
+    def _send_placed(self, now: float) -> None:
+        """Send the creates that may be sent, in the order of the input."""
+        can_create = self._can_create
+        for attempt in self._idle():
             # One that replaces an earlier attempt may wait for a place before those that are begun.
-            if attempt.is_begun:
+            if attempt.is_begun and (can_create or attempt.sent is None):
+                if now < self._limiter.opens_at:
+                    break
                 self._send_next(attempt, now)
+                can_create = self._can_create
+
+    @property
+    def _can_create(self) -> bool:
+        """Whether another create may be sent, apart from its rate."""
+        return self._under_way < self._limiter.window and self._has_room(self._under_way)
 
     def _send_next(self, attempt: Attempt, now: float) -> None:
         if attempt.sent is None:
             # The service throttled its upload.
             self._limiter.take(now)
             self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
-        elif self._under_way < self._limiter.window and self._has_room(self._under_way):
+        else:
             self._limiter.take(now)
             self._run.ask(attempt, act.WriteIntent(attempt.id, attempt.request, attempt.sent, attempt.key))
 
     def wakes_at(self, now: float) -> float | None:
         """Return when the rate limiter lets the next create through; None if that is not what is waited for."""
         opens_at = self._limiter.opens_at
-        is_held = (
-            self._run.is_running
-            and not self._looks.is_away
-            and opens_at > now
-            and any(attempt.is_begun for attempt in self._idle())
-        )
+        is_held = opens_at > now and self._run.is_running and not self._looks.is_away and self._has_placed
         return opens_at if is_held else None
 
     def _idle(self) -> list[Attempt]:

@@ -10,7 +10,7 @@ from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.states import AttemptState
 from aiofinetune.batch._outcomes import OutcomeStatus
 from aiofinetune.errors import AuthenticationFailed, FineTuneError
-from aiofinetune.models import FineTuneCancelled, FineTuneFailed, Status
+from aiofinetune.models import FineTune, FineTuneCancelled, FineTuneFailed, Status
 
 
 class Watcher:
@@ -42,16 +42,24 @@ class Watcher:
     def list_read(self, event: on.ListRead, now: float) -> None:
         """Handle the jobs that have ended by the list, or are missing from it."""
         for attempt in self._looks.read(event, now):
-            job_id = attempt.job_id
-            if job_id is None or job_id in event.active:
-                continue
-            attempt.listed = event.ended.get(job_id)
-            if attempt.listed is not None and attempt.listed.fine_tuned_model is not None:
-                self.ended(attempt, on.JobEnded(attempt.id, attempt.listed))
-            else:
-                # Retrieved with its events, which say why it failed. A list leaves them out, and at some services the
-                # model too.
-                self._run.ask(attempt, act.RetrieveJob(attempt.id, job_id))
+            if attempt.job_id is not None and attempt.job_id not in event.active:
+                self._handle_end(attempt, event.ended.get(attempt.job_id))
+
+    def ends_listed(self, event: on.EndsListed) -> None:
+        """Handle some of the jobs that have ended by the list."""
+        for attempt in self._looks.read_some(event):
+            if attempt.job_id is not None:
+                self._handle_end(attempt, event.ended.get(attempt.job_id))
+
+    def _handle_end(self, attempt: Attempt, listed: FineTune | None) -> None:
+        """Handle a job that has ended by the list, or is missing from it."""
+        attempt.listed = listed
+        if listed is not None and listed.fine_tuned_model is not None:
+            self.ended(attempt, on.JobEnded(attempt.id, listed))
+        elif attempt.job_id is not None:
+            # Retrieved with its events, which say why it failed. A list leaves them out, and at some services the
+            # model too.
+            self._run.ask(attempt, act.RetrieveJob(attempt.id, attempt.job_id))
 
     def retrieved(self, attempt: Attempt, event: on.JobRetrieved) -> None:
         """Handle a job that was retrieved."""

@@ -1,0 +1,134 @@
+"""Look at the service's whole list of jobs for a batch: as closely as it needs, in memory for the jobs that ended.
+
+A job that has not ended is only counted, by its id and status. Of those that have, only the ones that are asked for are
+read. On a list of 10,000 active jobs that takes a third of the CPU of reading each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import Any, Final
+
+import attrs
+
+from aiofinetune import structuring
+from aiofinetune._http.caller import MAX_PAGES, Caller
+from aiofinetune.dialects._dialect import KEY_NAME
+from aiofinetune.dialects._long_list import Row
+from aiofinetune.dialects._requests import Reply
+from aiofinetune.models import FineTune, Status
+
+_BLOCK: Final = 500
+"""The number of jobs that ended and are read together, which takes about 10 ms."""
+
+
+@attrs.define
+class Seen:
+    """What a look saw.
+
+    Args:
+        is_wanted: Returns whether a job that has ended is to be read, by its id.
+        claims: The ids of jobs that were made through this base URL.
+    """
+
+    is_wanted: Callable[[str], bool]
+    claims: Container[str]
+    active: dict[str, str] = attrs.field(factory=dict)
+    """The statuses of the jobs that have not ended, by id."""
+    unreadable: set[str] = attrs.field(factory=set)
+    """The ids of the rows that have no status."""
+    has_echoed: bool = False
+    """Whether a job has shown the key with which it was made."""
+    last_id: str | None = None
+    """The id of the last row."""
+    rows: int = 0
+    """The number of rows."""
+    _blocks: list[bytes] = attrs.field(factory=list)
+    _ended: list[Row] = attrs.field(factory=list)
+    _first_at: int | None = None
+    _last_at: int | None = None
+    _is_descending: bool = True
+
+    def add(self, rows: Iterable[Any]) -> None:  # Any: a service's JSON
+        """Take the next rows, in the form of the reference. To take a row again does no harm."""
+        for row in rows:
+            self.rows += 1
+            name, status = row.get("id"), row.get("status")
+            if type(name) is not str or not name:
+                self.last_id = None
+                continue
+            self.last_id = name
+            self._note_time(row.get("created_at"))
+            if not self.has_echoed and (metadata := row.get("metadata")):
+                self.has_echoed = type(metadata) is dict and KEY_NAME in metadata and name in self.claims
+            if type(status) is not str or not status:
+                self.unreadable.add(name)
+            elif status not in Status.TERMINAL:
+                # As one object each: there are few statuses and many jobs.
+                self.active[name] = Status.RUNNING if status == Status.RUNNING else status
+            elif self.is_wanted(name):
+                self.active.pop(name, None)
+                self._ended.append(row)
+        if len(self._ended) >= _BLOCK:
+            self._pack()
+
+    def _note_time(self, at: object) -> None:
+        if type(at) is int:
+            self._is_descending = self._is_descending and (self._last_at is None or at <= self._last_at)
+            self._first_at = at if self._first_at is None else self._first_at
+            self._last_at = at
+
+    def has_reached(self, before: float) -> bool:
+        """Return whether a list that has its newest jobs first has come to jobs that were made before a time.
+
+        The order is not assumed: a list in any other order never has.
+        """
+        first, last = self._first_at, self._last_at
+        return first is not None and last is not None and self._is_descending and last < before and first > last
+
+    def _pack(self) -> None:
+        for start in range(0, len(self._ended), _BLOCK):
+            # As text, which takes a quarter of the memory of objects.
+            self._blocks.append(structuring.dumps(self._ended[start : start + _BLOCK]))
+        self._ended.clear()
+
+    def ended(self, noted: structuring.Noted) -> Iterator[dict[str, FineTune]]:
+        """Yield the jobs that have ended and are wanted, by id, some at a time, and forget them."""
+        self._pack()
+        self._blocks.reverse()
+        while self._blocks:
+            found = {}
+            for row in structuring.loads(self._blocks.pop()):
+                job = structuring.read_object(row, FineTune, noted)
+                if job is None:
+                    self.unreadable.add(row["id"])
+                else:
+                    found[job.id] = job
+            yield found
+
+
+async def look(
+    caller: Caller, is_wanted: Callable[[str], bool], claims: Container[str], back_to: Callable[[Reply], float | None]
+) -> Seen:
+    """Read the list of jobs.
+
+    Args:
+        caller: Makes the calls.
+        is_wanted: Returns whether a job that has ended is to be read, by its id.
+        claims: The ids of jobs that were made through this base URL.
+        back_to: Returns the service's time of the oldest job that matters, from the first reply; None for all jobs.
+            Where lists come in pages, newest first, older pages are not read.
+    """
+    endpoint, seen = caller.endpoints.list_rows, Seen(is_wanted, claims)
+    after: str | None = None
+    before: float | None = None
+    for number in range(MAX_PAGES):
+        seen.last_id = None
+        fields, reply = await caller.read_rows(endpoint, after, seen.add)
+        before = back_to(reply) if number == 0 else before
+        has_more = caller.dialect.has_pages and bool(fields.get("has_more"))
+        # A service that ignores the cursor sends the same page again.
+        if not has_more or seen.last_id in {None, after} or (before is not None and seen.has_reached(before)):
+            break
+        after = seen.last_id
+    return seen
