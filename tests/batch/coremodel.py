@@ -131,6 +131,7 @@ class Model:
         self.streamed: set[str] = set()
         self.listed_others: set[str] | None = None
         self.listed_ends: set[str] = set()
+        self.is_partly_listed = False
         self.is_full = False
         self.held_until = self.next_at = 0.0
         self.wakes_at: float | None = None
@@ -530,9 +531,11 @@ class Model:
         active = frozenset(job_id for job_id, job in seen.items() if not job.is_terminal and job_id not in unreadable)
         ended = {job_id: job for job_id, job in seen.items() if job.is_terminal and job_id not in unreadable}
         self.listed_ends = set(ended)
-        if ended and self.chance.choice(range(3)) == 0:
+        if ended and not self.is_partly_listed and self.chance.choice(range(3)) == 1:
             # Some of them first; the rest follows.
+            self.is_partly_listed = True
             return on.EndsListed({job_id: job for job_id, job in ended.items() if self.chance.choice(range(2))})
+        self.is_partly_listed = False
         self.listed_others = set((active | unreadable) & self.others)
         self.is_full = False
         return on.ListRead(active, ended, unreadable)
