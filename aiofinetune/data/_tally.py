@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from aiofinetune.data._catalog import CHECKS
@@ -79,4 +80,9 @@ class Tally:
             if (severity := self._severities[id]) is not None
         ]
         order = list(CHECKS)
-        return tuple(sorted(found, key=lambda it: (WORST_FIRST.index(it.severity), -it.count, order.index(it.check))))
+
+        def rank(finding: Finding) -> tuple[float, ...]:
+            line = finding.places[0].line or math.inf
+            return WORST_FIRST.index(finding.severity), -finding.count, line, order.index(finding.check)
+
+        return tuple(sorted(found, key=rank))

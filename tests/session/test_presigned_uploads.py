@@ -25,7 +25,8 @@ from aiofinetune import (
     ProtocolViolation,
     RequestInvalid,
 )
-from aiofinetune._http.storage import _PublicResolver, is_service_private
+from aiofinetune._http.storage import Storage, _PublicResolver, is_service_private
+from aiofinetune._http.upload_source import Content
 from aiofinetune._urls import is_private, storage_url
 from aiofinetune.dialects import DIALECTS
 from tests.servers.faults import FAULTS
@@ -357,6 +358,20 @@ async def test_names_are_looked_up() -> None:
     assert await is_service_private("http://localhost:8/v1")
     assert await is_service_private("https://10.0.0.1/v1")
     assert not await is_service_private("https://no-such-name.invalid/v1")
+
+
+async def test_storage_looks_names_up() -> None:
+    """What puts bytes for a service of the internet makes no connection to a name that leads into a private network."""
+    elsewhere: list[Received] = []
+    content = Content("a.jsonl", 1, lambda: asyncio.sleep(0, b"x"), lambda _offset: asyncio.sleep(0))
+    async with (
+        serve(answering(reply(), seen=elsewhere)) as url,
+        FineTuneSession(KEY, base_url="https://api.test/v1", dialect="together", retry=QUICK) as session,
+    ):
+        put = url.replace("127.0.0.1", "localhost")
+        with pytest.raises(ProtocolViolation, match="is private"):
+            await Storage(session._caller, may_be_private=False).put(put, lambda: asyncio.sleep(0, content), None)
+    assert elsewhere == []
 
 
 async def refused(location: Callable[[str], str], words: str, *, status: int = 302) -> FineTuneError:

@@ -15,6 +15,7 @@ from aiofinetune import ConfigurationError
 from aiofinetune.local import LocalServer
 from aiofinetune.testing import FineTuneServer
 from aiofinetune.testing._endpoints import NAMES
+from aiofinetune.testing._middleware import _below
 from tests.local.plainclient import Client, connected, jsonl
 
 EXAMPLES = jsonl([("wren ->", " bird")])
@@ -128,8 +129,8 @@ async def test_every_endpoint_has_a_name() -> None:
 
     def note(application: web.Application) -> None:
         for route in application.router.routes():
-            if route.method in ("GET", "POST", "DELETE") and route.resource is not None:
-                routes.add(f"{route.method} {route.resource.canonical.removeprefix('/v1')}")
+            if route.method in ("GET", "POST", "PUT", "DELETE") and route.resource is not None:
+                routes.add(f"{route.method} {_below(route.resource.canonical)}")
 
     async with LocalServer(extend=note):
         assert routes == set(NAMES)
