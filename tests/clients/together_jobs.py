@@ -280,7 +280,10 @@ async def check_command_line(server: LocalServer, folder: Path) -> None:
             raise SystemExit(f"{command} shows nothing")
         await run(group, command, job_id, "--non-interactive", "--no-json")
     await run(group, "list", "--non-interactive", "--no-json")
-    await run(group, "create", str(path), "--model", "davinci", "--n-epochs", "50", "--confirm", "--non-interactive")
+    # It must still run when the next command, which takes seconds to start, cancels it.
+    large = folder / "large.jsonl"
+    await asyncio.to_thread(large.write_bytes, ROWS * 100)
+    await run(group, "create", str(large), "--model", "davinci", "--n-epochs", "50", "--confirm", "--non-interactive")
     jobs = json.loads(await run(group, "list", *options))
     long_id = next(each["id"] for each in (jobs["data"] if isinstance(jobs, dict) else jobs) if each["id"] != job_id)
     await run(group, "cancel", long_id, *options)
