@@ -32,6 +32,8 @@ NAMES: Final[Mapping[str, str]] = {
     "DELETE /fine-tunes/{id}": "delete",
     "POST /fine-tunes/estimate-price": "estimate_price",
     "GET /fine-tunes/models/supported": "supported_models",
+    "GET /together/v2/supported-models": "supported_models",
+    "GET /together/v2/supported-models/{id}": "supported_model",
     "GET /fine-tunes/models/limits": "model_limits",
     "PUT /storage/{id}": "put_content",
     "POST /files/{id}/preprocess": "process_file",
