@@ -14,7 +14,7 @@ import attrs
 from aiofinetune import structuring
 from aiofinetune._http.caller import MAX_PAGES, Caller
 from aiofinetune.dialects._dialect import KEY_NAME
-from aiofinetune.dialects._long_list import Row
+from aiofinetune.dialects._long_list import Row, has_more
 from aiofinetune.dialects._requests import Reply
 from aiofinetune.models import FineTune, Status
 
@@ -122,13 +122,15 @@ async def look(
     endpoint, seen = caller.endpoints.list_rows, Seen(is_wanted, claims)
     after: str | None = None
     before: float | None = None
+    cursors = {after}
     for number in range(MAX_PAGES):
-        seen.last_id = None
+        seen.last_id, rows = None, seen.rows
         fields, reply = await caller.read_rows(endpoint, after, seen.add)
         before = back_to(reply) if number == 0 else before
-        has_more = caller.dialect.has_pages and bool(fields.get("has_more"))
-        # A service that ignores the cursor sends the same page again.
-        if not has_more or seen.last_id in {None, after} or (before is not None and seen.has_reached(before)):
-            break
+        is_last = not (caller.dialect.has_pages and has_more(fields, seen.rows - rows))
         after = seen.last_id
+        # A service that ignores the cursor, or goes round in a circle, sends pages again.
+        if is_last or after is None or after in cursors or (before is not None and seen.has_reached(before)):
+            break
+        cursors.add(after)
     return seen

@@ -94,7 +94,8 @@ class Batch:
         retry_uncertain: The labels of entries to send again although an earlier run left them uncertain, or the service
             no longer knows their jobs. A job that was made after all then runs beside the new one, and costs money.
         progress: Called on the event loop whenever something changes.
-        poll_interval: The number of seconds between two looks at the service's list.
+        poll_interval: The number of seconds between two looks at the service's list. Where the list is long, they are
+            further apart: a second for each 1,000 jobs.
         outage: The number of seconds for which the service may be away, once it has answered, before the batch stops.
             A create that did not reach it waits until it answers again.
         data_check: Whether to check the data of each local file before its upload, once, by the session's `data_rules`

@@ -12,6 +12,7 @@ from typing import Final
 
 from aiofinetune.dialects._dialect import Dialect, Endpoints, Follows, Object, Recognises, Uploads
 from aiofinetune.dialects._fine_tunes import DEFAULT_BASE_URL
+from aiofinetune.dialects._long_list import has_more
 from aiofinetune.dialects._requests import Endpoint
 from aiofinetune.models import Checkpoint, FineTune, FineTuneEvent, Listing, Rows, Status
 
@@ -28,8 +29,6 @@ _STATUSES: Final[Mapping[str, str]] = {
     "canceled": Status.CANCELLED,
 }
 """The services' words for a job's status, where they differ from the reference's."""
-_PAGE: Final = 20
-"""The number of rows in a page by default (the contract's ``limit``)."""
 METHODS: Final[Mapping[str, str]] = MappingProxyType(
     {"supervised": "supervised", "preference": "dpo", "reinforcement": "reinforcement"}
 )
@@ -120,11 +119,7 @@ def each(translate: Callable[[object], object]) -> Callable[[object], object]:
     def read_page(value: object) -> object:
         if not isinstance(value, dict) or not isinstance(rows := value.get("data"), list):
             return value
-        has_more = value.get("has_more")
-        if not isinstance(has_more, bool):
-            # The contract requires it. Without it, a page that is full by the contract's default may not be the last.
-            has_more = len(rows) >= _PAGE
-        return {**value, "data": [translate(row) for row in rows], "has_more": has_more}
+        return {**value, "data": [translate(row) for row in rows], "has_more": has_more(value, len(rows))}
 
     return read_page
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from aiofinetune import structuring
@@ -21,6 +21,21 @@ _AT_ONCE: Final = 64 << 10
 _SEARCHED: Final = 16 << 10
 """The number of bytes at the end in which the end of a row is searched for."""
 _MAX_TRIES: Final = 4
+_PAGE: Final = 20
+"""The number of rows that a page of a list has where none is asked for, by the contract."""
+
+
+def has_more(fields: Mapping[str, object], rows: int) -> bool:
+    """Return whether a page of a list is not the last one.
+
+    The contract requires the field. Without it, a page that is full by the contract's default may not be the last.
+
+    Args:
+        fields: The fields of the page.
+        rows: The number of its rows.
+    """
+    said = fields.get("has_more")
+    return said if isinstance(said, bool) else rows >= _PAGE
 
 
 class LongList:

@@ -24,7 +24,7 @@ from aiofinetune.results import read_results
 from tests.batch.runs import POLL, outcomes_of, stopped
 from tests.servers.faults import FAULTS
 from tests.servers.faultserver import FaultServer
-from tests.servers.jobs_service import JobsService, NebiusService
+from tests.servers.jobs_service import JobsService, NebiusService, OddGateway
 from tests.servers.service import KEY, Object, Service
 from tests.servers.together_service import TogetherService
 from tests.session.creates import CREATE
@@ -38,6 +38,19 @@ class Quick(JobsService):
         """Make a job, and end it; one with the seed 13 fails."""
         job_id = super().add_job(asked, age=age)
         self.finish(job_id, "failed" if asked.get("seed") == 13 else "succeeded")
+        return job_id
+
+
+class LongGateway(OddGateway):
+    """A gateway that leaves out whether there is more; its jobs end when there are as many as three pages."""
+
+    def add_job(self, asked: Object, *, age: float = 0) -> str:
+        """Make a job, and end all of them if it is the last."""
+        self.page_size = 20
+        job_id = super().add_job(asked, age=age)
+        if len(self.jobs) == 50:
+            for made in self.jobs:
+                self.finish(made)
         return job_id
 
 
@@ -104,6 +117,16 @@ async def test_a_batch_of_jobs(tmp_path: Path) -> None:
         again = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", poll_interval=POLL))
         assert {outcome.is_replayed for outcome in again} == {True}
     assert len(service.jobs) == 3
+
+
+async def test_ends_are_seen_on_all_pages_of_a_list_that_does_not_say_whether_there_is_more() -> None:
+    """A page that is full by the contract's default is not taken for the last one."""
+    service = LongGateway()
+    async with talking_to(service) as (server, session, wanted):
+        entries = [Entry(f"job-{number}", wanted[0].request) for number in range(50)]
+        batch = Batch(session, entries, concurrency=50, poll_interval=POLL)
+        assert {outcome.status for outcome in await outcomes_of(batch)} == {"succeeded"}
+    assert (len(service.jobs), server.asked().count("retrieve_fine_tune")) == (50, 0)
 
 
 async def test_a_lost_create_is_found_by_its_key(tmp_path: Path) -> None:
