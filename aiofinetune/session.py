@@ -294,7 +294,7 @@ class FineTuneSession:
 
         Source: ``DELETE /fine-tunes/{id}`` of Together (the reference has none).
         """
-        endpoint = self.dialect.offered(self._endpoints.delete_fine_tune, "delete_fine_tune", "delete_model")
+        endpoint = self.dialect.offered(self._endpoints.delete_fine_tune, "delete_fine_tune")
         return await self._caller.delete(endpoint, fine_tune_id)
 
     async def estimate_price(self, request: FineTuneRequest) -> PriceEstimate:

@@ -14,7 +14,8 @@ import time
 from collections import Counter
 
 from aiofinetune.batch._core import ATTEMPT_TABLE, BATCH_TABLE
-from tests.batch.coremodel import RULES, Broken, drive
+from tests.batch.coremodel import drive
+from tests.batch.corerules import RULES, Broken
 
 BATCH = 200
 """The number of steps after which a batch is driven to its end."""
