@@ -183,10 +183,10 @@ class NoResults(NotFound):
     def __init__(self, fine_tune_id: str, fine_tune_status: str) -> None:
         super().__init__(404, fine_tune_id)
         # Copying and unpickling an exception call the class with its args.
-        self.args = (fine_tune_id, fine_tune_status)
+        BaseException.__init__(self, fine_tune_id, fine_tune_status)
         self.fine_tune_id = fine_tune_id
         self.fine_tune_status = fine_tune_status
-        self.message = self._words()
+        self.message: str = self._words()
 
     def _words(self) -> str:
         known = f"fine-tune {self.fine_tune_id} has no results file"

@@ -95,15 +95,15 @@ class Live:
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
-        self.has_place = attempt.is_resumed
+        self.has_place: bool = attempt.is_resumed
         """Whether it has a place on a machine."""
-        self.contacted = asyncio.Event()
+        self.contacted: asyncio.Event = asyncio.Event()
         """Set when its process has sent its first request to this server process."""
-        self.closed = asyncio.Event()
+        self.closed: asyncio.Event = asyncio.Event()
         """Set when this process no longer takes anything of the attempt."""
-        self.lines_read = 0
+        self.lines_read: int = 0
         """The number of lines received; the next line has this number."""
-        self.writing = asyncio.Lock()
+        self.writing: asyncio.Lock = asyncio.Lock()
         """Held while a piece of an output is written."""
         self.uploads: Counter[str] = Counter()
         """How often the upload of each output has begun; only the last one may write."""
@@ -111,7 +111,7 @@ class Live:
         self._arrived: asyncio.Queue[bytes | Ended] = asyncio.Queue(_MAX_LINES)
         self._lost: EngineLost | None = None
         self._heard_at = time.monotonic()
-        self.requests = 0
+        self.requests: int = 0
         """The number of its process's requests that are being answered."""
         self._is_gone = False
         """Whether the process has closed the connection of its last request."""
