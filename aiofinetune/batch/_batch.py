@@ -31,7 +31,7 @@ from aiofinetune.batch._follower import Follower
 from aiofinetune.batch._input import Input, Requests
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._no_journal import AnyJournal, NoJournal
-from aiofinetune.batch._notices import Notices, log_end
+from aiofinetune.batch._notices import Notices, log_end, log_left
 from aiofinetune.batch._outcomes import ActiveJob, BatchStopped, Outcome, Progress, Wait
 from aiofinetune.batch._results_folder import ResultsFolder
 from aiofinetune.batch._runner import Call, Note, Runner
@@ -170,6 +170,7 @@ class Batch:
         notes: dict[type[act.Action], Note] = {
             act.ResumeCreate: self._creates.resume,
             act.CancelJob: self._note_cancel,
+            act.LeaveJob: log_left,
             act.ReportOutcome: self._report,
         }
         self._runner = Runner(self._core, self._calls(), notes, self._notify, self._is_at_once)
@@ -360,8 +361,9 @@ class Batch:
     async def _warn_of_forgotten(self) -> None:
         finish = self._runner.finish
         is_whole = finish is not None and finish.failure is None and finish.why is None
-        if is_whole and (labels := await self._journal.unfinished_elsewhere()):
-            _log.warning("the journal has jobs that are not in this batch and are not followed: %s", labels)
+        if is_whole and (jobs := await self._journal.unfinished_elsewhere()):
+            named = ", ".join(f"{label} ({job_id or 'its id is not known'})" for label, job_id in jobs.items())
+            _log.warning("the journal has jobs that are not in this batch and are not followed: %s", named)
 
     def _tell(self, event: on.Event) -> None:
         self._runner.tell(event)

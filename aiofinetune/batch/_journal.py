@@ -266,13 +266,16 @@ class Journal:
         return None if row is None else _request(row[0])
 
     @transaction
-    def sent_labels(self) -> list[str]:
-        """Return the labels of all entries whose last attempt was sent, but for those that were left out since."""
+    def sent_labels(self) -> dict[str, str | None]:
+        """Return all entries whose last attempt was sent, each with the id of its job if no end of that is known.
+
+        Those that were left out since are not among them.
+        """
         rows = self.database.execute(
-            f"SELECT label FROM attempts WHERE sent IS NOT NULL AND {_IS_LAST}"  # noqa: S608  # as above
+            f"SELECT label, iif(job IS NULL, job_id, NULL) FROM attempts WHERE sent IS NOT NULL AND {_IS_LAST}"  # noqa: S608  # as above
             " AND label NOT IN left_out"
         )
-        return [label for (label,) in rows]
+        return dict(rows)
 
     @transaction
     def leave_out(self, labels: Iterable[str]) -> None:
@@ -281,13 +284,16 @@ class Journal:
             self._note("leave out", label=label)
 
     @transaction
-    def unfinished_elsewhere(self) -> list[str]:
-        """Return the labels of entries that earlier runs sent and did not finish, and that are not in this run."""
+    def unfinished_elsewhere(self) -> dict[str, str | None]:
+        """Return the entries that earlier runs sent and did not finish, and that are not in this run, with their jobs.
+
+        The id of a job is None if it is not known.
+        """
         rows = self.database.execute(
-            f"SELECT label FROM attempts WHERE sent IS NOT NULL AND job IS NULL AND {_IS_LAST}"  # noqa: S608  # as above
+            f"SELECT label, job_id FROM attempts WHERE sent IS NOT NULL AND job IS NULL AND {_IS_LAST}"  # noqa: S608  # as above
             " AND label NOT IN asked_for ORDER BY number"
         )
-        return [label for (label,) in rows]
+        return dict(rows)
 
     @transaction
     def file_id(self, digest: str) -> str | None:

@@ -49,9 +49,9 @@ class NoJournal:
         """Return nothing: there is no earlier run."""
         return {}
 
-    async def unfinished_elsewhere(self) -> list[str]:
+    async def unfinished_elsewhere(self) -> dict[str, str | None]:
         """Return nothing: there is no earlier run."""
-        return []
+        return {}
 
     async def intend(
         self, attempt: AttemptId, request: FineTuneRequest, sent: FineTuneRequest, at: float, key: str | None = None

@@ -9,7 +9,7 @@ from typing import Final
 import attrs
 
 from aiofinetune._observe import in_short
-from aiofinetune.batch._core.actions import ReportOutcome
+from aiofinetune.batch._core.actions import LeaveJob, ReportOutcome
 from aiofinetune.batch._outcomes import Wait
 from aiofinetune.errors import FineTuneError
 
@@ -94,6 +94,12 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def log_left(left: LeaveJob) -> None:
+    """Log that a job that may still run is no longer followed."""
+    extra = {"label": left.label, "job_id": left.job_id, "event": "left"}
+    _log.warning("%s: %s may still run, and is no longer followed", left.label, left.job_id, extra=extra)
 
 
 def log_end(ended: ReportOutcome) -> None:

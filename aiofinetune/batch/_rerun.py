@@ -63,7 +63,7 @@ async def look_back(
         journal, session.base_url, session.dialect.name, accept_base_url=accept_base_url
     ).opened() as known:
         files = DataFiles(session, known)
-        gone = dict.fromkeys(await known.sent_labels())
+        gone = await known.sent_labels()
         for some in _slices(entries):
             for entry, record in zip(some, await known.records(some), strict=True):
                 if isinstance(record, JournalUnusable):
@@ -72,15 +72,19 @@ async def look_back(
                     continue
                 gone.pop(entry.label, None)
                 if change := await files.change_of(record, entry.request):
-                    changes.append(f"{entry.label}: {change}")
+                    changes.append(f"{entry.label}: {change}{_running(record.running_job)}")
                 elif record.job is not None:
                     is_success = record.job.status == Status.SUCCEEDED
                     succeeded, failed = succeeded + is_success, failed + (not is_success)
         if accept_changes:
             # So that the next run need not accept it again.
             await known.leave_out(gone)
-    changes += (f"{label}: was sent, but is no longer in the manifest" for label in gone)
+    changes += (f"{label}: was sent, but is no longer in the manifest{_running(job)}" for label, job in gone.items())
     return Rerun(tuple(changes), succeeded, failed)
+
+
+def _running(job_id: str | None) -> str:
+    return "" if job_id is None else f"; its job {job_id} may still run"
 
 
 def _slices(entries: Iterable[Entry]) -> Iterable[Sequence[Entry]]:

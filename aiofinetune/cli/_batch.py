@@ -348,6 +348,8 @@ class _Run:
     def say_log(self, record: logging.LogRecord) -> None:
         """Print a log record: above the table on a terminal, elsewhere to stderr."""
         words = one_line(record.getMessage())
+        if getattr(record, "event", None) == "left":
+            words += f"; cancel it with {again(['cancel', getattr(record, 'job_id', '')])!r}"
         if self._console.is_terminal:
             self.say(words)
         else:

@@ -143,8 +143,8 @@ class Model:
                 self._report(action)
             case act.Finish():
                 self._finish(action)
-            case act.CancelJob():
-                if action.job_id in self.jobs:
+            case act.CancelJob() | act.LeaveJob():
+                if isinstance(action, act.CancelJob) and action.job_id in self.jobs:
                     self._end(action.job_id, Status.CANCELLED)
             case act.AttemptAction():
                 self._check(action)

@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from aiofinetune import ConfigurationError, FineTuneRequest, FineTuneSession, NotFound
+from aiofinetune import ConfigurationError, EntryChanged, FineTuneRequest, FineTuneSession, NotFound
 from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._core import AttemptId
 from aiofinetune.batch._journal import Journal
@@ -91,8 +91,8 @@ async def test_the_progress_of_a_rerun(journal: Path) -> None:
             assert batch.progress.ended_per_minute > 0
 
 
-async def test_a_changed_request_leaves_its_old_job(journal: Path) -> None:
-    """Accepted changes make a new attempt; the old job runs on, is kept in the journal, and is not followed."""
+async def test_a_changed_request_leaves_its_old_job(journal: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Accepted changes make a new attempt; the old job runs on, which is said, is kept, and is not followed."""
     server = BatchServer(lasts=None)
     (entry,) = entries(server, 1)
     changed = Entry(entry.label, attrs.evolve(entry.request, n_epochs=7))
@@ -100,6 +100,8 @@ async def test_a_changed_request_leaves_its_old_job(journal: Path) -> None:
         async with Batch(session, [entry], journal=journal):
             await server.until(lambda: server.asked["stream"] == 1)
         (old,) = server.jobs
+        with pytest.raises(EntryChanged, match=f"; its job {old} may still run; pass accept_changes=True"):
+            await outcomes_of(Batch(session, [changed], journal=journal))
         async with Batch(session, [changed], journal=journal, accept_changes=True) as batch:
             await server.until(lambda: server.asked["stream"] == 2)
             (new,) = server.active - {old}
@@ -109,6 +111,9 @@ async def test_a_changed_request_leaves_its_old_job(journal: Path) -> None:
         assert (outcome.job_id, outcome.attempt) == (new, 2)
         assert await owners(journal, session) == {old: AttemptId("job-1"), new: AttemptId("job-1", 2)}
     assert old in server.active
+    (told,) = [record for record in caplog.records if getattr(record, "event", None) == "left"]
+    assert (told.name, told.levelname) == ("aiofinetune.batch", "WARNING")
+    assert told.getMessage() == f"job-1: {old} may still run, and is no longer followed"
 
 
 async def test_an_uncertain_entry_is_sent_again_by_its_name_alone(journal: Path) -> None:

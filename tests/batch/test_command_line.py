@@ -243,6 +243,28 @@ async def test_a_changed_manifest_is_refused_unless_it_is_accepted() -> None:
     assert len(server.jobs) == 4
 
 
+async def test_an_old_job_that_may_still_run_is_told_with_its_id() -> None:
+    """A change of an entry whose job runs names the job: in the refusal, and how to cancel it once it is accepted."""
+    server = BatchServer(lasts=None)
+    name = sweep(server, 1)
+    async with server.listening() as url:
+        async with running(name, url=url) as process:
+            await server.until(lambda: server.asked["stream"] == 1)
+            process.terminate()
+            assert await process.wait() == 143
+        (old,) = server.jobs
+        manifest({"label": "job-1", "training_file": "file-1", "n_epochs": 7})
+        _, _, said = await run(name, url=url)
+        assert f"job-1: n_epochs was 1 and is now 7; its job {old} may still run\n" in said
+        async with running(name, "--accept-changes", url=url) as process:
+            await server.until(lambda: server.asked["stream"] == 2)
+            for job_id in server.active - {old}:
+                server.end(job_id)
+            _, stderr = await process.communicate()
+    left = f"job-1: {old} may still run, and is no longer followed; cancel it with 'aiofinetune cancel {old}'"
+    assert left in [TIME.sub("", line) for line in stderr.decode().splitlines()]
+
+
 async def test_a_changed_data_file_is_told_before_anything_else() -> None:
     """A data file that has changed since it was sent is a wrong manifest, said before anything is counted."""
     server = BatchServer()

@@ -64,7 +64,7 @@ async def test_what_came_of_an_entry_is_known_to_the_next_run(path: Path) -> Non
         ended = AttemptRecord(A, ASKED, SENT, 100.5, job_id="ft-1", job=JOB, ended_at=200.25)
         assert await record(journal, "a") == ended
         assert await journal.owners() == {"ft-1": A}
-        assert await journal.sent_labels() == ["a"]
+        assert await journal.sent_labels() == {"a": None}
 
 
 async def test_the_request_of_the_first_run_is_given_whatever_is_asked_now(path: Path) -> None:
@@ -142,7 +142,7 @@ async def test_the_last_attempt_of_a_label_counts(path: Path) -> None:
     async with opened(path) as journal:
         assert await record(journal, "a", SENT) == AttemptRecord(second, SENT, SENT, 2.0, job_id="ft-2")
         assert await journal.owners() == {"ft-1": A, "ft-2": second}
-        assert await journal.sent_labels() == ["a"]
+        assert await journal.sent_labels() == {"a": "ft-2"}
 
 
 async def test_jobs_that_run_and_are_not_asked_for_any_more(path: Path) -> None:
@@ -154,7 +154,7 @@ async def test_jobs_that_run_and_are_not_asked_for_any_more(path: Path) -> None:
         await journal.end(AttemptId("over"), JOB, 2.0)
     async with opened(path) as journal:
         await record(journal, "asked again")
-        assert await journal.unfinished_elsewhere() == ["running"]
+        assert await journal.unfinished_elsewhere() == {"running": "ft-running"}
 
 
 async def test_files_are_known_by_their_content(path: Path) -> None:
@@ -287,7 +287,7 @@ async def test_what_is_noted_at_once_is_written_at_once(path: Path) -> None:
         await asyncio.gather(*(journal.intend(AttemptId(label), ASKED, SENT, 1.0) for label in labels))
     assert len(commits) == 2
     async with opened(path) as journal:
-        assert await journal.sent_labels() == labels
+        assert await journal.sent_labels() == dict.fromkeys(labels)
 
 
 async def test_an_entry_that_is_refused_harms_no_other(path: Path) -> None:

@@ -299,7 +299,8 @@ async def test_what_is_not_asked_for_any_more_is_told(tmp_path: Path, caplog: py
         async with Batch(session, wanted, journal=journal):
             await server.until(lambda: server.asked["stream"] == 3)
         changes = (await look_back(journal, session, wanted[1:])).changes
-        assert changes == ("job-1: was sent, but is no longer in the manifest",)
+        (old,) = (job_id for job_id, job in server.jobs.items() if job["hyperparams"]["n_epochs"] == 1)
+        assert changes == (f"job-1: was sent, but is no longer in the manifest; its job {old} may still run",)
         with caplog.at_level(logging.WARNING, "aiofinetune"):
             async with Batch(session, wanted[1:], journal=journal) as batch:
                 await server.until(lambda: server.asked["stream"] == 5)
@@ -307,7 +308,7 @@ async def test_what_is_not_asked_for_any_more_is_told(tmp_path: Path, caplog: py
                     server.end(job_id)
                 assert len(await batch.run()) == 2
     told = [record.getMessage() for record in caplog.records if record.name == "aiofinetune"]
-    assert told == ["the journal has jobs that are not in this batch and are not followed: ['job-1']"]
+    assert told == [f"the journal has jobs that are not in this batch and are not followed: job-1 ({old})"]
 
 
 async def test_a_journal_that_breaks_stops_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,14 @@ class CancelJob(Action):
     job_id: str
 
 
+@attrs.frozen
+class LeaveJob(Action):
+    """Say that a job that may still run is no longer followed, because its entry has another request now."""
+
+    label: str
+    job_id: str
+
+
 # Ends
 
 

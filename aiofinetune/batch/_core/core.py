@@ -200,6 +200,8 @@ class BatchCore:
     def _begin(self, entry: on.KnownEntry) -> None:
         """Begin an entry where earlier runs left it."""
         attempt = self._attempt(entry)
+        if entry.last is not None and attempt.id != entry.last.attempt and (old := entry.last.running_job) is not None:
+            self._run.actions.append(act.LeaveJob(entry.label, old))
         uncertain = None if entry.last is None else self._earlier.take_uncertain(entry.last.attempt)
         attempt.order = next(self._order)
         attempt.is_replayed = attempt.state in {AttemptState.SETTLING, AttemptState.UNKNOWN, AttemptState.ACCEPTED}
@@ -226,10 +228,11 @@ class BatchCore:
             return entry.problem
         if entry.label in self._run.attempts:
             return JournalUnusable(f"{entry.label!r} is used twice; each entry of a batch needs a label of its own")
-        was_sent = entry.last is not None and entry.last.sent is not None
-        if entry.change and was_sent and not self._run.settings.accepts_changes:
+        last = entry.last
+        if entry.change and last is not None and last.sent is not None and not self._run.settings.accepts_changes:
+            running = "" if last.running_job is None else f"; its job {last.running_job} may still run"
             return EntryChanged(
-                f"{entry.label!r} has changed since it was sent: {entry.change}; pass accept_changes=True"
+                f"{entry.label!r} has changed since it was sent: {entry.change}{running}; pass accept_changes=True"
                 " (--accept-changes) to create new jobs for changed requests"
             )
         return None

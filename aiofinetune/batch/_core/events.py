@@ -33,6 +33,11 @@ class AttemptRecord:
     key: str | None = None
     """The key in the metadata of the create, if it carried one."""
 
+    @property
+    def running_job(self) -> str | None:
+        """The id of its job, if no end of it is known."""
+        return self.job_id if self.job is None else None
+
 
 @attrs.frozen
 class KnownEntry:
