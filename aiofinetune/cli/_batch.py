@@ -246,7 +246,7 @@ class _Run:
         if not self._journal.is_kept:
             return "They end with the embedded server of this command"
         # What was accepted once, or would be paid for again, is left out; and a key that others would see.
-        without, flags = ["--api-key", "--retry-uncertain"], ["--fresh"]
+        without, flags = ["--api-key", "--retry-uncertain"], ["--fresh", "--retry-failed", "--accept-changes"]
         more: list[str] = []
         if self._journal.is_fresh:
             without, more = [*without, "--journal"], ["--journal", str(self._journal.path)]

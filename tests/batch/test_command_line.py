@@ -356,14 +356,17 @@ async def test_a_second_process_on_the_journal_is_refused() -> None:
 
 
 async def test_a_quota_that_is_used_up_is_told() -> None:
-    """At the quota the last lines say what the service said, what is left, and how to go on."""
+    """At the quota the last lines say what the service said, what is left, and how to go on, without paying twice."""
     server = BatchServer(quota=2)
     async with server.listening() as url:
-        status, lines, _ = await run(sweep(server, 4), url=url)
+        name = sweep(server, 4)
+        status, lines, _ = await run(name, url=url)
+        _, again, _ = await run(name, "--retry-failed", "--accept-changes", "--retry-uncertain", "job-1", url=url)
     assert status == 3
     assert "the batch sends no more requests: 429: You exceeded your current quota" in " ".join(lines)
     way_on = "To continue when the quota is renewed: aiofinetune batch jobs.jsonl"
     assert lines[-1] == f"2 of 4 jobs have not ended. {way_on}"
+    assert again[-1].endswith(f". {way_on}")
 
 
 async def test_words_of_the_service_are_shown_as_they_are() -> None:
