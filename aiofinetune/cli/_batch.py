@@ -22,7 +22,7 @@ from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import check_manifest, read_manifest
 from aiofinetune.batch._outcomes import BatchStopped, Outcome
 from aiofinetune.batch._rerun import Rerun, look_back
-from aiofinetune.cli._batch_view import LiveTable, counts_line, outcome_line
+from aiofinetune.cli._batch_view import LiveTable, counts_line, outcome_line, unknown_words
 from aiofinetune.cli._data_check import looking_into
 from aiofinetune.cli._exit import Exit, exit_status
 from aiofinetune.cli._output import one_line, print_json_line
@@ -245,12 +245,16 @@ class _Run:
         """Return how to go on with this batch: a line to paste into a shell, after `words`."""
         if not self._journal.is_kept:
             return "They end with the embedded server of this command"
+        return f"{words}: {self._again()}"
+
+    def _again(self, *options: str) -> str:
+        """Return the command that goes on with this batch, with more options."""
         # What was accepted once, or would be paid for again, is left out; and a key that others would see.
         without, flags = ["--api-key", "--retry-uncertain"], ["--fresh", "--retry-failed", "--accept-changes"]
         more: list[str] = []
         if self._journal.is_fresh:
             without, more = [*without, "--journal"], ["--journal", str(self._journal.path)]
-        return f"{words}: {again(self._shell.words, without, flags, more)}"
+        return again(self._shell.words, without, flags, [*more, *options])
 
     async def to_the_end(self, summary: Path | None) -> int:
         """Run the batch; return the exit status."""
@@ -272,6 +276,10 @@ class _Run:
                     self.say(one_line(str(error)))
         progress = self._batch.progress
         self.say(counts_line(progress, self._count))
+        if unknown := unknown_words(progress):
+            self.say(f"Look before anything is sent again: {unknown}. 'aiofinetune list' shows the jobs of the service")
+            if self._journal.is_kept:
+                self.say(f"To create a new job for an entry that has none: {self._again('--retry-uncertain', 'LABEL')}")
         if stopped is not None:
             self.say(one_line(str(stopped)))
             self.say(f"{self._count - progress.ended} of {self._count} jobs {self._rest(stopped)}")

@@ -53,6 +53,13 @@ def counts_line(progress: Progress, count: int) -> str:
     return words
 
 
+def unknown_words(progress: Progress) -> str:
+    """Return how many entries a person must look at, and why; "" if there are none."""
+    whys = {"uncertain": "may have made a job that is not known", "vanished": "had a job that the service has no more"}
+    counts = {name: getattr(progress, name) for name in whys}
+    return ", ".join(f"{counts[name]} {name} ({why})" for name, why in whys.items() if counts[name])
+
+
 def _active_line(progress: Progress, count: int) -> str:
     others = f" and {progress.others} of other programs" if progress.others else ""
     words = f"{progress.active} active{others}, followed by {progress.followed_by}"

@@ -491,7 +491,15 @@ async def test_a_job_that_the_service_no_longer_knows_is_counted_as_vanished() -
     assert process.returncode == 7
     lines = [TIME.sub("", line) for line in stdout.decode().splitlines()]
     assert lines[0].startswith("job-1 vanished ")
-    assert lines[-1] == "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 vanished"
+    look = "'aiofinetune list' shows the jobs of the service"
+    assert lines[-3:] == [
+        "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 vanished",
+        f"Look before anything is sent again: 1 vanished (had a job that the service has no more). {look}",
+        (
+            "To create a new job for an entry that has none: aiofinetune batch jobs.jsonl --summary summary.jsonl"
+            " --poll-interval 0.05 --retry-uncertain LABEL"
+        ),
+    ]
     (summary,) = map(json.loads, Path("summary.jsonl").read_text().splitlines())
     assert (summary["status"], summary["job"]) == ("vanished", job_id)
 
@@ -503,7 +511,9 @@ async def test_a_job_that_may_have_been_made_is_not_counted_as_rejected() -> Non
     server.refuse = lambda endpoint: error(404, "no list here") if endpoint == "list" else None
     async with server.listening() as url:
         status, lines, _ = await run(sweep(server, 1), url=url)
-    assert (status, lines[-1]) == (7, "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 uncertain")
+    assert (status, lines[-3]) == (7, "1 of 1 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected, 1 uncertain")
+    assert ": 1 uncertain (may have made a job that is not known). 'aiofinetune list' shows" in lines[-2]
+    assert lines[-1].endswith(": aiofinetune batch jobs.jsonl --retry-uncertain LABEL")
 
 
 async def test_after_fail_fast_the_same_command_goes_on() -> None:
