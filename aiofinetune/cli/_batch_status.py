@@ -23,7 +23,8 @@ from aiofinetune.cli._output import Column, ago, clock, print_columns, print_jso
 def status(journal: Path, *, as_json: bool) -> None:
     """Show how far a batch is, from its JOURNAL. No service is asked.
 
-    The journal is only read, also while its batch runs. Of an entry that is "active", the service may know more.
+    The journal is only read, also while its batch runs. Entries that no run has tried to send yet are not in it. Of an
+    entry that is "active", the service may know more.
     """
     from aiofinetune.cli._run import reported, run  # noqa: PLC0415  # as the other commands
 
@@ -55,6 +56,7 @@ async def show(journal: Path, console: Console, *, as_json: bool) -> None:
         print_line(console, f"at {content.base_url} ({content.dialect}), last written {ago(written_at)}", "dim")
     if content.is_running:
         print_line(console, "a batch is running with this journal", "dim")
+    print_line(console, "entries that no run has tried to send yet are not in the journal", "dim")
 
 
 def _rest(entries: Sequence[EntryReport]) -> str:

@@ -27,7 +27,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_each_entry_and_the_counts() -> None:
-    """A table has each entry with its status and its job's id, the last lines the counts and the service."""
+    """A table has each entry with its status and its job's id, the last lines the counts, the service and a limit."""
     server = BatchServer(fate=lambda asked: "failed" if asked["n_epochs"] == 2 else "succeeded")
     wanted = entries(server, 4)
     async with talking_to(server) as session:
@@ -43,8 +43,9 @@ async def test_each_entry_and_the_counts() -> None:
     lines = (await status("j")).stdout.splitlines()
     assert lines[1].split()[:3] == ["job-1", "succeeded", "ft-2"]
     assert server.jobs["ft-2"]["fine_tuned_model"] in lines[1]
-    assert lines[-2] == "4 entries: 2 succeeded, 1 failed, 1 not sent"
-    assert lines[-1].startswith(f"at {session.base_url} (fine-tunes), last written ")
+    assert lines[-3] == "4 entries: 2 succeeded, 1 failed, 1 not sent"
+    assert lines[-2].startswith(f"at {session.base_url} (fine-tunes), last written ")
+    assert lines[-1] == "entries that no run has tried to send yet are not in the journal"
 
 
 async def test_a_journal_in_use_is_read_all_the_same() -> None:
@@ -59,7 +60,7 @@ async def test_a_journal_in_use_is_read_all_the_same() -> None:
         before = Path("j").read_bytes()
         told = await status("j")
         assert "2 entries: 2 active" in told.stdout
-        assert told.stdout.splitlines()[-1] == "a batch is running with this journal"
+        assert told.stdout.splitlines()[-2] == "a batch is running with this journal"
         assert Path("j").read_bytes() == before
         for job_id in list(server.active):
             server.end(job_id)
