@@ -9,10 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from aiofinetune.cli._commands import batch
 from aiofinetune.local import LocalServer
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +68,17 @@ async def test_the_examples_run_in_their_order(tmp_path: Path) -> None:
         assert again
         for language, text in again:
             await run(language, text, folder, environment)
+
+
+def test_the_line_for_every_night_is_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The crontab's command has options that exist, and waits for a service that is down when it starts."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("nightly.toml", "key"):
+        Path(name).touch()
+    (line,) = re.findall(r"^0 2 \* \* \* .*? && aiofinetune batch (.*?) >>", README, flags=re.DOTALL | re.MULTILINE)
+    asked = batch.make_context("batch", shlex.split(line)).params
+    assert asked["fresh"]
+    assert asked["wait_for_service"]
 
 
 def test_what_is_promised_has_its_test() -> None:

@@ -135,7 +135,7 @@ _OPTIONS: Final = (
     _Option(
         ["--wait-for-service"],
         is_flag=True,
-        help="Wait until the service can be reached; else a command ends within 10 seconds if it cannot.",
+        help="Wait for as long as it takes to reach the service; else a command ends within 10 seconds if it cannot.",
     ),
     _Option(["--json", "as_json"], is_flag=True, help="Print JSON, an object on each line."),
     _Option(["-v", "--verbose"], count=True, help="Log what is retried; -vv also shows tracebacks."),
