@@ -19,7 +19,7 @@ from aiofinetune.data._leaks import prompt_of
 from aiofinetune.data._reading import Source, open_source, rows_of
 from aiofinetune.data._rows import Columns, rename, text_of
 from aiofinetune.data._rules import JOBS
-from aiofinetune.data._writing import created, json_line
+from aiofinetune.data._writing import are_one_file, check_target, created, json_line
 from aiofinetune.errors import ConfigurationError, DatasetError
 
 _MAX_CLASSES: Final = 500
@@ -77,7 +77,7 @@ def split_file(
         overwrite: Whether the two files may replace others.
 
     Raises:
-        ConfigurationError: The share or the count is impossible.
+        ConfigurationError: The share or the count is impossible, or the two files to write are one.
         DatasetError: A row cannot be read, or all rows have one prompt.
         LocalFileError: A file cannot be read or written.
     """
@@ -87,6 +87,7 @@ def split_file(
         share = 0.2
     if not (0 < share < 1 if share is not None else (count or 0) > 0):
         raise ConfigurationError("split: a share between 0 and 1, or a count of at least 1 is expected")
+    _check_outputs(path, training, validation, overwrite=overwrite)
 
     def opened(stack: ExitStack) -> Source:
         limit = JOBS.max_line_bytes
@@ -116,6 +117,17 @@ def split_file(
         validation_rows=totals[True],
         classes={name: (counts[False], counts[True]) for name, counts in classes.items()},
     )
+
+
+def _check_outputs(
+    path: str | PathLike[str], training: str | PathLike[str], validation: str | PathLike[str], *, overwrite: bool
+) -> None:
+    """Check both files before either is written, so that a refusal leaves no half of a split."""
+    for output in (training, validation):
+        check_target(output, [path], overwrite=overwrite)
+    if are_one_file(training, validation):
+        names = fspath(training) if fspath(training) == fspath(validation) else f"{training} and {validation}"
+        raise ConfigurationError(f"split: the training and the validation file are one file ({names}); give two")
 
 
 class _Strata:

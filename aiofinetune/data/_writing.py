@@ -29,28 +29,44 @@ def created(path: str | PathLike[str], inputs: Iterable[str | PathLike[str]], *,
     target = Path(fspath(path))
     partial = target.parent / f".{secrets.token_hex(8)}.part"
     try:
-        _check_target(target, inputs, overwrite=overwrite)
+        check_target(target, inputs, overwrite=overwrite)
         with ExitStack() as cleanup:
             file = cleanup.enter_context(partial.open("xb"))
             cleanup.callback(partial.unlink, missing_ok=True)
             yield file
             file.flush()
             os.fsync(file.fileno())
-            _check_target(target, inputs, overwrite=overwrite)
+            check_target(target, inputs, overwrite=overwrite)
             partial.replace(target)
     except OSError as error:
         raise LocalFileError(f"{target}: {error.strerror or error}") from error
 
 
-def _check_target(target: Path, inputs: Iterable[str | PathLike[str]], *, overwrite: bool) -> None:
+def check_target(path: str | PathLike[str], inputs: Iterable[str | PathLike[str]], *, overwrite: bool) -> None:
+    """Check that a file may be written; see `created`.
+
+    Raises:
+        LocalFileError: The file is one of the inputs, or exists and may not be replaced.
+    """
+    target = Path(fspath(path))
     if not target.exists():
         return
-    if any(target.samefile(path) for path in inputs):
+    if any(are_one_file(target, it) for it in inputs):
         raise LocalFileError(f"{target}: is the input; give another file to write")
     if not overwrite:
         raise LocalFileError(f"{target}: exists; give another file, or allow it to be overwritten")
     if not target.is_file():
         raise LocalFileError(f"{target}: is not a regular file")
+
+
+def are_one_file(first: str | PathLike[str], second: str | PathLike[str]) -> bool:
+    """Return whether two paths name one file, also by a link, and also if the file does not exist yet."""
+    if os.path.realpath(first) == os.path.realpath(second):
+        return True
+    try:
+        return Path(first).samefile(second)
+    except OSError:  # One does not exist, so the other is another.
+        return False
 
 
 def json_line(fields: Mapping[str, object]) -> bytes:

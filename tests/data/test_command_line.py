@@ -84,6 +84,8 @@ def test_files_are_split_sampled_and_converted(tmp_path: Path) -> None:
     shown = run("split", path, "--training-file", training, "--validation-file", validation, "--share", "0.2").stdout
     assert (len(rows_in(training)), len(rows_in(validation))) == (16, 4)
     assert "all" in shown
+    refused = run("split", path, "--training-file", training, "--validation-file", training, "--overwrite")
+    assert (refused.exit_code, len(rows_in(training))) == (2, 16)
     assert run("sample", path, "-o", tmp_path / "s.jsonl", "--count", 5).stdout.startswith("5 rows")
     options = ("--to", "messages", "--separator", " ->", "--space", " ", "--stop", "\\n")
     assert run("convert", path, "-o", tmp_path / "c.jsonl", *options).stdout.startswith("20 rows")

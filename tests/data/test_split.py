@@ -86,6 +86,37 @@ def test_impossible_splits_are_refused(tmp_path: Path) -> None:
     assert not any(output.exists() for output in outputs)
 
 
+@pytest.mark.parametrize("kind", ["same", "spelling", "symlink", "hard link", "new symlink"])
+def test_one_file_for_both_halves_is_refused(tmp_path: Path, kind: str) -> None:
+    """The two files to write must be two, whatever they are called and whether they exist; nothing is written."""
+    path, training = write(tmp_path, CLASSES), tmp_path / "t.jsonl"
+    other = {"same": training, "spelling": tmp_path / ".." / tmp_path.name / "t.jsonl"}.get(kind, tmp_path / "v.jsonl")
+    if kind != "new symlink":
+        training.write_text("kept")
+    if "symlink" in kind:
+        other.symlink_to(training)
+    elif kind == "hard link":
+        other.hardlink_to(training)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConfigurationError, match="one file"):
+        split_file(path, training, other, overwrite=True)
+    assert sorted(tmp_path.iterdir()) == before
+    assert kind == "new symlink" or training.read_text() == "kept"
+
+
+def test_a_split_that_may_not_write_one_file_writes_neither(tmp_path: Path) -> None:
+    """If either file exists and may not be replaced, the other is not written; one new name for both is no split."""
+    path, outputs = write(tmp_path, CLASSES), (tmp_path / "t.jsonl", tmp_path / "v.jsonl")
+    with pytest.raises(ConfigurationError, match="one file"):
+        split_file(path, outputs[0], outputs[0])
+    assert not outputs[0].exists()
+    outputs[1].write_text("kept")
+    for training, validation in (outputs, outputs[::-1]):
+        with pytest.raises(LocalFileError, match="exists"):
+            split_file(path, training, validation)
+        assert not outputs[0].exists()
+
+
 @settings(max_examples=50)
 @given(PAIRS.filter(bool), st.integers(1, 20), st.integers())
 def test_a_sample_has_rows_of_the_file_in_order(
