@@ -181,6 +181,8 @@ def mend(
         _print_json(report.to_dict())
     else:
         _show_mends(Console(highlight=False), report)
+    if report.rows_in and not report.rows_out:
+        raise report.nothing_left()
 
 
 @click.command()
@@ -328,14 +330,16 @@ def _show_report(console: Console, report: Report, suggestion: Suggestion | None
     console.print(Text(_summary(report)))
     if report.findings:
         table = Table(Column("rows", justify="right"), Column("problem", overflow="fold"), box=None, pad_edge=False)
-        mapping = suggested_mapping(report)
         for finding in report.findings:
-            table.add_row(Text(f"{finding.count:,}"), _finding_text(finding, can_map=bool(mapping)))
+            table.add_row(Text(f"{finding.count:,}"), _finding_text(finding, can_map=_lacks_columns(report)))
         console.print(table)
     else:
         console.print("no problems")
     if mapping := suggested_mapping(report):
         console.print(Text(f"The columns have other names; try again with {shlex.join(mapping)}"))
+    elif _lacks_columns(report):
+        words = "No row has both columns. Try again with the names that they have in this file:"
+        console.print(Text(f"{words} --prompt COLUMN --completion COLUMN"))
     elif any(finding.is_mend_safe for finding in report.findings) and report.unreadable_rows < report.rows:
         given = zip(("--prompt", "--completion"), attrs.astuple(columns), attrs.astuple(Columns()), strict=True)
         named = [word for option, name, usual in given if name != usual for word in (option, name)]
@@ -363,12 +367,19 @@ def _summary(report: Report) -> str:
 
 
 def suggested_mapping(report: Report) -> list[str]:
-    """Return the options that map the columns, if those of all rows only have other names; else an empty list."""
-    for finding in report.findings:
-        if finding.check == "missing-field" and report.unreadable_rows == report.rows and finding.places:
-            _, _, options = finding.places[0].text.partition("; try ")
-            return shlex.split(options)
-    return []
+    """Return the options that map the columns, if all rows have them by other, usual names; else an empty list."""
+    places = [place for finding in _missing(report) for place in finding.places] if _lacks_columns(report) else []
+    _, _, options = places[0].text.partition("; try ") if places else ("", "", "")
+    return shlex.split(options)
+
+
+def _lacks_columns(report: Report) -> bool:
+    """Return whether no row can be used, for want of a column: to drop such rows would leave none."""
+    return report.unreadable_rows == report.rows and bool(_missing(report))
+
+
+def _missing(report: Report) -> list[Finding]:
+    return [finding for finding in report.findings if finding.check == "missing-field"]
 
 
 def _finding_text(finding: Finding, *, can_map: bool) -> Text:

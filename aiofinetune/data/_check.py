@@ -179,7 +179,8 @@ class FileChecker:
             for trouble in troubles:
                 text = trouble.text
                 if trouble.check == "missing-field":
-                    text = (text.replace("the row", "the header", 1) if is_table else text) + hint
+                    text = text.replace("the row", "the header", 1) if is_table else text
+                    text = cut(text, before=hint) + hint  # Many columns must not push the hint out.
                 # In a table the header is what is wrong, once.
                 self.tally.add(trouble.check, None if is_table else line, trouble.field, text)
         self._is_headed = True

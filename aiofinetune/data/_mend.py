@@ -42,6 +42,7 @@ SAFE_MENDS: Final = tuple(check.id for check in CHECKS.values() if check.kind ==
 _CAN_BE_LEFT: Final = frozenset({"duplicate", "empty-completion"})
 OPTIONAL_MENDS: Final = tuple(check.id for check in CHECKS.values() if check.kind == "optional")
 """What is mended when it is asked for."""
+_NAME_COLUMNS: Final = "If the columns only have other names, name them: --prompt COLUMN --completion COLUMN"
 
 
 @attrs.frozen
@@ -94,6 +95,17 @@ class MendReport:
         """The number of rows that were dropped."""
         return sum(len(mended.dropped_lines) for mended in self.mended)
 
+    def nothing_left(self) -> DatasetError:
+        """Return the error of a mend that would leave no row."""
+        most = max(self.mended, key=lambda mended: len(mended.dropped_lines), default=None)
+        why = "" if most is None else f"; '{most.mend}' drops {len(most.dropped_lines):,} of them"
+        advice = ""
+        if most is not None and most.mend == "missing-field":
+            advice = f". {_NAME_COLUMNS}"
+        return DatasetError(
+            self.file, None, f"of {self.rows_in:,} rows none would be left, so none is written{why}{advice}"
+        )
+
     def to_dict(self) -> dict[str, object]:
         """Return the report as JSON values."""
         mended = [{**attrs.asdict(each), "dropped_lines": list(each.dropped_lines)} for each in self.mended]
@@ -129,7 +141,8 @@ def mend_file(
 
     Raises:
         ConfigurationError: A mend is unknown, or an encoding or extra is missing.
-        DatasetError: A row can neither be mended nor written; the error names its line and the mend that drops it.
+        DatasetError: A row can neither be mended nor written; the error names its line and the mend that drops it. Or
+            no row would be left to write.
         LocalFileError: A file cannot be read or written.
     """
     wanted = _check_mends(mends, without)
@@ -143,13 +156,16 @@ def mend_file(
         )
         mending = _Mending(source, wanted, rules, columns, stack)
         rows_out = mending.run(file)
-        return MendReport(
+        report = MendReport(
             file=source.path,
             output=None if output is None else fspath(output),
             rows_in=mending.rows_in,
             rows_out=rows_out,
             mended=tuple(each for each in mending.mended.values() if each.count),
         )
+        if file is not None and report.rows_in and not rows_out:
+            raise report.nothing_left()  # In the block, so that no empty file appears.
+        return report
 
 
 def _check_mends(mends: Iterable[str], without: Iterable[str]) -> frozenset[str]:
@@ -252,7 +268,7 @@ class _Mending:
                 self._source.path,
                 line,
                 f"{CHECKS[id].says} ({cut(_shown(row))}) It cannot be written; correct it by hand, or drop"
-                f" such rows with the mend '{id}'",
+                f" such rows with the mend '{id}'" + (f". {_NAME_COLUMNS}" if id == "missing-field" else ""),
             )
 
     def _mend_row(self, line: int, fields: dict[str, object]) -> dict[str, object] | None:

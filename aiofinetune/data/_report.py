@@ -151,11 +151,17 @@ def _error_of(finding: Finding) -> DatasetError:
     return DatasetError(place.file, place.line, f"{finding.says.removesuffix('.')}{shown}{more}")
 
 
-def cut(text: str) -> str:
-    """Return the start of a text for a person to read: one line, printable, and at most 80 characters."""
-    shown = text[: _MAX_TEXT + 1]
-    if len(shown) > _MAX_TEXT:
-        shown = shown[: _MAX_TEXT - 1] + "…"
+def cut(text: str, before: str = "") -> str:
+    """Return the start of a text for a person to read: one line, printable, and at most 80 characters.
+
+    Args:
+        text: The text.
+        before: What follows it, and is among the 80 characters.
+    """
+    most = _MAX_TEXT - len(before)
+    shown = text[: most + 1]
+    if len(shown) > most:
+        shown = shown[: most - 1] + "…"
     if not shown.isprintable():
         shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
     return shown

@@ -127,11 +127,31 @@ def test_a_bar_appears_after_a_second(seconds: float, *, is_terminal: bool, is_s
 def test_columns_with_other_names_are_mapped_not_dropped(tmp_path: Path) -> None:
     """If only the names of the columns are other, no mend is offered that drops all rows, but the names to give."""
     path = tmp_path / "train.csv"
-    path.write_text("question,answer\n" + "".join(f"what {n} ->, x{n}\n" for n in range(9)))
+    wide = "".join(f",a column of many {n}" for n in range(9))
+    path.write_text(f"question,answer{wide}\n" + "".join(f"what {n} ->, x{n}{',' * 9}\n" for n in range(9)))
     shown = run("check", path).stdout
     assert "try again with --prompt question --completion answer" in " ".join(shown.split())
     assert "--mend missing-field" not in shown
-    assert run("check", path, "--prompt", "question", "--completion", "answer", "--fail-on", "never").exit_code == 0
+    named = run("check", path, "--prompt", "question", "--completion", "answer", "--fail-on", "never")
+    assert (named.exit_code, "missing-field" in named.stdout) == (0, False)
+
+
+def test_columns_with_names_of_any_kind_are_not_dropped(tmp_path: Path) -> None:
+    """If no row has a column, no mend is offered that drops all rows, and a mend that would writes no empty file."""
+    path, output = tmp_path / "animals.csv", tmp_path / "x.jsonl"
+    path.write_text("Animal,Kind,id\ncow,mammal,1\nhen,bird,2\n")
+    shown = " ".join(run("check", path).stdout.split())
+    assert "--prompt COLUMN --completion COLUMN" in shown
+    assert "Animal, Kind, id" in shown
+    assert "--mend missing-field" not in shown
+    for option in (("-o", output), ("--dry-run",)):
+        mended = run("mend", path, *option, "--mend", "missing-field")
+        assert mended.exit_code == 5
+        assert "of 2 rows none would be left" in mended.stderr
+        assert "--prompt COLUMN --completion COLUMN" in mended.stderr
+    assert not output.exists()
+    assert "name them: --prompt" in run("mend", path, "-o", output).stderr
+    assert run("check", path, "--prompt", "animal", "--completion", "Kind", "--fail-on", "never").exit_code == 0
 
 
 def test_all_checks_are_listed() -> None:
