@@ -286,7 +286,11 @@ async def results(shell: Shell, jobs: tuple[str, ...], **options: Any) -> int:
     ),
 )
 @click.argument("jobs", metavar="MANIFEST|JOURNAL|JOB...", nargs=-1, required=True)
-@click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="Default: MANIFEST.journal.")
+@click.option(
+    "--journal",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Default: MANIFEST.journal, or that of a run with --fresh if it was written later.",
+)
 @click.option(
     "--results",
     type=click.Path(path_type=Path, file_okay=False, exists=True),

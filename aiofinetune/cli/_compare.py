@@ -81,7 +81,7 @@ async def _runs(names: Sequence[str], journal: Path | None, shell: Shell) -> lis
     """Return all jobs that the names stand for. A file that is not CSV is a manifest or a journal."""
     names = list(dict.fromkeys(names))
     files = [name for name in names if not name.endswith(".csv") and await asyncio.to_thread(Path(name).is_file)]
-    runs = {name: await runs_of_batch(Path(name), journal) for name in files}
+    runs = {name: await runs_of_batch(Path(name), journal, shell) for name in files}
     jobs = [name for name in names if name not in runs]
     runs |= {name: [run] for name, run in zip(jobs, await runs_of(jobs, shell, download=False), strict=True)}
     return [run for name in names for run in runs[name]]

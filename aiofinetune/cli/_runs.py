@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import re
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
@@ -50,12 +51,13 @@ async def runs_of(names: Sequence[str], shell: Shell, *, download: bool) -> list
     return [runs[name] for name in dict.fromkeys(names)]
 
 
-async def runs_of_batch(path: Path, journal: Path | None) -> list[Run]:
+async def runs_of_batch(path: Path, journal: Path | None, shell: Shell) -> list[Run]:
     """Return the jobs of a batch, without their results, as its journal has them. No service is asked.
 
     Args:
         path: The batch's manifest, or its journal.
-        journal: The manifest's journal; by default the manifest's name with ``.journal`` added.
+        journal: The manifest's journal; by default the one beside it that was written last.
+        shell: The surroundings of the command, which is told which journal is read if there are several.
 
     Raises:
         JournalUnusable: The journal is damaged, or is no journal.
@@ -64,11 +66,26 @@ async def runs_of_batch(path: Path, journal: Path | None) -> list[Run]:
     """
     if await asyncio.to_thread(is_journal, path):
         return list(map(_run_of, await asyncio.to_thread(read_records, path)))
-    journal = journal or path.with_name(f"{path.name}.journal")
+    if journal is None:
+        journals = await asyncio.to_thread(journals_beside, path)
+        journal = journals[0] if journals else None
+        if len(journals) > 1:
+            shell.hint(f"{path} has {len(journals)} journals; read {journal}, written last (--journal names another)")
     entries = await asyncio.to_thread(lambda: list(read_manifest(path)))
-    known = await asyncio.to_thread(lambda: read_records(journal) if journal.exists() else [])
+    known = await asyncio.to_thread(lambda: read_records(journal) if journal is not None and journal.exists() else [])
     records = {record.attempt.label: record for record in known}
     return [_run_of(records.get(entry.label) or entry) for entry in entries]
+
+
+def journals_beside(manifest: Path) -> list[Path]:
+    """Return the journals of a manifest that have the names of a batch's choice, the one that was written last first.
+
+    That of a batch with ``--fresh`` has the time in its name.
+    """
+    found = [manifest.with_name(f"{manifest.name}.journal")]
+    found += manifest.parent.glob(f"{glob.escape(manifest.name)}.*.journal")
+    files = [path for path in found if path.is_file()]
+    return sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 async def with_results(runs: Sequence[Run], folder: Path | None, shell: Shell) -> tuple[list[Run], list[str]]:

@@ -255,6 +255,24 @@ async def test_compare_jobs_that_have_no_results(service: BatchServer) -> None:
     assert re.search(rf"^{ids[2]} +3 +pending$", text, re.MULTILINE)
 
 
+async def test_compare_reads_the_journal_that_was_written_last(service: BatchServer, tmp_path: Path) -> None:
+    """A batch with --fresh has a journal of another name; of several the last is read, and named, but for --journal."""
+    manifest = await batch_in(tmp_path, service)
+    fresh, old = tmp_path / "sweep.toml.2026-01-02-030405.journal", tmp_path / "sweep.toml.journal"
+    old.rename(fresh)
+    text, warnings = await compared([str(manifest)], Screen(), results=tmp_path / "results")
+    assert (text.count("succeeded"), warnings) == (2, "")
+    async with Journal(old, service_url()).opened():
+        pass
+    for time, is_fresh in ((1, True), (2**40, False)):
+        os.utime(old, (time, time))
+        text, warnings = await compared([str(manifest)], Screen(), results=tmp_path / "results")
+        assert text.count("succeeded") == (2 if is_fresh else 0)
+        assert f"read {fresh if is_fresh else old}, written last" in warnings.replace("\n", "")
+    text, warnings = await compared([str(manifest)], Screen(), journal=fresh, results=tmp_path / "results")
+    assert (text.count("succeeded"), warnings) == (2, "")
+
+
 async def test_entries_that_have_not_ended(tmp_path: Path) -> None:
     """An entry stands where the journal has it: it was sent, but no job is known; or its job has not ended."""
     request = FineTuneRequest(training_file="file-1")
