@@ -136,6 +136,8 @@ async def create(
 
     request = _request(parameters, training_file=training_file, validation_file=validation_file)
     dialect, base_url = find_service(shell.dialect, shell.base_url)
+    if estimate:
+        dialect.offered(dialect.endpoints.estimate_price, "estimate")  # Before a file is uploaded for it.
     # The whole body is made once to be checked.
     dialect.body_of(request)
     with looking_into(EMBEDDED if shell.local else find_rules(dialect, base_url)) as look:

@@ -169,6 +169,7 @@ async def test_each_parameter_reaches_the_service() -> None:
         (["--method", "preference"], "method"),
         (["--method-option", "beta=0.1"], "--method-option"),
         (["--metadata", "team"], "expected name=text"),
+        (["--estimate"], "--estimate: the dialect 'fine-tunes' does not have this"),
         (["--classification-betas", "a"], "expected numbers"),
         (["--seed", "1"], "seed: the dialect 'fine-tunes' does not have this parameter"),
         (["--grader", "train.jsonl", "--method", "reinforcement"], "grader: train.jsonl"),
