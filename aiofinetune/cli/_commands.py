@@ -44,7 +44,23 @@ _LATER: Final = {
 """The module of each command that is imported when it is used, and its line in the list of commands."""
 
 
-class _Commands(click.Group):
+class _Group(click.Group):
+    """A group that names the nearest command for a misspelt one; click itself knows only commands that are imported."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command of the first word."""
+        word = args[0]
+        if not (ctx.resilient_parsing or word.startswith("-")) and self.get_command(ctx, word) is None:
+            import difflib
+
+            if near := difflib.get_close_matches(word, self.list_commands(ctx), 1):
+                ctx.fail(f"No such command {word!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
+
+
+class _Commands(_Group):
     """The group of all commands. To list them imports none of them."""
 
     def make_context(
@@ -103,7 +119,7 @@ class _Commands(click.Group):
                 yield name, command.get_short_help_str(200)
 
 
-class _Data(click.Group):
+class _Data(_Group):
     """The group of the commands about data, which are imported when one of them is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

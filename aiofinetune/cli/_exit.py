@@ -133,10 +133,9 @@ _CONFIGURATION: Final = {
     "api_key: missing": "Give it with --api-key-file FILE or the variable OPENAI_API_KEY; --local needs none.",
 }
 _ADVICE: Final[Sequence[tuple[tuple[type[Exception], ...], str]]] = (
-    (
-        (AuthenticationFailed, PermissionDenied),
-        "Give a key that may do this: --api-key-file FILE, or the variable OPENAI_API_KEY.",
-    ),
+    ((AuthenticationFailed,), "Give a key that may do this: --api-key-file FILE, or the variable OPENAI_API_KEY."),
+    # No key may do some things, such as delete a base model.
+    ((PermissionDenied,), "If another key may do this, give it: --api-key-file FILE, or the variable OPENAI_API_KEY."),
     ((NoResults,), "What the service says of its training is in 'aiofinetune events JOB'."),
     (
         (NotFound,),

@@ -102,6 +102,8 @@ def test_help_has_every_status() -> None:
 def test_errors_name_the_way_out() -> None:
     """What to do about an error is said where the error does not say it."""
     assert "--api-key-file" in (way_out(errors.AuthenticationFailed(401, "no")) or "")
+    # A base model can be deleted with no key.
+    assert (way_out(errors.PermissionDenied(403, "no")) or "").startswith("If another key may do this")
     assert "--base-url" in (way_out(errors.ConnectFailed("no")) or "")
     assert "paid for twice" in (way_out(CreateUncertain(REQUEST, 0.0)) or "")
     assert "--local" in (way_out(errors.ConfigurationError("api_key: missing")) or "")
@@ -114,3 +116,15 @@ def test_the_readme_has_every_status() -> None:
     for status, meaning in MEANINGS.items():
         assert (f"| {int(status)} | {meaning} |\n" if status < 100 else meaning) in readme
     assert "| 130, 143 |" in readme
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [("lst", "list"), ("data chek", "check"), ("data mends", "mend"), ("xyzzy", None)],
+)
+def test_a_misspelt_command_is_wrong_use_with_the_nearest(words: str, near: str | None) -> None:
+    """Also where no command has been imported yet; where none is near, none is named."""
+    result = shell(*words.split())
+    assert result.exit_code == 2
+    assert "No such command" in result.stderr
+    assert result.stderr.partition("Did you mean ")[2].strip() == ("" if near is None else f"'{near}'?")
