@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from aiofinetune.cli._options import Command, examples, session_command
 from aiofinetune.cli._output import Column, ago, moment, print_columns, print_fields, print_line
 from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
-from aiofinetune.errors import RequestInvalid
+from aiofinetune.errors import BadRequest, NotFound, RequestInvalid
 from aiofinetune.models import METHODS, Checkpoint, File, FineTune, FineTuneRequest, Method, PriceEstimate, Status
 from aiofinetune.session import FineTuneSession, find_rules, find_service
 
@@ -152,7 +153,8 @@ async def create(
         if estimate:
             show_estimate(shell, await session.estimate_price(request))
             return
-        job = await session.create_fine_tune(request)
+        with _noting_names({"training_file": training_file, "validation_file": validation_file}):
+            job = await session.create_fine_tune(request)
         if shell.as_json:
             shell.print_json(job)
         elif follow:
@@ -162,6 +164,19 @@ async def create(
             shell.hint(f"Follow it: {shell.command('follow', job.id)}")
         if follow:
             await follow_to_the_end(shell, session, job.id)
+
+
+@contextlib.contextmanager
+def _noting_names(files: Mapping[str, str | None]) -> Iterator[None]:
+    """Note, where the service refuses the id of a file, that it may have been meant as the name of a local one."""
+    try:
+        yield
+    except (BadRequest, NotFound) as error:
+        for field, name in files.items():
+            is_meant = error.param == field or (error.param is None and name in error.message.split())
+            if name is not None and is_meant and not is_local(name):
+                error.add_note(f"There is no local file {name!r}, so it was taken for the id of an uploaded one.")
+        raise
 
 
 def show_estimate(shell: Shell, estimate: PriceEstimate) -> None:

@@ -113,8 +113,9 @@ def reported(verbosity: int = 0) -> Iterator[None]:
             for line in "".join(traceback.format_exception(error)).splitlines():
                 _write(line)
         _say(_worded(error))
-        if advice := way_out(error):
-            _write(f"  {advice}")
+        advice = way_out(error)
+        for line in (*getattr(error, "__notes__", ()), *([advice] if advice else [])):
+            _write(f"  {line}")
         sys.exit(int(exit_status(error)))
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(int(exit_status(signal=signal.SIGINT)))

@@ -196,6 +196,20 @@ async def test_wrong_data_is_refused_before_anything_is_sent() -> None:
         assert (await ashell(*words, "--no-data-check", url=url)).exit_code == 0
 
 
+async def test_a_name_that_is_no_file_is_said_to_be_taken_for_an_id(embedded: LocalServer) -> None:
+    """Where the service knows no such file, the error says that there is no local one; of a local file it does not."""
+    for name in (".", "trian"):
+        result = await ashell("create", name, "-m", "ada", url=embedded.base_url)
+        assert result.exit_code == 3
+        assert f"There is no local file {name!r}" in result.stderr
+    server = BatchServer()
+    async with server.listening() as url:
+        assert "no local file 'trian'" in (await ashell("create", "trian", url=url)).stderr
+        server.refuse = lambda _endpoint: error(400, "the file train.jsonl is odd")
+        refused = await ashell("create", "train.jsonl", url=url)
+    assert (refused.exit_code, "no local file" in refused.stderr) == (3, False)
+
+
 async def test_a_status_that_no_job_has() -> None:
     """A misspelt status is wrong use, with the nearest; one that no job has at the moment is not."""
     server = BatchServer(lasts=None)
