@@ -142,7 +142,8 @@ def check(
             _show_report(console, report, suggestion, Columns(prompt, completion))
     text = json.dumps(told if len(told) > 1 else told[0], indent=2, ensure_ascii=False) + "\n"
     if output is not None:
-        _write(output, files, text)
+        read = (options["validation"], options["tokenizer"])
+        _write(output, (*files, *(it for it in read if it is not None)), text)
     if as_json:
         click.echo(text, nl=False)
     sys.exit(int(Exit.DATA_WRONG if is_bad else Exit.DONE))

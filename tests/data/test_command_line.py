@@ -58,6 +58,9 @@ def test_json_has_the_whole_report(tmp_path: Path, messy: Path) -> None:
     assert report["rows"] == 4
     assert report["suggestion"]["request"]["training_file"] == str(messy)
     assert run("check", messy, "-o", messy).exit_code == 5
+    other = write(tmp_path, pairs(("x", "y")), "valid.jsonl")
+    assert run("check", messy, "--validation-file", other, "-o", other).exit_code == 5
+    assert rows_in(other) == pairs(("x", "y"))
     assert "is the input" in run("check", messy, "-o", messy).output or messy.read_text().startswith('{"prompt"')
 
 
