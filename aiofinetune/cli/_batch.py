@@ -30,7 +30,7 @@ from aiofinetune.cli._run import on_signal
 from aiofinetune.cli._shell import Shell, stamped
 from aiofinetune.cli._summary import check_summary, opened, write
 from aiofinetune.cli._wording import again
-from aiofinetune.data import EMBEDDED, Report
+from aiofinetune.data import Report
 from aiofinetune.errors import (
     AuthenticationFailed,
     ConfigurationError,
@@ -40,7 +40,7 @@ from aiofinetune.errors import (
     PermissionDenied,
     QuotaExceeded,
 )
-from aiofinetune.session import FineTuneSession, find_rules, find_service
+from aiofinetune.session import FineTuneSession, find_rules
 
 _DRAW_INTERVAL: Final = 0.25
 
@@ -153,8 +153,8 @@ async def run_manifest(
 
 async def _count_entries(manifest: Path, shell: Shell, *, data_check: bool) -> int:
     """Check a whole manifest, and the data that it names if that is wanted; return the number of its entries."""
-    dialect, base_url = find_service(shell.dialect, shell.base_url)
-    with looking_into(EMBEDDED if shell.local else find_rules(dialect, base_url)) as look:
+    dialect, base_url = shell.find_service()
+    with looking_into(find_rules(dialect, base_url)) as look:
         return await asyncio.to_thread(
             check_manifest, manifest, dialect, partial(_wrong_data, look) if data_check else None
         )

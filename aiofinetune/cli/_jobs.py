@@ -23,7 +23,7 @@ from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
 from aiofinetune.errors import BadRequest, NotFound, RequestInvalid
 from aiofinetune.models import METHODS, Checkpoint, File, FineTune, FineTuneRequest, Method, PriceEstimate, Status
-from aiofinetune.session import FineTuneSession, find_rules, find_service
+from aiofinetune.session import FineTuneSession, find_rules
 
 if TYPE_CHECKING:
     from aiofinetune.data import Report
@@ -133,15 +133,14 @@ async def create(
     parameters are those of the service's API; those that are not given are left to the service.
     """
     from aiofinetune.cli._data_check import looking_into  # noqa: PLC0415  # the other commands do without
-    from aiofinetune.data import EMBEDDED  # noqa: PLC0415  # likewise
 
     request = _request(parameters, training_file=training_file, validation_file=validation_file)
-    dialect, base_url = find_service(shell.dialect, shell.base_url)
+    dialect, base_url = shell.find_service()
     if estimate:
         dialect.offered(dialect.endpoints.estimate_price, "estimate")  # Before a file is uploaded for it.
     # The whole body is made once to be checked.
     dialect.body_of(request)
-    with looking_into(EMBEDDED if shell.local else find_rules(dialect, base_url)) as look:
+    with looking_into(find_rules(dialect, base_url)) as look:
         await asyncio.to_thread(_check_files, request, look if data_check else None)
     async with shell.session() as session:
         uploaded = await _uploaded(shell, session, [name for name in (training_file, validation_file) if name])

@@ -108,6 +108,8 @@ async def serve(data: Path | None, options: Options) -> None:
     ) as server:
         click.echo(f"export OPENAI_BASE_URL={server.base_url}")
         click.echo(f"export OPENAI_API_KEY={shlex.quote(server.api_key)}")
+        together = server.url_of("together")
+        click.echo(f"Together's API is at OPENAI_BASE_URL={together} with AIOFINETUNE_DIALECT=together.", err=True)
         click.echo("Serving. Press Ctrl-C to stop. Paste the lines above into the client's shell.", err=True)
         await stopped.wait()
 

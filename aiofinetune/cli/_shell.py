@@ -18,13 +18,16 @@ from aiofinetune._http.transport import Timeout
 from aiofinetune._secret import Secret
 from aiofinetune.cli._output import one_line, print_json_line, print_line
 from aiofinetune.cli._reaching import better_url, reach
+from aiofinetune.dialects import Dialect
 from aiofinetune.errors import ConfigurationError, LocalFileError
 from aiofinetune.retry import Retry
-from aiofinetune.session import FineTuneSession
+from aiofinetune.session import FineTuneSession, find_service
 
 _log: Final = logging.getLogger("aiofinetune")
 _MAX_KEY_BYTES: Final = 1 << 16
 _CONNECT: Final = Timeout().connect
+_LOOPBACK: Final = "http://127.0.0.1/v1"
+"""Stands for the base URL of the embedded server before it runs."""
 
 
 @attrs.frozen
@@ -83,7 +86,7 @@ class Shell:
                 from aiofinetune.local import LocalServer  # noqa: PLC0415  # needs an extra
 
                 server = await stack.enter_async_context(LocalServer(self.local_data))
-                key, url = Secret(server.api_key), server.base_url
+                key, url = Secret(server.api_key), server.url_of(self.dialect or "")
             session = self._session_with(key, url)
             if not self.local:
                 await reach(
@@ -96,6 +99,14 @@ class Shell:
                     self.tell(f"there is no API at {session.base_url}, but at {better}, which is used; add the /v1")
                     session = self._session_with(key, better)
             yield await stack.enter_async_context(session)
+
+    def find_service(self) -> tuple[Dialect, str]:
+        """Return the dialect and the base URL that a session will have; the embedded server's without its port.
+
+        Raises:
+            ConfigurationError: There is no such dialect, or it has no base URL of its own and none was given.
+        """
+        return find_service(self.dialect, _LOOPBACK if self.local else self.base_url)
 
     def _session_with(self, key: Secret | None, url: str | None) -> FineTuneSession:
         return FineTuneSession(

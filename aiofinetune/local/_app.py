@@ -46,7 +46,7 @@ class Api:
     Args:
         store: The server's state.
         jobs: The queue that trains the store's jobs.
-        api_key: The key that clients must send as ``Authorization: Bearer KEY``.
+        api_key: The key that clients must send as ``Authorization: Bearer KEY``, or as Azure's ``api-key: KEY``.
         completer: Writes the completions; by default, with the models that the jobs trained.
         remote: The attempts that train on other machines, if there are any.
         worker_token: The token with which workers claim attempts; None if they cannot.
@@ -140,6 +140,9 @@ class Api:
 
     def _check_key(self, request: web.Request) -> None:
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
+        if not given and (key := request.headers.get("api-key")) is not None:
+            # Azure's header for keys.
+            given = f"Bearer {key}".encode(errors="surrogateescape")
         if not hmac.compare_digest(given, self._authorization):
             raise Refused(
                 401,

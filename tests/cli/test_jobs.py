@@ -121,6 +121,14 @@ def test_a_server_for_one_command() -> None:
     assert [it["id"] for it in objects(shell("files", "list", "--local-data", "folder", "--json"))] == [file["id"]]
 
 
+@pytest.mark.parametrize("dialect", ["azure", "nebius", "together"])
+def test_a_server_for_one_command_speaks_every_dialect(dialect: str) -> None:
+    """With --local a job is created in a dialect that has another path, key header or no base URL of its own."""
+    made = shell("create", "train.jsonl", "-m", "ada", "--dialect", dialect, "--local", "--json", url="", key="")
+    assert made.exit_code == 0, made.stderr
+    assert objects(made)[0]["model"] == "ada"
+
+
 def test_a_batch_on_a_server_of_its_own_leaves_no_journal() -> None:
     """A batch with --local prints its outcomes as JSON lines, and does not stand in the way of the batch itself."""
     row = {"label": "a", "training_file": "train.jsonl", "model": "ada", "n_epochs": 1}

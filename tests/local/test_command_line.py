@@ -47,8 +47,10 @@ async def test_serve_prints_what_points_a_client_at_it_and_stops_at_ctrl_c(tmp_p
         async with FineTuneSession(variables["OPENAI_API_KEY"], base_url=variables["OPENAI_BASE_URL"]) as session:
             assert "ada" in {model.id for model in await session.list_models()}
         process.send_signal(signal.SIGINT)
-        await process.communicate()
+        _, stderr = await process.communicate()
     assert process.returncode == 0
+    together = variables["OPENAI_BASE_URL"].removesuffix("/v1") + "/together/v1"
+    assert f"OPENAI_BASE_URL={together} with AIOFINETUNE_DIALECT=together" in stderr.decode()
 
 
 async def test_serve_takes_the_key_from_the_environment() -> None:
