@@ -128,6 +128,7 @@ class APIError(FineTuneError):
         code: The error's code, such as ``"insufficient_quota"``.
         request_id: The service's id for the request (``x-request-id``), to quote to its support.
         retry_after: The number of seconds that the service asks the client to wait (RFC 9110, section 10.2.3).
+        is_foreign: Whether what answers is no such service: a 404, 405 or 501 whose body is not the API's JSON.
     """
 
     def __init__(
@@ -139,9 +140,10 @@ class APIError(FineTuneError):
         code: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
+        is_foreign: bool = False,  # noqa: FBT001, FBT002  # see the comment
     ) -> None:
         # Every argument goes to `args`, because copying and unpickling an exception call the class with its args.
-        super().__init__(status, message, type, param, code, request_id, retry_after)
+        super().__init__(status, message, type, param, code, request_id, retry_after, is_foreign)
         self.status = status
         self.message = message
         self.type = type
@@ -149,6 +151,7 @@ class APIError(FineTuneError):
         self.code = code
         self.request_id = request_id
         self.retry_after = retry_after
+        self.is_foreign = is_foreign
 
     def __str__(self) -> str:
         named = (("type", self.type), ("param", self.param), ("code", self.code), ("request id", self.request_id))

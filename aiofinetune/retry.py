@@ -70,6 +70,9 @@ _PASSING: Final = (408, 425)
 def may_pass(failure: FineTuneError) -> bool:
     """Return whether a failure is a temporary problem of the service or the network, not a problem of the call."""
     match failure:
+        case APIError(is_foreign=True):
+            # Not the service: its base URL is wrong.
+            return False
         case TransportError() | ServerError() | RateLimited():
             return True
         case APIError(status=status):
@@ -138,9 +141,11 @@ def may_have_arrived(failure: FineTuneError) -> bool:
 
     It may, unless it certainly did not arrive or the service explicitly refused it. A 503 with ``Retry-After`` is an
     explicit refusal. A 408 is not, because a proxy may send it. A 303 answers a request that was carried out (RFC 9110,
-    section 15.4.4).
+    section 15.4.4). What is no such service makes no job.
     """
     match failure:
+        case APIError(is_foreign=True):
+            return False
         case ConnectFailed() | FineTuneUnreadable():
             # After FineTuneUnreadable the effect is certain, and the job's id is known: there is nothing to search for.
             return False

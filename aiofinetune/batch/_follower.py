@@ -64,9 +64,9 @@ class Follower:
                 _check_id(ended.job, action.job_id)
                 return on.JobEnded(action.attempt, ended.job, ended)
             _check_id(job, action.job_id)
-        except NotFound as error:
-            return on.JobVanished(action.attempt, error)
         except FineTuneError as error:
+            if _is_gone(error):
+                return on.JobVanished(action.attempt, error)
             _log.info("following %s failed: %s; using the list instead", action.job_id, in_short(error))
             return on.StreamFailed(action.attempt, error)
         return on.JobEnded(action.attempt, job)
@@ -131,9 +131,9 @@ class Follower:
             async with self._ending:
                 job = await self._session.retrieve_fine_tune(action.job_id)
             _check_id(job, action.job_id)
-        except NotFound as error:
-            return on.JobVanished(action.attempt, error)
         except FineTuneError as error:
+            if _is_gone(error):
+                return on.JobVanished(action.attempt, error)
             _log.info("retrieving %s failed: %s", action.job_id, in_short(error))
             return on.JobUnreadable(action.attempt, error)
         return on.JobRetrieved(action.attempt, job)
@@ -168,6 +168,11 @@ class Follower:
                 await self._session.cancel_fine_tune(job_id)
         except FineTuneError as error:
             _log.warning("cancelling %s failed: %s", job_id, in_short(error))
+
+
+def _is_gone(error: FineTuneError) -> bool:
+    """Return whether the service no longer knows a job; what is no such service cannot tell."""
+    return isinstance(error, NotFound) and not error.is_foreign
 
 
 def _check_id(job: FineTune, job_id: str) -> None:

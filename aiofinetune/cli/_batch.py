@@ -24,7 +24,7 @@ from aiofinetune.batch._outcomes import BatchStopped, Outcome
 from aiofinetune.batch._rerun import Rerun, look_back
 from aiofinetune.cli._batch_view import LiveTable, counts_line, outcome_line, unknown_words
 from aiofinetune.cli._data_check import looking_into
-from aiofinetune.cli._exit import Exit, exit_status
+from aiofinetune.cli._exit import NO_SUCH_SERVICE, Exit, exit_status
 from aiofinetune.cli._output import one_line, print_json_line
 from aiofinetune.cli._run import on_signal
 from aiofinetune.cli._shell import Shell, stamped
@@ -32,6 +32,7 @@ from aiofinetune.cli._summary import check_summary, opened, write
 from aiofinetune.cli._wording import again
 from aiofinetune.data import Report
 from aiofinetune.errors import (
+    APIError,
     AuthenticationFailed,
     ConfigurationError,
     EntryChanged,
@@ -296,6 +297,8 @@ class _Run:
                 return f"{kept}. {self.way_on(f'To continue {key}')}"
             case QuotaExceeded():
                 return f"have not ended. {self.way_on('To continue when the quota is renewed')}"
+            case APIError(is_foreign=True):
+                return f"have not ended. {NO_SUCH_SERVICE} {self.way_on('To continue')}"
         return f"have not ended. {self.way_on('To continue')}"
 
     @contextlib.contextmanager

@@ -112,7 +112,7 @@ def _of_error(error: BaseException) -> Exit:
             return Exit.WRONG_USE
         case BatchStopped(__cause__=BaseException() as cause):
             return _of_error(cause)
-        case APIError() if isinstance(error, RateLimited) or not may_pass(error):
+        case APIError(is_foreign=False) if isinstance(error, RateLimited) or not may_pass(error):
             return Exit.REFUSED
         case APIError() | TransportError() | StreamInterrupted() | ProtocolViolation():
             return Exit.UNREACHABLE
@@ -126,9 +126,12 @@ def way_out(error: BaseException) -> str | None:
         return next((advice for words, advice in _CONFIGURATION.items() if words in str(error)), None)
     if _of_error(error) is Exit.UNCERTAIN:
         return "Look before the job is created again, or it may be paid for twice: 'aiofinetune list'."
+    if isinstance(error, APIError) and error.is_foreign:
+        return NO_SUCH_SERVICE
     return next((advice for kinds, advice in _ADVICE if isinstance(error, kinds)), None)
 
 
+NO_SUCH_SERVICE: Final = "Check --base-url, which ends in /v1 at most services, and --dialect ('aiofinetune services')."
 _CONFIGURATION: Final = {
     "api_key: missing": "Give it with --api-key-file FILE or the variable OPENAI_API_KEY; --local needs none.",
 }
@@ -154,9 +157,6 @@ _ADVICE: Final[Sequence[tuple[tuple[type[Exception], ...], str]]] = (
         (TransportError, ServerError, RateLimited, StreamInterrupted),
         "Run the command again later; --retries N and --timeout SECONDS make it more patient.",
     ),
-    (
-        (ProtocolViolation,),
-        "Check --base-url, which ends in /v1 at most services, and --dialect ('aiofinetune services').",
-    ),
+    ((ProtocolViolation,), NO_SUCH_SERVICE),
 )
 """What to do about errors; the first that fits."""

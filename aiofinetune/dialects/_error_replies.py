@@ -35,6 +35,11 @@ _ERROR_OF_STATUS: Final[Mapping[int, type[APIError]]] = {
 }
 
 
+_OF_ANY_SERVER: Final = (404, 405, 501)
+"""The statuses with which a server answers that does not know the API's paths or methods. Others with a body that is
+not the API's JSON, such as 502, may come from a proxy before the service."""
+
+
 def error_of(reply: Reply) -> APIError:
     """Return the error for a reply with an error status, whatever its body is."""
     kind = _ERROR_OF_STATUS.get(reply.status, ServerError if reply.status >= 500 else APIError)
@@ -54,7 +59,8 @@ def error_of(reply: Reply) -> APIError:
         message = (
             f"the body is not the API's JSON: {structuring.excerpt(reply.body)}" if reply.body else "the body is empty"
         )
-        return kind(reply.status, message, request_id=request_id, retry_after=retry_after)
+        is_foreign = bool(reply.body) and reply.status in _OF_ANY_SERVER
+        return kind(reply.status, message, request_id=request_id, retry_after=retry_after, is_foreign=is_foreign)
     if kind is RateLimited:
         kind = _kind_of_limit(*words)
     return kind(reply.status, *words, request_id, retry_after)

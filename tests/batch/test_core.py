@@ -39,6 +39,7 @@ from aiofinetune.errors import (
     QuotaExceeded,
     RateLimited,
     RequestInvalid,
+    ServerError,
     TooManyJobs,
 )
 from aiofinetune.models import CreateUncertain, FineTune, Status
@@ -230,6 +231,10 @@ def test_what_is_over_is_forgotten() -> None:
         (TooManyJobs(429, "full"), on.TooManyActive),
         (RateLimited(429, "slow down"), on.CreateThrottled),
         (ConnectFailed("away"), on.NotReached),
+        (ServerError(502, "<html>"), on.NotReached),
+        (ServerError(501, "<html>", is_foreign=True), on.CreateBarred),
+        (NotFound(404, "<html>", is_foreign=True), on.CreateBarred),
+        (NotFound(404, "no such file"), on.CreateRefused),
         (RequestInvalid("model", "no"), on.CreateRefused),
     ],
 )

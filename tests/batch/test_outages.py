@@ -11,7 +11,7 @@ from aiofinetune import ConfigurationError, FineTuneSession
 from aiofinetune.batch._batch import Batch
 from tests.batch.runs import POLL, entries, outcomes_of, stopped
 from tests.servers.batchserver import QUICK, BatchServer, error, talking_to
-from tests.servers.rawserver import KEY
+from tests.servers.rawserver import KEY, reply
 
 AWAY = error(503, "away", **{"Retry-After": "0"})
 ONCE = attrs.evolve(QUICK, attempts=1)
@@ -63,6 +63,20 @@ async def test_a_service_that_stays_away_stops_the_batch(tmp_path: Path) -> None
         again = await outcomes_of(Batch(session, wanted, journal=journal))
     assert [outcome.status for outcome in again] == ["succeeded"] * 5
     assert len(server.jobs) == 5
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+async def test_what_is_no_such_service_stops_the_batch(status: int, tmp_path: Path) -> None:
+    """A create that some other server answers rejects no entry: the next run sends them all."""
+    server = BatchServer()
+    wanted, journal = entries(server, 3), tmp_path / "journal"
+    server.refuse = lambda _endpoint: reply(status, b"<!DOCTYPE HTML>", content_type="text/html")
+    async with talking_to(server, retry=ONCE) as session:
+        outcomes, stop = await stopped(Batch(session, wanted, poll_interval=POLL, journal=journal))
+        assert (outcomes, getattr(stop.__cause__, "is_foreign", None)) == ([], True)
+        server.refuse = lambda _endpoint: None
+        again = await outcomes_of(Batch(session, wanted, journal=journal))
+    assert [outcome.status for outcome in again] == ["succeeded"] * 3
 
 
 async def test_an_entry_that_fails_where_others_do_not_is_rejected() -> None:

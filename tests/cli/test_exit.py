@@ -38,6 +38,10 @@ def outcome(status: str, error: errors.FineTuneError | None = None) -> Outcome:
         (errors.NotFound(404, "no"), 3),
         (errors.RateLimited(429, "slowly"), 3),
         (stopped_by(errors.QuotaExceeded(429, "no more")), 3),
+        (errors.NotFound(404, "<html>", is_foreign=True), 4),
+        (errors.APIError(405, "<html>", is_foreign=True), 4),
+        (errors.ServerError(501, "<html>", is_foreign=True), 4),
+        (stopped_by(errors.NotFound(404, "<html>", is_foreign=True)), 4),
         (errors.ServerError(500, "oops"), 4),
         (errors.APIError(408, "timeout"), 4),
         (errors.ConnectFailed("no"), 4),
@@ -105,6 +109,8 @@ def test_errors_name_the_way_out() -> None:
     # A base model can be deleted with no key.
     assert (way_out(errors.PermissionDenied(403, "no")) or "").startswith("If another key may do this")
     assert "--base-url" in (way_out(errors.ConnectFailed("no")) or "")
+    assert "files list" in (way_out(errors.NotFound(404, "no")) or "")
+    assert (way_out(errors.NotFound(404, "<html>", is_foreign=True)) or "").startswith("Check --base-url")
     assert "paid for twice" in (way_out(CreateUncertain(REQUEST, 0.0)) or "")
     assert "--local" in (way_out(errors.ConfigurationError("api_key: missing")) or "")
     assert way_out(errors.RequestInvalid("model", "is required")) is None

@@ -58,7 +58,7 @@ async def test_where_there_is_no_api_at_all_the_base_url_is_doubted() -> None:
     """If neither has an API, the command says so, and to check the base URL."""
     async with serve(answering(reply(404, b"{}"))) as url:
         told = await ashell("list", url=url.removesuffix("/v1"))
-    assert (told.exit_code, "check --base-url" in told.stderr) == (3, True)
+    assert (told.exit_code, "Check --base-url" in told.stderr) == (4, True)
 
 
 def test_a_closed_port_ends_a_command() -> None:

@@ -98,6 +98,20 @@ async def test_4_not_reached(dialect: str) -> None:
     assert told.exit_code == 4
 
 
+async def test_4_no_such_service(dialect: str) -> None:
+    """Some web server answers, which knows neither the paths nor the methods of the API."""
+    Path("jobs.toml").write_text('[[requests]]\ntraining_file = "file-1"\nmodel = "ada"')
+
+    async def answer(request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(reply(501 if request.method == "POST" else 404, b"<!DOCTYPE HTML>", content_type="text/html"))
+
+    async with serve(answer) as url:
+        for words in (["list"], ["get", "ft-1"], ["create", "file-1", "-m", "ada"], ["batch", "jobs.toml"]):
+            told = await ashell(*words, "--dialect", dialect, url=url)
+            assert (told.exit_code, "Check --base-url" in told.stdout + told.stderr) == (4, True), told.stderr
+    assert "0 rejected" in told.stdout
+
+
 async def test_5_wrong_data(dialect: str) -> None:
     """The data of a create and a manifest are wrong, and nothing is sent."""
     Path("train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt"\n')

@@ -5,6 +5,7 @@ import email.message
 import email.utils
 import gzip
 import json
+import pickle
 import re
 import zlib
 from collections.abc import Mapping
@@ -337,6 +338,27 @@ def test_foreign_error_bodies(body: bytes) -> None:
     assert isinstance(error, errors.ServerError)
     assert error.message == f"the body is not the API's JSON: {body.decode(errors='replace')!r}"
     assert error.request_id == "req-7"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "is_foreign"),
+    [
+        (404, b"<html>", True),
+        (405, b"Method Not Allowed", True),
+        (501, b"<html>", True),
+        (404, b'{"error": {"message": "No such job"}}', False),
+        (404, b"", False),
+        (400, b"<html>", False),
+        (502, b"<html>", False),
+        (503, b"<html>", False),
+        (504, b"<html>", False),
+    ],
+)
+def test_what_is_no_such_service(status: int, body: bytes, is_foreign: bool) -> None:
+    """A server that knows no path or method of the API is told by a body of its own; a page of a proxy is not it."""
+    error = error_for(status, body)
+    assert error.is_foreign is is_foreign
+    assert pickle.loads(pickle.dumps(error)).is_foreign is is_foreign  # noqa: S301  # our own
 
 
 @pytest.mark.parametrize("status", [303, 500])

@@ -171,6 +171,8 @@ ARRIVED = [
     (ServerError(503, "x"), True),
     (ServerError(503, "x", retry_after=1.0), False),
     (ServerError(500, "x", retry_after=1.0), True),
+    (ServerError(501, "x"), True),
+    (ServerError(501, "x", is_foreign=True), False),
     (APIError(408, "x"), True),
     (APIError(303, "x"), True),
     (APIError(302, "x"), True),

@@ -197,7 +197,10 @@ class TooManyActive(CreateEvent):
 
 @attrs.frozen
 class CreateBarred(CreateEvent):
-    """No job was made, for a reason that holds for every create: the quota is used up, or the key does not suffice."""
+    """No job was made, for a reason that holds for every create.
+
+    The quota is used up, the key does not suffice, or what answers is no such service.
+    """
 
     error: FineTuneError
 

@@ -6,6 +6,7 @@ from aiofinetune._jobs.recovery import NotSent
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.actions import AttemptId
 from aiofinetune.errors import (
+    APIError,
     AuthenticationFailed,
     ConfigurationError,
     FineTuneError,
@@ -37,6 +38,9 @@ def create_failed(  # noqa: PLR0911  # a table of cases
 ) -> on.AttemptEvent:
     """Return the event for an error that the call of a create raised."""
     match error:
+        case APIError(is_foreign=True):
+            # No other create reaches the service either.
+            return on.CreateBarred(attempt, error, was_throttled=was_throttled)
         case NotSent():
             return on.CreateNotSent(attempt, was_throttled=was_throttled)
         case JournalUnusable():
