@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +24,7 @@ from aiofinetune.local._trainers import remote
 from aiofinetune.local._trainers.claims import Claims
 from aiofinetune.local._trainers.remote import RemoteTrainers
 from aiofinetune.local._worker.attempt import read_work
+from aiofinetune.local._worker.calls import Passing, _Outage
 from aiofinetune.local._worker.claiming import work
 from tests.local.plainclient import KEY, Client, Connect
 from tests.local.test_command_line import running
@@ -154,6 +156,39 @@ async def test_an_attempt_goes_on_over_a_restart_of_the_server(data: Path, conne
     epochs = [message for message in messages if message.startswith("Completed epoch")]
     assert epochs == [f"Completed epoch {number}/100" for number in range(1, 101)]
     assert messages[-1] == "Fine-tune succeeded"
+
+
+async def test_a_server_that_is_away_is_said(data: Path, temporary: Path, tmp_path: Path) -> None:
+    """A worker says at once that it cannot reach its server, and when it can."""
+    token = tmp_path / "worker.token"
+    token.write_text(WORKER)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    worker = ("worker", "--server", url, "--token-file", str(token))
+    async with running(*worker, TMPDIR=str(temporary)) as process, asyncio.timeout(60):
+        assert process.stderr is not None
+        first = (await process.stderr.readline()).decode()
+        assert f"cannot reach {url}/v1/attempts: " in first
+        assert first.endswith("; trying for 10 min\n")
+        async with serving(data, port):
+            assert (await process.stderr.readline()).decode().endswith(f"{url}/v1/attempts can be reached again\n")
+            process.terminate()
+            await process.wait()
+
+
+def test_an_outage_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """While the server does not answer, a worker says so once a minute, and for how long it will try yet."""
+    outage = _Outage("http://server")
+    for now in range(0, 130, 10):
+        outage.note(Passing("refused"), float(now))
+    outage.end()
+    outage.end()
+    assert [record.getMessage() for record in caplog.records] == [
+        *(f"cannot reach http://server: refused; trying for {minutes} min" for minutes in (10, 9, 8)),
+        "http://server can be reached again",
+    ]
 
 
 async def test_a_wrong_token_claims_nothing(data: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,11 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=4
 """The server answers a request that waits after 20 seconds."""
 
 _LONGEST_PAUSE: Final = 2.0
+
+_INTERVAL: Final = 60.0
+"""Seconds between two lines of the log about one outage."""
+
+_log = logging.getLogger(__name__)
 
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504, 507})
 
@@ -48,6 +54,35 @@ class Passing(Exception):
     """The server could not be reached, or cannot answer now."""
 
 
+class _Outage:
+    """What the log says of a server that does not answer: at once, then once a minute, and when it is over.
+
+    Args:
+        url: The server's URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._since: float | None = None
+        self._told_at = 0.0
+
+    def note(self, failure: Exception, now: float) -> None:
+        """Note that the server did not answer."""
+        if self._since is None:
+            self._since = now
+        elif now - self._told_at < _INTERVAL:
+            return
+        self._told_at = now
+        minutes = max(1, round((MAX_OUTAGE - (now - self._since)) / 60))
+        _log.warning("cannot reach %s: %s; trying for %d min", self._url, failure, minutes)
+
+    def end(self) -> None:
+        """Note that the server answered."""
+        if self._since is not None:
+            self._since = None
+            _log.warning("%s can be reached again", self._url)
+
+
 class Calls:
     """Calls a server.
 
@@ -61,6 +96,7 @@ class Calls:
     def __init__(self, http: aiohttp.ClientSession, url: str, token: Secret, runner: str) -> None:
         self._http = http
         self._url = url
+        self._outage = _Outage(url)
         self._headers = {"Authorization": Secret(f"Bearer {token}"), "Aiofinetune-Runner": runner}
 
     async def json(self, method: str, path: str, **options: Any) -> Any:
@@ -100,11 +136,18 @@ class Calls:
         asked_at, failures = time.monotonic(), 0
         while True:
             try:
-                return await self.once(method, path, read, body=body and body(), params=params, headers=headers())
+                answer = await self.once(method, path, read, body=body and body(), params=params, headers=headers())
+            except (AttemptOver, Refusal):
+                self._outage.end()
+                raise
             except Passing as failure:
                 if time.monotonic() - asked_at > MAX_OUTAGE:
                     message = f"the server at {self._url} has not answered for {MAX_OUTAGE:g} s: {failure}"
                     raise ConnectFailed(message) from failure
+                self._outage.note(failure, time.monotonic())
+            else:
+                self._outage.end()
+                return answer
             failures += 1
             # Jitter, so that many workers do not all return at once.
             pause = min(_LONGEST_PAUSE, 0.1 * 2 ** min(failures, 10))
