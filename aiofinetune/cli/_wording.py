@@ -21,7 +21,7 @@ _ARGUMENT_OF_OPTION: Final = re.compile(r"\b\w+=\S+ \((--[\w-]+)\)")
 """A parameter in code, and the option in brackets: ``accept_changes=True (--accept-changes)``."""
 _ARGUMENT: Final = re.compile(r"\b(\w+)=(True\b|'[^']*')(?: \(AIOFINETUNE_\w+(?:=[\w-]+)?\))?")
 """A parameter in code with its value: ``allow_plain_http=True``, ``dialect='jobs' (AIOFINETUNE_DIALECT)``."""
-_PASSED: Final = re.compile(r"\b(pass|pass an|without) (\w+)(?=[ ;,]|$)")
+_PASSED: Final = re.compile(r"\b(pass an|pass|without) (\w+)(?=[ ;,]|$)")
 _COMMANDS: Final = {
     "cancel_fine_tune": "cancel",
     "create_fine_tune": "create",
@@ -32,6 +32,8 @@ _COMMANDS: Final = {
 }
 """The commands of the calls that errors name."""
 _CALL: Final = re.compile(rf"\b({'|'.join(_COMMANDS)})(\(\))?")
+_OPTION_OF: Final = {"data": "local_data"}
+"""The options of parameters that have another name: that of `LocalServer`."""
 _VARIABLES: Final = {"base_url": "OPENAI_BASE_URL", "api_key": "OPENAI_API_KEY"}
 """The variables of OpenAI's, which the library reads."""
 
@@ -46,8 +48,10 @@ def in_options(words: str, ctx: click.Context) -> str:
     if words.startswith("api_key: missing"):
         return "there is no key"
     options = _options(ctx)
-    if (found := _FIELD.match(words)) and found[1] in options:
-        words = f"{origin(found[1], ctx)}{words[found.end(1) :]}"
+    if found := _FIELD.match(words):
+        name = found[1] if found[1] in options else _OPTION_OF.get(found[1])
+        if name in options:
+            words = f"{origin(name, ctx)}{words[found.end(1) :]}"
     words = _ARGUMENT_OF_OPTION.sub(r"\1", words)
     words = _CALL.sub(
         lambda match: f"'aiofinetune {_COMMANDS[match[1]]}'" if match.start() else _COMMANDS[match[1]], words

@@ -121,6 +121,13 @@ def test_a_server_for_one_command() -> None:
     assert [it["id"] for it in objects(shell("files", "list", "--local-data", "folder", "--json"))] == [file["id"]]
 
 
+@pytest.mark.parametrize("command", [["list"], ["serve", "--port", 0]], ids=["list", "serve"])
+def test_a_folder_that_cannot_be_used_is_named_by_its_option(command: list[object]) -> None:
+    """The error of the embedded server's folder begins with the option that names it."""
+    told = shell(*command, "--local-data", "train.jsonl/folder")
+    assert (told.exit_code, told.stderr.startswith("aiofinetune: --local-data: ")) == (2, True), told.stderr
+
+
 @pytest.mark.parametrize("dialect", ["azure", "nebius", "together"])
 def test_a_server_for_one_command_speaks_every_dialect(dialect: str) -> None:
     """With --local a job is created in a dialect that has another path, key header or no base URL of its own."""

@@ -68,6 +68,7 @@ async def test_serve_refuses_other_machines_without_a_key() -> None:
         stdout, stderr = await process.communicate()
     assert (process.returncode, stdout) == (2, b"")
     assert stderr.startswith(b"aiofinetune: --host: ")
+    assert b"; pass an --api-key of your own" in stderr
     assert stderr.count(b"\n") == 1
 
 
