@@ -96,8 +96,9 @@ class Batch:
         progress: Called on the event loop whenever something changes.
         poll_interval: The number of seconds between two looks at the service's list. Where the list is long, they are
             further apart: a second for each 1,000 jobs.
-        outage: The number of seconds for which the service may be away, once it has answered, before the batch stops.
-            A create that did not reach it waits until it answers again.
+        outage: The number of seconds for which the service may be away, once it has answered, before the batch sends no
+            more. A create that did not reach it waits until it answers again. Jobs that are followed by their streams
+            are given up only when these have failed for ``Retry.deadline`` (300 seconds).
         data_check: Whether to check the data of each local file before its upload, once, by the session's `data_rules`
             or by other rules. An entry with wrong data is rejected, and nothing of it is sent.
 

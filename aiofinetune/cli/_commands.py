@@ -225,7 +225,7 @@ def services(dialect: str | None) -> None:
     type=click.FloatRange(0),
     default=300.0,
     show_default=True,
-    help="Seconds for which the service may be away before the batch stops.",
+    help="Seconds for which the service may be away before the batch sends no more.",
 )
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), help="Folder for the results files.")
 @click.option("--summary", type=click.Path(path_type=Path, dir_okay=False), help="JSON Lines file for the outcomes.")
