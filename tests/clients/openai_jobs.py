@@ -23,6 +23,7 @@ from typing import Any
 import openai
 
 from aiofinetune.local import LocalServer
+from tests.clients.calls import Calls
 
 CHATS = "\n".join(
     json.dumps(
@@ -43,29 +44,8 @@ def supervised(**hyperparameters: object) -> dict[str, object]:
     return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
 
 
-class Calls:
-    """Calls a client, sync or async, checks what comes back, and prints each call.
-
-    Args:
-        name: What to print before each call.
-        client: The client with strict models.
-        lenient: The client without.
-    """
-
-    def __init__(self, name: str, client: Any, lenient: Any) -> None:  # Any: two classes of one shape
-        self.client = client
-        self.lenient = lenient
-        self.name = name
-        self.count = 0
-
-    async def __call__(self, what: str, call: Callable[[], Any], check: Callable[[Any], object] = bool) -> Any:
-        """Call, check the result, and return it; a list or a stream is read to its end."""
-        result = await self.run(call)
-        if not check(result):
-            raise SystemExit(f"{self.name}: {what}: unexpected {result!r}")
-        self.count += 1
-        print(f"{self.name}: {what}: ok")
-        return result
+class OpenAICalls(Calls):
+    """The calls of OpenAI's client."""
 
     async def refused(self, what: str, call: Callable[[], Any], param: str, status: int = 400) -> None:
         """Call, and check that the service refuses, naming a parameter."""
@@ -98,7 +78,7 @@ def _listed(result: Any) -> Any:
     return list(result) if isinstance(result, openai.Stream) or hasattr(result, "iter_pages") else result
 
 
-async def check_files(calls: Calls) -> str:
+async def check_files(calls: OpenAICalls) -> str:
     """Upload a file whole and in parts; return the id of one."""
     api = calls.client.files
     file = await calls("files.create", lambda: api.create(file=("chats.jsonl", CHATS), purpose="fine-tune"))
@@ -109,7 +89,7 @@ async def check_files(calls: Calls) -> str:
     return str(file.id)
 
 
-async def check_uploads(calls: Calls) -> None:
+async def check_uploads(calls: OpenAICalls) -> None:
     """Upload files in parts, and cancel an upload."""
     api, content = calls.client.uploads, calls.client.files.content
     about = {"purpose": "fine-tune", "bytes": len(CHATS), "mime_type": "application/jsonl"}
@@ -144,7 +124,7 @@ async def check_uploads(calls: Calls) -> None:
     await calls("files.delete", lambda: calls.client.files.delete(chunked.file.id), lambda gone: gone.deleted)
 
 
-async def check_refusals(calls: Calls, file_id: str) -> None:
+async def check_refusals(calls: OpenAICalls, file_id: str) -> None:
     """Ask for what the trainer cannot do."""
     api = calls.client.fine_tuning.jobs
 
@@ -172,7 +152,7 @@ def is_paused(job: Any) -> bool:
     return job.status == "paused" and bool(type(job).model_validate({**job.to_dict(), "status": "queued"}, strict=True))
 
 
-async def check_jobs(calls: Calls, file_id: str) -> str:
+async def check_jobs(calls: OpenAICalls, file_id: str) -> str:
     """Create jobs, pause, resume and cancel them; return the id of one that succeeded."""
     api, lenient = calls.client.fine_tuning.jobs, calls.lenient.fine_tuning.jobs
     mark = {"client": calls.name, 'an odd "key"': ""}
@@ -230,7 +210,7 @@ async def check_jobs(calls: Calls, file_id: str) -> str:
     return str(job.id)
 
 
-async def check_history(calls: Calls, job_id: str) -> str:
+async def check_history(calls: OpenAICalls, job_id: str) -> str:
     """Read a job's events, checkpoints and results; return the name of its model."""
     api, models = calls.client.fine_tuning.jobs, calls.client.models
     events = await calls(
@@ -259,7 +239,7 @@ async def check_history(calls: Calls, job_id: str) -> str:
     return str(job.fine_tuned_model)
 
 
-async def check_failure(calls: Calls, file_id: str) -> None:
+async def check_failure(calls: OpenAICalls, file_id: str) -> None:
     """Train on a file that is not a training file, and with a rate at which the training diverges."""
     api = calls.client.fine_tuning.jobs
     content = ("bad.jsonl", b'{"messages": []}\n')
@@ -277,7 +257,7 @@ async def check_failure(calls: Calls, file_id: str) -> None:
     )
 
 
-async def check_models(calls: Calls, model: str) -> None:
+async def check_models(calls: OpenAICalls, model: str) -> None:
     """Ask a model in every way, and delete it."""
     client, lenient = calls.client, calls.lenient
     await calls("models.list", client.models.list, lambda found: model in [each.id for each in found])
@@ -315,7 +295,7 @@ async def check_models(calls: Calls, model: str) -> None:
     await calls.refused("models.retrieve, deleted", lambda: client.models.retrieve(model), "model", 404)
 
 
-async def check(calls: Calls) -> None:
+async def check(calls: OpenAICalls) -> None:
     """Make every call."""
     file_id = await check_files(calls)
     await check_uploads(calls)
@@ -332,12 +312,12 @@ async def main() -> None:
     async with LocalServer() as server:
         options: Any = {"api_key": server.api_key, "base_url": server.base_url, "max_retries": 0}
         with openai.OpenAI(_strict_response_validation=True, **options) as strict, openai.OpenAI(**options) as lenient:
-            await check(Calls("sync", strict, lenient))
+            await check(OpenAICalls("sync", strict, lenient))
         async with (
             openai.AsyncOpenAI(_strict_response_validation=True, **options) as strict_async,
             openai.AsyncOpenAI(**options) as lenient_async,
         ):
-            await check(Calls("async", strict_async, lenient_async))
+            await check(OpenAICalls("async", strict_async, lenient_async))
     print(f"openai {openai.__version__}, Python {sys.version.split()[0]}")
 
 

@@ -25,6 +25,7 @@ import together
 from together.lib.resources import files as upload_manager
 
 from aiofinetune.local import LocalServer
+from tests.clients.calls import Calls
 
 ROWS = "".join(
     json.dumps({"prompt": f"{number} ->", "completion": " odd" if number % 2 else " even"}) + "\n"
@@ -33,29 +34,8 @@ ROWS = "".join(
 OVER = ("completed", "error", "cancelled")
 
 
-class Calls:
-    """Calls a client, sync or async, checks what comes back, and prints each call.
-
-    Args:
-        name: What to print before each call.
-        client: The client with strict models.
-        lenient: The client without.
-    """
-
-    def __init__(self, name: str, client: Any, lenient: Any) -> None:  # Any: two classes of one shape
-        self.client = client
-        self.lenient = lenient
-        self.name = name
-        self.count = 0
-
-    async def __call__(self, what: str, call: Callable[[], Any], check: Callable[[Any], object] = bool) -> Any:
-        """Call, check the result, and return it."""
-        result = await self.run(call)
-        if not check(result):
-            raise SystemExit(f"{self.name}: {what}: unexpected {result!r}")
-        self.count += 1
-        print(f"{self.name}: {what}: ok")
-        return result
+class TogetherCalls(Calls):
+    """The calls of Together's client."""
 
     async def refused(self, what: str, call: Callable[[], Any], words: str, status: int = 400) -> None:
         """Call, and check that the service refuses with these words."""
@@ -87,7 +67,7 @@ def _content(result: Any) -> Any:
     return result.read() if hasattr(result, "read") else result
 
 
-async def check_files(calls: Calls, folder: Path) -> str:
+async def check_files(calls: TogetherCalls, folder: Path) -> str:
     """Upload a file, and one of equal content; return the id of it."""
     api, path = calls.client.files, folder / f"{calls.name}.jsonl"
     await asyncio.to_thread(path.write_bytes, ROWS + b'{"prompt": "%b", "completion": " x"}\n' % calls.name.encode())
@@ -119,7 +99,7 @@ async def check_files(calls: Calls, folder: Path) -> str:
     return str(file.id)
 
 
-async def check_jobs(calls: Calls, file_id: str) -> str:
+async def check_jobs(calls: TogetherCalls, file_id: str) -> str:
     """Create jobs, look at them, cancel and delete one; return the id of one that succeeded."""
     api = calls.client.fine_tuning
     await calls("fine_tuning.model_limits", lambda: api.model_limits(model_name="ada"))
@@ -170,7 +150,7 @@ async def check_jobs(calls: Calls, file_id: str) -> str:
     return str(job.id)
 
 
-async def check_history(calls: Calls, job_id: str) -> str:
+async def check_history(calls: TogetherCalls, job_id: str) -> str:
     """Read a job's events, checkpoints and figures; return the name of its model."""
     api = calls.client.fine_tuning
     await calls(
@@ -199,7 +179,7 @@ async def check_history(calls: Calls, job_id: str) -> str:
     return str(job.x_model_output_name)
 
 
-async def check_models(calls: Calls, model: str) -> None:
+async def check_models(calls: TogetherCalls, model: str) -> None:
     """Ask a model for completions."""
     client = calls.client
     await calls(
@@ -215,7 +195,7 @@ async def check_models(calls: Calls, model: str) -> None:
     await calls("models.retrieve_supported", lambda: client.models.retrieve_supported("ada"), lambda found: found.id)
 
 
-async def check_parts(calls: Calls, folder: Path) -> None:
+async def check_parts(calls: TogetherCalls, folder: Path) -> None:
     """Upload a file in parts: the client does so above 5 GB, a size that is lowered here."""
     path = folder / f"{calls.name}-parts.jsonl"
     await asyncio.to_thread(path.write_bytes, ROWS * 2 + calls.name.encode())
@@ -229,7 +209,7 @@ async def check_parts(calls: Calls, folder: Path) -> None:
         upload_manager.MULTIPART_THRESHOLD_GB = before
 
 
-async def check(calls: Calls, folder: Path) -> None:
+async def check(calls: TogetherCalls, folder: Path) -> None:
     """Make every call."""
     file_id = await check_files(calls, folder)
     await check_parts(calls, folder)
@@ -305,12 +285,12 @@ async def main() -> None:
                 together.Together(_strict_response_validation=True, **options) as strict,
                 together.Together(**options) as lenient,
             ):
-                await check(Calls("sync", strict, lenient), folder)
+                await check(TogetherCalls("sync", strict, lenient), folder)
             async with (
                 together.AsyncTogether(_strict_response_validation=True, **options) as strict_async,
                 together.AsyncTogether(**options) as lenient_async,
             ):
-                await check(Calls("async", strict_async, lenient_async), folder)
+                await check(TogetherCalls("async", strict_async, lenient_async), folder)
             await check_command_line(server, folder)
     print(f"together {together.__version__}, Python {sys.version.split()[0]}")
 
