@@ -133,8 +133,8 @@ def storage_url(url: str, location: str, base_url: str, *, may_be_private: bool)
         may_be_private: Whether the service is itself in a private network.
 
     Raises:
-        ProtocolViolation: The bytes must not be sent there. The error names the host at most, because whoever knows the
-            rest of such a URL may use it.
+        ProtocolViolation: The bytes must not be sent there. The error names the host at most, because anyone who has
+            the rest of such a URL can use it.
     """
     try:
         target = urldefrag(quote(urljoin(url, location), safe=_URL_CHARACTERS)).url

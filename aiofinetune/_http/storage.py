@@ -108,7 +108,7 @@ class Storage:
             async with self._transport(url) as transport:
                 return self._caller.without_key(await sent(form, transport.fetch(request, form)))
         except FineTuneError as error:
-            # Whoever knows the signature in the URL may write there too.
+            # Anyone who has the signed URL can write there.
             failure = without_secret(error, urlsplit(url).query)
         # Outside of the except block, so that the error which shows it is not the context of this one.
         raise failure

@@ -27,7 +27,7 @@ class Seen:
     """What a look saw.
 
     Args:
-        is_wanted: Returns whether a job that has ended is to be read, by its id.
+        is_wanted: Takes the id of a job that has ended, and returns whether to read the job.
         claims: The ids of jobs that were made through this base URL.
     """
 
@@ -114,7 +114,7 @@ async def look(
 
     Args:
         caller: Makes the calls.
-        is_wanted: Returns whether a job that has ended is to be read, by its id.
+        is_wanted: Takes the id of a job that has ended, and returns whether to read the job.
         claims: The ids of jobs that were made through this base URL.
         back_to: Returns the service's time of the oldest job that matters, from the first reply; None for all jobs.
             Where lists come in pages, newest first, older pages are not read.

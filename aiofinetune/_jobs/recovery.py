@@ -221,7 +221,7 @@ class Recovery:
         Args:
             since: When the oldest job that matters was sent, in Unix seconds by this machine's clock; None for all.
                 Where lists come in pages, newest first, older pages are not read.
-            is_wanted: Returns whether a job that has ended is to be read, by its id.
+            is_wanted: Takes the id of a job that has ended, and returns whether to read the job.
         """
         moment = None if since is None else Moment.at(since)
         claims = () if self.has_echoed else self.claims

@@ -33,7 +33,7 @@ async def reach(base_url: str, *, retries: int, waits: bool, say: Callable[[str]
         base_url: The service.
         retries: How often to try again; no more than twice.
         waits: Whether to wait for as long as it takes.
-        say: Is told what is waited for, at once and then once a minute.
+        say: Called with a line that says what the command waits for, at once and then once a minute.
 
     Raises:
         ConnectFailed: It takes none, and this is not to wait.

@@ -57,7 +57,7 @@ async def runs_of_batch(path: Path, journal: Path | None, shell: Shell) -> list[
     Args:
         path: The batch's manifest, or its journal.
         journal: The manifest's journal; by default the one beside it that was written last.
-        shell: The surroundings of the command, which is told which journal is read if there are several.
+        shell: The command's shell. If there are several journals, it prints which one is read.
 
     Raises:
         JournalUnusable: The journal is damaged, or is no journal.

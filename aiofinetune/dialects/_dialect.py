@@ -325,7 +325,7 @@ class Dialect:
 def with_key(request: FineTuneRequest, key: str | None) -> FineTuneRequest:
     """Return a request whose suffix holds the start of a key where it says ``{key}``.
 
-    The key is then a parameter like others, by which a job is told from all those that are asked for alike.
+    The key is then a parameter like the others, and tells the job from others with the same parameters.
     """
     if key is None or request.suffix is None or KEY_MARK not in request.suffix:
         return request

@@ -1,8 +1,8 @@
 """Starts attempts on the workers of a Dask cluster (the extra ``dask``).
 
 Dask only starts the command: a model of 256 MB through it would take five times as long as by HTTP, and block the event
-loop for seconds. A scheduler runs whatever it is sent, so off loopback this speaks to it by TLS only, with certificates
-on both sides.
+loop for seconds. A scheduler runs any code it receives, so off loopback this speaks to it by TLS only, with
+certificates on both sides.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def serve(lines: "queue.Queue[bytes]", open_writer: Callable[[Mapping[str, Any]]
     with contextlib.redirect_stdout(sys.stderr):
         try:
             writer = open_writer(json.loads(lines.get()))
-        except Exception as error:  # noqa: BLE001  # Whatever it is, all that is asked for is answered with it.
+        except Exception as error:  # noqa: BLE001  # It is the answer to each waiting request.
             _refuse_all(lines, _unable(error))
             return
         active: dict[int, Iterator[tuple[int, Written] | None]] = {}
