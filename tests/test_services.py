@@ -41,6 +41,17 @@ def test_services() -> None:
     assert "in parts" in text.getvalue()
 
 
+def test_no_word_is_broken_in_a_narrow_terminal() -> None:
+    """Where the dialects have no room beside each other, they stand one below the other."""
+    text = io.StringIO()
+    show(Console(file=text, width=80))
+    lines = text.getvalue()
+    assert max(map(len, lines.splitlines()[:-1])) <= 80
+    for dialect in DIALECTS.values():
+        for word in (*dialect.hosts, *dialect.about.split(), *dialect.lacks):
+            assert word in lines
+
+
 def test_one_service() -> None:
     """A dialect can be listed alone; one that there is not is refused with those that there are."""
     alone = CliRunner().invoke(cli, ["services", "--dialect", "nebius"])

@@ -25,13 +25,13 @@ _BAR: Final = 30
 
 
 def outcome_line(outcome: Outcome) -> str:
-    """Return the line of an entry that ended."""
-    seconds = "" if outcome.seconds is None else f"{outcome.seconds:.1f}"
+    """Return the line of an entry that ended: its label, its status, how long it took, and its model or error."""
+    took = "" if outcome.seconds is None else f" {outcome.seconds:.1f} s"
     model = None if outcome.job is None else outcome.job.fine_tuned_model
     words = str(outcome.error or model)
     if outcome.status == "succeeded" and outcome.error is not None:
         words = f"{model}; its results file was not saved: {outcome.error}"
-    return f"{outcome.label} {outcome.status} {seconds} {one_line(words)}"
+    return f"{outcome.label} {outcome.status}{took} {one_line(words)}"
 
 
 def counts_line(progress: Progress, count: int) -> str:

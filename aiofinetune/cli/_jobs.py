@@ -39,7 +39,12 @@ class _OrWord(click.ParamType):  # type: ignore[type-arg]  # click 8.1 has none
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # Any: as click's
         """Return the value; `FineTuneRequest` checks its range."""
-        return value if value in self._words else self._number.convert(value, param, ctx)
+        if value in self._words:
+            return value
+        try:
+            return self._number.convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"expected {' or '.join((self._number.name, *self._words))}, got {value!r}", param, ctx)
 
 
 class _Pair(click.ParamType):  # type: ignore[type-arg]  # likewise

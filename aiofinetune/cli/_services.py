@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from rich.console import Console
@@ -14,6 +14,8 @@ from aiofinetune.dialects._capabilities import NAMES, capabilities
 from aiofinetune.dialects._choice import named
 
 _MIB: Final = 1 << 20
+_ROOM: Final = 24
+"""Columns of the terminal that one dialect needs."""
 
 
 def show(console: Console, name: str | None = None) -> None:
@@ -26,7 +28,18 @@ def show(console: Console, name: str | None = None) -> None:
     Raises:
         ConfigurationError: There is no such dialect.
     """
-    dialects = DIALECTS.values() if name is None else (named(name),)
+    dialects = list(DIALECTS.values()) if name is None else [named(name)]
+    # Side by side where words have room, else one below the other.
+    for group in [dialects] if console.width >= _ROOM * len(dialects) else [[dialect] for dialect in dialects]:
+        _show_group(console, group)
+    console.print(
+        "The dialect is FineTuneSession(dialect=...), or AIOFINETUNE_DIALECT, or that of a known host, or fine-tunes."
+        " A parameter that a service lacks is refused before anything is sent.",
+        soft_wrap=True,
+    )
+
+
+def _show_group(console: Console, dialects: Sequence[Dialect]) -> None:
     facts = {row: [cell(dialect) for dialect in dialects] for row, cell in _ROWS.items()}
     held = {row: [str(capabilities(dialect)[row]) for dialect in dialects] for row in NAMES}
     for title, rows in (("Services, by dialect", facts), ("What is held of it", held)):
@@ -37,11 +50,6 @@ def show(console: Console, name: str | None = None) -> None:
         for row, cells in rows.items():
             table.add_row(row.replace("`", ""), *map(escape, cells))
         console.print(table)
-    console.print(
-        "The dialect is FineTuneSession(dialect=...), or AIOFINETUNE_DIALECT, or that of a known host, or fine-tunes."
-        " A parameter that a service lacks is refused before anything is sent.",
-        soft_wrap=True,
-    )
 
 
 def _once(dialect: Dialect) -> str:

@@ -108,8 +108,8 @@ async def test_plain_lines_and_a_summary() -> None:
     async with server.listening() as url:
         status, lines, said = await run(sweep(server, 3), "--summary", "summary.jsonl", url=url)
     assert (status, said) == (0, "")
-    assert sorted(re.sub(r" \d+\.\d ", " 0.0 ", line) for line in lines[:-1]) == [
-        f"job-{n} succeeded 0.0 {job['fine_tuned_model']}"
+    assert sorted(re.sub(r" \d+\.\d s ", " 0.0 s ", line) for line in lines[:-1]) == [
+        f"job-{n} succeeded 0.0 s {job['fine_tuned_model']}"
         for n in range(1, 4)
         for job in server.jobs.values()
         if job["hyperparams"]["n_epochs"] == n
@@ -419,7 +419,7 @@ async def test_a_terminal_that_knows_few_letters(monkeypatch: pytest.MonkeyPatch
         stdout, _ = await process.communicate()
     lines = [TIME.sub("", line) for line in stdout.decode("ascii").splitlines()]
     assert process.returncode == 1
-    assert re.sub(r"\d+\.\d", "0.0", lines[0]) == "? rejected  400:  [2Jno ? (type server_error)"
+    assert re.sub(r"\d+\.\d", "0.0", lines[0]) == "? rejected 400:  [2Jno ? (type server_error)"
 
 
 async def test_a_summary_writes_over_no_other_file() -> None:
@@ -650,7 +650,7 @@ async def test_a_live_table() -> None:
             f" {model}", "2 more", "2 of 16 ended", "12 active, followed by streams", " failed: "
         )
         assert re.search(
-            rf"^job-\d+ failed [\d.]+ fine-tune {second} failed: Fine-tune failed$", shown, flags=re.MULTILINE
+            rf"^job-\d+ failed [\d.]+ s fine-tune {second} failed: Fine-tune failed$", shown, flags=re.MULTILINE
         )
         assert re.search(r"^2 of 16 ended: 1 succeeded, 1 failed, 0 cancelled, 0 rejected$", shown, flags=re.MULTILINE)
         assert re.search(r"^12 active, .*; 2 to send; [\d.]+ ended a minute$", shown, flags=re.MULTILINE)
