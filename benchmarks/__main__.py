@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from benchmarks import table
 from benchmarks.environments import (
+    ALL_DIALECTS,
     PEERS,
     Environment,
     EnvironmentRefused,
@@ -47,6 +48,7 @@ class Work:
         server: More options of the stub.
         scaled: Whether slow peers do less of it.
         rounds: The most rounds, for what takes long.
+        dialect: What the service speaks; only the peers that speak it take part.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Work:
     server: tuple[str, ...] = ()
     scaled: bool = True
     rounds: int = 99
+    dialect: str = "fine-tunes"
 
 
 _EVENTS: Final = (100_000, 20_000)
@@ -75,6 +78,14 @@ WORKS: Final = (
     Work("upload 256 MB", "upload", "256 MB", (1, 1), scaled=False),
     Work("download 256 MB", "download", "256 MB", (1, 1), scaled=False),
     Work("batch of 10,000", "batch", "job", (10_000, 1000), rounds=2),
+    *(
+        work
+        for dialect in ALL_DIALECTS[1:]
+        for work in (
+            Work(f"{dialect}: create c=64", "create", "create", (3000, 500), 64, dialect=dialect),
+            Work(f"{dialect}: list 1,000", "list", "list", (20, 3), size=(1000, 1000), dialect=dialect),
+        )
+    ),
 )
 
 _OURS: Final = next(peer for peer in PEERS if peer.name == "aiofinetune")
@@ -133,7 +144,7 @@ class Bench:
             rounds = min(self._rounds, work.rounds)
             for number in range(rounds):
                 _say(f"{work.name}, round {number + 1} of {rounds}")
-                for peer in peers:
+                for peer in (peer for peer in peers if work.dialect in peer.dialects):
                     figures = self._measure(peer, work)
                     self.runs.append(
                         {"work": work.name, "unit": work.unit, "peer": peer.name, "round": number} | figures
@@ -197,10 +208,12 @@ class Bench:
             target.unlink(missing_ok=True)
             os.sync()
         client, core = self._cores
-        with stub(self._server, core, server) as base_url:
+        with stub(self._server, core, server) as reference:
+            base_url = reference.replace("/v1", "/together/v1") if work.dialect == "together" else reference
             command = [
                 *(str(self.environments[peer.name].python), "-m", f"benchmarks.peers.{peer.script}", work.kind),
-                *("--base-url", base_url, "--variant", peer.variant, "--count", str(count), "--size", str(size)),
+                *("--base-url", base_url, "--variant", peer.variant, "--loop", peer.loop, "--dialect", work.dialect),
+                *("--count", str(count), "--size", str(size)),
                 *("--concurrency", str(work.concurrency), "--timeout", str(TIMEOUT)),
                 *("--file", str(self._file if work.kind == "upload" else target)),
                 *(() if client is None else ("--core", str(client))),

@@ -43,6 +43,8 @@ class Peer:
         newest: The newest Python that its releases were made for.
         share: Of the work that the fastest peers get, so that a slow one does not take long; figures are per operation.
         imports: What its users import.
+        loop: On which it runs: ``asyncio`` or ``uvloop``.
+        dialects: In which it works.
     """
 
     name: str
@@ -52,18 +54,38 @@ class Peer:
     variant: str = ""
     newest: tuple[int, int] = _PYTHONS[0]
     share: float = 1.0
+    loop: str = "asyncio"
+    dialects: tuple[str, ...] = ("fine-tunes",)
 
+
+JOBS_DIALECTS: Final = ("jobs", "azure", "nebius")
+"""Those with the jobs of OpenAI's API, in pages."""
+
+ALL_DIALECTS: Final = ("fine-tunes", *JOBS_DIALECTS, "together")
 
 PEERS: Final = (
-    Peer("aiohttp", "bare", ("aiohttp", "orjson"), "aiohttp"),
-    Peer("aiofinetune", "ours", (_OURS, "orjson"), "aiofinetune"),
+    Peer("aiohttp", "bare", ("aiohttp", "orjson"), "aiohttp", dialects=ALL_DIALECTS),
+    Peer("aiofinetune", "ours", (_OURS, "orjson"), "aiofinetune", dialects=ALL_DIALECTS),
+    # What a typed reply costs at least, and what another loop gains.
+    Peer("aiohttp-msgspec", "bare_msgspec", ("aiohttp", "msgspec", "orjson"), "aiohttp, msgspec"),
+    Peer("aiohttp-uvloop", "bare", ("aiohttp", "orjson", "uvloop"), "aiohttp, uvloop", loop="uvloop"),
+    Peer("aiofinetune-uvloop", "ours", (_OURS, "orjson", "uvloop"), "aiofinetune, uvloop", loop="uvloop"),
     Peer("aiofinetune-no-orjson", "ours", (_OURS,), "aiofinetune"),
     Peer("openai-0.28-shared", "openai_0", ("openai==0.28.1",), "openai", "shared", (3, 11), 0.4),
     Peer("openai-0.28", "openai_0", ("openai==0.28.1",), "openai", "default", (3, 11), 0.2),
     # The last release with client.fine_tunes.
     Peer("openai-1.7", "openai_1", ("openai==1.7.1", "httpx<0.28"), "openai", "", (3, 12), 0.1),
-    Peer("openai", "openai_newest", ("openai",), "openai", "httpx", share=0.1),
-    Peer("openai-aiohttp", "openai_newest", ("openai[aiohttp]",), "openai", "aiohttp", share=0.2),
+    Peer("openai", "openai_newest", ("openai",), "openai", "httpx", share=0.1, dialects=("fine-tunes", *JOBS_DIALECTS)),
+    Peer(
+        "openai-aiohttp",
+        "openai_newest",
+        ("openai[aiohttp]",),
+        "openai",
+        "aiohttp",
+        share=0.2,
+        dialects=("fine-tunes", *JOBS_DIALECTS),
+    ),
+    Peer("together", "together_newest", ("together",), "together", share=0.1, dialects=("together",)),
     Peer("httpx", "httpx_sse", ("httpx", "httpx-sse"), "httpx", share=0.2),
 )
 

@@ -1,4 +1,5 @@
 /* A stub of the fine-tunes API that is never the bottleneck: one thread, epoll, replies built before the first request.
+   It creates and lists jobs in the dialects too: /v1/fine_tuning/jobs in pages, /together/v1/fine-tunes whole.
 
    Usage: server [jobs=N] [active=1] [batch=N] [events=N] [chunk=BYTES] [every=MS] [bytes=N]
 
@@ -25,12 +26,16 @@
 #include <unistd.h>
 
 enum route { CREATE, LIST, RETRIEVE, EVENTS, UPLOAD, FILE_INFO, DOWNLOAD, UNKNOWN };
+enum dialect { FINE_TUNES, JOBS, TOGETHER };
 enum part { HEAD, LENGTH, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER };
 
 struct connection {
     int fd;
     enum part part;
     enum route route;
+    enum dialect dialect;
+    long after, limit;    /* of a page of the list: the number of the job before it, and its length */
+    char metadata[2048];  /* of the job to create, as JSON: it is echoed */
     int closes, waits_for_write, reads_list;
     long left;            /* bytes of the request's body, or of its chunk */
     char line[32];        /* a chunk's size, as it comes */
@@ -44,12 +49,13 @@ struct connection {
     long long next_at;    /* when the next event of a paced stream is due; 0 for other connections */
     long events_left;
     int place;            /* among the paced streams */
+    char *page;           /* a page of the list that is being sent */
 };
 
 static long jobs, active, batch, events, chunk, every, bytes;
 static long created;
-static char *list, *stream, *filler;
-static long list_size, stream_size;
+static char *list, *together_list, *stream, *filler;
+static long list_size, together_list_size, stream_size;
 static int list_readers; /* connections to which a list is being sent */
 static const long filler_size = 1 << 20;
 static struct connection **paced;
@@ -90,6 +96,56 @@ static long write_job(char *out, long number, int is_over, int has_events) {
         number, training, result, is_over ? "succeeded" : batch ? "running" : "pending",
         is_over ? "\"ada:ft-benchmark:scripts-2023-11-14-22-13-20\"" : "null",
         has_events ? ",\"events\":[" : "", has_events ? event : "", has_events ? "]" : "");
+}
+
+static long write_dialect_job(char *out, enum dialect dialect, long number, int is_over, const char *metadata) {
+    if (dialect == JOBS)
+        return sprintf(out,
+            "{\"object\":\"fine_tuning.job\",\"id\":\"ftjob-%010ld\",\"model\":\"ada\",\"created_at\":1700000000,"
+            "\"finished_at\":%s,\"fine_tuned_model\":%s,\"organization_id\":\"org-benchmark\",\"result_files\":[%s],"
+            "\"status\":\"%s\",\"validation_file\":null,\"training_file\":\"file-0000000001\",\"hyperparameters\":"
+            "{\"n_epochs\":4,\"batch_size\":8,\"learning_rate_multiplier\":0.1},\"trained_tokens\":%s,\"error\":null,"
+            "\"user_provided_suffix\":null,\"seed\":7,\"estimated_finish\":null,\"integrations\":[],\"metadata\":%s,"
+            "\"method\":{\"type\":\"supervised\",\"supervised\":{\"hyperparameters\":{\"n_epochs\":4,\"batch_size\":8,"
+            "\"learning_rate_multiplier\":0.1}}}}",
+            number, is_over ? "1700003600" : "null", is_over ? "\"ada:ft-benchmark:scripts\"" : "null",
+            is_over ? "\"file-0000000002\"" : "", is_over ? "succeeded" : "validating_files", is_over ? "5768" : "null",
+            metadata);
+    return sprintf(out,
+        "{\"training_type\":{\"type\":\"Full\"},\"training_method\":{\"method\":\"sft\",\"train_on_inputs\":\"auto\"},"
+        "\"n_evals\":0,\"n_checkpoints\":1,\"id\":\"ft-%010ld\",\"status\":\"%s\",\"created_at\":"
+        "\"2023-11-14T22:13:20.000Z\",\"updated_at\":\"2023-11-14T23:13:20.000Z\",\"user_id\":\"user-benchmark\","
+        "\"owner_address\":\"\",\"model\":\"ada\",\"model_output_name\":\"benchmark/ada-scripts\","
+        "\"adapter_output_name\":null,\"training_file\":\"file-0000000001\",\"validation_file\":\"\",\"n_epochs\":4,"
+        "\"batch_size\":8,\"learning_rate\":0.0001,\"suffix\":\"\",\"random_seed\":7,\"token_count\":5768,"
+        "\"total_price\":0,\"epochs_completed\":0,\"progress\":{\"estimate_available\":false,\"seconds_remaining\":0},"
+        "\"events\":[]}",
+        number, is_over ? "completed" : "pending");
+}
+
+static void build_together_list(void) {
+    char *out = together_list = malloc(64 + jobs * 1024);
+    out += sprintf(out, "{\"data\":[");
+    for (long number = 1; number <= jobs; number++) {
+        if (number > 1) *out++ = ',';
+        out += write_dialect_job(out, TOGETHER, number, !active, "");
+    }
+    out += sprintf(out, "]}");
+    together_list_size = out - together_list;
+}
+
+/* One page of the list, the newest job first. Nothing follows it on its connection before it is sent. */
+static char *build_page(struct connection *c, long *size) {
+    char *out = c->page = malloc(128 + c->limit * 2048);
+    long number = c->after ? c->after - 1 : jobs, last = number - c->limit + 1;
+    out += sprintf(out, "{\"object\":\"list\",\"data\":[");
+    for (int comma = 0; number >= 1 && number >= last; number--, comma = 1) {
+        if (comma) *out++ = ',';
+        out += write_dialect_job(out, JOBS, number, !active, "null");
+    }
+    out += sprintf(out, "],\"has_more\":%s}", last > 1 ? "true" : "false");
+    *size = out - c->page;
+    return c->page;
 }
 
 static void build_list(long count, int is_over) {
@@ -137,6 +193,7 @@ static void drop(struct connection *c) {
         paced[c->place]->place = c->place;
     }
     close(c->fd);
+    free(c->page);
     free(c);
 }
 
@@ -164,6 +221,7 @@ static int flush(struct connection *c) {
         }
     }
     c->out_size = c->out_sent = 0;
+    free(c->page), c->page = NULL;
     if (c->reads_list) c->reads_list = 0, list_readers--;
     if (c->waits_for_write) {
         struct epoll_event wish = {EPOLLIN, {.ptr = c}};
@@ -245,15 +303,25 @@ static void end_held(void) {
 }
 
 static int reply(struct connection *c) {
-    char text[2048];
+    char text[4096];
+    const char *body;
+    long size;
     int is_over = !batch || created >= batch, is_last = 0;
     switch (c->route) {
     case CREATE:
-        write_job(text, ++created, 0, 1);
+        if (c->dialect) write_dialect_job(text, c->dialect, ++created, 0, *c->metadata ? c->metadata : "null");
+        else write_job(text, ++created, 0, 1);
         add_body(c, "application/json", text, strlen(text));
         is_last = created == batch;
         break;
     case LIST:
+        if (c->dialect) {
+            if (c->dialect == JOBS) body = build_page(c, &size);
+            else body = together_list, size = together_list_size;
+            add_body(c, "application/json", NULL, size);
+            add_long_body(c, body, size, size);
+            break;
+        }
         if (batch && !is_over) build_list(created, 0);
         add_body(c, "application/json", NULL, list_size);
         add_long_body(c, list, list_size, list_size);
@@ -287,9 +355,17 @@ static int reply(struct connection *c) {
     return is_there;
 }
 
-static enum route route_of(const char *method, char *path, long *number) {
+static enum route route_of(const char *method, char *path, long *number, struct connection *c) {
     int posts = !strcmp(method, "POST");
-    char *query = strchr(path, '?');
+    char *query = strchr(path, '?'), *after, *limit;
+    c->dialect = strstr(path, "/fine_tuning/jobs") ? JOBS : strstr(path, "/together/") ? TOGETHER : FINE_TUNES;
+    if (c->dialect == JOBS) {
+        after = query ? strstr(query, "after=ftjob-") : NULL;
+        limit = query ? strstr(query, "limit=") : NULL;
+        c->after = after ? atol(after + strlen("after=ftjob-")) : 0;
+        c->limit = limit ? atol(limit + strlen("limit=")) : 20;
+        return posts ? CREATE : LIST;
+    }
     if (query) *query = 0;
     char *rest = strstr(path, "/fine-tunes");
     if (rest) {
@@ -304,13 +380,27 @@ static enum route route_of(const char *method, char *path, long *number) {
     return posts ? UPLOAD : FILE_INFO;
 }
 
+/* Keep the metadata of a job to create; it comes in one piece, and holds no object. */
+static void keep_metadata(struct connection *c, const char *data, long size) {
+    static const char name[] = "\"metadata\":";
+    const char *from = memmem(data, size, name, strlen(name)), *to;
+    if (!from) return;
+    from += strlen(name);
+    from += *from == ' ';
+    to = memchr(from, '}', data + size - from);
+    if (to && *from == '{' && to - from < (long)sizeof c->metadata - 1) {
+        memcpy(c->metadata, from, to + 1 - from);
+        c->metadata[to + 1 - from] = 0;
+    }
+}
+
 /* Read a request's head, which is whole; 0 if the connection is gone. */
 static int begin(struct connection *c) {
     char method[16], path[2048];
     long number = 0, length = 0;
     int is_chunked = 0;
     if (sscanf(c->head, "%15s %2047s", method, path) != 2) return drop(c), 0;
-    c->route = route_of(method, path, &number);
+    c->route = route_of(method, path, &number, c);
     for (char *line = strstr(c->head, "\r\n"); line && line[2]; line = strstr(line + 2, "\r\n")) {
         line += 2;
         if (!strncasecmp(line, "content-length:", 15)) length = atol(line + 15);
@@ -321,7 +411,7 @@ static int begin(struct connection *c) {
         line -= 2;
     }
     if (is_chunked) c->part = CHUNK_SIZE, c->line_size = 0;
-    else if (length) c->part = LENGTH, c->left = length;
+    else if (length) c->part = LENGTH, c->left = length, *c->metadata = 0;
     else {
         c->left = number;
         return reply(c);
@@ -346,6 +436,7 @@ static int feed(struct connection *c, const char *data, long size) {
             if (!begin(c)) return 0;
         } else if (c->part == LENGTH || c->part == CHUNK_DATA) {
             long take = size < c->left ? size : c->left;
+            if (c->dialect == JOBS) keep_metadata(c, data, take);
             data += take;
             size -= take;
             if ((c->left -= take)) continue;
@@ -387,6 +478,7 @@ int main(int count, char **options) {
     filler = malloc(filler_size);
     for (long i = 0; i < filler_size; i++) filler[i] = i % 64 == 63 ? '\n' : 'a' + i % 23;
     build_list(jobs, !active);
+    build_together_list();
     build_stream();
 
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1;

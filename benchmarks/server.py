@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 _LENGTH: Final = re.compile(rb"(?im)^content-length: *(\d+)")
 _FILLER: Final = b"abcdefghijklmnopqrstuvw" * 45_000
@@ -65,6 +66,74 @@ def job(number: int, *, is_over: bool, has_events: bool) -> dict[str, Any]:
     return value | ({"events": [json.loads(event(0)[6:])]} if has_events else {})
 
 
+def jobs_job(number: int, *, is_over: bool, metadata: object) -> dict[str, Any]:
+    """A job object of ``/v1/fine_tuning/jobs``."""
+    hyperparameters = {"n_epochs": 4, "batch_size": 8, "learning_rate_multiplier": 0.1}
+    return {
+        "object": "fine_tuning.job",
+        "id": f"ftjob-{number:010}",
+        "model": "ada",
+        "created_at": 1700000000,
+        "finished_at": 1700003600 if is_over else None,
+        "fine_tuned_model": "ada:ft-benchmark:scripts" if is_over else None,
+        "organization_id": "org-benchmark",
+        "result_files": ["file-0000000002"] if is_over else [],
+        "status": "succeeded" if is_over else "validating_files",
+        "validation_file": None,
+        "training_file": "file-0000000001",
+        "hyperparameters": hyperparameters,
+        "trained_tokens": 5768 if is_over else None,
+        "error": None,
+        "user_provided_suffix": None,
+        "seed": 7,
+        "estimated_finish": None,
+        "integrations": [],
+        "metadata": metadata,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+    }
+
+
+def jobs_page(query: bytes) -> dict[str, Any]:
+    """A page of the list of ``/v1/fine_tuning/jobs``, the newest job first."""
+    asked = parse_qs(query.decode())
+    after, limit = asked.get("after"), int(asked.get("limit", ["20"])[0])
+    first = int(after[0].rpartition("-")[2]) - 1 if after else OPTIONS["jobs"]
+    last = max(first - limit + 1, 1)
+    jobs = [jobs_job(number, is_over=not OPTIONS["active"], metadata=None) for number in range(first, last - 1, -1)]
+    return {"object": "list", "data": jobs, "has_more": last > 1}
+
+
+def together_job(number: int, *, is_over: bool) -> dict[str, Any]:
+    """A job object of Together's."""
+    return {
+        "training_type": {"type": "Full"},
+        "training_method": {"method": "sft", "train_on_inputs": "auto"},
+        "n_evals": 0,
+        "n_checkpoints": 1,
+        "id": f"ft-{number:010}",
+        "status": "completed" if is_over else "pending",
+        "created_at": "2023-11-14T22:13:20.000Z",
+        "updated_at": "2023-11-14T23:13:20.000Z",
+        "user_id": "user-benchmark",
+        "owner_address": "",
+        "model": "ada",
+        "model_output_name": "benchmark/ada-scripts",
+        "adapter_output_name": None,
+        "training_file": "file-0000000001",
+        "validation_file": "",
+        "n_epochs": 4,
+        "batch_size": 8,
+        "learning_rate": 0.0001,
+        "suffix": "",
+        "random_seed": 7,
+        "token_count": 5768,
+        "total_price": 0,
+        "epochs_completed": 0,
+        "progress": {"estimate_available": False, "seconds_remaining": 0},
+        "events": [],
+    }
+
+
 class State:
     """What the connections share."""
 
@@ -80,6 +149,7 @@ class Stub(asyncio.Protocol):
     def __init__(self) -> None:
         self._head = b""
         self._request = b""
+        self._body = b""
         self._left = 0
         self._chunked = b""
         self._transport: asyncio.Transport
@@ -109,6 +179,7 @@ class Stub(asyncio.Protocol):
         """Take what came: a head, or more of a body."""
         if self._left:
             self._left -= len(data)
+            self._body += data[: 4096 - len(self._body)]
             if not self._left:
                 self._reply()
         elif self._chunked:
@@ -125,7 +196,7 @@ class Stub(asyncio.Protocol):
                 self._begin(head, rest)
 
     def _begin(self, head: bytes, rest: bytes) -> None:
-        self._request = head
+        self._request, self._body = head, b""
         if b"\r\nexpect: 100" in head.lower():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         length = _LENGTH.search(head)
@@ -140,9 +211,14 @@ class Stub(asyncio.Protocol):
 
     def _reply(self) -> None:
         method, target, _ = self._request.split(b" ", 2)
-        path, posts = target.partition(b"?")[0], method == b"POST"
+        path, _, query = target.partition(b"?")
+        posts = method == b"POST"
         is_over = not OPTIONS["batch"] or State.created >= OPTIONS["batch"]
-        if path.endswith(b"/fine-tunes") and posts:
+        if b"/fine_tuning/jobs" in path:
+            self._reply_with_jobs(query, posts=posts)
+        elif path.startswith(b"/together/"):
+            self._reply_with_together(posts=posts)
+        elif path.endswith(b"/fine-tunes") and posts:
             State.created += 1
             self._send_json(job(State.created, is_over=False, has_events=True))
             if State.created == OPTIONS["batch"]:
@@ -161,6 +237,21 @@ class Stub(asyncio.Protocol):
             self._spawn(self._download())
         else:
             self._send_json(file(1, "fine-tune", "train.jsonl"))
+
+    def _reply_with_jobs(self, query: bytes, *, posts: bool) -> None:
+        if posts:
+            State.created += 1
+            self._send_json(jobs_job(State.created, is_over=False, metadata=json.loads(self._body).get("metadata")))
+        else:
+            self._send_json(jobs_page(query))
+
+    def _reply_with_together(self, *, posts: bool) -> None:
+        if posts:
+            State.created += 1
+            self._send_json(together_job(State.created, is_over=False))
+        else:
+            jobs = [together_job(number + 1, is_over=not OPTIONS["active"]) for number in range(OPTIONS["jobs"])]
+            self._send_json({"data": jobs})
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -111,7 +111,7 @@ _STREAM: Final = "stream, 1 event a chunk"
 _MANY: Final = "1,000 streams"
 
 BARS: Final = (
-    Bar("create, 64 at once, over bare aiohttp", _ratio(_C64), 1.15, 1.05, unit="x"),
+    Bar("create, 64 at once, over bare aiohttp", _ratio(_C64), 1.45, 1.3, unit="x"),
     Bar(
         "create, openai 0.28.1 (shared session) over ours",
         _ratio(_C64, "openai-0.28-shared", _OURS),
@@ -127,12 +127,12 @@ BARS: Final = (
     Bar("stream, an event a chunk, over a bare line loop", _ratio(_STREAM), 0.65, 0.5, unit="x"),
     Bar("stream, openai 0.28.1 over ours", _ratio(_STREAM, "openai-0.28-shared", _OURS), 5, None, False, "x"),
     Bar("stream, newest openai over ours", _ratio(_STREAM, "openai", _OURS), 15, None, False, "x"),
-    Bar("1,000 streams over bare aiohttp", _ratio(_MANY), 1.15, unit="x"),
+    Bar("1,000 streams over bare aiohttp", _ratio(_MANY), 1.15, 1.05, unit="x"),
     Bar("1,000 streams, failed runs", _failures(_MANY), 0),
     Bar("1,000 streams, memory of one", _memory(_MANY, 1000, per_op=True), 20, unit=" KB"),
     Bar("upload of 256 MB over bare aiohttp", _ratio("upload 256 MB"), 1.0, unit="x"),
     Bar("upload of 256 MB, memory over idle", _memory("upload 256 MB", 10**6), 8, unit=" MB"),
-    Bar("download of 256 MB over bare aiohttp", _ratio("download 256 MB"), 1.15, unit="x"),
+    Bar("download of 256 MB over bare aiohttp", _ratio("download 256 MB"), 1.15, 1.0, unit="x"),
     Bar("download of 256 MB, memory over idle", _memory("download 256 MB", 10**6), 4, unit=" MB"),
     Bar("import, over aiohttp's", _import_over, 15, unit=" ms"),
     Bar("import, over the newest openai's", _ratio("import", _OURS, "openai"), 0.45, unit="x"),
@@ -171,33 +171,48 @@ def _heading(report: Report) -> str:
 
 
 def summary(report: Report) -> str:
-    """The README's table: what each client takes of the CPU for one operation, next to bare aiohttp."""
+    """The README's tables: what each client takes of the CPU for one operation, next to bare aiohttp."""
     machine = report["machine"]
-    columns = {
+    works = list(dict.fromkeys((run["work"], run["unit"]) for run in report["runs"]))
+    reference = {
         _OURS: "aiofinetune",
+        "aiofinetune-uvloop": "on uvloop",
+        "aiohttp-msgspec": "aiohttp, msgspec",
+        "aiohttp-uvloop": "aiohttp, uvloop",
         "openai-0.28-shared": "openai 0.28.1",
         "openai-1.7": "openai 1.7.1",
         "openai": _newest(report, "openai"),
         "openai-aiohttp": f"{_newest(report, 'openai')}, aiohttp",
         "httpx": "httpx, httpx-sse",
     }
-    rows = []
-    for work, unit in dict.fromkeys((run["work"], run["unit"]) for run in report["runs"]):
-        bare = _median(run["cpu"] / run["ops"] for run in _by_round(report, work, _BARE).values())
-        ratios = (_median(_ratios(report, work, peer)) for peer in columns)
-        rows.append(
-            [
-                f"{work} (one {unit})",
-                _seconds(bare),
-                *("failed" if ratio is None else f"{ratio:.2g}" for ratio in ratios),
-            ]
-        )
-    head = ["CPU", "bare aiohttp", *columns.values()]
+    others = {
+        _OURS: "aiofinetune",
+        "openai": _newest(report, "openai"),
+        "openai-aiohttp": f"{_newest(report, 'openai')}, aiohttp",
+        "together": _newest(report, "together"),
+    }
     return (
-        f"{_markdown(head, rows)}\n\n{machine['cpu']}, {machine['cores']} cores; medians of {_rounds(report)} rounds."
+        f"{_summary_of(report, [work for work in works if ':' not in work[0]], reference)}\n\n"
+        f"{_summary_of(report, [work for work in works if ':' in work[0]], others)}\n\n"
+        f"{machine['cpu']}, {machine['cores']} cores; medians of {_rounds(report)} rounds."
         " Bare is aiohttp with orjson and dicts. For the batch, all but aiofinetune only create and list: no journal,"
         " no limits, no job followed."
     )
+
+
+def _summary_of(report: Report, works: list[tuple[str, str]], columns: dict[str, str]) -> str:
+    rows = []
+    for work, unit in works:
+        bare = _median(run["cpu"] / run["ops"] for run in _by_round(report, work, _BARE).values())
+        rows.append([f"{work} (one {unit})", _seconds(bare), *(_summary_cell(report, work, peer) for peer in columns)])
+    return _markdown(["CPU", "bare aiohttp", *columns.values()], rows)
+
+
+def _summary_cell(report: Report, work: str, peer: str) -> str:
+    if not any((run["work"], run["peer"]) == (work, peer) for run in report["runs"]):
+        return ""
+    ratio = _median(_ratios(report, work, peer))
+    return "failed" if ratio is None else f"{ratio:.2g}"
 
 
 def _newest(report: Report, name: str) -> str:
@@ -282,12 +297,18 @@ def _growth(report: Report) -> str:
     return _markdown(["Cost (CPU) as work grows", "", "", "", "exponent"], rows) if rows else ""
 
 
+_TELLERS: Final = (
+    *("aiofinetune", "openai", "together", "aiohttp", "httpx", "httpx2", "httpx-sse"),
+    *("orjson", "msgspec", "pydantic", "uvloop"),
+)
+"""The distributions whose versions say what an environment is."""
+
+
 def _environments(report: Report) -> str:
     rows = []
     for peer, environment in report["environments"].items():
         found = environment["distributions"]
-        tellers = ("aiofinetune", "openai", "aiohttp", "httpx", "httpx2", "httpx-sse", "orjson", "pydantic")
-        versions = ", ".join(f"{name} {found[name]}" for name in tellers if name in found)
+        versions = ", ".join(f"{name} {found[name]}" for name in _TELLERS if name in found)
         size = f"{environment['bytes'] / 1e6:.1f} MB"
         rows.append([peer, environment["python"], size, str(len(found)), versions])
     rows += [[peer, "refused", "", "", why.replace("|", "/")] for peer, why in report["refusals"].items()]

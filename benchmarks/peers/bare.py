@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import aiohttp
 import orjson
 
 from benchmarks.peers import harness
+
+_PATHS: Final = {"fine-tunes": "/fine-tunes", "together": "/fine-tunes"}
+"""Where the jobs of a dialect are; those of all others are in OpenAI's place, and come in pages."""
 
 
 class Bare(harness.Client):
@@ -30,17 +34,36 @@ class Bare(harness.Client):
     ) -> None:
         await self._http.close()
 
+    @property
+    def _jobs(self) -> str:
+        return f"{self.base_url}{_PATHS.get(self.dialect, '/fine_tuning/jobs')}"
+
     async def create(self) -> str:
         body = orjson.dumps({"training_file": harness.TRAINING_FILE, "model": "ada"})
         headers = {"Content-Type": "application/json"}
-        async with self._http.post(f"{self.base_url}/fine-tunes", data=body, headers=headers) as reply:
+        async with self._http.post(self._jobs, data=body, headers=headers) as reply:
             job: dict[str, str] = orjson.loads(await reply.read())
             return job["id"]
 
     async def list(self) -> int:
-        async with self._http.get(f"{self.base_url}/fine-tunes") as reply:
-            jobs: list[dict[str, Any]] = orjson.loads(await reply.read())["data"]
-        return len(jobs) if jobs[-1]["training_files"][0]["id"] else 0
+        jobs: Sequence[dict[str, Any]]
+        jobs = (await self._page(self._jobs))["data"] if self.dialect in _PATHS else await self._pages()
+        return len(jobs) if jobs[-1].get("training_file") or jobs[-1]["training_files"][0]["id"] else 0
+
+    async def _pages(self) -> Sequence[dict[str, Any]]:
+        # How long a page may be is not known of Nebius: this client leaves it to the service, and so does this program.
+        limit = "" if self.dialect == "nebius" else "limit=100"
+        page = await self._page(f"{self._jobs}?{limit}")
+        jobs: list[dict[str, Any]] = page["data"]
+        while page["has_more"]:
+            page = await self._page(f"{self._jobs}?{limit}&after={jobs[-1]['id']}")
+            jobs += page["data"]
+        return jobs
+
+    async def _page(self, url: str) -> dict[str, Any]:
+        async with self._http.get(url) as reply:
+            page: dict[str, Any] = orjson.loads(await reply.read())
+            return page
 
     async def stream(self) -> int:
         events = 0

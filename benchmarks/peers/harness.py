@@ -34,11 +34,13 @@ class Client(abc.ABC):
     Args:
         base_url: Of the stub, with its ``/v1``.
         variant: Which of the peer's ways to use.
+        dialect: What the service speaks.
     """
 
-    def __init__(self, base_url: str, variant: str) -> None:
+    def __init__(self, base_url: str, variant: str, dialect: str) -> None:
         self.base_url = base_url
         self.variant = variant
+        self.dialect = dialect
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,16 +89,18 @@ async def repeated(call: Callable[[], Awaitable[object]], count: int, concurrenc
             group.create_task(work())
 
 
-def main(make: Callable[[str, str], Client]) -> None:
+def main(make: Callable[[str, str, str], Client]) -> None:
     """Do the work that the command line names, and print its figures.
 
     Args:
-        make: Makes the client, of a base URL and a variant.
+        make: Makes the client, of a base URL, a variant and a dialect.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=("create", "list", "stream", "upload", "download", "batch"))
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--variant", default="")
+    parser.add_argument("--dialect", default="fine-tunes")
+    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio")
     parser.add_argument("--count", type=int, required=True, help="calls; for a batch, jobs")
     parser.add_argument("--size", type=int, default=0, help="what each call should give: jobs or events")
     parser.add_argument("--concurrency", type=int, default=1)
@@ -109,7 +113,8 @@ def main(make: Callable[[str, str], Client]) -> None:
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
-        figures = asyncio.run(asyncio.wait_for(_measured(make, options), options.timeout))
+        with asyncio.Runner(loop_factory=_loop_factory(options.loop)) as runner:
+            figures = runner.run(asyncio.wait_for(_measured(make, options), options.timeout))
     except Exception as failure:  # noqa: BLE001  # whatever a peer fails with is its result
         error: BaseException = failure
         while isinstance(error, BaseExceptionGroup):
@@ -122,8 +127,17 @@ def main(make: Callable[[str, str], Client]) -> None:
     os._exit(0)
 
 
-async def _measured(make: Callable[[str, str], Client], options: argparse.Namespace) -> dict[str, Any]:
-    async with make(options.base_url, options.variant) as client:
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if name == "asyncio":
+        return None
+    import uvloop  # noqa: PLC0415  # in the environments of its peers alone
+
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _measured(make: Callable[[str, str, str], Client], options: argparse.Namespace) -> dict[str, Any]:
+    async with make(options.base_url, options.variant, options.dialect) as client:
         if options.work != "batch":
             await client.create()
         work = _work(client, options)

@@ -1,7 +1,8 @@
 """The newest openai, on httpx or (variant ``aiohttp``) on aiohttp.
 
-It no longer knows the fine-tunes API; its client is used as it offers for such: ``client.post(path, cast_to=…)``, with
-the classes that its last release with ``client.fine_tunes`` had.
+It no longer knows the fine-tunes API; there its client is used as it offers for such: ``client.post(path,
+cast_to=…)``, with the classes that its last release with ``client.fine_tunes`` had. In the jobs dialects it is used as
+it comes.
 """
 
 # ruff: noqa: D102  # the harness says what each coroutine does
@@ -83,7 +84,10 @@ class OpenAI(harness.Client):
         options: dict[str, Any] = {"api_key": harness.KEY, "base_url": self.base_url}
         if self.variant == "aiohttp":
             options["http_client"] = openai.DefaultAioHttpClient()
-        self._client = openai.AsyncOpenAI(**options)
+        if self.dialect == "azure":
+            self._client = openai.AsyncAzureOpenAI(api_version="preview", **options)
+        else:
+            self._client = openai.AsyncOpenAI(**options)
         return self
 
     async def __aexit__(
@@ -92,10 +96,17 @@ class OpenAI(harness.Client):
         await self._client.close()
 
     async def create(self) -> str:
+        if self.dialect != "fine-tunes":
+            jobs = self._client.fine_tuning.jobs
+            return str((await jobs.create(training_file=harness.TRAINING_FILE, model="ada")).id)
         body = {"training_file": harness.TRAINING_FILE, "model": "ada"}
         return str((await self._client.post("/fine-tunes", cast_to=FineTune, body=body)).id)
 
     async def list(self) -> int:
+        if self.dialect != "fine-tunes":
+            limit = openai.omit if self.dialect == "nebius" else 100
+            found = [job async for job in self._client.fine_tuning.jobs.list(limit=limit)]
+            return len(found) if found[-1].training_file else 0
         jobs = (await self._client.get("/fine-tunes", cast_to=Listing)).data
         return len(jobs) if jobs[-1].training_files[0].id else 0
 

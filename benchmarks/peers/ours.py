@@ -18,7 +18,7 @@ class Ours(harness.Client):
     """One `FineTuneSession`."""
 
     async def __aenter__(self) -> Self:
-        self._session = FineTuneSession(harness.KEY, base_url=self.base_url)
+        self._session = FineTuneSession(harness.KEY, base_url=self.base_url, dialect=self.dialect)
         return self
 
     async def __aexit__(
