@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -27,6 +27,10 @@ Note = Callable[[Any], object]
 
 _AT_ONCE: Final = 32
 """The number of actions that are performed without letting other tasks run: about a millisecond."""
+
+
+class _Over(Exception):
+    """The batch is over, so its tasks are cancelled at once: nothing may be told to a core that is done."""
 
 
 class Runner:
@@ -56,12 +60,11 @@ class Runner:
         self._at_once = at_once
         self._waiting: deque[act.Action] = deque()
         """The actions that need no task and are not performed yet."""
-        self._is_performing = False
         self._tasks: asyncio.TaskGroup | None = None
         """The tasks of what is under way; None before the run and after it, when nothing is begun."""
-        self._running: set[asyncio.Task[None]] = set()
-        self._alarm: asyncio.Task[None] | None = None
-        self._over = asyncio.Event()
+        self._news = asyncio.Event()
+        """Set when something happened, and the core is to decide what follows."""
+        self._alarm: asyncio.TimerHandle | None = None
         self._watched: dict[AttemptId, _observe.Job] = {}
         """The attempts that are under way, if there is an observer."""
         self.finish: act.Finish | None = None
@@ -73,52 +76,67 @@ class Runner:
             async with asyncio.TaskGroup() as self._tasks:
                 # It may have been stopped before it was entered.
                 if self.finish is None:
-                    # Started first: the first progress callback may stop the batch, which cancels these tasks.
                     for other in others:
-                        self._start(self._tasks, other())
+                        self._tasks.create_task(other())
                     self.tell(on.Started())
-                await self._over.wait()
+                    await self._decide()
+        except* _Over:
+            pass
         except* Exception as failures:  # noqa: BLE001  # raised to the caller that iterates
             self.finish = act.Finish(_first(failures), None, None)
         finally:
             self._tasks = None
+            if self._alarm is not None:
+                self._alarm.cancel()
             for attempt in list(self._watched):
                 self._end_watch(attempt, "left", None)
 
     def tell(self, event: on.Event) -> None:
-        """Tell the core what happened, and begin what it then asks for."""
+        """Tell the core what happened, and begin what it asks for because of it; what follows is decided later."""
+        self._begin(self._core.handle(event, self._now()))
+        if self._tasks is not None and self.finish is None:
+            self._news.set()
+        else:
+            self._begin(self._core.go_on(self._now()))
+            self._changed()
+
+    def _now(self) -> float:
         # Before it begins and after it ends, no decision depends on the time, and there may be no event loop.
-        now = 0.0 if self._tasks is None else asyncio.get_running_loop().time()
-        for action in self._core.handle(event, now):
+        return 0.0 if self._tasks is None else asyncio.get_running_loop().time()
+
+    def _begin(self, actions: Iterable[act.Action]) -> None:
+        for action in actions:
             if (note := self._notes.get(type(action))) is not None:
                 note(action)
                 if isinstance(action, act.ReportOutcome):
                     self._end_watch(action.attempt, action.status, action.error)
             elif self._tasks is not None and self._at_once(action):
                 self._waiting.append(action)
+                self._news.set()
             elif self._tasks is not None:
-                self._start(self._tasks, self._perform(action))
-        # Not where this is called by one of them, which would go ever deeper.
-        if self._waiting and not self._is_performing:
-            self._perform_some()
-        self._changed()
+                self._tasks.create_task(self._perform(action))
 
-    def _perform_some(self) -> None:
-        """Perform actions that need no task; if there are many, let other tasks run before the others."""
-        self._is_performing = True
-        try:
-            for _ in range(_AT_ONCE):
-                if self._waiting:
-                    _run_to_end(self._perform(self._waiting.popleft()))
-        finally:
-            self._is_performing = False
-        if self._waiting and self._tasks is not None:
-            self._start(self._tasks, self._perform_rest())
+    async def _decide(self) -> None:
+        """Have the core decide what follows, once after all that happened in one turn of the event loop."""
+        while True:
+            self._go_on()
+            self._changed()
+            if self.finish is not None:
+                raise _Over
+            if self._waiting:
+                # There are many. Let other tasks run before the others.
+                await asyncio.sleep(0)
+            await self._news.wait()
+            self._news.clear()
 
-    async def _perform_rest(self) -> None:
-        await asyncio.sleep(0)
-        if self._waiting:
-            self._perform_some()
+    def _go_on(self) -> None:
+        """Perform actions that need no task, and decide what follows from all of them."""
+        for _ in range(_AT_ONCE):
+            if not self._waiting:
+                self._begin(self._core.go_on(self._now()))
+                if not self._waiting:
+                    return
+            _run_to_end(self._perform(self._waiting.popleft()))
 
     def fail(self, error: Exception) -> None:
         """End the batch by an error that belongs to no attempt."""
@@ -153,31 +171,15 @@ class Runner:
         if (job := self._watched.pop(attempt, None)) is not None:
             job.end(status, error)
 
-    def _start(self, tasks: asyncio.TaskGroup, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = tasks.create_task(call)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
-
     def _wake_at(self, action: act.WakeAt) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
         if self._tasks is not None:
-            self._alarm = self._start(self._tasks, self._wake(action.at))
-
-    async def _wake(self, at: float) -> None:
-        await asyncio.sleep(at - asyncio.get_running_loop().time())
-        self._alarm = None
-        self.tell(on.TimersDue())
+            self._alarm = asyncio.get_running_loop().call_at(action.at, self.tell, on.TimersDue())
 
     def _finish(self, action: act.Finish) -> None:
         # A failure of this runner comes before.
         self.finish = self.finish or action
-        self._waiting.clear()
-        self._over.set()
-        # At once: nothing may be told to a core that is done.
-        for task in self._running:
-            task.cancel()
 
 
 def _run_to_end(call: Coroutine[Any, Any, None]) -> None:  # Any: as `async def` has it

@@ -97,11 +97,22 @@ class Model:
         self.send(on.Started())
 
     def send(self, event: on.Event) -> None:
-        """Send an event to the core, and note what it asks for."""
+        """Send an event to the core, and note what it asks for. More may come before it decides what follows."""
         try:
             actions = self.core.handle(event, self.now)
         except Exception as failure:
             raise Broken("no event is unexpected", f"{event}: {failure!r}") from failure
+        for action in actions:
+            self.note(action)
+        if self.finish is not None or not self.faults or self.chance.choice((True, True, False)):
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Let the core decide what follows."""
+        try:
+            actions = self.core.go_on(self.now)
+        except Exception as failure:
+            raise Broken("no event is unexpected", repr(failure)) from failure
         for action in actions:
             self.note(action)
         counts = self.core.counts()
@@ -273,6 +284,7 @@ class Model:
             self._after_finish()
             return
         happenings: list[Callable[[], None]] = [self._answer] * 12 + [self._take] * 3 + [self._pass_time] * 2
+        happenings.append(self.go_on)
         if self.faults:
             happenings += (
                 [self._end_some_job] * 2 + [self._other_job] + [self._disturb] * (self.chance.choice(range(8)) == 0)
@@ -293,6 +305,9 @@ class Model:
             self.send(on.OutcomeTaken(self.outcomes.popleft().attempt))
 
     def _pass_time(self) -> None:
+        self.go_on()
+        if self.finish is not None:
+            return
         if self.wakes_at is not None:
             self.now = max(self.now, self.wakes_at) + (400 if self._fails() else 0)
             self.wakes_at = None
@@ -352,6 +367,8 @@ class Model:
     def run_to_the_end(self) -> None:
         """Let the service answer everything, until the batch is done."""
         self.faults = False
+        if self.finish is None:
+            self.go_on()
         begin = self.now
         for _ in range(400 + 60 * len(self.requests)):
             if self.finish is not None:

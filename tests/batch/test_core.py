@@ -144,9 +144,14 @@ def test_an_event_without_a_row_is_a_bug(state: AttemptState) -> None:
 # Single cases
 
 
+def handled(core: BatchCore, event: on.Event, now: float) -> list[act.Action]:
+    """Return what follows from an event that comes alone."""
+    return core.handle(event, now) + core.go_on(now)
+
+
 def started(given: Settings) -> BatchCore:
     core = BatchCore(given)
-    core.handle(on.Started(), 0.0)
+    handled(core, on.Started(), 0.0)
     return core
 
 
@@ -154,37 +159,37 @@ def test_events_that_cannot_be() -> None:
     """An event of an attempt that is not there, one of the core's own, and one after the end are raised."""
     core = started(Settings())
     with pytest.raises(UnexpectedEvent, match="not under way"):
-        core.handle(on.IntentOnDisk(act.AttemptId("one"), 1.0), 0.0)
+        handled(core, on.IntentOnDisk(act.AttemptId("one"), 1.0), 0.0)
     with pytest.raises(UnexpectedEvent, match="the core's own"):
-        core.handle(on.SendingStopped(), 0.0)
+        handled(core, on.SendingStopped(), 0.0)
     with pytest.raises(UnexpectedEvent, match="not asked for"):
-        core.handle(on.ListRead(frozenset(), {}), 0.0)
-    assert core.handle(on.StopAsked(), 0.0) == [act.Finish(None, "it was asked to stop", None)]
+        handled(core, on.ListRead(frozenset(), {}), 0.0)
+    assert handled(core, on.StopAsked(), 0.0) == [act.Finish(None, "it was asked to stop", None)]
     with pytest.raises(UnexpectedEvent, match="is done"):
-        core.handle(on.TimersDue(), 0.0)
+        handled(core, on.TimersDue(), 0.0)
 
 
 def test_an_attempt_that_may_have_made_a_job_is_not_sent() -> None:
     """An entry whose intent is on the disk, and that nothing was found out about, is a bug, and no create."""
     core = started(Settings())
-    core.handle(on.EarlierRunsRead(), 0.0)
+    handled(core, on.EarlierRunsRead(), 0.0)
     record = on.AttemptRecord(act.AttemptId("one"), REQUEST, REQUEST, 1.0)
     with pytest.raises(UnexpectedEvent, match="was not searched for"):
-        core.handle(on.EntriesRead((on.KnownEntry("one", REQUEST, record),)), 0.0)
+        handled(core, on.EntriesRead((on.KnownEntry("one", REQUEST, record),)), 0.0)
 
 
 def test_an_attempt_that_takes_the_place_of_another_holds_up_nothing() -> None:
     """It waits for a place, while what has one goes on, though its entry came before."""
     one, two = act.AttemptId("one"), act.AttemptId("two")
     core = started(Settings(concurrency=1, retries_uncertain=frozenset({"one"})))
-    core.handle(on.EarlierRunsRead(), 0.0)
+    handled(core, on.EarlierRunsRead(), 0.0)
     record = on.AttemptRecord(one, REQUEST, REQUEST, 1.0, job_id="ft-1")
-    core.handle(on.EntriesRead((on.KnownEntry("one", REQUEST, record), on.KnownEntry("two", REQUEST))), 0.0)
-    core.handle(on.JobVanished(one, NotFound(404, "gone")), 0.0)
-    assert core.handle(on.FilesUploaded(two, REQUEST), 0.0) == [act.WriteIntent(two, REQUEST, REQUEST)]
-    core.handle(on.IntentOnDisk(two, 1.0), 0.0)
-    core.handle(on.JobCreated(two, "ft-2"), 0.0)
-    assert act.UploadFiles(one.next, REQUEST) in core.handle(on.JobIdOnDisk(two), 0.0)
+    handled(core, on.EntriesRead((on.KnownEntry("one", REQUEST, record), on.KnownEntry("two", REQUEST))), 0.0)
+    handled(core, on.JobVanished(one, NotFound(404, "gone")), 0.0)
+    assert handled(core, on.FilesUploaded(two, REQUEST), 0.0) == [act.WriteIntent(two, REQUEST, REQUEST)]
+    handled(core, on.IntentOnDisk(two, 1.0), 0.0)
+    handled(core, on.JobCreated(two, "ft-2"), 0.0)
+    assert act.UploadFiles(one.next, REQUEST) in handled(core, on.JobIdOnDisk(two), 0.0)
 
 
 def attempts_in_memory() -> int:
@@ -195,7 +200,7 @@ def attempts_in_memory() -> int:
 def test_what_is_over_is_forgotten() -> None:
     """However many entries there are, no more attempts are in memory than are under way."""
     core = started(Settings())
-    actions = core.handle(on.EarlierRunsRead(), 0.0)
+    actions = handled(core, on.EarlierRunsRead(), 0.0)
     most, before = 0, attempts_in_memory()
     for number in range(500):
         assert [type(action) for action in actions] == [act.ReadEntries]
@@ -211,7 +216,7 @@ def test_what_is_over_is_forgotten() -> None:
             on.EndOnDisk(name, 2.0),
             on.OutcomeTaken(name),
         ):
-            actions = [it for it in core.handle(event, 0.0) if isinstance(it, act.ReadEntries)] or actions
+            actions = [it for it in handled(core, event, 0.0) if isinstance(it, act.ReadEntries)] or actions
         if number % 100 == 0:
             most = max(most, attempts_in_memory() - before)
     assert most < 20

@@ -1,6 +1,7 @@
 """The pure core of a batch: it decides everything, and touches no clock, socket, file, task or journal.
 
-`BatchCore.handle` takes what happened and returns what to do. Read `states` first: its tables say what may follow what.
+`BatchCore.handle` takes what happened, and `BatchCore.go_on` returns what to do next. Read `states` first: its tables
+say what may follow what.
 """
 
 from aiofinetune.batch._core.actions import AttemptId

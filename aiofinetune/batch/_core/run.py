@@ -63,6 +63,11 @@ class Run:
         """Ask for an action about an attempt, which awaits the answer."""
         self.actions.append(self.attempts.begin_action(attempt, action))
 
+    def take_actions(self) -> list[act.Action]:
+        """Return the actions that were asked for since the last call."""
+        actions, self.actions = self.actions, []
+        return actions
+
     def change(self, event: on.Event) -> None:
         """Change the state of the batch as the table says."""
         state = BATCH_TABLE.get((self.state, type(event)))
