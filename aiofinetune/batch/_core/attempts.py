@@ -32,8 +32,6 @@ class Attempt:
     state: AttemptState = AttemptState.READY
     awaits: type[act.AttemptAction] | None = None
     """The action that is under way for it."""
-    is_begun: bool = False
-    """Whether it has one of the places of those that are being sent, which it keeps until it is ACTIVE or ended."""
     is_replayed: bool = False
     """Whether an earlier run knew its outcome."""
     sent: FineTuneRequest | None = None
@@ -58,11 +56,6 @@ class Attempt:
     """Whether its create did not reach the service once, and is sent again."""
     status: OutcomeStatus | None = None
     """How it ended, once that was reported."""
-
-    @property
-    def is_unsaved(self) -> bool:
-        """Whether it made a model, and its results file was not saved."""
-        return self.status == "succeeded" and self.error is not None
 
 
 def attempt_of(record: on.AttemptRecord) -> Attempt:
@@ -90,7 +83,7 @@ def attempt_of(record: on.AttemptRecord) -> Attempt:
 
 
 class Attempts:
-    """The attempts that are under way, by label, by state and by what they await.
+    """The attempts that are under way, by label, and how many there are in each state and for each action.
 
     It owns these rules: a label has one attempt under way at most, an attempt has one action under way at most, an
     event changes a state as the table says, and an outcome is reported once.
@@ -98,15 +91,20 @@ class Attempts:
 
     def __init__(self) -> None:
         self._by_label: dict[str, Attempt] = {}
-        self._by_state: dict[AttemptState, dict[str, Attempt]] = {state: {} for state in AttemptState}
-        self._idle: dict[AttemptState, dict[str, Attempt]] = {state: {} for state in AttemptState}
-        """Those for which nothing is under way."""
+        self._in_state = dict.fromkeys(AttemptState, 0)
+        self._awaiting: Counter[type[act.AttemptAction]] = Counter()
         self._unplaced: dict[str, Attempt] = {}
-        """Those that are READY and have no place among those that are being sent."""
-        self._by_action: dict[type[act.AttemptAction], dict[str, Attempt]] = {}
-        self._replayed: dict[str, Attempt] = {}
-        self._forgotten: Counter[OutcomeStatus] = Counter()
-        self._forgotten_replays = self._forgotten_unsaved = 0
+        self._ready: dict[str, Attempt] = {}
+        self.replaying = 0
+        """The number of attempts that ended in an earlier run and whose results are being fetched."""
+        self.waiting = 0
+        """The number of attempts whose outcomes were reported and not taken."""
+        self.ended: Counter[OutcomeStatus] = Counter()
+        """The number of attempts whose outcomes were reported, by how they ended."""
+        self.replayed = 0
+        """The number of those whose outcomes an earlier run knew."""
+        self.unsaved = 0
+        """The number of those that made a model, and whose results files were not saved."""
 
     def __contains__(self, label: str) -> bool:
         return label in self._by_label
@@ -119,124 +117,103 @@ class Attempts:
         label = attempt.id.label
         if label in self._by_label:
             raise UnexpectedEvent(f"{attempt.id} begins while {self._by_label[label].id} is under way")
-        self._by_label[label] = self._by_state[attempt.state][label] = self._idle[attempt.state][label] = attempt
-        if attempt.is_replayed:
-            self._replayed[label] = attempt
-        if attempt.state is AttemptState.READY and not attempt.is_begun:
+        self._by_label[label] = attempt
+        self._in_state[attempt.state] += 1
+        if attempt.state is AttemptState.READY:
             self._unplaced[label] = attempt
+        self.replaying += attempt.is_replayed and attempt.state is AttemptState.SETTLING
 
     @property
     def unplaced(self) -> Collection[Attempt]:
-        """The attempts that are READY and have no place among those that are being sent."""
+        """The attempts that have no place among those that are being sent."""
         return self._unplaced.values()
+
+    @property
+    def ready(self) -> Collection[Attempt]:
+        """The attempts that are READY, have a place, and for which nothing is under way."""
+        return self._ready.values()
 
     def place(self, attempt: Attempt) -> None:
         """Give an attempt a place among those that are being sent, which it keeps until it is ACTIVE or ended."""
-        attempt.is_begun = True
-        del self._unplaced[attempt.id.label]
+        label = attempt.id.label
+        self._ready[label] = self._unplaced.pop(label)
 
     def get(self, name: AttemptId) -> Attempt | None:
         """Return an attempt; None if it is not under way."""
         attempt = self._by_label.get(name.label)
-        return attempt if attempt is not None and attempt.id == name else None
+        return attempt if attempt is not None and (attempt.id is name or attempt.id == name) else None
 
     def in_state(self, *states: AttemptState) -> Iterator[Attempt]:
-        """Yield the attempts in the given states. None may change its state meanwhile."""
-        for state in states:
-            yield from self._by_state[state].values()
+        """Yield the attempts in the given states, of all that are under way. None may begin or end meanwhile."""
+        return (attempt for attempt in self._by_label.values() if attempt.state in states)
 
     def count(self, *states: AttemptState) -> int:
         """Return the number of attempts in the given states."""
         count = 0
         for state in states:
-            count += len(self._by_state[state])
+            count += self._in_state[state]
         return count
 
-    def idle(self, state: AttemptState) -> Collection[Attempt]:
-        """Return the attempts in a state for which nothing is under way."""
-        return self._idle[state].values()
-
-    @property
-    def replaying(self) -> int:
-        """The number of attempts that ended in an earlier run and whose results are being fetched."""
-        replayed = self._replayed
-        return sum(attempt.state is AttemptState.SETTLING for attempt in replayed.values()) if replayed else 0
-
-    def awaiting(self, action: type[act.AttemptAction]) -> Collection[Attempt]:
-        """Return the attempts for which an action is under way."""
-        return self._by_action.get(action, {}).values()
+    def awaiting(self, *actions: type[act.AttemptAction]) -> int:
+        """Return the number of attempts for which one of the given actions is under way."""
+        count = 0
+        for action in actions:
+            count += self._awaiting[action]
+        return count
 
     def begin_action(self, attempt: Attempt, action: act.AttemptAction) -> act.AttemptAction:
         """Note that an action is under way for an attempt, and return it."""
         if attempt.awaits is not None:
             raise UnexpectedEvent(f"{attempt.id}: {action} while {attempt.awaits.__name__} is under way")
-        self._await(attempt, type(action))
+        attempt.awaits = type(action)
+        self._awaiting[attempt.awaits] += 1
+        if attempt.state is AttemptState.READY:
+            self._ready.pop(attempt.id.label, None)
         return action
 
     def apply(self, attempt: Attempt, event: on.AttemptEvent) -> None:
         """Change an attempt's state as the table says; what it awaited is answered."""
-        state = ATTEMPT_TABLE.get((attempt.state, type(event)))
+        before = attempt.state
+        state = ATTEMPT_TABLE.get((before, type(event)))
         if state is None or attempt.awaits not in ANSWERS[type(event)]:
             awaited = "nothing" if attempt.awaits is None else attempt.awaits.__name__
-            raise UnexpectedEvent(f"{attempt.id} is {attempt.state.value} and awaits {awaited}: {event}")
-        self._await(attempt, None)
-        if state is not attempt.state:
-            label = attempt.id.label
-            for place in (self._by_state, self._idle):
-                del place[attempt.state][label]
-                place[state][label] = attempt
+            raise UnexpectedEvent(f"{attempt.id} is {before.value} and awaits {awaited}: {event}")
+        if attempt.awaits is not None:
+            self._awaiting[attempt.awaits] -= 1
+            attempt.awaits = None
+        if state is not before:
             attempt.state = state
+            self._in_state[before] -= 1
+            self._in_state[state] += 1
+            self.replaying -= attempt.is_replayed and before is AttemptState.SETTLING
+        if state is AttemptState.READY:
+            self._ready[attempt.id.label] = attempt
+        elif before is AttemptState.READY:
+            self._ready.pop(attempt.id.label, None)
 
     def give_up_actions(self) -> None:
         """Note that nothing that is under way will be answered."""
         for attempt in self._by_label.values():
-            self._await(attempt, None)
+            attempt.awaits = None
+        self._awaiting.clear()
 
     def note_outcome(self, attempt: Attempt, status: OutcomeStatus) -> None:
         """Note that an outcome is reported."""
         if attempt.status is not None or attempt.state not in {AttemptState.ENDED, AttemptState.UNKNOWN}:
             raise UnexpectedEvent(f"{attempt.id} is {attempt.state.value}, and {attempt.status}: ended as {status}")
         attempt.status = status
+        self.waiting += 1
+        self.ended[status] += 1
+        self.replayed += attempt.is_replayed
+        self.unsaved += status == "succeeded" and attempt.error is not None
 
     def forget(self, attempt: Attempt) -> None:
         """Forget an attempt, but for how it ended."""
-        del self._by_label[attempt.id.label]
-        del self._by_state[attempt.state][attempt.id.label]
-        self._idle[attempt.state].pop(attempt.id.label, None)
-        self._replayed.pop(attempt.id.label, None)
-        self._unplaced.pop(attempt.id.label, None)
-        if attempt.status is not None:
-            self._forgotten[attempt.status] += 1
-            self._forgotten_replays += attempt.is_replayed
-            self._forgotten_unsaved += attempt.is_unsaved
-
-    def outcomes(self) -> Counter[OutcomeStatus]:
-        """Return the number of attempts that ended, by how they did."""
-        ended = self._forgotten.copy()
-        for attempt in self.in_state(AttemptState.ENDED, AttemptState.UNKNOWN):
-            if attempt.status is not None:
-                ended[attempt.status] += 1
-        return ended
-
-    def replays(self) -> int:
-        """Return the number of attempts that ended and whose outcomes an earlier run knew."""
-        told = sum(attempt.status is not None for attempt in self._replayed.values())
-        return self._forgotten_replays + told
-
-    def unsaved(self) -> int:
-        """Return the number of attempts that made a model, and whose results files were not saved."""
-        return self._forgotten_unsaved + sum(attempt.is_unsaved for attempt in self.in_state(AttemptState.ENDED))
-
-    def _await(self, attempt: Attempt, action: type[act.AttemptAction] | None) -> None:
         label = attempt.id.label
-        if attempt.awaits is not None:
-            del self._by_action[attempt.awaits][label]
-        if action is None:
-            self._idle[attempt.state][label] = attempt
-        else:
-            self._idle[attempt.state].pop(label, None)
-            self._by_action.setdefault(action, {})[label] = attempt
-        attempt.awaits = action
+        del self._by_label[label]
+        self._in_state[attempt.state] -= 1
+        self._ready.pop(label, None)
+        self.waiting -= attempt.status is not None
 
 
 class Owners:
@@ -260,7 +237,8 @@ class Owners:
 
     def take(self, job_id: str, attempt: AttemptId) -> bool:
         """Give a job to an attempt; return False if it belongs to another."""
-        if self.owner(job_id) not in {None, attempt}:
+        owner = self.owner(job_id)
+        if owner is not None and owner != attempt:
             return False
         self._under_way[job_id] = attempt
         return True

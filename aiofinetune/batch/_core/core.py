@@ -16,13 +16,15 @@ from aiofinetune.batch._core.earlier import EarlierCreates
 from aiofinetune.batch._core.looks import Looks
 from aiofinetune.batch._core.run import Run, Settings
 from aiofinetune.batch._core.sending import Sender, taken
-from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedEvent
+from aiofinetune.batch._core.states import SENDING, AttemptState, BatchState, UnexpectedEvent
 from aiofinetune.batch._core.watching import Watcher
 from aiofinetune.batch._outcomes import ActiveJob, OutcomeStatus, Wait
 from aiofinetune.errors import EntryChanged, FineTuneError, JournalUnusable
 from aiofinetune.models import Status
 
 _ASKED_TO: Final = "it was asked to stop"
+_AT_ANY_TIME: Final = frozenset({on.OutcomeTaken, on.LeaveAsked})
+"""The events that may come after the batch is done."""
 
 
 @attrs.frozen
@@ -81,13 +83,16 @@ class BatchCore:
     def counts(self) -> Counts:
         """Count how far the batch is, from the states of its attempts."""
         attempts = self._run.attempts
-        ended = attempts.outcomes()
-        told = attempts.in_state(AttemptState.ENDED, AttemptState.UNKNOWN)
-        waiting = sum(attempt.status is not None for attempt in told)
-        sending = attempts.count(AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
-        seen = len(attempts) - waiting + ended.total()
-        active, others = self._run.active, len(self._looks.others)
-        return Counts(seen, sending, active, others, waiting, ended, attempts.replays(), attempts.unsaved())
+        return Counts(
+            seen=len(attempts) - attempts.waiting + attempts.ended.total(),
+            sending=attempts.count(*SENDING),
+            active=self._run.active,
+            others=len(self._looks.others),
+            waiting=attempts.waiting,
+            ended=attempts.ended.copy(),
+            replayed=attempts.replayed,
+            unsaved=attempts.unsaved,
+        )
 
     @property
     def why(self) -> str | None:
@@ -127,11 +132,12 @@ class BatchCore:
         Raises:
             UnexpectedEvent: The event cannot follow, which is a bug of the shell or of the core.
         """
-        if self._run.state is BatchState.DONE and not isinstance(event, on.OutcomeTaken | on.LeaveAsked):
+        kind = type(event)
+        if self._run.state is BatchState.DONE and kind not in _AT_ANY_TIME:
             raise UnexpectedEvent(f"the batch is done: {event}")
         if isinstance(event, on.AttemptEvent):
             self._handle_attempt(event, now)
-        elif (handler := self._handlers.get(type(event))) is not None:
+        elif (handler := self._handlers.get(kind)) is not None:
             handler(event, now)
         else:
             raise UnexpectedEvent(f"{event} is the core's own")

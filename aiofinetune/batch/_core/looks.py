@@ -97,7 +97,7 @@ class Looks:
     def unstreamed(self) -> int:
         """The number of active jobs that are not followed by their events."""
         attempts = self._run.attempts
-        return attempts.count(AttemptState.ACTIVE) - len(attempts.awaiting(act.FollowStream))
+        return attempts.count(AttemptState.ACTIVE) - attempts.awaiting(act.FollowStream)
 
     def start(self, now: float) -> None:
         """Look at once if there is a limit: nothing is sent before it is known how many jobs of others are active."""

@@ -11,12 +11,17 @@ from aiofinetune.batch._core.attempts import Attempt
 from aiofinetune.batch._core.limiter import CreateLimiter
 from aiofinetune.batch._core.looks import Looks
 from aiofinetune.batch._core.run import Run
-from aiofinetune.batch._core.states import AttemptState, UnexpectedEvent
+from aiofinetune.batch._core.states import SENDING, AttemptState, UnexpectedEvent
 from aiofinetune.batch._outcomes import Wait
 from aiofinetune.errors import FineTuneError
 from aiofinetune.models import CreateUncertain
 
 _ORDER: Final = attrgetter("order")
+_SENT_BY: Final = (
+    *(act.UploadFiles, act.WriteIntent, act.SendCreate, act.WithdrawIntent),
+    *(act.WriteAccepted, act.WriteJobId, act.ResumeCreate),
+)
+"""The actions that take an attempt from READY to ACTIVE."""
 _MAX_UNREACHED: Final = 3
 """The number of consecutive creates that could not be sent, despite retries, after which the batch stops."""
 _MAX_NAMELESS: Final = 3
@@ -61,19 +66,16 @@ class Sender:
         The call of a create may still look at the job that its reply named, whose id is on the disk. If the service
         does not know it, the id is not the job's, and the journal must hold that.
         """
-        sending = (AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
-        is_awaited = any(self._attempts.count(state) > len(self._attempts.idle(state)) for state in sending)
-        return is_awaited or bool(self._attempts.awaiting(act.ResumeCreate))
+        return self._attempts.awaiting(*_SENT_BY) > 0
 
     @property
     def _in_hand(self) -> int:
-        sending = self._attempts.count(AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
-        return sending - len(self._attempts.unplaced)
+        return self._attempts.count(*SENDING) - len(self._attempts.unplaced)
 
     @property
     def _under_way(self) -> int:
         """The number of attempts of which an intent is on the disk, or about to be, and no job."""
-        noted = len(self._attempts.awaiting(act.WriteIntent)) + len(self._attempts.awaiting(act.WithdrawIntent))
+        noted = self._attempts.awaiting(act.WriteIntent, act.WithdrawIntent)
         return noted + self._attempts.count(AttemptState.SENDING, AttemptState.ACCEPTED)
 
     def _has_room(self, mine: int) -> bool:
@@ -96,13 +98,8 @@ class Sender:
             return
         if self._attempts.unplaced and self.has_place:
             self._place()
-        if self._has_placed:
+        if self._attempts.ready:
             self._send_placed(now)
-
-    @property
-    def _has_placed(self) -> bool:
-        """Whether nothing is under way for an attempt that has a place and is READY."""
-        return len(self._attempts.idle(AttemptState.READY)) > len(self._attempts.unplaced)
 
     def _place(self) -> None:
         """Begin the attempts for which there is a place, in the order of the input."""
@@ -115,9 +112,8 @@ class Sender:
     def _send_placed(self, now: float) -> None:
         """Send the creates that may be sent, in the order of the input."""
         can_create = self._can_create
-        for attempt in self._idle():
-            # One that replaces an earlier attempt may wait for a place before those that are begun.
-            if attempt.is_begun and (can_create or attempt.sent is None):
+        for attempt in sorted(self._attempts.ready, key=_ORDER):
+            if can_create or attempt.sent is None:
                 if now < self._limiter.opens_at:
                     break
                 self._send_next(attempt, now)
@@ -140,12 +136,8 @@ class Sender:
     def wakes_at(self, now: float) -> float | None:
         """Return when the rate limiter lets the next create through; None if that is not what is waited for."""
         opens_at = self._limiter.opens_at
-        is_held = opens_at > now and self._run.is_running and not self._looks.is_away and self._has_placed
+        is_held = opens_at > now and self._run.is_running and not self._looks.is_away and self._attempts.ready
         return opens_at if is_held else None
-
-    def _idle(self) -> list[Attempt]:
-        """Return the READY attempts for which nothing is under way, in the order of the input."""
-        return sorted(self._attempts.idle(AttemptState.READY), key=_ORDER)
 
     def uploaded(self, attempt: Attempt, event: on.FilesUploaded) -> None:
         """Keep the request with the ids of its files."""

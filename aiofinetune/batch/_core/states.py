@@ -44,6 +44,10 @@ class AttemptState(Enum):
     __hash__ = object.__hash__
 
 
+SENDING: Final = (AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
+"""The states of an attempt that is being sent, or waits to be."""
+
+
 class BatchState(Enum):
     """The state of a batch."""
 

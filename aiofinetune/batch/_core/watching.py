@@ -30,7 +30,7 @@ class Watcher:
         if attempt.job_id is None:
             raise ValueError(f"{attempt.id} has no job to follow")
         self._looks.note_mine(attempt.job_id)
-        if len(self._attempts.awaiting(act.FollowStream)) < self._run.settings.max_streams:
+        if self._attempts.awaiting(act.FollowStream) < self._run.settings.max_streams:
             self._run.ask(attempt, act.FollowStream(attempt.id, attempt.job_id))
 
     def stream_failed(self, attempt: Attempt, event: on.StreamFailed) -> None:
