@@ -195,21 +195,27 @@ async def test_a_late_attempt_changes_nothing(data: Path) -> None:
 
 
 async def test_a_restart_keeps_the_files_of_attempts_that_go_on(data: Path) -> None:
-    """What a worker has uploaded stays over a restart; what is left of attempts that are over is removed."""
+    """What a worker has uploaded stays over a restart; what is left of attempts that are over is removed.
+
+    An attempt that no worker has begun does not go on, because its worker may never have heard of it.
+    """
     async with Store(data).opened() as store:
-        await created(store, "ada", "ada")
-        attempts = [await store.attempts.take_next() for _ in range(2)]
-        running, over = attempts
+        *_, waiting = await created(store, "ada", "ada", "ada")
+        running, over, unknown = [await store.attempts.take_next() for _ in range(3)]
         assert running is not None
         assert over is not None
-        for attempt in (running, over):
+        assert unknown is not None
+        for attempt in (running, over, unknown):
             await store.attempts.add_remote(attempt, b"")
             attempt.model_path.with_name(f"{attempt.model_path.name}.partial").touch()
+        for attempt in (running, over):
+            await store.attempts.note_runner(attempt, "0" * 32, "a machine")
         await store.attempts.put_back(over, "why")
     async with Store(data, keeps_remote=True).opened() as store:
         assert [attempt.id for attempt in await store.attempts.resumable({})] == [running.id]
         assert [path.name for path in (data / "models").iterdir()] == [f"{running.model_path.name}.partial"]
         assert not (data / "unknown").exists()
+        assert (await store.jobs.get(waiting)).status == "pending"
     # A server that trains on its own machine trains the job again.
     async with Store(data).opened() as store:
         assert await store.attempts.resumable({}) == []

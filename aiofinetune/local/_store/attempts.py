@@ -287,11 +287,12 @@ class AttemptStore:
 
         Args:
             reason: The reason.
-            keeps_remote: Whether attempts on other machines go on.
+            keeps_remote: Whether attempts on other machines go on. Those that no process there has begun do not: it is
+                not known whether their command was ever started.
         """
         rows = self.database.execute(
-            "SELECT id FROM jobs WHERE status = ?"
-            " AND NOT (? AND EXISTS (SELECT * FROM remote_attempts WHERE id = jobs.attempt)) ORDER BY number DESC",
+            "SELECT id FROM jobs WHERE status = ? AND NOT (? AND EXISTS"
+            " (SELECT * FROM remote_attempts WHERE id = jobs.attempt AND runner IS NOT NULL)) ORDER BY number DESC",
             (Status.RUNNING, keeps_remote),
         )
         # Only jobs that were paused meanwhile may be older, so the others keep their places.

@@ -37,6 +37,10 @@ from aiofinetune.local._trainers.trainer import input_paths, output_paths
 _SILENCE: Final = 90.0
 """Seconds without a request after which an attempt is lost. A network that is cut for a minute does no harm."""
 
+_RETURN: Final = 30.0
+"""Seconds after the start of the server within which a process must call that ran an attempt before. One that is alive
+calls every few seconds."""
+
 _ABSENCE: Final = 10.0
 """Seconds after which an attempt is lost whose process has closed its connections: that is what a killed one does."""
 
@@ -179,14 +183,18 @@ class Live:
                 await self._changed.wait()
         while self._lost is None:
             self._changed.clear()
-            patience = _ABSENCE if self._is_gone and not self.requests else _SILENCE
-            left = self._heard_at + patience - time.monotonic()
+            left = self._heard_at + self._patience() - time.monotonic()
             if left <= 0:
                 self.lose("its worker was lost" if self.contacted.is_set() else "its worker did not come back")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(left, 0)):
                     await self._changed.wait()
         raise self._lost
+
+    def _patience(self) -> float:
+        if not self.contacted.is_set():
+            return _RETURN
+        return _ABSENCE if self._is_gone and not self.requests else _SILENCE
 
     async def close(self) -> None:
         """Take nothing more of the attempt, and wait until nothing more is written."""
