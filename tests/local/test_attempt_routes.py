@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from yarl import URL
 
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local import LocalServer
+from aiofinetune.local._engines import model as engine
 from aiofinetune.local._routes import attempts as routes
 from aiofinetune.local._trainers import remote
 from aiofinetune.local._trainers.claims import Claims
@@ -25,6 +27,15 @@ from tests.local.plainclient import KEY, Client, connected
 
 WORKER = "a-token-for-workers"
 RUNNER, OTHER = "0" * 32, "1" * 32
+RESULTS = b"step,elapsed_tokens,elapsed_examples,training_loss,training_sequence_accuracy\n"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A model of ada, as a trainer writes it."""
+    path = tmp_path_factory.mktemp("model") / "model.npz"
+    engine.save(engine.load_base("ada"), path)
+    return path.read_bytes()
 
 
 @attrs.define
@@ -52,12 +63,13 @@ class Worker:
         given = await self.call("POST", json={})
         return attrs.evolve(self, token=given["token"], id=given["id"])
 
-    async def upload(self, content: bytes, *, start: int = 0, status: int = 200) -> dict[str, str]:
-        """Upload each output; return their digests by name."""
-        outputs = (await self.call("GET"))["outputs"]
-        for name in outputs:
-            await self.call("PUT", f"/outputs/{name}", params={"start": str(start)}, data=content, status=status)
-        return dict.fromkeys(outputs, hashlib.sha256(content).hexdigest())
+    async def upload(self, model: bytes, results: bytes = RESULTS, *, start: int = 0) -> dict[str, str]:
+        """Upload the two outputs from a byte on; return the digests of the whole ones by name."""
+        digests = {}
+        for name, content in zip((await self.call("GET"))["outputs"], (model, results), strict=True):
+            await self.call("PUT", f"/outputs/{name}", params={"start": str(start)}, data=io.BytesIO(content[start:]))
+            digests[name] = hashlib.sha256(content).hexdigest()
+        return digests
 
 
 @asynccontextmanager
@@ -76,7 +88,7 @@ LINES = b'{"type": "started"}\n{"type": "epoch", "epoch": 1, "n_epochs": 1}\n{"t
 END = {"lines": 3, "is_well": True, "how": "with exit status 0"}
 
 
-async def test_a_worker_by_hand(data: Path, examples: bytes) -> None:
+async def test_a_worker_by_hand(data: Path, examples: bytes, model: bytes) -> None:
     """The calls of a worker, one by one, end in a job with a model; each can be repeated."""
     async with serving(data) as (client, hand):
         job = await client.create(examples, n_epochs=1)
@@ -91,7 +103,7 @@ async def test_a_worker_by_hand(data: Path, examples: bytes) -> None:
         for start in (0, 0, 1):
             lines = b"\n".join(LINES.split(b"\n")[start:])
             assert await worker.call("POST", "/lines", params={"start": str(start)}, data=lines) == {"next": 3}
-        digests = await worker.upload(b"weights")
+        digests = await worker.upload(model)
         await worker.call("POST", "/end", json={**END, "outputs": digests}, status=204)
         await worker.call("POST", "/end", json={**END, "outputs": digests}, status=410)
         job = await client.finish(job["id"])
@@ -100,24 +112,23 @@ async def test_a_worker_by_hand(data: Path, examples: bytes) -> None:
         assert messages.count("Training on far away") == messages.count("Completed epoch 1/1") == 1
 
 
-async def test_an_upload_goes_on_where_it_broke(data: Path, examples: bytes) -> None:
+async def test_an_upload_goes_on_where_it_broke(data: Path, examples: bytes, model: bytes) -> None:
     """A worker asks what has arrived and sends the rest; a gap is refused, and nothing is stored twice."""
     async with serving(data) as (client, hand):
         job = await client.create(examples, n_epochs=1)
         worker = await hand.claim()
-        model, _ = (await worker.call("GET"))["outputs"]
-        assert await worker.call("GET", f"/outputs/{model}") == {"bytes": 0}
-        await worker.call("PUT", f"/outputs/{model}", params={"start": "3"}, data=b"x", status=409)
-        await worker.upload(b"weig")
-        assert await worker.call("GET", f"/outputs/{model}") == {"bytes": 4}
-        digests = await worker.upload(b"ghts", start=3)
+        name, _ = (await worker.call("GET"))["outputs"]
+        assert await worker.call("GET", f"/outputs/{name}") == {"bytes": 0}
+        await worker.call("PUT", f"/outputs/{name}", params={"start": "3"}, data=b"x", status=409)
+        await worker.upload(model[:4], RESULTS[:4])
+        assert await worker.call("GET", f"/outputs/{name}") == {"bytes": 4}
+        end = {**END, "outputs": await worker.upload(model, start=3)}
         await worker.call("POST", "/lines", data=LINES)
-        end = {**END, "outputs": dict.fromkeys(digests, hashlib.sha256(b"weights").hexdigest())}
         # In the meantime the server has fewer lines than the trainer wrote.
         await worker.call("POST", "/end", json={**end, "lines": 4}, status=409)
         await worker.call("POST", "/end", json=end, status=204)
         await client.finish(job["id"])
-        assert [path.read_bytes() for path in (data / "models").iterdir()] == [b"weights"]
+        assert [path.read_bytes() for path in (data / "models").iterdir()] == [model]
 
 
 async def test_keys_and_tokens_open_only_their_own(data: Path, examples: bytes) -> None:
@@ -293,13 +304,13 @@ async def test_tokens_do_not_travel_in_the_clear(data: Path) -> None:
     ],
     ids=["too many epochs", "no epoch", "another number", "unknown", "long", "half a character", "large", "no JSON"],
 )
-async def test_a_worker_that_says_anything(data: Path, examples: bytes, lines: bytes) -> None:
+async def test_a_worker_that_says_anything(data: Path, examples: bytes, model: bytes, lines: bytes) -> None:
     """Whatever a worker sends for lines fails its job in few words, and no other job."""
     async with serving(data) as (client, hand):
         job = await client.create(examples, n_epochs=2)
         worker = await hand.claim()
         await worker.call("GET")
-        digests = await worker.upload(b"weights")
+        digests = await worker.upload(model)
         await worker.call("POST", "/lines", data=lines)
         end = {**END, "lines": lines.count(b"\n") + 1, "outputs": digests}
         headers = {"Authorization": f"Bearer {worker.token}", "Aiofinetune-Runner": RUNNER}
@@ -312,20 +323,50 @@ async def test_a_worker_that_says_anything(data: Path, examples: bytes, lines: b
         assert (await hand.claim()).id != worker.id
 
 
-async def test_a_model_that_is_none_harms_nobody(data: Path, examples: bytes) -> None:
-    """A worker that uploads other bytes than a model has made a model that cannot be used; the server goes on."""
+@pytest.mark.parametrize("is_model", [False, True])
+async def test_an_upload_that_is_no_model_fails_its_job(
+    data: Path, examples: bytes, model: bytes, *, is_model: bool
+) -> None:
+    """Other bytes than those of a model, or of results, make no model, whatever their digest; the job says why."""
     async with serving(data) as (client, hand):
         job = await client.create(examples, n_epochs=1)
         worker = await hand.claim()
         await worker.call("GET")
-        digests = await worker.upload(b"weights")
+        digests = await (worker.upload(model, b"weights") if is_model else worker.upload(b"weights"))
         await worker.call("POST", "/lines", data=LINES)
-        await worker.call("POST", "/end", json={**END, "outputs": digests}, status=204)
-        model = (await client.finish(job["id"]))["fine_tuned_model"]
-        error = await client.call("POST", "/completions", json={"model": model, "prompt": "1"}, status=500)
-        assert "log" in error["message"]
-        asked = {"model": "ada", "prompt": "1", "max_tokens": 1}
-        assert (await client.call("POST", "/completions", json=asked))["choices"]
+        answer = await worker.call("POST", "/end", json={**END, "outputs": digests}, status=400)
+        why = "is no results file" if is_model else "is no model of ada: "
+        assert f"what was uploaded {why}" in answer["error"]["message"]
+        job = await client.finish(job["id"])
+        told = job["events"][-2]["message"]
+        assert told.startswith(f"The trainer ended well, but what its worker uploaded {why}")
+        assert (job["status"], job["fine_tuned_model"]) == ("failed", None)
+        assert [len(list((data / part).iterdir())) for part in ("models", "files", "runs")] == [0, 1, 0]
+
+
+async def test_what_was_checked_does_not_change(data: Path, examples: bytes, model: bytes) -> None:
+    """Once its outputs are checked, an attempt cannot exchange them, not even before its job is over."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples, n_epochs=1)
+        worker = await hand.claim()
+        name, _ = (await worker.call("GET"))["outputs"]
+        digests = await worker.upload(model)
+        await worker.call("POST", "/lines", data=LINES)
+        live = hand.trainers.live[worker.id]
+        async with live.writing:
+            end = asyncio.create_task(worker.call("POST", "/end", json={**END, "outputs": digests}, status=204))
+            while not live.requests:
+                await asyncio.sleep(0)
+            headers = {"Authorization": f"Bearer {worker.token}", "Aiofinetune-Runner": RUNNER}
+            late = asyncio.create_task(
+                worker.http.put(f"{worker.url}/{worker.id}/outputs/{name}", data=b"other", headers=headers)
+            )
+            while live.requests < 2:
+                await asyncio.sleep(0)
+        assert (await late).status in (409, 410)
+        await end
+        assert (await client.finish(job["id"]))["status"] == "succeeded"
+        assert [path.read_bytes() for path in (data / "models").iterdir()] == [model]
 
 
 async def test_a_file_that_is_missing_fails_its_job(data: Path, examples: bytes) -> None:

@@ -32,6 +32,7 @@ from aiofinetune.local._store import Store
 from aiofinetune.local._store.refused import Refused
 from aiofinetune.local._trainers import Ended
 from aiofinetune.local._trainers.claims import Claims
+from aiofinetune.local._trainers.outputs import NotUsable, check_output
 from aiofinetune.local._trainers.remote import Live, RemoteTrainers, digest, inputs_by_name, outputs_by_name
 from aiofinetune.local._trainers.trainer import trainer_input
 
@@ -233,8 +234,8 @@ class AttemptRoutes:
             size = start
             while piece := await _next_piece(request):
                 async with live.writing:
-                    if live.closed.is_set() or live.uploads[path.name] != upload:
-                        raise Refused(409, "another upload of this file has begun")
+                    if live.closed.is_set() or live.has_outputs or live.uploads[path.name] != upload:
+                        raise Refused(409, "another upload of this file has begun, or all have ended")
                     if size + len(piece) > MAX_OUTPUT_BYTES:
                         raise _too_large()
                     await self._store.in_thread(functools.partial(_append, path, piece, size))
@@ -249,23 +250,30 @@ class AttemptRoutes:
         with live.request(), member(self._endless):
             if ended.lines != live.lines_read:
                 raise Refused(409, f"{live.lines_read} lines have arrived")
-            await self._check_outputs(live, ended)
+            if ended.is_well:
+                await self._take_outputs(live, ended.outputs or {})
             await live.end(Ended(ended.is_well, ended.how[:_MAX_WORDS]))
             await self._jobs.feed(live.attempt.job.id).wait_until_over(live.attempt)
         return web.Response(status=204)
 
-    async def _check_outputs(self, live: Live, ended: EndRequest) -> None:
-        paths, outputs = outputs_by_name(live.attempt), ended.outputs or {}
-        if not ended.is_well:
-            return
-        if outputs.keys() != paths.keys():
+    async def _take_outputs(self, live: Live, digests: Mapping[str, str]) -> None:
+        """Check that all outputs have arrived as they were sent, and are what they should be."""
+        paths = outputs_by_name(live.attempt)
+        if digests.keys() != paths.keys():
             raise RequestInvalid("outputs", f"expected {', '.join(sorted(paths))}")
-        for name, expected in outputs.items():
+        try:
             async with live.writing:
                 if live.closed.is_set():
                     raise _over()
-                if not await self._store.in_thread(functools.partial(_complete, paths[name], expected)):
-                    raise Refused(422, f"{name}: is not what was uploaded; upload it again", param="outputs")
+                for name, path in () if live.has_outputs else paths.items():
+                    if not await self._store.in_thread(functools.partial(_complete, path, digests[name])):
+                        raise Refused(422, f"{name}: is not what was uploaded; upload it again", param="outputs")
+                    await self._store.in_thread(functools.partial(check_output, path, live.attempt))
+                live.has_outputs = True
+        except NotUsable as error:
+            # Another worker would make the same of the same data, so the job fails.
+            await live.end(Ended(is_well=False, how=f"well, but what its worker uploaded {error}"))
+            raise Refused(400, f"what was uploaded {error}", param="outputs") from error
 
 
 def _description(live: Live) -> dict[str, object]:

@@ -8,11 +8,12 @@ on.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
-from aiofinetune.local._store.attempts import Attempt
+if TYPE_CHECKING:
+    from aiofinetune.local._store.attempts import Attempt
 
 
 @attrs.frozen

@@ -26,7 +26,7 @@ _LOOK_INTERVAL: Final = 2.0
 """Seconds between requests for the scheduler's workers."""
 
 _TASK_INTERVAL: Final = 0.5
-"""Seconds between looks at the state of a task, which the client keeps up to date."""
+"""Seconds between looks at the states of a task and of the connection, which the client keeps up to date."""
 
 _CONNECT_TIMEOUT: Final = 10.0
 
@@ -63,7 +63,8 @@ class DaskEngine:
 
     def slots(self, running: int) -> int:  # noqa: ARG002  # Those that run are on the same threads.
         """Return the number of attempts at once; see `aiofinetune.local._trainers.remote.Engine`."""
-        return self._threads
+        # While the connection is lost, Dask's client takes tasks, and cancels them when it gives up.
+        return self._threads if self._is_connected() else 0
 
     def resources(self, used: Mapping[str, int]) -> Mapping[str, int]:  # noqa: ARG002  # as above
         """Return the amount of each resource; see `aiofinetune.local._trainers.remote.Engine`."""
@@ -88,7 +89,7 @@ class DaskEngine:
                 self._client = None
                 self._note_workers({}, on_change)
                 _log.warning("no connection to Dask's scheduler at %s: %s", self._address, str(error) or repr(error))
-            await asyncio.sleep(_LOOK_INTERVAL)
+            await asyncio.sleep(_TASK_INTERVAL)
 
     async def _connect(self, on_change: Callable[[], None]) -> None:
         async with self._dask.Client(
@@ -105,7 +106,13 @@ class DaskEngine:
                 async with asyncio.timeout(_CONNECT_TIMEOUT):
                     found = await client.scheduler.identity(n_workers=-1)
                 self._note_workers(found["workers"], on_change)
-                await asyncio.sleep(_LOOK_INTERVAL)
+                for _ in range(round(_LOOK_INTERVAL / _TASK_INTERVAL)):
+                    await asyncio.sleep(_TASK_INTERVAL)
+                    if not self._is_connected():
+                        raise ConnectionError("the connection was lost")
+
+    def _is_connected(self) -> bool:
+        return self._client is not None and self._client.status == "running"
 
     def _note_workers(self, workers: Mapping[str, Any], on_change: Callable[[], None]) -> None:
         threads, resources = 0, Counter[str]()
@@ -119,7 +126,7 @@ class DaskEngine:
     async def start(self, order: Order, live: Live) -> None:
         """Start an attempt on a worker; see `aiofinetune.local._trainers.remote.Engine`."""
         client = self._client
-        if client is None:
+        if not self._is_connected():
             raise EngineLost("Dask's scheduler was lost")
         attempt = live.attempt
         task = client.submit(

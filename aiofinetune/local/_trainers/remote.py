@@ -109,6 +109,8 @@ class Live:
         """The number of lines received; the next line has this number."""
         self.writing: asyncio.Lock = asyncio.Lock()
         """Held while a piece of an output is written."""
+        self.has_outputs: bool = False
+        """Whether its outputs are complete and checked; none may change from then on."""
         self.uploads: Counter[str] = Counter()
         """How often the upload of each output has begun; only the last one may write."""
         self._adding = asyncio.Lock()
