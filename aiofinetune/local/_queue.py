@@ -162,8 +162,9 @@ class Jobs:
         self._needs = needs or {}
         self._running: dict[str, Attempt] = {}
         """The attempts that have a slot, by id."""
-        self._interrupted: dict[str, tuple[Attempt, str]] = {}
-        """The attempts whose jobs are still to be put back into the queue, and why, by id."""
+        self._interrupted: dict[str, tuple[Attempt, str, bool]] = {}
+        """The attempts whose jobs are still to be put back into the queue, why, and whether the job may be the reason,
+        by id."""
         self._failures = 0
         """The number of pauses since a training last ended as it should."""
         self._paused_until = 0.0
@@ -237,7 +238,8 @@ class Jobs:
             await self._train(attempt)
             self._failures = 0
         except Exception as error:  # noqa: BLE001  # See `run`.
-            self._interrupted[attempt.id] = (attempt, self._pause(error))
+            lost = engine_lost(error)
+            self._interrupted[attempt.id] = (attempt, self._pause(error), lost is not None and lost.by_job)
             with contextlib.suppress(Exception):  # If this fails too, it is retried after the pause.
                 await self._put_back()
         finally:
@@ -259,8 +261,8 @@ class Jobs:
 
     async def _put_back(self) -> None:
         """Put the jobs of interrupted attempts back into the queue."""
-        for attempt, reason in list(self._interrupted.values()):
-            await self._store.attempts.put_back(attempt, reason)
+        for attempt, reason, by_job in list(self._interrupted.values()):
+            await self._store.attempts.put_back(attempt, reason, by_job=by_job)
             await self._store.attempts.clear(attempt)
             self._interrupted.pop(attempt.id, None)
 

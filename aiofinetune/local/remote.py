@@ -20,10 +20,8 @@ import aiohttp
 from aiofinetune.errors import FineTuneError
 from aiofinetune.local._worker.attempt import run_attempt
 from aiofinetune.local._worker.calls import Refusal
+from aiofinetune.local._worker.command import EXIT_ABANDONED
 from aiofinetune.local._worker.folder import remove_abandoned
-
-EXIT_ABANDONED = 3
-"""The exit status if standard input has ended, or SIGTERM was received."""
 
 
 async def main() -> int:

@@ -14,7 +14,7 @@ from aiofinetune.local import _queue as queue
 from aiofinetune.local._open_models import OpenModel
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
-from aiofinetune.local._store.attempts import Attempt
+from aiofinetune.local._store.attempts import MOST_LOSSES, Attempt
 from aiofinetune.local._trainers import Ended, EngineLost
 from aiofinetune.local._trainers.remote import inputs_by_name, outputs_by_name
 from aiofinetune.local._trainers.trainer import trainer_input
@@ -146,6 +146,40 @@ async def test_a_job_whose_engine_is_lost_trains_again(data: Path, monkeypatch: 
         assert messages[1] == "Fine-tune interrupted: its worker was lost. It will start again from the beginning"
         assert messages.count("Fine-tune started") == 2
         assert len([message for message in messages if message.startswith("Uploaded model")]) == 1
+
+
+async def test_a_job_that_ends_its_workers_fails(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job fails when its workers have ended ten times in a row; other interruptions only begin it again."""
+    monkeypatch.setattr(queue, "_FIRST_PAUSE", 0.0)
+    trainers = Held()
+    async with Store(data).opened() as store:
+        (job,) = await created(store, "ada")
+        async with working(store, trainers) as jobs:
+            for count in range(MOST_LOSSES * 2):
+                await trainers.until(count + 1)
+                by_job = count % 2 == 1
+                trainers.running[job].set_exception(EngineLost("its worker was lost", by_job=by_job))
+            assert await jobs.feed(job).wait_until(Status.TERMINAL.__contains__) == "failed"
+        messages = await told(store, job)
+        assert messages[-2].startswith(f"{MOST_LOSSES} attempts in a row ended with their workers")
+        assert messages.count("Fine-tune started") == MOST_LOSSES * 2
+
+
+async def test_a_job_that_gets_further_each_time_does_not_fail(data: Path) -> None:
+    """An attempt that is lost after more epochs than those before shows that the job does not end its workers."""
+    async with Store(data).opened() as store:
+        (job,) = await created(store, "ada")
+        for count in range(1, MOST_LOSSES * 2):
+            attempt = await store.attempts.take_next()
+            assert attempt is not None
+            await store.attempts.add_remote(attempt, b"")
+            await store.attempts.note_epoch(attempt, min(count, MOST_LOSSES), 100, 0)
+            await store.attempts.put_back(attempt, "its worker was lost", by_job=True)
+            assert (await store.jobs.get(job)).status == "pending"
+        attempt = await store.attempts.take_next()
+        assert attempt is not None
+        await store.attempts.put_back(attempt, "its worker was lost", by_job=True)
+        assert (await store.jobs.get(job)).status == "failed"
 
 
 async def test_an_attempt_ends_though_its_job_is_running_again(data: Path) -> None:

@@ -129,7 +129,7 @@ class AttemptRoutes:
         if not _RUNNER.fullmatch(runner):
             raise Refused(400, "Aiofinetune-Runner: expected 32 hexadecimal digits")
         if known.runner not in (runner, None):
-            live.lose("its worker was lost")
+            live.lose("its worker was lost", by_job=True)
             raise _over()
 
     # Claiming
@@ -162,7 +162,7 @@ class AttemptRoutes:
         with live.request():
             where = "".join(filter(str.isprintable, request.query.get("where", "")))[:100] or "another machine"
             if not await self._store.attempts.note_runner(live.attempt, request.headers["Aiofinetune-Runner"], where):
-                live.lose("its worker was lost")
+                live.lose("its worker was lost", by_job=True)
                 raise _over()
             try:
                 return await self._store.in_thread(lambda: json_reply(_description(live)))
@@ -171,8 +171,8 @@ class AttemptRoutes:
                 raise _over() from None
 
     async def _leave(self, request: web.Request) -> web.StreamResponse:
-        how = "failed" if request.query.get("how") == "failed" else "was stopped"
-        self._live(request).lose(f"its worker {how}")
+        has_failed = request.query.get("how") == "failed"
+        self._live(request).lose(f"its worker {'failed' if has_failed else 'was stopped'}", by_job=has_failed)
         return web.Response(status=204)
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:

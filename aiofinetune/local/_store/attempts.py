@@ -24,6 +24,12 @@ RESULTS_PURPOSE: Final = "fine-tune-results"
 DEFAULT_SEED: Final = 0
 """The seed of a job that has none of its own. The same data and parameters give the same model."""
 
+MOST_LOSSES: Final = 10
+"""The attempts in a row that end with their workers, and get no further than those before, after which the job fails.
+
+A job that kills its workers must not go on doing so, and one that is only unlucky must not fail: where workers die so
+often that three attempts of ten are lost, ten in a row are six in a million."""
+
 _KEPT_EPOCHS: Final = 2
 """With the last epoch these are three, as many as OpenAI keeps. The reference cannot show them."""
 
@@ -211,9 +217,21 @@ class AttemptStore:
             self._fail(job, reason, param)
 
     @transaction
-    def put_back(self, attempt: Attempt, reason: str) -> None:
-        """Put a job whose training was interrupted back into the queue, with an event that says why."""
-        if job := self._running_job(attempt):
+    def put_back(self, attempt: Attempt, reason: str, *, by_job: bool = False) -> None:
+        """Put a job whose training was interrupted back into the queue, with an event that says why.
+
+        Args:
+            attempt: The attempt that was interrupted.
+            reason: The reason.
+            by_job: Whether the job itself may be the reason. After `MOST_LOSSES` such interruptions in a row, with no
+                epoch more than before, it fails.
+        """
+        if (job := self._running_job(attempt)) is None:
+            return
+        if by_job and self._count_loss(attempt) >= MOST_LOSSES:
+            lost = f"{MOST_LOSSES} attempts in a row ended with their workers and got no further than those before"
+            self._fail(job, f"{lost}. The last: {reason}", None)
+        else:
             self._put_back(job.id, reason)
 
     @transaction
@@ -303,6 +321,19 @@ class AttemptStore:
         """Return whether an attempt on another machine runs; None if there is none with this name in its id."""
         remote = self._remote(_PREFIX + name)
         return None if remote is None else not remote.is_over
+
+    def _count_loss(self, attempt: Attempt) -> int:
+        """Count the loss of an attempt's worker; return how many it has been in a row without an epoch more."""
+        ((losses, furthest),) = self.database.execute(
+            "SELECT losses, furthest FROM jobs WHERE id = ?", (attempt.job.id,)
+        ).fetchall()
+        known = self.database.execute("SELECT epoch FROM remote_attempts WHERE id = ?", (attempt.id,)).fetchone()
+        epoch = known[0] if known else 0
+        losses = 0 if epoch > furthest else losses + 1
+        self.database.execute(
+            "UPDATE jobs SET losses = ?, furthest = ? WHERE id = ?", (losses, max(epoch, furthest), attempt.job.id)
+        )
+        return losses
 
     def _put_back(self, job_id: str, reason: str) -> None:
         self._jobs.update(attrs.evolve(self._jobs.find(job_id), status=Status.PENDING))

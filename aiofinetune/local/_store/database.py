@@ -69,6 +69,10 @@ _LATER_COLUMNS: Final = {
     "failed_param": "TEXT",
     # The id of the latest attempt to train it.
     "attempt": "TEXT",
+    # The attempts in a row that ended with their workers and got no further than those before, and how many epochs
+    # the furthest completed.
+    "losses": "INTEGER DEFAULT 0",
+    "furthest": "INTEGER DEFAULT 0",
 }
 """The columns of `jobs` that stores of earlier servers lack."""
 

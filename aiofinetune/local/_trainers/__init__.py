@@ -31,7 +31,13 @@ class EngineLost(Exception):
 
     Args:
         message: What was lost, for the job's owner; "Fine-tune interrupted: " comes before it.
+        by_job: Whether the job itself may be the reason: its worker ended while it trained it. A job to which that
+            happens again and again fails.
     """
+
+    def __init__(self, message: str, *, by_job: bool = False) -> None:
+        super().__init__(message)
+        self.by_job = by_job
 
 
 def engine_lost(error: BaseException) -> EngineLost | None:

@@ -20,7 +20,7 @@ from aiofinetune._urls import is_loopback
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local._trainers import EngineLost
 from aiofinetune.local._trainers.remote import Live, Order
-from aiofinetune.local._worker.command import run_command
+from aiofinetune.local._worker.command import EXIT_ABANDONED, run_command
 
 _LOOK_INTERVAL: Final = 2.0
 """Seconds between requests for the scheduler's workers."""
@@ -146,20 +146,22 @@ class DaskEngine:
                     return  # The worker may still run it; from here on, what it sends says whether it does.
                 raise EngineLost("Dask's scheduler was lost")
             await asyncio.sleep(_TASK_INTERVAL)
-        raise EngineLost(await _how_ended(task))
+        raise await _lost(task, live)
 
 
-async def _how_ended(task: Any) -> str:  # Any: a future of Dask
+async def _lost(task: Any, live: Live) -> EngineLost:  # Any: a future of Dask
     """Return how the task of an attempt ended that is not over."""
     match task.status:
         case "finished":
             code, stderr = await task.result()
-            return f"its worker's command ended with exit status {code}" + (f": {stderr}" if stderr else "")
+            how = f"its worker's command ended with exit status {code}" + (f": {stderr}" if stderr else "")
+            return EngineLost(how, by_job=live.contacted.is_set() and code != EXIT_ABANDONED)
         case "error":
             error = await task.exception()
-            return f"its worker could not run it: {type(error).__name__}: {str(error)[:200]}"
+            how = f"its worker could not run it: {type(error).__name__}: {str(error)[:200]}"
+            return EngineLost(how, by_job=live.contacted.is_set())
         case status:
-            return f"Dask's scheduler was lost ({status})"
+            return EngineLost(f"Dask's scheduler was lost ({status})")
 
 
 def _address(address: str, *, is_tls: bool) -> str:

@@ -162,9 +162,9 @@ class Live:
         """Note that the trainer has ended, and that all lines and outputs are here."""
         await self._arrived.put(ended)
 
-    def lose(self, message: str) -> None:
-        """Give the attempt up."""
-        self._lost = EngineLost(message)
+    def lose(self, message: str, *, by_job: bool = False) -> None:
+        """Give the attempt up. See `EngineLost`."""
+        self._lost = EngineLost(message, by_job=by_job)
         self._changed.set()
 
     async def read(self, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
@@ -187,7 +187,8 @@ class Live:
             self._changed.clear()
             left = self._heard_at + self._patience() - time.monotonic()
             if left <= 0:
-                self.lose("its worker was lost" if self.contacted.is_set() else "its worker did not come back")
+                known = self.contacted.is_set()
+                self.lose("its worker was lost" if known else "its worker did not come back", by_job=known)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(left, 0)):
                     await self._changed.wait()

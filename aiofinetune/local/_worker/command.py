@@ -8,6 +8,9 @@ import subprocess
 import sys
 from typing import Final
 
+EXIT_ABANDONED: Final = 3
+"""The exit status of the command if its standard input has ended, or SIGTERM was received."""
+
 _STDERR: Final = 300
 """The number of characters that are kept from the end of what the command writes to stderr."""
 
