@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import random
 import sqlite3
@@ -155,12 +156,17 @@ async def test_no_call_looks_at_all_pending_jobs(data: Path) -> None:
             assert attempt is not None
             await store.attempts.note_failure(attempt, "why")
 
+        async def wait() -> None:
+            # All need what is not free.
+            assert await store.attempts.take_next({}, {"ada": {"gpu": 1}}) is None
+
         async def measure(last: str) -> dict[str, int]:
             return {
                 "create": await count_steps(store, lambda: store.jobs.create(request)),
                 "start": await count_steps(store, take),
                 "end": await count_steps(store, end),
                 "cancel": await count_steps(store, lambda: store.jobs.cancel(last)),
+                "wait": await count_steps(store, wait),
             }
 
         jobs = await fill(50)
@@ -168,6 +174,37 @@ async def test_no_call_looks_at_all_pending_jobs(data: Path) -> None:
         jobs += await fill(1950)
         many = await measure(jobs[-1])
     assert {name: steps for name, steps in many.items() if steps > few[name] * 1.2} == {}
+
+
+async def test_no_end_looks_at_all_that_were_made(data: Path) -> None:
+    """The end of a job takes few more steps where 2,000 models are there, and the name of its model is new.
+
+    Jobs that end faster than one a second use up the seconds that names have.
+    """
+    async with Store(data).opened() as store:
+        request = FineTuneRequest(training_file=await add_file(store, ROW), model="ada")
+        start = dt.datetime.now(dt.UTC)
+
+        async def end() -> None:
+            await store.jobs.create(request)
+            attempt = await store.attempts.take_next()
+            assert attempt is not None
+            attempt.results_path.touch()
+            await store.attempts.note_success(attempt)
+
+        def fill() -> None:
+            for second in range(2000):
+                name = f"ada:ft-local-{start + dt.timedelta(seconds=second):%Y-%m-%d-%H-%M-%S}"
+                store.jobs.database.execute("INSERT OR IGNORE INTO models VALUES (NULL, ?, 'ada', 1, '')", (name,))
+
+        few = await count_steps(store, end)
+        await store.jobs.database.run(fill)
+        many = await count_steps(store, end)
+        before = {model.id for model in await store.models.list()}
+        await end()
+        (name,) = {model.id for model in await store.models.list()} - before
+    assert many < few * 2
+    assert name > f"ada:ft-local-{start + dt.timedelta(seconds=2000):%Y-%m-%d-%H-%M-%S}"
 
 
 async def count_steps(store: Store, call: Callable[[], Awaitable[object]]) -> int:

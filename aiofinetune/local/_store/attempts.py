@@ -35,6 +35,16 @@ _KEPT_EPOCHS: Final = 2
 
 _PREFIX: Final = "attempt-"
 
+_OLDEST: Final = "SELECT id, model FROM jobs WHERE status = 'pending' ORDER BY number LIMIT 1"
+# By the first job of each model: thousands may wait for a resource while each create looks for a job that can start.
+_OLDEST_OF_OTHERS: Final = """
+    WITH RECURSIVE models (name) AS (
+        SELECT min(model) FROM jobs WHERE status = 'pending' UNION ALL
+        SELECT (SELECT min(model) FROM jobs WHERE status = 'pending' AND model > name) FROM models WHERE name NOT NULL)
+    SELECT id, model FROM jobs WHERE number = (SELECT min(
+        (SELECT min(number) FROM jobs WHERE status = 'pending' AND model = name))
+        FROM models WHERE name NOT IN (SELECT value FROM json_each(?)))"""
+
 
 @attrs.frozen
 class Attempt:
@@ -132,11 +142,7 @@ class AttemptStore:
             needs: The amount of each resource that a job needs, by its base model.
         """
         left, waiting = dict(free or {}), list[str]()
-        while row := self.database.execute(
-            "SELECT id, model FROM jobs WHERE status = ? AND model NOT IN (SELECT value FROM json_each(?))"
-            " ORDER BY number LIMIT 1",
-            (Status.PENDING, structuring.dumps(waiting).decode()),
-        ).fetchone():
+        while row := self._oldest_pending(waiting):
             job_id, model = row
             try:
                 base = self._models.origin(model).base
@@ -149,6 +155,12 @@ class AttemptStore:
             left |= dict.fromkeys(needed, 0)
             waiting.append(model)
         return None
+
+    def _oldest_pending(self, waiting: Sequence[str]) -> tuple[str, str] | None:
+        """Return the id and the model of the oldest pending job, but for those of the models that wait."""
+        statement, more = (_OLDEST_OF_OTHERS, (structuring.dumps(waiting).decode(),)) if waiting else (_OLDEST, ())
+        row: tuple[str, str] | None = self.database.execute(statement, more).fetchone()
+        return row
 
     def _begin(self, job_id: str) -> Attempt:
         job = self._jobs.update(attrs.evolve(self._jobs.find(job_id), status=Status.RUNNING))
@@ -243,7 +255,8 @@ class AttemptStore:
         job = self._jobs.find(attempt.job.id)
         if self._running_job(attempt) and self._remote(attempt.id):
             return
-        kept = attempt.model_path.parent.glob(f"{_checkpoint_name(attempt.model_path)}.epoch*")
+        # By their names: to look for them would read the folder, which has the models of all jobs.
+        kept = attempt.checkpoint_paths().values()
         has_succeeded = job.status == Status.SUCCEEDED and self._is_latest(attempt)
         made = () if has_succeeded else (attempt.model_path, attempt.results_path, *kept)
         for path in (attempt.job_path, *made):

@@ -50,6 +50,8 @@ _LATER_TABLES: Final = (
     "CREATE INDEX IF NOT EXISTS parts_by_upload ON parts (upload)",
     # The SHA-256 of the files that came through the Together API, which refuses equal content.
     "CREATE TABLE IF NOT EXISTS checksums (file TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS checksums_by_sha256 ON checksums (sha256)",
+    "CREATE INDEX IF NOT EXISTS jobs_by_model ON jobs (status, model, number)",
     # The attempts that run on other machines. `token` is the SHA-256 of the token, `runner` is what the process that
     # runs the attempt calls itself, and `epoch` is the last epoch with an event.
     """CREATE TABLE IF NOT EXISTS remote_attempts (

@@ -207,12 +207,25 @@ class ModelStore:
 
     def _new_name(self, base: str, suffix: str | None) -> str:
         slug = re.sub(r"[^a-z0-9]+", "-", (suffix or "").lower()).strip("-")
-        time_of_name = dt.datetime.now(dt.UTC)
-        while True:
-            name = f"{base}:ft-local{':' if slug else ''}{slug}-{time_of_name:%Y-%m-%d-%H-%M-%S}"
-            if self.database.execute("SELECT 1 FROM models WHERE id = ?", (name,)).fetchone() is None:
-                return name
-            time_of_name += dt.timedelta(seconds=1)
+        start = dt.datetime.now(dt.UTC)
+
+        def name_after(seconds: int) -> str:
+            at = start + dt.timedelta(seconds=seconds)
+            return f"{base}:ft-local{':' if slug else ''}{slug}-{at:%Y-%m-%d-%H-%M-%S}"
+
+        def is_taken(seconds: int) -> bool:
+            found = self.database.execute("SELECT 1 FROM models WHERE id = ?", (name_after(seconds),))
+            return found.fetchone() is not None
+
+        # Where jobs end faster than one a second, the names of the seconds to come are taken, maybe for hours. Their
+        # end is found in a few steps: the first free second of those that are 1, 2, 4… ahead, then between these.
+        taken, free = -1, 0
+        while is_taken(free):
+            taken, free = free, 2 * free + 1
+        while free - taken > 1:
+            middle = (taken + free) // 2
+            taken, free = (middle, free) if is_taken(middle) else (taken, middle)
+        return name_after(free)
 
 
 def _no_model(name: str) -> Refused:
