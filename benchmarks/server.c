@@ -1,11 +1,12 @@
 /* A stub of the fine-tunes API that is never the bottleneck: one thread, epoll, replies built before the first request.
    It creates and lists jobs in the dialects too: /v1/fine_tuning/jobs in pages, /together/v1/fine-tunes whole.
 
-   Usage: server [jobs=N] [active=1] [batch=N] [events=N] [chunk=BYTES] [every=MS] [bytes=N]
+   Usage: server [jobs=N] [active=1] [batch=N] [lasts=N] [events=N] [chunk=BYTES] [every=MS] [bytes=N]
 
    jobs    jobs in the list
    active  whether they are active; by default they have ended
    batch   the list holds the jobs created so far instead; all run until there are so many, and then all have succeeded
+   lasts   of a batch: a job has succeeded once so many more were created, and not only when all were
    events  events in a stream
    chunk   bytes of events in one HTTP chunk; 0 for one event a chunk
    every   milliseconds between two events; 0 sends all at once
@@ -50,9 +51,10 @@ struct connection {
     long events_left;
     int place;            /* among the paced streams */
     char *page;           /* a page of the list that is being sent */
+    long number;          /* the job that the request names */
 };
 
-static long jobs, active, batch, events, chunk, every, bytes;
+static long jobs, active, batch, lasts, events, chunk, every, bytes;
 static long created;
 static char *list, *together_list, *stream, *filler;
 static long list_size, together_list_size, stream_size;
@@ -96,6 +98,10 @@ static long write_job(char *out, long number, int is_over, int has_events) {
         number, training, result, is_over ? "succeeded" : batch ? "running" : "pending",
         is_over ? "\"ada:ft-benchmark:scripts-2023-11-14-22-13-20\"" : "null",
         has_events ? ",\"events\":[" : "", has_events ? event : "", has_events ? "]" : "");
+}
+
+static int is_over(long number) {
+    return batch ? created >= batch || (lasts && created >= number + lasts) : !active;
 }
 
 static long write_dialect_job(char *out, enum dialect dialect, long number, int is_over, const char *metadata) {
@@ -148,14 +154,14 @@ static char *build_page(struct connection *c, long *size) {
     return c->page;
 }
 
-static void build_list(long count, int is_over) {
+static void build_list(long count) {
     /* A list that is still being sent stays as it is, and is never freed: that is seldom. */
     if (!list_readers) free(list);
     char *out = list = malloc(64 + count * 1536);
     out += sprintf(out, "{\"object\":\"list\",\"data\":[");
     for (long number = 1; number <= count; number++) {
         if (number > 1) *out++ = ',';
-        out += write_job(out, number, is_over, 0);
+        out += write_job(out, number, is_over(number), 0);
     }
     out += sprintf(out, "]}");
     list_size = out - list;
@@ -272,7 +278,7 @@ static void tick(struct connection *c, long long now) {
 static void begin_stream(struct connection *c) {
     c->out_size += sprintf(c->out + c->out_size,
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
-    if (batch && created < batch) {
+    if (batch && !is_over(c->number)) {
         char text[512], event[256];
         write_event(event, 0);
         sprintf(text, "data: %s\n\n", event);
@@ -291,11 +297,13 @@ static void begin_stream(struct connection *c) {
     } else add_long_body(c, stream, stream_size, stream_size);
 }
 
-/* All jobs of the batch were created: end the streams that wait for it. */
+/* A job of the batch was created: end the streams of those that are over by that. */
 static void end_held(void) {
-    build_list(created, 1);
-    while (held_count) {
-        struct connection *c = held[--held_count];
+    if (created == batch) build_list(created);
+    for (int i = held_count - 1; i >= 0; i--) {
+        struct connection *c = held[i];
+        if (!is_over(c->number)) continue;
+        held[i] = held[--held_count];
         add_chunk(c, "data: [DONE]\n\n");
         c->out_size += sprintf(c->out + c->out_size, "0\r\n\r\n");
         flush(c);
@@ -306,13 +314,11 @@ static int reply(struct connection *c) {
     char text[4096];
     const char *body;
     long size;
-    int is_over = !batch || created >= batch, is_last = 0;
     switch (c->route) {
     case CREATE:
         if (c->dialect) write_dialect_job(text, c->dialect, ++created, 0, *c->metadata ? c->metadata : "null");
         else write_job(text, ++created, 0, 1);
         add_body(c, "application/json", text, strlen(text));
-        is_last = created == batch;
         break;
     case LIST:
         if (c->dialect) {
@@ -322,15 +328,14 @@ static int reply(struct connection *c) {
             add_long_body(c, body, size, size);
             break;
         }
-        if (batch && !is_over) build_list(created, 0);
+        if (batch && created < batch) build_list(created);
         add_body(c, "application/json", NULL, list_size);
         add_long_body(c, list, list_size, list_size);
         c->reads_list = 1;
         list_readers++;
         break;
     case RETRIEVE:
-        write_job(text, c->left, is_over, 1);
-        c->left = 0;
+        write_job(text, c->number, !batch || is_over(c->number), 1);
         add_body(c, "application/json", text, strlen(text));
         break;
     case EVENTS:
@@ -350,8 +355,8 @@ static int reply(struct connection *c) {
     }
     c->part = HEAD;
     c->head_size = 0;
-    int is_there = flush(c);
-    if (is_last) end_held();
+    int is_create = c->route == CREATE, is_there = flush(c);
+    if (is_create && batch && (lasts || created >= batch)) end_held();
     return is_there;
 }
 
@@ -401,6 +406,7 @@ static int begin(struct connection *c) {
     int is_chunked = 0;
     if (sscanf(c->head, "%15s %2047s", method, path) != 2) return drop(c), 0;
     c->route = route_of(method, path, &number, c);
+    c->number = number;
     for (char *line = strstr(c->head, "\r\n"); line && line[2]; line = strstr(line + 2, "\r\n")) {
         line += 2;
         if (!strncasecmp(line, "content-length:", 15)) length = atol(line + 15);
@@ -412,10 +418,7 @@ static int begin(struct connection *c) {
     }
     if (is_chunked) c->part = CHUNK_SIZE, c->line_size = 0;
     else if (length) c->part = LENGTH, c->left = length, *c->metadata = 0;
-    else {
-        c->left = number;
-        return reply(c);
-    }
+    else return reply(c);
     return 1;
 }
 
@@ -469,6 +472,7 @@ int main(int count, char **options) {
         sscanf(options[i], "jobs=%ld", &jobs);
         sscanf(options[i], "active=%ld", &active);
         sscanf(options[i], "batch=%ld", &batch);
+        sscanf(options[i], "lasts=%ld", &lasts);
         sscanf(options[i], "events=%ld", &events);
         sscanf(options[i], "chunk=%ld", &chunk);
         sscanf(options[i], "every=%ld", &every);
@@ -477,7 +481,7 @@ int main(int count, char **options) {
     static char received[1 << 20];
     filler = malloc(filler_size);
     for (long i = 0; i < filler_size; i++) filler[i] = i % 64 == 63 ? '\n' : 'a' + i % 23;
-    build_list(jobs, !active);
+    build_list(jobs);
     build_together_list();
     build_stream();
 

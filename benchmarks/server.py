@@ -12,7 +12,9 @@ from urllib.parse import parse_qs
 _LENGTH: Final = re.compile(rb"(?im)^content-length: *(\d+)")
 _FILLER: Final = b"abcdefghijklmnopqrstuvw" * 45_000
 
-OPTIONS: Final[dict[str, int]] = dict.fromkeys(("jobs", "active", "batch", "events", "chunk", "every", "bytes"), 0)
+OPTIONS: Final[dict[str, int]] = dict.fromkeys(
+    ("jobs", "active", "batch", "lasts", "events", "chunk", "every", "bytes"), 0
+)
 OPTIONS.update((name, int(value)) for name, _, value in (option.partition("=") for option in sys.argv[1:]))
 
 
@@ -140,7 +142,28 @@ class State:
     created = 0
     listing = b""
     stream = b""
-    all_created: asyncio.Event
+    ends: Final[dict[int, asyncio.Event]] = {}
+    """What the streams of jobs that are not over wait for."""
+
+    @classmethod
+    def end_streams(cls) -> None:
+        """End the streams of the jobs that are over."""
+        for number in [number for number in cls.ends if is_over(number)]:
+            cls.ends.pop(number).set()
+
+
+def is_over(number: int) -> bool:
+    """Whether a job that is listed has ended."""
+    if not OPTIONS["batch"]:
+        return not OPTIONS["active"]
+    is_old = bool(OPTIONS["lasts"]) and State.created >= number + OPTIONS["lasts"]
+    return is_old or State.created >= OPTIONS["batch"]
+
+
+def listing(count: int) -> bytes:
+    """The list of so many jobs."""
+    jobs = [job(number + 1, is_over=is_over(number + 1), has_events=False) for number in range(count)]
+    return json.dumps({"object": "list", "data": jobs}, separators=(",", ":")).encode()
 
 
 class Stub(asyncio.Protocol):
@@ -213,7 +236,6 @@ class Stub(asyncio.Protocol):
         method, target, _ = self._request.split(b" ", 2)
         path, _, query = target.partition(b"?")
         posts = method == b"POST"
-        is_over = not OPTIONS["batch"] or State.created >= OPTIONS["batch"]
         if b"/fine_tuning/jobs" in path:
             self._reply_with_jobs(query, posts=posts)
         elif path.startswith(b"/together/"):
@@ -221,18 +243,16 @@ class Stub(asyncio.Protocol):
         elif path.endswith(b"/fine-tunes") and posts:
             State.created += 1
             self._send_json(job(State.created, is_over=False, has_events=True))
-            if State.created == OPTIONS["batch"]:
-                State.all_created.set()
+            State.end_streams()
         elif path.endswith(b"/fine-tunes"):
             if OPTIONS["batch"]:
-                jobs = [job(number + 1, is_over=is_over, has_events=False) for number in range(State.created)]
-                State.listing = json.dumps({"object": "list", "data": jobs}, separators=(",", ":")).encode()
+                State.listing = listing(State.created)
             self._send(State.listing)
         elif path.endswith(b"/events"):
-            self._spawn(self._stream())
+            self._spawn(self._stream(int(path.split(b"/")[-2].rpartition(b"-")[2])))
         elif b"/fine-tunes/" in path:
             number = int(path.rpartition(b"-")[2])
-            self._send_json(job(number, is_over=is_over, has_events=True))
+            self._send_json(job(number, is_over=not OPTIONS["batch"] or is_over(number), has_events=True))
         elif path.endswith(b"/content"):
             self._spawn(self._download())
         else:
@@ -265,19 +285,20 @@ class Stub(asyncio.Protocol):
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
         self._transport.write(head + body)
 
-    async def _stream(self) -> None:
+    async def _stream(self, number: int) -> None:
         self._transport.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         if OPTIONS["batch"]:
-            await State.all_created.wait()
+            if not is_over(number):
+                await State.ends.setdefault(number, asyncio.Event()).wait()
         elif not OPTIONS["every"]:
             self._transport.write(State.stream)
             return
         else:
-            for number in range(OPTIONS["events"]):
+            for place in range(OPTIONS["events"]):
                 await asyncio.sleep(OPTIONS["every"] / 1000)
-                self._transport.write(framed(event(number)))
+                self._transport.write(framed(event(place)))
         self._transport.write(framed(b"data: [DONE]\n\n") + b"0\r\n\r\n")
 
     async def _download(self) -> None:
@@ -292,9 +313,7 @@ class Stub(asyncio.Protocol):
 
 async def main() -> None:
     """Serve until the standard input ends."""
-    State.all_created = asyncio.Event()
-    jobs = [job(number + 1, is_over=not OPTIONS["active"], has_events=False) for number in range(OPTIONS["jobs"])]
-    State.listing = json.dumps({"object": "list", "data": jobs}, separators=(",", ":")).encode()
+    State.listing = listing(OPTIONS["jobs"])
     State.stream = whole_stream()
     server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", 0, backlog=4096)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
