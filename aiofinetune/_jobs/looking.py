@@ -6,6 +6,8 @@ read. On a list of 10,000 active jobs that takes a third of the CPU of reading e
 
 from __future__ import annotations
 
+import zlib
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, Final
 
@@ -20,6 +22,9 @@ from aiofinetune.models import FineTune, Status
 
 _BLOCK: Final = 500
 """The number of jobs that ended and are read together, which takes about 10 ms."""
+_MAX_PLAIN: Final = 20
+"""The number of blocks that are kept as they are. More are compressed, to a fifth: of 40,000 jobs that all ended, they
+took a quarter of a batch's memory. Fewer are not, because that takes 2 % of the CPU of a job."""
 
 
 @attrs.define
@@ -69,8 +74,7 @@ class Seen:
             elif self.is_wanted(name):
                 self.active.pop(name, None)
                 self._ended.append(row)
-        if len(self._ended) >= _BLOCK:
-            self._pack()
+        self._pack()
 
     def _note_time(self, at: object) -> None:
         if type(at) is int:
@@ -86,19 +90,20 @@ class Seen:
         first, last = self._first_at, self._last_at
         return first is not None and last is not None and self._is_descending and last < before and first > last
 
-    def _pack(self) -> None:
-        for start in range(0, len(self._ended), _BLOCK):
+    def _pack(self, at_least: int = _BLOCK) -> None:
+        while len(self._ended) >= at_least:
             # As text, which takes a quarter of the memory of objects.
-            self._blocks.append(structuring.dumps(self._ended[start : start + _BLOCK]))
-        self._ended.clear()
+            block = structuring.dumps(self._ended[:_BLOCK])
+            self._blocks.append(block if len(self._blocks) < _MAX_PLAIN else zlib.compress(block, 1))
+            del self._ended[:_BLOCK]
 
     def ended(self, noted: structuring.Noted) -> Iterator[dict[str, FineTune]]:
         """Yield the jobs that have ended and are wanted, by id, some at a time, and forget them."""
-        self._pack()
-        self._blocks.reverse()
-        while self._blocks:
-            found = {}
-            for row in structuring.loads(self._blocks.pop()):
+        self._pack(at_least=1)
+        blocks, self._blocks = deque(self._blocks), []
+        for number in range(len(blocks)):
+            found, block = {}, blocks.popleft()
+            for row in structuring.loads(block if number < _MAX_PLAIN else zlib.decompress(block)):
                 job = structuring.read_object(row, FineTune, noted)
                 if job is None:
                     self.unreadable.add(row["id"])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
+from aiofinetune._jobs.looking import Seen
 from aiofinetune._observe import in_short
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
@@ -50,8 +51,8 @@ class Follower:
         self.messages: dict[str, str] = {}
         """The last event's message of each job that is followed, or its status, by the job's id."""
         self._started: set[str] = set()
-        self._ended: Iterator[Mapping[str, FineTune]] | None = None
-        """The rest of what the last look found; None if there is none."""
+        self._found: tuple[Seen, Iterator[Mapping[str, FineTune]]] | None = None
+        """What the look that is under way saw, and the rest of the jobs that ended; None if none is under way."""
 
     async def follow(self, action: act.FollowStream) -> on.JobEnded | on.JobVanished | on.StreamFailed:
         """Follow a job by its events."""
@@ -73,7 +74,7 @@ class Follower:
 
     async def look(self, action: act.LookAtList) -> on.ListRead | on.EndsListed | on.ListFailed:
         """Read the service's list, or return more of what the last reading found."""
-        if self._ended is None:
+        if self._found is None:
             try:
                 seen = await self._recovery.look(action.since, self._active().__contains__)
             except FineTuneError as error:
@@ -82,13 +83,14 @@ class Follower:
             if seen.has_echoed:
                 await self._note_echo()
             self._note_statuses(seen.active)
-            self._seen, self._ended = seen, seen.ended(self._recovery.caller.note_oddity)
+            self._found = seen, seen.ended(self._recovery.caller.note_oddity)
+        seen, ended = self._found
         # Not in one piece, because thousands of jobs may have ended.
-        for some in self._ended:
+        for some in ended:
             await asyncio.sleep(0)
             return on.EndsListed(some)
-        self._ended = None
-        return on.ListRead(frozenset(self._seen.active), {}, frozenset(self._seen.unreadable), self._seen.rows)
+        self._found = None
+        return on.ListRead(frozenset(seen.active), {}, frozenset(seen.unreadable), seen.rows)
 
     def _note_event(self, action: act.FollowStream, event: FineTuneEvent) -> None:
         self.messages[action.job_id] = event.message
@@ -97,13 +99,14 @@ class Follower:
             self._note_start(action.attempt.label, action.job_id)
 
     def _note_statuses(self, statuses: Mapping[str, str]) -> None:
-        active = self._active()
-        for job_id, status in statuses.items():
+        # By the ids that the core has: those of the list are other objects, which thousands of jobs would keep.
+        for job_id, label in self._active().items():
+            status = statuses.get(job_id)
             # Most have the same status as before.
-            if self.messages.get(job_id) == status or job_id not in active:
+            if status is None or self.messages.get(job_id) == status:
                 continue
             if status == Status.RUNNING:
-                self._note_start(active[job_id], job_id)
+                self._note_start(label, job_id)
             if self.messages.get(job_id, status) in Status.KNOWN:
                 self.messages[job_id] = status
 

@@ -223,6 +223,25 @@ def test_what_is_over_is_forgotten() -> None:
     assert core.counts().seen == core.counts().ended["succeeded"] == 500
 
 
+def test_ends_are_asked_for_as_the_caller_takes_them() -> None:
+    """Where a look finds many ends, the next ones come once fewer than may wait are in hand, and none is kept by it."""
+    core, names = started(Settings(max_streams=0, max_waiting=2)), [act.AttemptId(str(number)) for number in range(3)]
+    core.handle(on.EarlierRunsRead(), 0.0)
+    records = [on.AttemptRecord(name, REQUEST, REQUEST, 1.0, job_id=f"ft-{name.label}") for name in names]
+    core.handle(on.EntriesRead(tuple(on.KnownEntry(it.attempt.label, REQUEST, it) for it in records)), 0.0)
+    look, before = act.LookAtList(1.0), attempts_in_memory()
+    assert core.handle(on.TimersDue(), 10.0) == [look]
+    jobs = [FineTune(f"ft-{name.label}", Status.SUCCEEDED, fine_tuned_model="ada:ft-x") for name in names]
+    ended = {job.id: job for job in jobs[:2]}
+    actions = core.handle(on.EndsListed(ended), 11.0)
+    assert actions == [act.WriteEnd(name, job) for name, job in zip(names, jobs[:2], strict=False)]
+    assert look not in core.handle(on.EndOnDisk(names[0], 2.0), 11.0)
+    assert look in core.handle(on.OutcomeTaken(names[0]), 11.0)
+    assert attempts_in_memory() == before - 1
+    assert look not in core.handle(on.EndOnDisk(names[1], 2.0), 11.0)
+    assert core.handle(on.EndsListed({jobs[2].id: jobs[2]}), 12.0) == [act.WriteEnd(names[2], jobs[2])]
+
+
 @pytest.mark.parametrize(
     ("error", "event"),
     [

@@ -139,7 +139,7 @@ class FollowStream(AttemptAction):
 class LookAtList(Action):
     """Read the service's list of jobs.
 
-    `EndsListed` is answered by another one, about the same reading of the list.
+    `EndsListed` is answered by another one, about the same reading of the list, once few ends are in hand.
     """
 
     since: float | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import attrs
@@ -30,10 +31,17 @@ the list is: a job that is not read any closer takes 10 microseconds."""
 class _Look:
     """A look at the list that is under way."""
 
-    mine: tuple[Attempt, ...]
-    """The attempts that were active as it began. A job that is created meanwhile may be missing from the list."""
+    mine: tuple[act.AttemptId, ...]
+    """The attempts that were active as it began. A job that is created meanwhile may be missing from the list.
+
+    Not the attempts themselves: those that end during the look are forgotten, and their jobs with them.
+    """
+    since: float | None
+    """When the oldest of them was sent, in Unix seconds; None if all jobs matter."""
     ended: set[str] = attrs.field(factory=set)
     """The ids of jobs that ended meanwhile, which the list may have as active."""
+    has_more: bool = False
+    """Whether it has found more ends, which were not asked for yet."""
 
 
 class Looks:
@@ -111,15 +119,20 @@ class Looks:
         elif self.due is None:
             # Not at once: a job that was made just now may be missing from the list.
             self.due = now + self._run.settings.poll_interval
-        if self.due is not None and self.due <= now and self._look is None:
-            self._look = _Look(tuple(self._run.attempts.in_state(AttemptState.ACTIVE)))
-            self._run.actions.append(act.LookAtList(self._since(self._look)))
+        if self._look is None:
+            if self.due is not None and self.due <= now:
+                self._begin_look()
+        elif self._look.has_more and self._run.in_hand < self._run.settings.max_waiting:
+            self._look.has_more = False
+            self._run.actions.append(act.LookAtList(self._look.since))
 
-    def _since(self, look: _Look) -> float | None:
-        times = [attempt.sent_at for attempt in look.mine]
-        known = [at for at in times if at is not None]
+    def _begin_look(self) -> None:
+        mine = tuple(self._run.attempts.in_state(AttemptState.ACTIVE))
+        known = [attempt.sent_at for attempt in mine if attempt.sent_at is not None]
         # Under a limit, the jobs of others count, however old they are.
-        return None if self._is_limited or len(known) < len(times) else min(known, default=None)
+        since = None if self._is_limited or len(known) < len(mine) else min(known, default=None)
+        self._look = _Look(tuple(attempt.id for attempt in mine), since)
+        self._run.actions.append(act.LookAtList(since))
 
     @property
     def is_looking(self) -> bool:
@@ -142,15 +155,19 @@ class Looks:
         self.due = now + max(self._run.settings.poll_interval, event.rows * SECONDS_A_ROW)
         self._has_looked, self._blind, self.is_away = True, 0, False
         self.full = self.blind = None
-        return [attempt for attempt in look.mine if attempt.state is AttemptState.ACTIVE and attempt.awaits is None]
+        return self._followed(look.mine)
 
     def read_some(self, event: on.EndsListed) -> list[Attempt]:
-        """Ask for the rest of what a look found; return the attempts whose jobs it saw to have ended so far."""
+        """Return the attempts whose jobs a look saw to have ended so far; it asks for the others as these are taken."""
         if self._look is None:
             raise UnexpectedEvent("a list was read that was not asked for")
-        self._run.actions.append(act.LookAtList(self._since(self._look)))
+        self._look.has_more = True
         owners = map(self._run.owners.owner, event.ended)
-        attempts = [self._run.attempts.get(owner) for owner in owners if owner is not None]
+        return self._followed(owner for owner in owners if owner is not None)
+
+    def _followed(self, names: Iterable[act.AttemptId]) -> list[Attempt]:
+        """Return those of some attempts that are ACTIVE and that nothing else follows."""
+        attempts = map(self._run.attempts.get, names)
         return [
             attempt
             for attempt in attempts

@@ -119,6 +119,12 @@ class Run:
         return self.attempts.count(AttemptState.ACTIVE, AttemptState.SETTLING) - self.attempts.replaying
 
     @property
+    def in_hand(self) -> int:
+        """The number of jobs that are over as far as is known, and whose outcomes the iterator has not taken."""
+        over = self.attempts.count(AttemptState.SETTLING, AttemptState.ENDED, AttemptState.UNKNOWN)
+        return over + len(self.attempts.awaiting(act.RetrieveJob))
+
+    @property
     def outcomes_waiting(self) -> int:
         """The number of outcomes that the iterator has not taken."""
         return self.attempts.count(AttemptState.ENDED, AttemptState.UNKNOWN)
