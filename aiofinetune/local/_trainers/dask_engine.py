@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import re
 from collections import Counter
@@ -46,17 +47,11 @@ class DaskEngine:
     """
 
     def __init__(self, address: str, certificates: tuple[Path, Path, Path] | None = None) -> None:
-        try:
-            import distributed  # noqa: PLC0415  # an extra  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigurationError(f"{address} needs Dask: pip install 'aiofinetune[dask]'") from error
-        self._dask: Any = distributed  # Any: an extra that the type checkers need not have
-        self._address, self._security = _address(address, is_tls=certificates is not None), None
-        if certificates is not None:
-            ca, cert, key = map(str, certificates)
-            self._security = distributed.Security(
-                tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True
-            )
+        if importlib.util.find_spec("distributed") is None:
+            raise ConfigurationError(f"{address} needs Dask: pip install 'aiofinetune[dask]'")
+        self._address = _address(address, is_tls=certificates is not None)
+        self._certificates = certificates
+        self._dask: Any = None  # Any: an extra that the type checkers need not have
         self._client: Any = None
         self._threads = 0
         self._resources: Mapping[str, int] = {}
@@ -92,10 +87,12 @@ class DaskEngine:
             await asyncio.sleep(_TASK_INTERVAL)
 
     async def _connect(self, on_change: Callable[[], None]) -> None:
+        # Dask takes a second to import, in which the server already answers.
+        self._dask = await asyncio.to_thread(importlib.import_module, "distributed")
         async with self._dask.Client(
             self._address,
             asynchronous=True,
-            security=self._security,
+            security=self._security(),
             timeout=_CONNECT_TIMEOUT,
             set_as_default=False,
             name="aiofinetune",
@@ -110,6 +107,12 @@ class DaskEngine:
                     await asyncio.sleep(_TASK_INTERVAL)
                     if not self._is_connected():
                         raise ConnectionError("the connection was lost")
+
+    def _security(self) -> object:
+        if self._certificates is None:
+            return None
+        ca, cert, key = map(str, self._certificates)
+        return self._dask.Security(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key, require_encryption=True)
 
     def _is_connected(self) -> bool:
         return self._client is not None and self._client.status == "running"
