@@ -113,9 +113,10 @@ def serve(local_data: Path | None, **options: Any) -> None:
 @click.option("--allow-plain-http", is_flag=True, help="Let the server be another machine although its URL is http.")
 def worker(server: str, token_file: Path, **options: Any) -> None:
     """Train jobs for a server on another machine, one after the other, until stopped."""
+    from aiofinetune.cli._exit import worker_way_out
     from aiofinetune.cli._worker import run_worker
 
-    _run(lambda: run_worker(server, token_file, **options))
+    _run(lambda: run_worker(server, token_file, **options), worker_way_out)
 
 
 @click.command()
@@ -142,11 +143,15 @@ def demo(model: str, model_path: Path | None, n_epochs: int | None, dialect: str
     _run(lambda: demonstration.run(model, n_epochs, dialect, Console(), model_path))
 
 
-def _run(main: Callable[[], Coroutine[object, object, int | None]]) -> NoReturn:
+def _run(
+    main: Callable[[], Coroutine[object, object, int | None]],
+    find_way_out: Callable[[BaseException], str | None] | None = None,
+) -> NoReturn:
     """Run a coroutine that needs no session, and exit with its status."""
+    from aiofinetune.cli._exit import way_out
     from aiofinetune.cli._run import reported, run
 
-    with reported():
+    with reported(find_way_out=find_way_out or way_out):
         status = run(main())
     sys.exit(status)
 

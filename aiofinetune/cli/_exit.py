@@ -131,6 +131,19 @@ def way_out(error: BaseException) -> str | None:
     return next((advice for kinds, advice in _ADVICE if isinstance(error, kinds)), None)
 
 
+def worker_way_out(error: BaseException) -> str | None:
+    """Return what a person can do about an error of 'aiofinetune worker', which has options of its own."""
+    match error:
+        case AuthenticationFailed():
+            return "Give the token that the server has (--worker-token-file): --token-file FILE."
+        case ConnectFailed():
+            return "Check --server, the network, SSL_CERT_FILE for https, and that 'aiofinetune serve' runs there."
+        case ProtocolViolation():
+            return "Check that --server is the URL of 'aiofinetune serve', and has the same version as this worker."
+        case _:
+            return None
+
+
 NO_SUCH_SERVICE: Final = "Check --base-url, which ends in /v1 at most services, and --dialect ('aiofinetune services')."
 _CONFIGURATION: Final = {
     "api_key: missing": "Give it with --api-key-file FILE or the variable OPENAI_API_KEY; --local needs none.",

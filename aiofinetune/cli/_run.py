@@ -96,11 +96,12 @@ async def for_each(names: Sequence[str], do: Callable[[str], Awaitable[object]])
 
 
 @contextlib.contextmanager
-def reported(verbosity: int = 0) -> Iterator[None]:
+def reported(verbosity: int = 0, find_way_out: Callable[[BaseException], str | None] = way_out) -> Iterator[None]:
     """Print this package's own errors to stderr, and exit with their status.
 
     Args:
         verbosity: From 2 on, the traceback is printed first.
+        find_way_out: Returns what to do about an error.
     """
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal cannot display must not stop a command.
@@ -113,7 +114,7 @@ def reported(verbosity: int = 0) -> Iterator[None]:
             for line in "".join(traceback.format_exception(error)).splitlines():
                 _write(line)
         _say(_worded(error))
-        advice = way_out(error)
+        advice = find_way_out(error)
         for line in (*getattr(error, "__notes__", ()), *([advice] if advice else [])):
             _write(f"  {line}")
         sys.exit(int(exit_status(error)))

@@ -9,7 +9,7 @@ import pytest
 
 from aiofinetune import errors
 from aiofinetune.batch import BatchStopped, ManifestInvalid, Outcome, Problem
-from aiofinetune.cli._exit import MEANINGS, Exit, exit_status, way_out
+from aiofinetune.cli._exit import MEANINGS, Exit, exit_status, way_out, worker_way_out
 from aiofinetune.models import CreateUncertain, FineTune, FineTuneFailed, FineTuneRequest
 from tests.cli import shell
 
@@ -101,6 +101,14 @@ def test_help_has_every_status() -> None:
     assert set(MEANINGS) == set(Exit)
     for status, meaning in MEANINGS.items():
         assert f"{int(status)} {meaning}" in words
+
+
+def test_errors_of_a_worker_name_its_own_options() -> None:
+    """What a worker is advised to check is what it was given, not the options of the commands for a service."""
+    assert "--token-file" in (worker_way_out(errors.AuthenticationFailed(401, "no")) or "")
+    assert "--server" in (worker_way_out(errors.ConnectFailed("no")) or "")
+    assert "--server" in (worker_way_out(errors.ProtocolViolation("no")) or "")
+    assert worker_way_out(errors.ConfigurationError("no")) is None
 
 
 def test_errors_name_the_way_out() -> None:

@@ -240,6 +240,7 @@ async def test_a_killed_worker_over_tls(
         async with running(*worker, TMPDIR=str(temporary)) as stranger:
             _, stderr = await stranger.communicate()
             assert (stranger.returncode, b"is not valid" in stderr) == (4, True), stderr
+            assert b"  Check --server, the network" in stderr
         async with running(*worker, **trusted) as killed:
             job = await client.create(examples, n_epochs=60)
             await client.reach(job["id"], "Completed epoch 1/60")
