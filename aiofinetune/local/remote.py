@@ -3,8 +3,9 @@
     python -P -m aiofinetune.local.remote
 
 An engine starts this command on the machine that is to train, and writes one line of JSON to its standard input:
-``{"url": ..., "token": ...}``, of the attempt. It must keep standard input open: when that ends, because the engine's
-worker was killed, the command ends its trainer and removes its folder.
+``{"url": ..., "token": ..., "models": ...}``: the attempt, and the folder in which the engine's worker keeps open
+models as long as it lives. It must keep standard input open: when that ends, because the engine's worker was killed,
+the command ends its trainer and removes its folder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import aiohttp
 
@@ -22,6 +24,7 @@ from aiofinetune.local._worker.attempt import run_attempt
 from aiofinetune.local._worker.calls import Refusal
 from aiofinetune.local._worker.command import EXIT_ABANDONED
 from aiofinetune.local._worker.folder import remove_abandoned
+from aiofinetune.local._worker.kept import KeptModels
 
 
 async def main() -> int:
@@ -36,7 +39,8 @@ async def main() -> int:
     try:
         await asyncio.to_thread(remove_abandoned)
         async with aiohttp.ClientSession() as http:
-            await run_attempt(http, order["url"], order["token"])
+            models = KeptModels(lambda: Path(order["models"]))
+            await run_attempt(http, order["url"], order["token"], models)
     except asyncio.CancelledError:
         return EXIT_ABANDONED
     except (FineTuneError, Refusal, OSError) as error:

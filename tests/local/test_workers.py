@@ -294,10 +294,12 @@ def test_options_that_cannot_be(arguments: tuple[str, ...], words: str, tmp_path
 )
 def test_a_server_leads_its_workers_nowhere(job: dict[str, object]) -> None:
     """A worker lets no server name a file outside of the attempt's folder, for its trainer to read or write."""
-    described = {"job_id": "ft-1", "job": job, "inputs": [], "outputs": []}
+    described = {"job_id": "ft-1", "job": job, "inputs": [], "outputs": [], "model_version": "0" * 64}
     with pytest.raises(ProtocolViolation, match="the server names a file"):
         read_work(described)
     for wrong in ({**described, "job": {}, "inputs": [{"name": "/x", "bytes": 1}]}, {**described, "outputs": ["../x"]}):
         with pytest.raises(ProtocolViolation, match="the server names a file"):
             read_work(wrong)
+    with pytest.raises(ProtocolViolation):
+        read_work({**described, "job": {}, "model_version": "../x"})
     assert read_work({**described, "job": {"model": "ada"}}).job == {"model": "ada"}

@@ -279,12 +279,16 @@ class AttemptRoutes:
 def _description(live: Live) -> dict[str, object]:
     """Return what the command needs to know. This blocks."""
     attempt = live.attempt
-    inputs = [{"name": name, "bytes": path.stat().st_size} for name, path in inputs_by_name(attempt).items()]
+    found = {name: path.stat() for name, path in inputs_by_name(attempt).items()}
+    # The files of an open model are in a folder; a worker keeps them until one of them changes.
+    model = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(found.items()) if "/" in name]
+    digest_of_base = attempt.open_model.digest if attempt.open_model else ""
     return {
         "job_id": attempt.job.id,
         "job": trainer_input(attempt, lambda path: path.name),
-        "inputs": inputs,
+        "inputs": [{"name": name, "bytes": stat.st_size} for name, stat in found.items()],
         "outputs": list(outputs_by_name(attempt)),
+        "model_version": hashlib.sha256(repr((digest_of_base, model)).encode()).hexdigest(),
     }
 
 

@@ -7,13 +7,12 @@ import contextlib
 import functools
 import hashlib
 import logging
-import os
+import re
 import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Final
-from urllib.parse import quote
+from typing import Any, Final
 
 import aiohttp
 import attrs
@@ -24,11 +23,10 @@ from aiofinetune._threads import in_thread
 from aiofinetune.errors import ProtocolViolation
 from aiofinetune.local._trainers import Ended
 from aiofinetune.local._trainers.trainer import ended, read_stderr, started
-from aiofinetune.local._worker.calls import AttemptOver, Calls, Passing, Refusal
-from aiofinetune.local._worker.folder import temporary_folder
-
-_PIECE: Final = 1 << 20
-"""The number of bytes that are read or written at once."""
+from aiofinetune.local._worker.calls import AttemptOver, Calls, Refusal
+from aiofinetune.local._worker.folder import ATTEMPT, temporary_folder
+from aiofinetune.local._worker.kept import KeptModels
+from aiofinetune.local._worker.transfers import fetch, upload
 
 _MAX_BATCH: Final = 256 << 10
 """The number of bytes of lines that are sent at once."""
@@ -38,6 +36,8 @@ _FAREWELL: Final = 2.0
 
 _UPLOADS: Final = 3
 """How often an output is uploaded whose bytes arrive changed."""
+
+_VERSION: Final = re.compile("[0-9a-f]{64}")
 
 _log = logging.getLogger(__name__)
 
@@ -51,15 +51,18 @@ class Work:
     inputs: dict[str, int]
     """The size of each file to fetch, by name."""
     outputs: tuple[str, ...]
+    model_version: str
+    """Tells the files of the open model from those of every other, and from other ones with the same names."""
 
 
-async def run_attempt(http: aiohttp.ClientSession, url: str, token: str) -> None:
+async def run_attempt(http: aiohttp.ClientSession, url: str, token: str, models: KeptModels) -> None:
     """Run an attempt to its end, or until the server says that it is over.
 
     Args:
         http: The session for the requests.
         url: The URL of the attempt.
         token: The token of the attempt.
+        models: The open models of this worker.
 
     Raises:
         ConnectFailed: The server cannot be reached.
@@ -71,7 +74,7 @@ async def run_attempt(http: aiohttp.ClientSession, url: str, token: str) -> None
         _log.info("fine-tune %s started", work.job_id)
         async with _folder() as folder, asyncio.TaskGroup() as group:
             watching = group.create_task(_watch(calls))
-            await _work(calls, work, folder)
+            await _work(calls, work, folder, models)
             watching.cancel()
         _log.info("fine-tune %s: the trainer has ended", work.job_id)
     except BaseException as error:  # noqa: BLE001  # It is raised below, or means that there is nothing to do.
@@ -106,17 +109,37 @@ async def _watch(calls: Calls) -> None:
         await calls.json("GET", "/watch")
 
 
-async def _work(calls: Calls, work: Work, folder: Path) -> None:
-    for name, size in work.inputs.items():
-        await _fetch(calls, name, size, folder / name)
-    job_path = folder / "job.json"
-    await in_thread(None, lambda: job_path.write_bytes(structuring.dumps(work.job)))
-    lines = _Lines(calls)
-    how = await _train(job_path, lines)
+async def _work(calls: Calls, work: Work, folder: Path, models: KeptModels) -> None:
+    job_path, lines = folder / "job.json", _Lines(calls)
+    async with _fetched(calls, work, folder, models) as job:
+        await in_thread(None, lambda: job_path.write_bytes(structuring.dumps(job)))
+        how = await _train(job_path, lines)
     missing = [name for name in work.outputs if not (folder / name).is_file()]
     if how.is_well and missing:
         how = Ended(is_well=False, how=f"without {missing[0]}")
     await _finish(calls, lines, how, [folder / name for name in work.outputs])
+
+
+@contextlib.asynccontextmanager
+async def _fetched(
+    calls: Calls, work: Work, folder: Path, models: KeptModels
+) -> AsyncIterator[dict[str, Any]]:  # Any: the trainer's input
+    """Fetch the inputs; return a context manager of the trainer's input, with the paths of the inputs."""
+    open_model = work.job.get("open_model")
+    parts = [name for name in work.inputs if open_model and name.startswith(f"{open_model['path']}/")]
+    for name, size in work.inputs.items():
+        if name not in parts:
+            await fetch(calls, name, size, folder / name)
+    if open_model is None:
+        yield work.job
+        return
+
+    async def fetch_model(place: Path) -> None:
+        for name in parts:
+            await fetch(calls, name, work.inputs[name], place / PurePosixPath(name).name)
+
+    async with models.used(work.model_version, fetch_model) as path:
+        yield {**work.job, "open_model": {**open_model, "path": str(path)}}
 
 
 async def _train(job_path: Path, lines: _Lines) -> Ended:
@@ -188,7 +211,7 @@ async def _finish(calls: Calls, lines: _Lines, how: Ended, outputs: list[Path]) 
             if how.is_well:
                 for path in outputs:
                     digests[path.name] = await in_thread(None, functools.partial(_digest, path))
-                    await _upload(calls, path)
+                    await upload(calls, path)
             report = {"lines": len(lines.all), "is_well": how.is_well, "how": how.how, "outputs": digests}
             await calls.json("POST", "/end", body=functools.partial(structuring.dumps, report))
             return
@@ -201,76 +224,11 @@ async def _finish(calls: Calls, lines: _Lines, how: Ended, outputs: list[Path]) 
             lines.send_again()
 
 
-async def _fetch(calls: Calls, name: str, size: int, path: Path) -> None:
-    """Download an input. If the connection breaks, the next request asks for the rest."""
-    await in_thread(None, lambda: path.parent.mkdir(parents=True, exist_ok=True))
-    async with _opened(path, "wb") as file:
-        received = 0
-
-        def rest() -> dict[str, str]:
-            return {"Range": f"bytes={received}-"} if received else {}
-
-        async def read(response: aiohttp.ClientResponse) -> None:
-            nonlocal received
-            if response.status == 200 and received:
-                received = await in_thread(None, lambda: file.seek(0))
-            async for piece in response.content.iter_chunked(_PIECE):
-                await in_thread(None, functools.partial(file.write, piece))
-                received += len(piece)
-
-        while received < size:
-            await calls.call("GET", f"/inputs/{quote(name)}", read, headers=rest)
-        if received > size:
-            raise ProtocolViolation(f"the server sent {received} bytes of {name}, which has {size}")
-
-
-async def _upload(calls: Calls, path: Path) -> None:
-    """Upload an output. If the connection breaks, the next request sends the rest."""
-    size = (await in_thread(None, path.stat)).st_size
-    url = f"/outputs/{quote(path.name)}"
-    async with _opened(path, "rb") as file:
-        tries = 0
-        while (arrived := int((await calls.json("GET", url))["bytes"])) != size or not size:
-            await _send_rest(calls, url, file, arrived if arrived < size else 0)
-            tries += 1
-            if not size:
-                return
-            await asyncio.sleep(min(tries * 0.1, 2))
-
-
-async def _send_rest(calls: Calls, url: str, file: BinaryIO, start: int) -> None:
-    async def pieces() -> AsyncIterator[bytes]:
-        position = start
-        while piece := await in_thread(None, functools.partial(os.pread, file.fileno(), _PIECE, position)):
-            yield piece
-            position += len(piece)
-
-    async def read(response: aiohttp.ClientResponse) -> None:
-        await response.read()
-
-    try:
-        await calls.once("PUT", url, read, params={"start": str(start)}, body=pieces())
-    except Passing:
-        pass  # The caller asks what has arrived, and goes on from there.
-    except Refusal as refusal:
-        if refusal.status != 409:
-            raise
-
-
-@contextlib.asynccontextmanager
-async def _opened(path: Path, mode: str) -> AsyncIterator[BinaryIO]:
-    file: Any = await in_thread(None, lambda: path.open(mode))  # Any: `open` returns what the mode says
-    try:
-        yield file
-    finally:
-        await in_thread(None, file.close)
-
-
 @contextlib.asynccontextmanager
 async def _folder() -> AsyncIterator[Path]:
     stack = contextlib.ExitStack()
     try:
-        yield await in_thread(None, lambda: stack.enter_context(temporary_folder()))
+        yield await in_thread(None, lambda: stack.enter_context(temporary_folder(ATTEMPT)))
     finally:
         await in_thread(None, stack.close)
 
@@ -287,10 +245,16 @@ def read_work(value: object) -> Work:
         ProtocolViolation: It is not what a server says.
     """
     match value:
-        case {"job_id": str(job_id), "job": dict(job), "inputs": list(inputs), "outputs": list(outputs)}:
+        case {
+            "job_id": str(job_id),
+            "job": dict(job),
+            "inputs": list(inputs),
+            "outputs": list(outputs),
+            "model_version": str(version),
+        } if _VERSION.fullmatch(version):
             sizes = {_relative(each["name"]): int(each["bytes"]) for each in inputs}
             _check_paths(job)
-            return Work(job_id, job, sizes, tuple(map(_relative, outputs)))
+            return Work(job_id, job, sizes, tuple(map(_relative, outputs)), version)
         case _:
             raise ProtocolViolation("the server's description of the attempt is not one")
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import aiohttp
 
 from aiofinetune import structuring
 from aiofinetune._secret import Secret
+from aiofinetune._threads import in_thread
 from aiofinetune.errors import AuthenticationFailed, ConnectFailed, ProtocolViolation
 from aiofinetune.local._worker.attempt import run_attempt
 from aiofinetune.local._worker.calls import AttemptOver, Calls
+from aiofinetune.local._worker.folder import MODELS, temporary_folder
+from aiofinetune.local._worker.kept import KeptModels
 
 _log = logging.getLogger(__name__)
 
@@ -30,16 +35,26 @@ async def work(url: str, token: str, resources: Mapping[str, int]) -> None:
         ConnectFailed: The server cannot be reached.
         Refusal: The server gives no attempts to workers.
     """
-    async with aiohttp.ClientSession() as http:
+    async with aiohttp.ClientSession() as http, _models() as models:
         calls = Calls(http, url, Secret(token), secrets.token_hex(16))
         while True:
             match await _claim(calls, resources):
                 case {"id": str(attempt_id), "token": str(attempt_token)}:
-                    await _run(http, f"{url}/{attempt_id}", attempt_token)
+                    await _run(http, f"{url}/{attempt_id}", attempt_token, models)
                 case None:
                     pass
                 case answer:
                     raise ProtocolViolation(f"the server's answer to a claim is {answer!r:.200}")
+
+
+@contextlib.asynccontextmanager
+async def _models() -> AsyncIterator[KeptModels]:
+    """Return a context manager of the open models that are kept; their folder is removed at its end."""
+    stack = contextlib.ExitStack()
+    try:
+        yield KeptModels(functools.cache(lambda: stack.enter_context(temporary_folder(MODELS))))
+    finally:
+        await in_thread(None, stack.close)
 
 
 async def _claim(calls: Calls, resources: Mapping[str, int]) -> object:
@@ -50,10 +65,10 @@ async def _claim(calls: Calls, resources: Mapping[str, int]) -> object:
         raise AuthenticationFailed(401, "the server does not know this token of a worker") from None
 
 
-async def _run(http: aiohttp.ClientSession, url: str, token: str) -> None:
+async def _run(http: aiohttp.ClientSession, url: str, token: str, models: KeptModels) -> None:
     """Run an attempt. What fails here must not end the worker, unless the server cannot be reached."""
     try:
-        await run_attempt(http, url, token)
+        await run_attempt(http, url, token, models)
     except ConnectFailed:
         raise
     except Exception:  # noqa: BLE001  # See above.

@@ -1,4 +1,4 @@
-"""The temporary folders of attempts. Each is locked, so that those that a killed worker left are found and removed."""
+"""The temporary folders of a worker. Each is locked, so that those that a killed worker left are found and removed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-_PREFIX: Final = "aiofinetune-attempt-"
+ATTEMPT: Final = "aiofinetune-attempt-"
+MODELS: Final = "aiofinetune-models-"
+"""How the names begin of the folders of attempts, and of the models that are kept between them."""
 
 
 @contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Return a context manager of a new folder, which is removed at the end, and by `remove_abandoned` if not."""
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Return a context manager of a new folder, which is removed at the end, and by `remove_abandoned` if not.
+
+    Args:
+        prefix: How its name begins: `ATTEMPT` or `MODELS`.
+    """
     with contextlib.ExitStack() as stack:
         # Until it is locked, another process may take the new folder for an abandoned one, and remove it.
         while True:
-            folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            folder = Path(tempfile.mkdtemp(prefix=prefix))
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 stack.enter_context(_locked(folder))
                 if folder.exists():
@@ -31,7 +37,8 @@ def temporary_folder() -> Iterator[Path]:
 
 def remove_abandoned() -> None:
     """Remove the folders of this user whose workers were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    parent = Path(tempfile.gettempdir())
+    for folder in (*parent.glob(f"{ATTEMPT}*"), *parent.glob(f"{MODELS}*")):
         with contextlib.suppress(OSError):
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
