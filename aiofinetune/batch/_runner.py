@@ -126,7 +126,8 @@ class Runner:
             if self._waiting:
                 # There are many. Let other tasks run before the others.
                 await asyncio.sleep(0)
-            await self._news.wait()
+            else:
+                await self._news.wait()
             self._news.clear()
 
     def _go_on(self) -> None:

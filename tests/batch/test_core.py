@@ -94,8 +94,8 @@ def test_every_row_of_the_table_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Attempts, "apply", noted)
     wanted = {*ATTEMPT_TABLE, *((event, action) for event, actions in ANSWERS.items() for action in actions)}
-    # It takes about 5,000 steps from here.
-    for seed in range(462, 800):
+    # The first few reach the rare ones. If the core changes, they may no longer, and it takes longer.
+    for seed in (1003, 1236, 1065, 1080, 1089, *range(1004, 2000)):
         drive(random.Random(seed), 200)  # noqa: S311  # by chance
         if wanted <= rows.keys():
             return
@@ -226,20 +226,20 @@ def test_what_is_over_is_forgotten() -> None:
 def test_ends_are_asked_for_as_the_caller_takes_them() -> None:
     """Where a look finds many ends, the next ones come once fewer than may wait are in hand, and none is kept by it."""
     core, names = started(Settings(max_streams=0, max_waiting=2)), [act.AttemptId(str(number)) for number in range(3)]
-    core.handle(on.EarlierRunsRead(), 0.0)
+    handled(core, on.EarlierRunsRead(), 0.0)
     records = [on.AttemptRecord(name, REQUEST, REQUEST, 1.0, job_id=f"ft-{name.label}") for name in names]
-    core.handle(on.EntriesRead(tuple(on.KnownEntry(it.attempt.label, REQUEST, it) for it in records)), 0.0)
+    handled(core, on.EntriesRead(tuple(on.KnownEntry(it.attempt.label, REQUEST, it) for it in records)), 0.0)
     look, before = act.LookAtList(1.0), attempts_in_memory()
-    assert core.handle(on.TimersDue(), 10.0) == [look]
+    assert handled(core, on.TimersDue(), 10.0) == [look]
     jobs = [FineTune(f"ft-{name.label}", Status.SUCCEEDED, fine_tuned_model="ada:ft-x") for name in names]
     ended = {job.id: job for job in jobs[:2]}
-    actions = core.handle(on.EndsListed(ended), 11.0)
+    actions = handled(core, on.EndsListed(ended), 11.0)
     assert actions == [act.WriteEnd(name, job) for name, job in zip(names, jobs[:2], strict=False)]
-    assert look not in core.handle(on.EndOnDisk(names[0], 2.0), 11.0)
-    assert look in core.handle(on.OutcomeTaken(names[0]), 11.0)
+    assert look not in handled(core, on.EndOnDisk(names[0], 2.0), 11.0)
+    assert look in handled(core, on.OutcomeTaken(names[0]), 11.0)
     assert attempts_in_memory() == before - 1
-    assert look not in core.handle(on.EndOnDisk(names[1], 2.0), 11.0)
-    assert core.handle(on.EndsListed({jobs[2].id: jobs[2]}), 12.0) == [act.WriteEnd(names[2], jobs[2])]
+    assert look not in handled(core, on.EndOnDisk(names[1], 2.0), 11.0)
+    assert handled(core, on.EndsListed({jobs[2].id: jobs[2]}), 12.0) == [act.WriteEnd(names[2], jobs[2])]
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ class Run:
     def in_hand(self) -> int:
         """The number of jobs that are over as far as is known, and whose outcomes the iterator has not taken."""
         over = self.attempts.count(AttemptState.SETTLING, AttemptState.ENDED, AttemptState.UNKNOWN)
-        return over + len(self.attempts.awaiting(act.RetrieveJob))
+        return over + self.attempts.awaiting(act.RetrieveJob)
 
     @property
     def outcomes_waiting(self) -> int:
