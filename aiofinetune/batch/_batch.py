@@ -50,7 +50,11 @@ MAX_STREAMS: Final = 32
 """The number of jobs that are followed by their event streams. Beyond that, one look at the list for all the others is
 cheaper; where a service does not stream events, it is for any number."""
 
-_WRITES: Final = frozenset({act.WriteIntent, act.WithdrawIntent, act.WriteAccepted, act.WriteJobId, act.WriteEnd})
+_WRITES: Final[frozenset[type[act.Action]]] = frozenset(
+    {
+        *(act.WriteIntent, act.WithdrawIntent, act.WriteAccepted, act.WriteJobId, act.WriteEnd),
+    }
+)
 """The actions that write to the journal."""
 
 _NOTICE_INTERVAL: Final = 0.5
@@ -174,7 +178,8 @@ class Batch:
             act.LeaveJob: log_left,
             act.ReportOutcome: self._report,
         }
-        self._runner = Runner(self._core, self._calls(), notes, self._notify, self._is_at_once)
+        at_once = _WRITES if journal is None else frozenset[type[act.Action]]()
+        self._runner = Runner(self._core, self._calls(), notes, self._notify, at_once)
         self._cancel_on_exit = cancel_on_exit
         self._on_progress = progress
         self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
@@ -201,12 +206,6 @@ class Batch:
             act.WriteEnd: self._follower.write_end,
             act.FetchResults: self._follower.fetch_results,
         }
-
-    def _is_at_once(self, action: act.Action) -> bool:
-        """Return whether what performs an action never waits: there is no journal to write, or no file to upload."""
-        if isinstance(action, act.UploadFiles):
-            return self._data_files.are_ids(action.request)
-        return isinstance(self._journal, NoJournal) and type(action) in _WRITES
 
     @property
     def progress(self) -> Progress:

@@ -21,7 +21,7 @@ from aiofinetune.batch._core import AttemptRecord
 from aiofinetune.batch._manifest import is_local
 from aiofinetune.batch._no_journal import AnyJournal
 from aiofinetune.dialects._dialect import Uploads
-from aiofinetune.errors import DatasetError, FineTuneError, LocalFileError
+from aiofinetune.errors import DatasetError, FineTuneError, LocalFileError, RequestInvalid
 from aiofinetune.models import File, FineTuneRequest
 from aiofinetune.session import FineTuneSession
 
@@ -81,6 +81,17 @@ class DataFiles:
             training_file=ids.get(training, training),
             validation_file=None if validation is None else ids.get(validation, validation),
         )
+
+    def sent(self, request: FineTuneRequest) -> FineTuneRequest | None:
+        """Return what is sent for a request, if that is known; None if files must be uploaded first, or looked for.
+
+        Raises nothing: what the service cannot take is refused where files are uploaded.
+        """
+        try:
+            self._session.dialect.check(request)
+        except RequestInvalid:
+            return None
+        return request if self.are_ids(request) else None
 
     def are_ids(self, request: FineTuneRequest) -> bool:
         """Return whether a request names no local path, as far as it is known without a look at the disk."""

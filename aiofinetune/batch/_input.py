@@ -92,7 +92,7 @@ class Input:
         if isinstance(record, JournalUnusable):
             return KnownEntry(entry.label, entry.request, problem=record)
         change = "" if record is None else await self._data_files.change_of(record, entry.request)
-        return KnownEntry(entry.label, entry.request, record, change)
+        return KnownEntry(entry.label, entry.request, record, change, None, self._data_files.sent(entry.request))
 
 
 async def _numbered(requests: Requests) -> AsyncGenerator[Entry, None]:

@@ -174,12 +174,12 @@ class Model:
             check("a label has one live attempt at most", name not in self.replaced, name)
         match action:
             case act.UploadFiles():
-                self._check_asked_for(name)
                 check("nothing is sent unless RUNNING", self.core.state is BatchState.RUNNING, name)
                 has_place = name in self.begun or len(self.outcomes) < self.settings.max_waiting
                 check("limits are kept", has_place, "outcomes wait")
-                self.begun.add(name)
+                self._begin(name)
             case act.WriteIntent():
+                self._begin(name)
                 self._check_limits(name)
                 last = max(self.disk.get(name.label, {name.number: None}))
                 check("a label has one live attempt at most", name.number >= last, name)
@@ -204,6 +204,13 @@ class Model:
                 check("a job has one owner", is_noted, (record, action))
             case act.WriteEnd():
                 check("an attempt ends once", name not in self.was_ended, name)
+
+    def _begin(self, name: act.AttemptId) -> None:
+        """Note that an attempt goes to the service, if it is new."""
+        check("a label has one live attempt at most", self.live.setdefault(name.label, name) == name, name)
+        check("a label has one live attempt at most", name not in self.replaced, name)
+        self._check_asked_for(name)
+        self.begun.add(name)
 
     def _check_asked_for(self, name: act.AttemptId) -> None:
         """Check that a further attempt has a reason, which the caller gave."""
@@ -493,7 +500,9 @@ class Model:
         last = records[max(records)] if records else None
         request = self.requests[label]
         change = "it is another" if last is not None and last.request != request else ""
-        return on.KnownEntry(label, request, last, change)
+        # A file may have to be uploaded.
+        sent = self.chance.choice((None, request))
+        return on.KnownEntry(label, request, last, change, sent=sent)
 
     def _list(self) -> on.Event:
         if self._fails():
@@ -594,7 +603,7 @@ class Model:
             return on.JobCreated(name, record.job_id)
         made = self.truths[name].made
         if made and not self._fails():
-            return on.JobCreated(name, self.chance.choice(sorted(self.jobs)) if self._fails() else made[0])
+            return on.JobCreated(name, self.chance.choice(sorted({*self.jobs, made[0]})) if self._fails() else made[0])
         request = FineTuneRequest(training_file="file-1")
         return on.CreateUnclear(name, CreateUncertain(request, self.now, (), accepted=True))
 

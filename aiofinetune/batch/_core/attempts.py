@@ -35,6 +35,7 @@ class Attempt:
     is_replayed: bool = False
     """Whether an earlier run knew its outcome."""
     sent: FineTuneRequest | None = None
+    """The same with ids in place of local paths, once they are known."""
     sent_at: float | None = None
     key: str | None = None
     """The key in the metadata of its create, if that carries one."""

@@ -261,12 +261,12 @@ class BatchCore:
         """Return the attempt that an entry goes on with: its last one, or a new one."""
         last = entry.last
         if last is None:
-            return Attempt(act.AttemptId(entry.label), entry.request)
+            return Attempt(act.AttemptId(entry.label), entry.request, sent=entry.sent)
         if last.sent is None:
             # It made no job, so it may differ.
-            return Attempt(last.attempt, entry.request)
+            return Attempt(last.attempt, entry.request, sent=entry.sent)
         if entry.change or self._is_retried(last):
-            return Attempt(last.attempt.next, entry.request)
+            return Attempt(last.attempt.next, entry.request, sent=entry.sent)
         # Its files may have other paths than in the earlier run.
         attempt = attempt_of(last)
         attempt.request = entry.request

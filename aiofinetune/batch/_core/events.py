@@ -51,6 +51,8 @@ class KnownEntry:
     """How the request, or a file that it names, differs from the last attempt's, as text for people."""
     problem: JournalUnusable | None = None
     """Why the journal cannot tell what it knows, or that the label is there twice."""
+    sent: FineTuneRequest | None = None
+    """What is sent for the request, if it is known: no file of it is a local path."""
 
 
 @attrs.frozen

@@ -107,7 +107,8 @@ class Sender:
             if not (self.has_place and self._has_room(self._in_hand)):
                 break
             self._attempts.place(attempt)
-            self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
+            if attempt.sent is None:
+                self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
 
     def _send_placed(self, now: float) -> None:
         """Send the creates that may be sent, in the order of the input."""
