@@ -31,15 +31,20 @@ MUST: Final = 0.05
 """The most that looks may take of a core."""
 
 
+def handled(core: BatchCore, event: on.Event, now: float) -> list[act.Action]:
+    """Return what follows from an event that comes alone."""
+    return core.handle(event, now) + core.go_on(now)
+
+
 def followed(count: int) -> BatchCore:
     """Return a core that follows so many jobs by the list."""
     core = BatchCore(Settings(max_streams=0))
-    core.handle(on.Started(), 0.0)
-    core.handle(on.EarlierRunsRead(), 0.0)
+    handled(core, on.Started(), 0.0)
+    handled(core, on.EarlierRunsRead(), 0.0)
     request = FineTuneRequest(training_file="file-0000000001", model="ada")
     names = [act.AttemptId(str(number)) for number in range(1, count + 1)]
     records = [on.AttemptRecord(it, request, request, 1.0, job_id=f"ft-{int(it.label):010}") for it in names]
-    core.handle(on.EntriesRead(tuple(on.KnownEntry(it.attempt.label, request, it) for it in records)), 0.0)
+    handled(core, on.EntriesRead(tuple(on.KnownEntry(it.attempt.label, request, it) for it in records)), 0.0)
     return core
 
 
@@ -51,9 +56,9 @@ async def cost(base_url: str, count: int) -> float:
         for _ in range(LOOKS):
             now += 1e6
             begin = time.process_time()
-            (action,) = (it for it in core.handle(on.TimersDue(), now) if isinstance(it, act.LookAtList))
+            (action,) = (it for it in handled(core, on.TimersDue(), now) if isinstance(it, act.LookAtList))
             event = await follower.look(action)
-            core.handle(event, now)
+            handled(core, event, now)
             costs.append(time.process_time() - begin)
             if not isinstance(event, on.ListRead) or len(event.active) != count or core.counts().active != count:
                 sys.exit(f"expected {count} active jobs, got {event!r:.200}")
