@@ -223,23 +223,41 @@ def test_what_is_over_is_forgotten() -> None:
     assert core.counts().seen == core.counts().ended["succeeded"] == 500
 
 
-def test_ends_are_asked_for_as_the_caller_takes_them() -> None:
-    """Where a look finds many ends, the next ones come once fewer than may wait are in hand, and none is kept by it."""
-    core, names = started(Settings(max_streams=0, max_waiting=2)), [act.AttemptId(str(number)) for number in range(3)]
+LOOK = act.LookAtList(1.0)
+
+
+def following(given: Settings, count: int) -> tuple[BatchCore, list[on.AttemptRecord]]:
+    """Return a core that follows jobs of an earlier run by the list, and what the journal has of them."""
+    core = started(given)
     handled(core, on.EarlierRunsRead(), 0.0)
+    names = [act.AttemptId(str(number)) for number in range(count)]
     records = [on.AttemptRecord(name, REQUEST, REQUEST, 1.0, job_id=f"ft-{name.label}") for name in names]
     handled(core, on.EntriesRead(tuple(on.KnownEntry(it.attempt.label, REQUEST, it) for it in records)), 0.0)
-    look, before = act.LookAtList(1.0), attempts_in_memory()
-    assert handled(core, on.TimersDue(), 10.0) == [look]
-    jobs = [FineTune(f"ft-{name.label}", Status.SUCCEEDED, fine_tuned_model="ada:ft-x") for name in names]
-    ended = {job.id: job for job in jobs[:2]}
-    actions = handled(core, on.EndsListed(ended), 11.0)
-    assert actions == [act.WriteEnd(name, job) for name, job in zip(names, jobs[:2], strict=False)]
-    assert look not in handled(core, on.EndOnDisk(names[0], 2.0), 11.0)
-    assert look in handled(core, on.OutcomeTaken(names[0]), 11.0)
+    assert handled(core, on.TimersDue(), 10.0) == [LOOK]
+    return core, records
+
+
+def test_ends_are_asked_for_as_the_caller_takes_them() -> None:
+    """Where a look finds many ends, the next ones come once fewer than may wait are in hand, and none is kept by it."""
+    core, records = following(Settings(max_streams=0, max_waiting=2), 3)
+    jobs = [FineTune(str(it.job_id), Status.SUCCEEDED, fine_tuned_model="ada:ft-x") for it in records]
+    names, before = [it.attempt for it in records], attempts_in_memory()
+    writes = [act.WriteEnd(name, job) for name, job in zip(names, jobs, strict=True)]
+    assert handled(core, on.EndsListed({job.id: job for job in jobs[:2]}), 11.0) == writes[:2]
+    assert LOOK not in handled(core, on.EndOnDisk(names[0], 2.0), 11.0)
+    assert LOOK in handled(core, on.OutcomeTaken(names[0]), 11.0)
     assert attempts_in_memory() == before - 1
-    assert look not in handled(core, on.EndOnDisk(names[1], 2.0), 11.0)
-    assert handled(core, on.EndsListed({jobs[2].id: jobs[2]}), 12.0) == [act.WriteEnd(names[2], jobs[2])]
+    assert LOOK not in handled(core, on.EndOnDisk(names[1], 2.0), 11.0)
+    assert handled(core, on.EndsListed({jobs[2].id: jobs[2]}), 12.0) == writes[2:]
+
+
+def test_ends_are_asked_for_while_results_are_fetched() -> None:
+    """A results file that does not come holds up no end of another job."""
+    core, records = following(Settings(max_streams=0, max_waiting=1, wants_results=True), 2)
+    job = FineTune(str(records[0].job_id), Status.SUCCEEDED, fine_tuned_model="ada:ft-x")
+    assert LOOK not in handled(core, on.EndsListed({job.id: job}), 11.0)
+    fetch = act.FetchResults(records[0].attempt, job, is_replayed=False)
+    assert handled(core, on.EndOnDisk(records[0].attempt, 2.0), 11.0) == [fetch, LOOK]
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,12 @@ class Run:
 
     @property
     def in_hand(self) -> int:
-        """The number of jobs that are over as far as is known, and whose outcomes the iterator has not taken."""
+        """The number of jobs that are over as far as is known and are being read or written, or wait for the caller.
+
+        Not those whose results are being fetched: a file that does not come holds up no end of another job.
+        """
         over = self.attempts.count(AttemptState.SETTLING, AttemptState.ENDED, AttemptState.UNKNOWN)
-        return over + self.attempts.awaiting(act.RetrieveJob)
+        return over - self.attempts.awaiting(act.FetchResults) + self.attempts.awaiting(act.RetrieveJob)
 
     @property
     def outcomes_waiting(self) -> int:
