@@ -1,11 +1,12 @@
-"""What the embedded server costs as its store grows: ``python -m benchmarks.server_growth [--instant]``.
+"""What the embedded server costs as its store grows: ``python -m benchmarks.server_growth [--instant [--ended]]``.
 
 For each number of jobs, a server of its own takes so many creates over HTTP, 16 at once; then it trains 100 of them (or
 all, if there are fewer), and then it starts again on the same folder. The figures are the CPU time of the server's
 process; what the trainers use is not counted. The exponent is the slope between the logarithms of the number of jobs
 and of the CPU time: 1 for all creates together if one costs the same however many there are, 0 for one training.
 
-With ``--instant``, the trainers train nothing, which takes a minute rather than ten.
+With ``--instant``, the trainers train nothing, which takes a minute rather than ten. With ``--ended``, all jobs are
+trained first, and 100 more are measured, so that the store has as many models, results and jobs that are over.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Server:
         self._process.join()
 
 
-async def measure(server: Server, count: int) -> dict[str, float]:
+async def measure(server: Server, count: int, *, has_ended: bool) -> dict[str, float]:
     """Return the CPU times, in seconds, of a server with no jobs yet."""
     async with FineTuneSession(KEY, base_url=server.base_url) as session:
         file = await session.upload_file(DATA)
@@ -141,12 +142,16 @@ async def measure(server: Server, count: int) -> dict[str, float]:
         if len(set(ids)) != count:
             sys.exit(f"{len(set(ids))} of {count} jobs are in the list")
         lists = [await server.cost(listed()) for _ in range(LISTS)]
+        if has_ended:
+            await train(ids)
+            await create(TRAINED)
+            ids = (await listed())[-TRAINED:]
         trained = await server.cost(train(ids[:TRAINED]))
         return {
             "creates": creates,
             "a create": creates / count,
             "a list": statistics.median(lists),
-            "a training": trained / min(count, TRAINED),
+            "a training": trained / len(ids[:TRAINED]),
             "both": creates + trained,
         }
 
@@ -155,6 +160,7 @@ def main() -> None:
     """Measure each number of jobs, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.server_growth", description=__doc__)
     parser.add_argument("--instant", action="store_true", help="with trainers that train nothing")
+    parser.add_argument("--ended", action="store_true", help="with as many jobs that are over")
     options = parser.parse_args()
     columns = ("creates", "a create", "a list", "a training", "a start", "both")
     sys.stdout.write("| jobs | creates, s |" + "".join(f" {name}, ms |" for name in columns[1:-1]) + "\n")
@@ -163,7 +169,7 @@ def main() -> None:
     for count in JOBS:
         with tempfile.TemporaryDirectory() as folder:
             server = Server(folder, is_instant=options.instant)
-            row = asyncio.run(measure(server, count))
+            row = asyncio.run(measure(server, count, has_ended=options.ended))
             server.kill()
             server = Server(folder, is_instant=options.instant)
             rows.append(row | {"a start": server.start})
