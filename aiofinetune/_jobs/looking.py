@@ -6,6 +6,7 @@ read. On a list of 10,000 active jobs that takes a third of the CPU of reading e
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -70,7 +71,7 @@ class Seen:
                 self.unreadable.add(name)
             elif status not in Status.TERMINAL:
                 # As one object each: there are few statuses and many jobs.
-                self.active[name] = Status.RUNNING if status == Status.RUNNING else status
+                self.active[name] = sys.intern(status)
             elif self.is_wanted(name):
                 self.active.pop(name, None)
                 self._ended.append(row)

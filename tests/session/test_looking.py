@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -27,6 +28,16 @@ def test_all_that_ended_are_read_in_their_order(monkeypatch: pytest.MonkeyPatch,
     assert [len(block) for block in blocks] == [5, 5, 5, 5, 2]
     assert [job.id for block in blocks for job in block.values()] == [f"ft-{n}" for n in range(23) if n != 3]
     assert list(seen.ended(lambda *_: None)) == []
+
+
+def test_a_status_is_in_memory_once() -> None:
+    """However many jobs have a status, it is one object, whatever the word."""
+    seen = Seen(lambda _job_id: True, ())
+    rows = json.loads(json.dumps([{"id": f"ft-{number}", "status": "pending"} for number in range(3)]))
+    assert len({id(row["status"]) for row in rows}) == 3
+    seen.add(rows)
+    assert len({id(status) for status in seen.active.values()}) == 1
+    assert set(seen.active.values()) == {"pending"}
 
 
 def test_many_that_ended_take_little_memory() -> None:
