@@ -187,43 +187,11 @@ def _quick_reader(cls: Any, converter: Converter) -> Hook:
     origin, arguments = get_origin(cls) or cls, get_args(cls)
     if origin is Rows:
         return _rows_reader(converter)
+    fields = _fields(origin, arguments)
     scope: dict[str, Any] = {"cls": origin, "Misfit": _Misfit}
     lines = ["def read(value, _type):", "    if type(value) is not dict: raise Misfit", "    get = value.get"]
-    fields = _fields(origin, arguments)
     for number, field in enumerate(fields):
-        name = f"value_{number}"
-        is_exact = field.kind in _EXACT
-        lines += [f"    {name} = get({field.name!r})", f"    if {name} is None:"]
-        lines.append("        raise Misfit" if field.is_required else f"        {name} = default_{number}")
-        scope[f"default_{number}"] = field.default
-        if not field.decides:
-            scope[f"mend_{number}"] = _mender(origin, field, converter)
-        if is_exact:
-            misfit = " and ".join(f"type({name}) is not {exact.__name__}" for exact in _EXACT[field.kind])
-            if field.is_required and field.name in ("id", "status"):
-                misfit += f" or not {name}"
-            if field.name in _TIMES:
-                # A time in milliseconds, for example, would be later than every create if it were read as seconds, and
-                # the recovery of a lost create compares these times.
-                misfit += f" or not 0 <= {name} <= {_LATEST}"
-            lines.append(
-                f"    elif {misfit}: " + ("raise Misfit" if field.decides else f"{name} = mend_{number}({name})")
-            )
-        else:
-            read = (
-                _all_reader(field.kind, converter)
-                if field.decides and _is_list(field.kind)
-                else converter.get_structure_hook(field.kind)
-            )
-            scope[f"read_{number}"] = read
-            if field.decides:
-                lines.append(f"    else: {name} = read_{number}({name}, None)")
-            else:
-                lines += [
-                    "    else:",
-                    f"        try: {name} = read_{number}({name}, None)",
-                    f"        except Misfit: {name} = mend_{number}({name})",
-                ]
+        lines += _lines_of(origin, field, number, scope, converter)
     # The __init__ of a frozen class sets each field through object.__setattr__, which looks it up by name. Setting the
     # fields of a subclass that is not frozen, and then the class, takes a quarter fewer instructions on a list of jobs.
     thawed = {"__slots__": (), "__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
@@ -234,6 +202,44 @@ def _quick_reader(cls: Any, converter: Converter) -> Hook:
     exec("\n".join(lines), scope)  # noqa: S102  # the source holds only the names of our own fields
     read_class: Hook = scope["read"]
     return read_class
+
+
+def _lines_of(cls: Any, field: _Field, number: int, scope: dict[str, Any], converter: Converter) -> list[str]:
+    """Return the source that reads one field, and put what it needs into `scope`."""
+    name, misfit = f"value_{number}", "raise Misfit"
+    if not field.decides:
+        scope[f"mend_{number}"] = _mender(cls, field, converter)
+        misfit = f"{name} = mend_{number}({name})"
+    scope[f"default_{number}"] = field.default
+    absent = "raise Misfit" if field.is_required else f"{name} = default_{number}"
+    lines = [
+        f"    {name} = get({field.name!r})",
+        f"    if {name} is None: {'pass' if field.default is None else absent}",
+    ]
+    if field.kind in _EXACT:
+        return [*lines, f"    elif {_misfit_of(field, name)}: {misfit}"]
+    scope[f"read_{number}"] = converter.get_structure_hook(field.kind)
+    if _is_list(field.kind):
+        # A call for each empty list would be a tenth of the reading of a job.
+        lines.append(f"    elif type({name}) is list and not {name}: {name} = ()")
+        if field.decides:
+            scope[f"read_{number}"] = _all_reader(field.kind, converter)
+    lines.append("    else:")
+    if field.decides:
+        return [*lines, f"        {name} = read_{number}({name}, None)"]
+    return [*lines, f"        try: {name} = read_{number}({name}, None)", f"        except Misfit: {misfit}"]
+
+
+def _misfit_of(field: _Field, name: str) -> str:
+    """Return the source of the test whether a value of one of the exact types does not fit."""
+    misfit = " and ".join(f"type({name}) is not {exact.__name__}" for exact in _EXACT[field.kind])
+    if field.is_required and field.name in ("id", "status"):
+        misfit += f" or not {name}"
+    if field.name in _TIMES:
+        # A time in milliseconds, for example, would be later than every create if it were read as seconds, and the
+        # recovery of a lost create compares these times.
+        misfit += f" or not 0 <= {name} <= {_LATEST}"
+    return misfit
 
 
 def _file_reader(read: Hook) -> Hook:

@@ -46,6 +46,8 @@ KEY_LENGTH: Final = 12
 """The number of characters of the key that a suffix holds: it may be short, and 48 bits are not met twice."""
 MAX_METADATA: Final = 16
 """The number of names that the metadata of a job may have."""
+_WORDED: Final = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier", "method"})
+"""The parameters that may hold a word which not every dialect has."""
 
 
 # The endpoints that every service has alike.
@@ -93,6 +95,10 @@ class Recognises(Enum):
     """By a random key in its metadata."""
     PARAMETERS = "parameters"
     """By its parameters and its time."""
+
+
+METADATA: Final = Recognises.METADATA
+"""In Python 3.11 each look-up of a member in its class calls a function."""
 
 
 @attrs.frozen(kw_only=True)
@@ -229,34 +235,44 @@ class Dialect:
         Raises:
             RequestInvalid: The service lacks a parameter; the error names the nearest that it has.
         """
-        extra = request.extra or {}
-        for name, nearest in self.lacks.items():
-            if getattr(request, name) is not None:
-                raise RequestInvalid(name, f"the dialect {self.name!r} does not have this parameter; {nearest}")
-        if self.needs_model and request.model is None and self.instead_of_model not in extra:
+        self._check(request.given())
+
+    def _check(self, given: Object) -> None:
+        extra: Any = given.get("extra") or {}  # Any: the parameters were checked when the request was made
+        for name in () if self.lacks.keys().isdisjoint(given) else self.lacks:
+            if name in given:
+                words = f"the dialect {self.name!r} does not have this parameter; {self.lacks[name]}"
+                raise RequestInvalid(name, words)
+        if self.needs_model and "model" not in given and self.instead_of_model not in extra:
             other = f", unless extra has {self.instead_of_model!r}" if self.instead_of_model else ""
             raise RequestInvalid("model", f"is required in the dialect {self.name!r}{other}")
-        length = 0 if request.suffix is None else len(_keyed(request.suffix, "0" * KEY_LENGTH))
+        if "suffix" in given:
+            self._check_suffix(str(given["suffix"]))
+        for name, other in self.acts_with.items():
+            if name in given and not extra.get(other):
+                raise RequestInvalid(name, f"has no effect in the dialect {self.name!r} without {other!r} in extra")
+        if not _WORDED.isdisjoint(given):
+            self._check_words(given)
+
+    def _check_suffix(self, suffix: str) -> None:
+        length = len(_keyed(suffix, "0" * KEY_LENGTH))
         if length > self.max_suffix:
             raise RequestInvalid(
                 "suffix", f"expected 1 to {self.max_suffix} characters in the dialect {self.name!r}, got {length}"
             )
-        for name, other in self.acts_with.items():
-            if getattr(request, name) is not None and not extra.get(other):
-                raise RequestInvalid(name, f"has no effect in the dialect {self.name!r} without {other!r} in extra")
-        self._check_words(request)
 
-    def _check_words(self, request: FineTuneRequest) -> None:
+    def _check_words(self, given: Object) -> None:
         """Refuse the words in place of a value that this dialect does not have."""
         for name in ("n_epochs", "batch_size", "learning_rate_multiplier"):
-            value = getattr(request, name)
+            value = given.get(name)
             if (value == "auto" and not self.takes_auto) or (value == "max" and not self.takes_max):
                 raise RequestInvalid(
                     name, f"the dialect {self.name!r} does not take {value!r}; leave it out, and the service chooses"
                 )
-        if request.method is not None and request.method.type not in self.methods:
+        method: Any = given.get("method")  # Any: as above
+        if method is not None and method["type"] not in self.methods:
             raise RequestInvalid(
-                "method", f"the dialect {self.name!r} has only {', '.join(self.methods)}, not {request.method.type!r}"
+                "method", f"the dialect {self.name!r} has only {', '.join(self.methods)}, not {method['type']!r}"
             )
 
     def offered(self, endpoint: Endpoint[T] | None, name: str, nearest: str | None = None) -> Endpoint[T]:
@@ -292,16 +308,18 @@ class Dialect:
 
     def has_room_for_key(self, request: FineTuneRequest) -> bool:
         """Return whether a create can carry a key of ours, which tells its job from all others."""
+        if self.recognises is not METADATA:
+            return False
         metadata = request.metadata or {}
-        return self.recognises is Recognises.METADATA and KEY_NAME not in metadata and len(metadata) < MAX_METADATA
+        return KEY_NAME not in metadata and len(metadata) < MAX_METADATA
 
     def key_of_metadata(self, request: FineTuneRequest, key: str | None) -> str | None:
         """Return the key that a create carries in its metadata, if it carries one there."""
-        return key if self.has_room_for_key(request) else None
+        return key if key is not None and self.has_room_for_key(request) else None
 
     def takes_key(self, request: FineTuneRequest) -> bool:
         """Return whether a create carries a key: in the metadata, or where the caller allows it in the suffix."""
-        return self.has_room_for_key(request) or KEY_MARK in (request.suffix or "")
+        return self.has_room_for_key(request) or (request.suffix is not None and KEY_MARK in request.suffix)
 
     def body_of(self, request: FineTuneRequest, key: str | None = None) -> dict[str, object]:
         """Return the JSON of a create.
@@ -313,8 +331,8 @@ class Dialect:
         Raises:
             RequestInvalid: The service lacks a parameter, or `extra` sets one that has a field of its own.
         """
-        self.check(request)
         given = with_key(request, key).given()
+        self._check(given)
         given.pop("extra", None)
         if (key := self.key_of_metadata(request, key)) is not None:
             given["metadata"] = {**(request.metadata or {}), KEY_NAME: key}
