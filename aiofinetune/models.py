@@ -339,7 +339,7 @@ def _is_beta_list(value: object) -> bool:
 
 def _as_tuple(value: Iterable[float] | None) -> tuple[float, ...] | None:
     # A value of any other type passes through unchanged, so that the rules below report it.
-    return tuple(value) if isinstance(value, list | tuple) else value  # type: ignore[return-value]
+    return tuple(value) if value is not None and isinstance(value, list | tuple) else value  # type: ignore[return-value]
 
 
 METHODS: Final = ("supervised", "preference", "reinforcement")
@@ -493,11 +493,11 @@ def _given_reader() -> Callable[[FineTuneRequest], dict[str, object]]:
     Its source is generated, without a loop: most parameters are not set, and a create asks for them twice. With a loop
     that is a twentieth of a create, and so a hundredth.
     """
-    lines = ["def given(request):", "    found = {}"]
-    for field in attrs.fields(FineTuneRequest):
-        lines.append(f"    if (value := request.{field.name}) is not None: found[{field.name!r}] = value")
+    names = [field.name for field in attrs.fields(FineTuneRequest)]
+    tests = [f"    if (value := request.{name}) is not None: found[{name!r}] = value" for name in names]
+    source = "\n".join(["def given(request):", "    found = {}", *tests, "    return found"])
     scope: dict[str, Any] = {}
-    exec("\n".join([*lines, "    return found"]), scope)  # noqa: S102  # the source holds only the names of our own fields
+    exec(source, scope)  # noqa: S102  # the source holds only the names of our own fields
     given: Callable[[FineTuneRequest], dict[str, object]] = scope["given"]
     return given
 

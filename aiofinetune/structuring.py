@@ -212,10 +212,9 @@ def _lines_of(cls: Any, field: _Field, number: int, scope: dict[str, Any], conve
         misfit = f"{name} = mend_{number}({name})"
     scope[f"default_{number}"] = field.default
     absent = "raise Misfit" if field.is_required else f"{name} = default_{number}"
-    lines = [
-        f"    {name} = get({field.name!r})",
-        f"    if {name} is None: {'pass' if field.default is None else absent}",
-    ]
+    if field.default is None:
+        absent = "pass"
+    lines = [f"    {name} = get({field.name!r})", f"    if {name} is None: {absent}"]
     if field.kind in _EXACT:
         return [*lines, f"    elif {_misfit_of(field, name)}: {misfit}"]
     scope[f"read_{number}"] = converter.get_structure_hook(field.kind)

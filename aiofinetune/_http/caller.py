@@ -269,10 +269,12 @@ class Caller:
         started_at = now()
         failures = 0
         while True:
-            await self.throttle.wait()
             token: Secret | None = None
             try:
-                token = await self._authorize()
+                # Without need, these two coroutines would be a fiftieth of a create.
+                if self._token is not None or self.throttle.until > started_at:
+                    await self.throttle.wait()
+                    token = await self._authorize()
                 result = await attempt()
             except FineTuneError as error:
                 failure = without_secret(error, *self.secrets)
@@ -288,11 +290,7 @@ class Caller:
             # show the key.
             is_repeatable = endpoint.idempotent
             if find is not None and retry.may_have_arrived(failure):
-                try:
-                    found = await find()
-                except CreateUncertain as uncertain:
-                    raise uncertain from uncertain.__cause__ or failure
-                if found is not None:
+                if (found := await _found(find, failure)) is not None:
                     return found
                 # The search proved that the call had no effect, so sending it again is safe.
                 is_repeatable = True
@@ -444,6 +442,14 @@ class Caller:
             _log.warning("%s: the service sent %s, which is not valid here; it is treated as missing", field, found)
 
 
+async def _found(find: Callable[[], Awaitable[R | None]], failure: FineTuneError) -> R | None:
+    """Return the result of a call whose reply was lost; None if the call certainly had no effect."""
+    try:
+        return await find()
+    except CreateUncertain as uncertain:
+        raise uncertain from uncertain.__cause__ or failure
+
+
 def _note_retry(call: Call | None, failure: FineTuneError, seconds: float) -> None:
     if call is not None and _observe.observer is not None:
         _observe.observer.retrying(call, failure, seconds)
@@ -483,8 +489,10 @@ def _log_attempt(call: Call, how: str, seconds: float) -> None:
 
 def _is_strange(result: object, job_object: str) -> bool:
     """Return whether a job, or the first of a list, may have the form of another dialect."""
-    jobs = result.data if isinstance(result, Listing) else result.jobs if isinstance(result, Rows) else (result,)
-    job = jobs[0] if jobs else None
+    job = result
+    if not isinstance(result, FineTune):
+        jobs = result.data if isinstance(result, Listing) else result.jobs if isinstance(result, Rows) else ()
+        job = jobs[0] if jobs else None
     # Every job has a training file, which each dialect says in its own way.
     return isinstance(job, FineTune) and (job.object != job_object or not job.training_files)
 

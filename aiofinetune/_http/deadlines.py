@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from types import TracebackType
 
 
@@ -17,21 +18,19 @@ class Deadlines:
     def __init__(self) -> None:
         self._open: set[Deadline] = set()
         self._timer: asyncio.TimerHandle | None = None
-
-    def after(self, seconds: float) -> Deadline:
-        """Return a context manager that raises TimeoutError if its block takes longer than this many seconds."""
-        return Deadline(self, seconds)
+        self._looks_at = math.inf
+        """When the timer ends; infinity if there is none."""
 
     def close(self) -> None:
         """Cancel the timer, if there are no calls."""
         if self._timer is not None and not self._open:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._looks_at = None, math.inf
 
     def open(self, deadline: Deadline) -> None:
         """Watch a deadline."""
         self._open.add(deadline)
-        if self._timer is None or deadline.at < self._timer.when():
+        if deadline.at < self._looks_at:
             self._set(deadline.at)
 
     def discard(self, deadline: Deadline) -> None:
@@ -41,10 +40,10 @@ class Deadlines:
     def _set(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(at, self._look)
+        self._timer, self._looks_at = asyncio.get_running_loop().call_at(at, self._look), at
 
     def _look(self) -> None:
-        self._timer = None
+        self._timer, self._looks_at = None, math.inf
         now = asyncio.get_running_loop().time()
         for deadline in [deadline for deadline in self._open if deadline.at <= now]:
             self._open.discard(deadline)
@@ -54,7 +53,12 @@ class Deadlines:
 
 
 class Deadline:
-    """One call's deadline: a context manager of the task that makes the call."""
+    """One call's deadline: a context manager that raises TimeoutError if its block takes longer.
+
+    Args:
+        deadlines: Those of the session.
+        seconds: How long the block may take.
+    """
 
     __slots__ = ("_cancelling", "_deadlines", "_has_expired", "_seconds", "_task", "at")
 

@@ -132,11 +132,10 @@ class Incoming:
             # The status says enough; failing to decompress the page would hide it.
             return Reply(self.status, self.headers, b"")
         most = MAX_ERROR_BYTES if is_error else MAX_REPLY_BYTES
-        body = self._read_whole(pieces) or await collect(self.read, most, pieces)
+        body = await collect(self.read, most, pieces)
         if len(body) > most and not is_error:
             raise ProtocolViolation(f"{self._request.name}: the reply is longer than {most} bytes")
-        # JSON has no byte order mark, but a parser may ignore one (RFC 8259, section 8.1).
-        return Reply(self.status, self.headers, body.removeprefix(codecs.BOM_UTF8))
+        return reply_of(self._response, body)
 
     async def read_pieces(self, take: Callable[[bytes], object]) -> None:
         """Read the body to its end, and call `take` with each piece.
@@ -151,16 +150,6 @@ class Incoming:
             if size > MAX_REPLY_BYTES:
                 raise ProtocolViolation(f"{self._request.name}: the reply is longer than {MAX_REPLY_BYTES} bytes")
             take(piece)
-
-    def _read_whole(self, pieces: list[bytes] | None) -> bytes:
-        """Return the complete body if it has arrived, as short ones mostly have with their heads; else b""."""
-        content = self._response.content
-        if self._encoding != "identity" or not content.is_eof() or content.exception() is not None:
-            return b""
-        body = content.read_nowait()
-        if pieces is not None:
-            pieces.append(body)
-        return body
 
     def close(self) -> None:
         """Release the connection: it is reused if the whole body was read, and closed otherwise."""
@@ -292,6 +281,20 @@ class _Watch:
             return
         self._since = None
         self._give_up()
+
+
+def arrived(response: aiohttp.ClientResponse) -> bytes | None:
+    """Return the complete body of a reply if it has arrived, as a short one mostly has with its head; else None."""
+    content = response.content
+    if not content.is_eof() or content.exception() is not None or response.headers.get("Content-Encoding"):
+        return None
+    return content.read_nowait()
+
+
+def reply_of(response: aiohttp.ClientResponse, body: bytes) -> Reply:
+    """Return a complete reply."""
+    # JSON has no byte order mark, but a parser may ignore one (RFC 8259, section 8.1).
+    return Reply(response.status, response.headers, body.removeprefix(codecs.BOM_UTF8))
 
 
 async def collect(read: Callable[[], Awaitable[bytes]], most: int, pieces: list[bytes] | None = None) -> bytes:

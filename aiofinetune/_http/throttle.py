@@ -32,17 +32,18 @@ class Throttle:
     def __init__(self) -> None:
         self.count = 0
         """The number of times that the service asked the session to slow down."""
-        self._until = 0.0
+        self.until = 0.0
+        """Until when no call is sent, by the event loop's clock."""
         self._spread = 0.0
 
     def slow_down(self, seconds: float) -> None:
         """Delay all calls by this long."""
         self.count += 1
-        self._until = max(self._until, asyncio.get_running_loop().time() + seconds)
+        self.until = max(self.until, asyncio.get_running_loop().time() + seconds)
         self._spread = SPREAD * seconds
 
     async def wait(self) -> None:
         """Wait until calls may be sent, plus a random time, so that waiting calls do not all start at once."""
         # A loop, because another call may be throttled during the wait.
-        while (left := self._until - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110  # not polling: the time is known
+        while (left := self.until - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110  # not polling: the time is known
             await asyncio.sleep(left + random.uniform(0, self._spread))  # noqa: S311  # not a secret

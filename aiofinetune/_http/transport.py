@@ -19,10 +19,10 @@ from aiohttp.abc import AbstractResolver, AbstractStreamWriter
 from yarl import URL
 
 from aiofinetune import _observe
-from aiofinetune._http.deadlines import Deadlines
+from aiofinetune._http.deadlines import Deadline, Deadlines
 from aiofinetune._http.network_errors import cause_of, in_our_words, of_borrowed
 from aiofinetune._http.proxies import proxy_for
-from aiofinetune._http.reply_body import Incoming
+from aiofinetune._http.reply_body import Incoming, arrived, reply_of
 from aiofinetune._secret import Secret
 from aiofinetune.dialects._requests import Reply, Request, redirected
 from aiofinetune.errors import (
@@ -145,7 +145,6 @@ class Transport:
         adds_content_type: bool = True,
     ) -> None:
         self.timeout = timeout
-        self._headers = dict(headers)
         self._http = http
         self._owns_http = http is None
         self._fresh_http: aiohttp.ClientSession | None = None
@@ -157,6 +156,11 @@ class Transport:
         self._slots = asyncio.Semaphore(MAX_CALLS)
         self._deadlines = Deadlines()
         self._proxy = proxy_for(base_url)
+        # aiohttp takes the headers of a session as they are, and handles each that a call passes. But it sends those of
+        # a session to a proxy too, with the key as Proxy-Authorization.
+        is_shared = http is None and self._proxy is None
+        self._shared_headers = dict(headers) if is_shared else {}
+        self._headers = {} if is_shared else dict(headers)
         # A proxy has a name of its own to look up, and looks up the others itself.
         self._resolver = None if self._proxy else resolver
         settings = _settings(timeout)
@@ -198,20 +202,22 @@ class Transport:
             TransportError: No complete reply was received.
             ProtocolViolation: The reply is not HTTP, or longer than any reply should be.
         """
-        async with self._slots:
-            try:
-                if upload is None:
-                    with self._deadlines.after(self.timeout.reply):
-                        return await self._exchange(request, _body(request), heard, take, fresh=fresh)
-                async with asyncio.timeout(self.timeout.reply) as deadline:
-                    timed = _Timed(upload, deadline, self.timeout)
-                    return await self._exchange(request, timed, heard, take, fresh=fresh)
-            except FineTuneError as failure:
-                if heard is not None:
-                    heard.fail(failure.__cause__)
-                raise
-            except TimeoutError as error:
-                raise in_our_words(error, request.name) from error
+        await self._slots.acquire()
+        try:
+            if upload is None:
+                with Deadline(self._deadlines, self.timeout.reply):
+                    return await self._exchange(request, _body(request), heard, take, fresh=fresh)
+            async with asyncio.timeout(self.timeout.reply) as deadline:
+                timed = _Timed(upload, deadline, self.timeout)
+                return await self._exchange(request, timed, heard, take, fresh=fresh)
+        except FineTuneError as failure:
+            if heard is not None:
+                heard.fail(failure.__cause__)
+            raise
+        except TimeoutError as error:
+            raise in_our_words(error, request.name) from error
+        finally:
+            self._slots.release()
 
     async def _exchange(
         self,
@@ -226,15 +232,20 @@ class Transport:
         # An upload cannot follow a redirect: its body may have been read already.
         if 300 <= response.status < 400 and not isinstance(data, _Timed):
             response = await self._redirected(request, response)
+        if heard is not None:
+            heard.begin(response.status, response.headers)
+        if take is None and (body := arrived(response)) is not None:
+            # To read it as one that comes in pieces would be a fiftieth of a create.
+            response.close()
+            if heard is not None:
+                heard.pieces.append(body)
+            return reply_of(response, body)
         incoming = Incoming(request, response, stall=None)
         try:
             if take is not None and response.status < 300:
                 await incoming.read_pieces(take)
                 return Reply(response.status, response.headers, b"")
-            if heard is None:
-                return await incoming.read_reply()
-            heard.begin(response.status, response.headers)
-            return await incoming.read_reply(heard.pieces)
+            return await incoming.read_reply(None if heard is None else heard.pieces)
         finally:
             incoming.close()
 
@@ -251,7 +262,7 @@ class Transport:
             ProtocolViolation: The reply is not HTTP.
         """
         try:
-            with self._deadlines.after(stall):
+            with Deadline(self._deadlines, stall):
                 response = await self._send(request, _body(request), buffer)
                 if 300 <= response.status < 400:
                     response = await self._redirected(request, response, buffer)
@@ -269,7 +280,7 @@ class Transport:
             ProtocolViolation: The reply is longer than any reply should be.
         """
         try:
-            with self._deadlines.after(self.timeout.reply):
+            with Deadline(self._deadlines, self.timeout.reply):
                 return await incoming.read_reply()
         except TimeoutError as error:
             raise in_our_words(error, incoming.name) from error
@@ -348,8 +359,6 @@ class Transport:
                 # The URL is already encoded, and must be sent as it was checked: yarl would normalise it.
                 URL(request.url, encoded=True),
                 data=data,
-                # Not as the session's default headers: aiohttp would send those to a proxy too, with the key as
-                # Proxy-Authorization.
                 headers={**self._headers, **request.headers},
                 allow_redirects=False,
                 middlewares=_SEND_ONCE if self._owns_http and request.method != "POST" else None,
@@ -371,7 +380,10 @@ class Transport:
         # No limit on connections: `_slots` limits plain calls, and event streams are not limited.
         connector = aiohttp.TCPConnector(limit=0, force_close=force_close, resolver=self._resolver)
         return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), **_settings(self.timeout)
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._shared_headers,
+            **_settings(self.timeout),
         )
 
 

@@ -46,6 +46,10 @@ class Claims:
         now = time.monotonic()
         self._ids[name] = now
         self._released.discard(name)
+        if len(self._ids) > _KEPT:
+            self._forget(now)
+
+    def _forget(self, now: float) -> None:
         # Dictionaries keep their order, so the first value of each is the oldest time. The slack is doubled because the
         # service's times are in whole seconds and its clocks differ.
         oldest = next(iter(self._calls.values()), now) - 2 * CLOCK_SLACK
@@ -118,7 +122,8 @@ class Group(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._sending -= 1
-        self._all_sent.set()
+        if self._searching:
+            self._all_sent.set()
 
     @contextmanager
     def losing(self, what: T) -> Iterator[None]:

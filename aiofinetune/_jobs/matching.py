@@ -108,6 +108,8 @@ def shows_key(job: FineTune) -> bool:
 
 def is_anothers(job: FineTune, request: FineTuneRequest, key: str | None) -> bool:
     """Return whether a job shows the key of another create. A text that is no key may be this one's, changed."""
+    if job.metadata is None:
+        return False
     own = key if key is not None else (request.metadata or {}).get(KEY_NAME)
     return shows_key(job) and key_of(job) != own
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
@@ -393,11 +394,11 @@ class _Create:
         self._note = note
         self._key = self._caller.dialect.key_of_metadata(request, key)
         # No service is known to honour this key. It costs nothing to send, and nothing depends on it.
-        headers = {"Idempotency-Key": key or secrets.token_hex(16)}
+        headers = {"Idempotency-Key": key or os.urandom(16).hex()}
         body = structuring.write_request(self._caller.dialect.body_of(request, key))
         self._call = self._caller.build(self._caller.endpoints.create_fine_tune, body=body, headers=headers)
         self._group = recovery.groups.named(request.training_file)
-        self._sent = Moment.now()
+        self._sent = time.time(), time.monotonic()
         self._is_lost = False
 
     async def send(self) -> FineTune:
@@ -481,7 +482,8 @@ class _Create:
 
     def _search(self, acceptance: Accepted | None = None) -> Search:
         claims = self._recovery.claims
-        return Search(self._request, self._sent, Moment.now(), self._known, claims, accepted=acceptance, key=self._key)
+        sent, now = Moment(*self._sent), Moment.now()
+        return Search(self._request, sent, now, self._known, claims, accepted=acceptance, key=self._key)
 
     async def _search_list(self, search: Search) -> FineTune | None:
         with self._group.losing(self._request):
