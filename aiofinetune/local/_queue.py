@@ -39,6 +39,9 @@ _LONGEST_PAUSE: Final = 60.0
 _MAX_FAILURE: Final = 2000
 """The most characters of a trainer's word on why it failed."""
 
+_MAX_FIGURES: Final = 100
+"""The most figures of an epoch."""
+
 MANY_EVENTS: Final = 500
 """The number of events that can be written at once without blocking the event loop for long."""
 
@@ -138,6 +141,8 @@ class _Said:
     has_succeeded: bool = False
     failure: str | None = None
     failed_param: str | None = None
+    epoch: int | None = None
+    """The last epoch that is complete, 0 before the first; None before the training starts."""
     started_at: float = attrs.field(factory=time.time)
     """When the training started, in Unix seconds."""
     trained_tokens: int | None = None
@@ -308,13 +313,17 @@ class Jobs:
         """Read a line that a trainer wrote."""
         match structuring.loads(line):
             case {"type": "started"}:
+                if said.epoch is not None:
+                    raise ProtocolViolation("the trainer said twice that it has started")
+                said.epoch = 0
                 if not attempt.is_resumed:
                     said.started_at = time.time()
                 await self._store.attempts.note_validated(attempt)
             case {"type": "epoch", "epoch": int(epoch), "n_epochs": int(n_epochs), **more}:
                 # A trainer on another machine may say anything, and each epoch is an event.
-                if not 1 <= epoch <= n_epochs <= int(attempt.job.hyperparams.n_epochs or 0):
+                if not (said.epoch or 0) < epoch <= n_epochs <= int(attempt.job.hyperparams.n_epochs or 0):
                     raise ProtocolViolation(f"the trainer sent the end of epoch {epoch} of {n_epochs}")
+                said.epoch = epoch
                 if checkpoint := _checkpoint(attempt, epoch, n_epochs, more):
                     said.checkpoints.append(checkpoint)
                 left = (time.time() - said.started_at) / epoch * (n_epochs - epoch)
@@ -326,7 +335,7 @@ class Jobs:
                 said.failure = message[:_MAX_FAILURE]
                 said.failed_param = param if isinstance(param := more.get("param"), str) else None
             case {"type": "short", "message": str(message)}:
-                raise Shortage(message)
+                raise Shortage(message[:_MAX_FAILURE])
             case other:
                 raise ProtocolViolation(f"the trainer sent an unknown message: {other!r:.500}")
 
@@ -344,6 +353,10 @@ def _checkpoint(attempt: Attempt, epoch: int, n_epochs: int, reported: Mapping[A
     """Return the model at the end of an epoch; None if the trainer does not keep it, or reports no figures of it."""
     match reported:
         case {"step": int(step), "figures": dict(figures)} if epoch >= n_epochs - attempt.kept_epochs:
+            # A trainer on another machine may say anything, and the API shows these.
+            are_numbers = all(isinstance(figure, int | float | None) for figure in figures.values())
+            if len(figures) > _MAX_FIGURES or not are_numbers:
+                raise ProtocolViolation("the trainer sent figures that are none")
             weights = attempt.model_path if epoch == n_epochs else attempt.checkpoint_path(epoch)
             return Checkpoint(step, figures, now(), weights)
         case _:

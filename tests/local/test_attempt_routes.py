@@ -223,6 +223,13 @@ async def test_a_worker_that_is_gone_is_not_waited_for(
         await worker.call("GET", status=410)
 
 
+@pytest.mark.parametrize("resources", [{"gpu": -1}, {"gpu": 0}, {"": 1}, {"gpu": 1.5}, {str(n): 1 for n in range(101)}])
+async def test_resources_that_cannot_be(data: Path, resources: dict[str, float]) -> None:
+    """What a worker says that it has cannot be less than nothing, which would take from what others have."""
+    async with serving(data) as (_, hand):
+        await hand.call("POST", json={"resources": resources}, status=400)
+
+
 async def test_a_worker_that_lies_about_its_model(data: Path, examples: bytes) -> None:
     """A model is taken only with the digest that the worker tells, and with all that belongs to it."""
     async with serving(data) as (client, hand):
@@ -302,7 +309,16 @@ async def test_tokens_do_not_travel_in_the_clear(data: Path) -> None:
         b'{"type": "succeeded", "trained_tokens": 1%b}' % (b"0" * 400),
         b"\xff\n\0",
     ],
-    ids=["too many epochs", "no epoch", "another number", "unknown", "long", "half a character", "large", "no JSON"],
+    ids=[
+        "too many epochs",
+        "no epoch",
+        "another number",
+        "unknown",
+        "long",
+        "half a character",
+        "large",
+        "no JSON",
+    ],
 )
 async def test_a_worker_that_says_anything(data: Path, examples: bytes, model: bytes, lines: bytes) -> None:
     """Whatever a worker sends for lines fails its job in few words, and no other job."""
@@ -321,6 +337,30 @@ async def test_a_worker_that_says_anything(data: Path, examples: bytes, model: b
         assert sum(len(event["message"]) for event in job["events"]) < 5000
         await client.create(examples)
         assert (await hand.claim()).id != worker.id
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"type": "epoch", "epoch": 1, "n_epochs": 1, "step": 2}',
+        b'{"type": "started"}',
+        b'{"type": "epoch", "epoch": 1, "n_epochs": 1, "step": 1, "figures": {"training_loss": "none"}}',
+    ],
+    ids=["an epoch twice", "two starts", "no figures"],
+)
+async def test_a_worker_that_contradicts_itself(data: Path, examples: bytes, model: bytes, line: bytes) -> None:
+    """A job fails whose worker reports what cannot be, though it reports a success too."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples, n_epochs=1)
+        worker = await hand.claim()
+        digests = await worker.upload(model)
+        started, epoch, succeeded = LINES.split(b"\n")
+        told = [started, line, succeeded] if b"figures" in line else [started, epoch, line, succeeded]
+        await worker.call("POST", "/lines", data=b"\n".join(told))
+        end = {**END, "lines": len(told), "outputs": digests}
+        headers = {"Authorization": f"Bearer {worker.token}", "Aiofinetune-Runner": RUNNER}
+        await (await worker.http.post(f"{worker.url}/{worker.id}/end", json=end, headers=headers)).read()
+        assert (await client.finish(job["id"]))["status"] == "failed"
 
 
 @pytest.mark.parametrize("is_model", [False, True])

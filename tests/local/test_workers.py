@@ -13,9 +13,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from click.testing import CliRunner
 
+from aiofinetune._secret import Secret
 from aiofinetune.cli._commands import cli
 from aiofinetune.errors import AuthenticationFailed, ProtocolViolation
 from aiofinetune.local import LocalServer
@@ -24,8 +28,9 @@ from aiofinetune.local._trainers import remote
 from aiofinetune.local._trainers.claims import Claims
 from aiofinetune.local._trainers.remote import RemoteTrainers
 from aiofinetune.local._worker.attempt import read_work
-from aiofinetune.local._worker.calls import Passing, _Outage
+from aiofinetune.local._worker.calls import Calls, Passing, _Outage
 from aiofinetune.local._worker.claiming import work
+from aiofinetune.local._worker.transfers import fetch
 from tests.local.plainclient import KEY, Client, Connect
 from tests.local.test_command_line import running
 
@@ -176,6 +181,26 @@ async def test_a_server_that_is_away_is_said(data: Path, temporary: Path, tmp_pa
             assert (await process.stderr.readline()).decode().endswith(f"{url}/v1/attempts can be reached again\n")
             process.terminate()
             await process.wait()
+
+
+async def test_a_server_cannot_fill_the_disk(tmp_path: Path) -> None:
+    """A worker takes no more of an input than the bytes that the server said it has."""
+
+    async def pour(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(bytes(1 << 16))
+        return response
+
+    application = web.Application()
+    application.router.add_get("/inputs/train", pour)
+    async with TestServer(application) as server, aiohttp.ClientSession() as http:
+        calls = Calls(http, str(server.make_url("/")).rstrip("/"), Secret(WORKER), "0" * 32)
+        with pytest.raises(ProtocolViolation, match="sent more of train than the 100 bytes"):
+            await fetch(calls, "train", 100, tmp_path / "train")
+    assert (tmp_path / "train").stat().st_size <= 100
 
 
 def test_an_outage_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

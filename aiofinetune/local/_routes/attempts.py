@@ -46,6 +46,9 @@ MAX_OUTPUT_BYTES: Final = 1 << 30
 
 _RUNNER: Final = re.compile("[0-9a-f]{32}")
 
+_MAX_RESOURCES: Final = 100
+"""The most resources that a worker may have."""
+
 _MAX_WORDS: Final = 2000
 """The most characters of how a trainer ended."""
 
@@ -136,13 +139,16 @@ class AttemptRoutes:
 
     async def _claim(self, request: web.Request) -> web.StreamResponse:
         asked = structuring.read_request(await read_json_object(request), ClaimRequest)
+        resources = asked.resources or {}
+        if len(resources) > _MAX_RESOURCES or not all(name and amount > 0 for name, amount in resources.items()):
+            raise RequestInvalid("resources", f"expected at most {_MAX_RESOURCES} names, with amounts above 0")
         engine = self._remote.engine
         if not isinstance(engine, Claims):
             raise Refused(409, "this server gives no attempts to workers that ask for them")
         try:
             with member(self._endless):
                 async with asyncio.timeout(_WATCH):
-                    order = await engine.claim(asked.resources or {})
+                    order = await engine.claim(resources)
         except TimeoutError:
             return web.Response(status=204)
         # The worker knows a URL of this server, which need not be the one that an engine would get.

@@ -98,7 +98,10 @@ def _check_sizes(path: Path, sizes: Mapping[str, int]) -> None:
 
 def _check_adapter(path: Path, base: OpenModel) -> None:
     import numpy as np  # noqa: PLC0415  # as above
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # an extra
+    from safetensors import (  # noqa: PLC0415  # an extra  # pyright: ignore[reportMissingImports]
+        SafetensorError,
+        safe_open,
+    )
 
     try:
         with safe_open(str(path), "numpy") as file:

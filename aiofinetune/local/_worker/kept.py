@@ -72,7 +72,8 @@ def _lock(folder: Path, kind: int) -> int | None:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         # Before it was locked, another process may have renamed or removed it.
         if folder.stat().st_ino == os.fstat(descriptor).st_ino:
-            os.utime(descriptor, ns=(time.time_ns(),) * 2)  # The kernel's own time is too coarse to put them in order.
+            now = time.time_ns()
+            os.utime(descriptor, ns=(now, now))  # The kernel's own time is too coarse to put them in order.
             return descriptor
     os.close(descriptor)
     return None

@@ -35,13 +35,13 @@ async def fetch(calls: Calls, name: str, size: int, path: Path) -> None:
             if response.status == 200 and received:
                 received = await in_thread(None, lambda: file.seek(0))
             async for piece in response.content.iter_chunked(_PIECE):
-                await in_thread(None, functools.partial(file.write, piece))
                 received += len(piece)
+                if received > size:
+                    raise ProtocolViolation(f"the server sent more of {name} than the {size} bytes that it has")
+                await in_thread(None, functools.partial(file.write, piece))
 
         while received < size:
             await calls.call("GET", f"/inputs/{quote(name)}", read, headers=rest)
-        if received > size:
-            raise ProtocolViolation(f"the server sent {received} bytes of {name}, which has {size}")
 
 
 async def upload(calls: Calls, path: Path) -> None:
