@@ -50,11 +50,7 @@ MAX_STREAMS: Final = 32
 """The number of jobs that are followed by their event streams. Beyond that, one look at the list for all the others is
 cheaper; where a service does not stream events, it is for any number."""
 
-_WRITES: Final[frozenset[type[act.Action]]] = frozenset(
-    {
-        *(act.WriteIntent, act.WithdrawIntent, act.WriteAccepted, act.WriteJobId, act.WriteEnd),
-    }
-)
+_WRITES: Final = (act.WriteIntent, act.WithdrawIntent, act.WriteAccepted, act.WriteJobId, act.WriteEnd)
 """The actions that write to the journal."""
 
 _NOTICE_INTERVAL: Final = 0.5
@@ -178,7 +174,7 @@ class Batch:
             act.LeaveJob: log_left,
             act.ReportOutcome: self._report,
         }
-        at_once = _WRITES if journal is None else frozenset[type[act.Action]]()
+        at_once = frozenset(_WRITES if journal is None else ())
         self._runner = Runner(self._core, self._calls(), notes, self._notify, at_once)
         self._cancel_on_exit = cancel_on_exit
         self._on_progress = progress
