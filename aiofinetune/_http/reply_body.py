@@ -7,13 +7,13 @@ import codecs
 import math
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
-from types import TracebackType
 from typing import Final
 
 import aiohttp
 
 from aiofinetune._http.compression import ENCODINGS, encoding_of, new_decompressor
 from aiofinetune._http.network_errors import LOST, cause_of, in_our_words
+from aiofinetune._http.waits import Waits
 from aiofinetune.dialects._requests import Reply, Request
 from aiofinetune.errors import (
     ConfigurationError,
@@ -25,9 +25,6 @@ from aiofinetune.errors import (
 _DECOMPRESSED_AT_ONCE: Final = 64 << 10
 """The maximum number of bytes that one read returns from a compressed body."""
 
-
-_LOOK_INTERVAL: Final = 0.5
-"""The number of seconds between two checks whether the connection of a pending read is still open."""
 
 MAX_REPLY_BYTES: Final = 256 << 20
 """The longest JSON reply that is read, enough for a list of about 250,000 jobs."""
@@ -44,24 +41,36 @@ class Incoming:
         request: The request.
         response: The reply, with its body unread.
         stall: How long a read may wait, in seconds; None if the caller sets a timeout of its own.
+        waits: The session's waits for bytes.
     """
 
     __slots__ = (
+        "_connection",
         "_decompressor",
         "_encoding",
+        "_failure",
+        "_is_watched",
         "_loop",
         "_request",
         "_response",
+        "_since",
         "_stall",
-        "_watch",
+        "_waits",
     )
 
-    def __init__(self, request: Request, response: aiohttp.ClientResponse, stall: float | None) -> None:
+    def __init__(self, request: Request, response: aiohttp.ClientResponse, stall: float | None, waits: Waits) -> None:
         self._request = request
         self._response = response
+        self._connection = None if response.connection is None else response.connection.transport
         self._loop = asyncio.get_running_loop()
         self._stall = math.inf if stall is None else stall
-        self._watch: _Watch | None = None
+        self._waits = waits
+        self._is_watched = False
+        """Whether `waits` looks at this reply."""
+        self._since: float | None = None
+        """When the read that is under way began, by the event loop's clock."""
+        self._failure: OSError | None = None
+        """Why a read was ended."""
         self._encoding = encoding_of(response.headers)
         self._decompressor: zlib._Decompress | None = None
 
@@ -92,30 +101,56 @@ class Incoming:
             ProtocolViolation: The body is not compressed in the way that its headers say.
         """
         if asyncio.get_running_loop() is not self._loop:
-            raise ConfigurationError(f"{self._request.name}: the reply belongs to another event loop; read it there")
+            raise ConfigurationError(f"{self.name}: the reply belongs to another event loop; read it there")
+        if self._since is not None:
+            raise FineTuneError(f"{self.name}: another task is already reading it; read it in one task at a time")
+        self._since = self._loop.time()
+        if not self._is_watched:
+            self._is_watched = True
+            self._waits.add(self)
         try:
             if self._encoding != "identity":
                 return await self._read_decompressed()
             content = self._response.content
-            # What has arrived is read without a wait, and so without a watch over it.
-            if (piece := content.read_nowait(-1 if most is None else most)) or content.at_eof():
-                return piece
-            with self._watched():
-                return await self._read_raw(most)
-        except zlib.error as error:
-            raise ProtocolViolation(f"{self._request.name}: the body cannot be decompressed: {error}") from error
+            return await (content.readany() if most is None else content.read(most))
         except FineTuneError:
             raise
-        except Exception as error:
-            name = self._request.name
-            if isinstance(error, RuntimeError):
-                # aiohttp raises it instead of waiting, if another task is already waiting or the connection is gone.
-                if not self._is_lost():
-                    raise FineTuneError(
-                        f"{name}: another task is already reading the reply; read it in one task at a time"
-                    ) from error
-                raise ConnectionLost(f"{name}: {LOST}") from cause_of(error)
-            raise in_our_words(error, name) from cause_of(error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is raised
+            raise self._in_our_words(self._failure or error) from cause_of(self._failure or error)
+        finally:
+            self._since = None
+
+    def _in_our_words(self, error: Exception) -> FineTuneError:
+        if isinstance(error, zlib.error):
+            return ProtocolViolation(f"{self.name}: the body cannot be decompressed: {error}")
+        if isinstance(error, RuntimeError) and self._is_lost():
+            # aiohttp raises it instead of waiting, if the connection is gone.
+            return ConnectionLost(f"{self.name}: {LOST}")
+        return in_our_words(error, self.name)
+
+    def look(self, now: float) -> bool:
+        """End the read that is under way if it has lasted too long, or if its connection is closed.
+
+        aiohttp's C parser closes the connection at a chunk that it cannot parse, but does not wake up the reader of the
+        body (seen in 3.14.5; its Python parser raises).
+
+        Args:
+            now: The time, by the event loop's clock.
+
+        Returns:
+            Whether a read still is under way.
+        """
+        if self._since is not None:
+            if self._is_lost():
+                self._failure = ConnectionResetError(LOST)
+            elif now - self._since >= self._stall:
+                self._failure = TimeoutError()
+            else:
+                return True
+            # The read fails.
+            self._response.close()
+        self._is_watched = False
+        return False
 
     async def read_reply(self, pieces: list[bytes] | None = None) -> Reply:
         """Return the complete reply, but only the start of an error's body.
@@ -134,7 +169,7 @@ class Incoming:
         most = MAX_ERROR_BYTES if is_error else MAX_REPLY_BYTES
         body = await collect(self.read, most, pieces)
         if len(body) > most and not is_error:
-            raise ProtocolViolation(f"{self._request.name}: the reply is longer than {most} bytes")
+            raise ProtocolViolation(f"{self.name}: the reply is longer than {most} bytes")
         return reply_of(self._response, body)
 
     async def read_pieces(self, take: Callable[[bytes], object]) -> None:
@@ -148,7 +183,7 @@ class Incoming:
         while piece := await self.read():
             size += len(piece)
             if size > MAX_REPLY_BYTES:
-                raise ProtocolViolation(f"{self._request.name}: the reply is longer than {MAX_REPLY_BYTES} bytes")
+                raise ProtocolViolation(f"{self.name}: the reply is longer than {MAX_REPLY_BYTES} bytes")
             take(piece)
 
     def close(self) -> None:
@@ -161,25 +196,13 @@ class Incoming:
                 self._loop.call_soon_threadsafe(self._free)
 
     def _free(self) -> None:
-        if self._watch is not None:
-            self._watch.end()
+        self._waits.discard(self)
         self._response.close()
-
-    def _watched(self) -> _Watch:
-        """Return the watch over the waits of this reply. Most short replies have arrived whole, and need none."""
-        if self._watch is None:
-            self._watch = _Watch(self._stall, self._response.close, self._is_lost)
-        return self._watch
 
     def _is_lost(self) -> bool:
         """Return whether the connection of an unfinished body is closed, so that no more can arrive."""
-        # The connection is released at the end of the body, which may still have to be read.
-        connection = self._response.connection
-        return (connection is None or connection.closed) and not self._response.content.is_eof()
-
-    def _read_raw(self, most: int | None = None) -> Awaitable[bytes]:
-        content = self._response.content
-        return content.readany() if most is None else content.read(most)
+        # aiohttp may reuse the connection after the end of the body, which may still have to be read.
+        return (self._connection is None or self._connection.is_closing()) and not self._response.content.is_eof()
 
     async def _read_decompressed(self) -> bytes:
         # One read returns a bounded number of bytes, so that a small body that expands to a huge one does not fill the
@@ -190,8 +213,7 @@ class Incoming:
                 # No I/O is needed to go on, so let other tasks run: a few bytes may expand to a great many.
                 await asyncio.sleep(0)
             else:
-                with self._watched():
-                    raw = await self._read_raw()
+                raw = await self._response.content.readany()
             if self._decompressor is None:
                 if not raw:
                     return b""
@@ -201,10 +223,10 @@ class Incoming:
             if piece:
                 return piece
             if decompressor.unused_data:
-                raise ProtocolViolation(f"{self._request.name}: there is data after the end of the compressed body")
+                raise ProtocolViolation(f"{self.name}: there is data after the end of the compressed body")
             if not raw:
                 if not decompressor.eof:
-                    raise ConnectionLost(f"{self._request.name}: the compressed body ended early")
+                    raise ConnectionLost(f"{self.name}: the compressed body ended early")
                 return b""
 
 
@@ -214,73 +236,6 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-class _Watch:
-    """Ends a wait that lasts too long, or whose connection is closed, with one timer for successive waits.
-
-    A timer for each wait would be a tenth of the cost of a stream whose events arrive one at a time. Each wait is a
-    context. If this ends a wait and the wait fails because of it, the context raises TimeoutError or
-    ConnectionResetError.
-
-    Args:
-        seconds: How long a wait may last.
-        give_up: Makes the wait fail.
-        is_lost: Returns whether the connection is closed. aiohttp's C parser closes the connection at a chunk that it
-            cannot parse, but does not wake up the reader of the body (seen in 3.14.5; its Python parser raises).
-    """
-
-    __slots__ = (
-        "_failure",
-        "_give_up",
-        "_is_lost",
-        "_loop",
-        "_seconds",
-        "_since",
-        "_timer",
-    )
-
-    def __init__(self, seconds: float, give_up: Callable[[], object], is_lost: Callable[[], bool]) -> None:
-        self._seconds = seconds
-        self._give_up = give_up
-        self._is_lost = is_lost
-        self._loop = asyncio.get_running_loop()
-        self._since: float | None = None
-        self._failure: OSError | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> None:
-        self._since = self._loop.time()
-        if self._timer is None:
-            self._timer = self._loop.call_later(min(self._seconds, _LOOK_INTERVAL), self._look)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # The timer keeps running: it finds no wait, or the next one. CancelledError is not replaced.
-        self._since = None
-        if self._failure is not None and isinstance(error, Exception):
-            raise self._failure from None
-
-    def end(self) -> None:
-        """Cancel the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._since is None:
-            return
-        left = self._since + self._seconds - self._loop.time()
-        if self._is_lost():
-            self._failure = ConnectionResetError(LOST)
-        elif left <= 0:
-            self._failure = TimeoutError()
-        else:
-            self._timer = self._loop.call_later(min(left, _LOOK_INTERVAL), self._look)
-            return
-        self._since = None
-        self._give_up()
 
 
 def arrived(response: aiohttp.ClientResponse) -> bytes | None:

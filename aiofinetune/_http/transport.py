@@ -23,6 +23,7 @@ from aiofinetune._http.deadlines import Deadline, Deadlines
 from aiofinetune._http.network_errors import cause_of, in_our_words, of_borrowed
 from aiofinetune._http.proxies import proxy_for
 from aiofinetune._http.reply_body import Incoming, arrived, reply_of
+from aiofinetune._http.waits import LOOK_INTERVAL, Waits
 from aiofinetune._secret import Secret
 from aiofinetune.dialects._requests import Reply, Request, redirected
 from aiofinetune.errors import (
@@ -155,6 +156,7 @@ class Transport:
         self._process = os.getpid()
         self._slots = asyncio.Semaphore(MAX_CALLS)
         self._deadlines = Deadlines()
+        self._waits = Waits(min(LOOK_INTERVAL, timeout.stall, timeout.stream))
         self._proxy = proxy_for(base_url)
         # aiohttp takes the headers of a session as they are, and handles each that a call passes. But it sends those of
         # a session to a proxy too, with the key as Proxy-Authorization.
@@ -240,7 +242,7 @@ class Transport:
             if heard is not None:
                 heard.pieces.append(body)
             return reply_of(response, body)
-        incoming = Incoming(request, response, stall=None)
+        incoming = Incoming(request, response, None, self._waits)
         try:
             if take is not None and response.status < 300:
                 await incoming.read_pieces(take)
@@ -270,7 +272,7 @@ class Transport:
             raise
         except TimeoutError as error:
             raise in_our_words(error, request.name) from error
-        return Incoming(request, response, stall)
+        return Incoming(request, response, stall, self._waits)
 
     async def read_reply(self, incoming: Incoming) -> Reply:
         """Read the rest of a reply that `open` returned, in the time that a plain call may take.
@@ -317,6 +319,7 @@ class Transport:
             for http in own:
                 await http.close()
             self._deadlines.close()
+            self._waits.close()
         self._closed = True
 
     async def _redirected(
