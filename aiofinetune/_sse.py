@@ -17,6 +17,7 @@ because they are not kept."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 _CR: Final = 0x0D
+_LF: Final = 0x0A
 
 
 def encode(data: bytes) -> bytes:
@@ -80,13 +81,16 @@ class EventDecoder:
         whole, end, rest = chunk.rpartition(b"\n\n")
         if not end or self._data or self._name or self._in_comment or _CR in chunk:
             return []
-        # The text is plain if each event starts with "data: " and the only line breaks are the pairs that end events.
-        text = bytes(self._line) + whole
-        events = text.removeprefix(b"data: ").split(b"\n\ndata: ")
-        is_plain = text.startswith(b"data: ") and text.count(b"\n") == 2 * len(events) - 2
-        if not is_plain or b"" in events or len(text) > MAX_EVENT_BYTES:
+        if self._line:
+            whole = bytes(self._line) + whole
+        if whole[:6] != b"data: " or len(whole) > MAX_EVENT_BYTES:
             return []
-        self._line.clear()
+        events = whole[6:].split(b"\n\ndata: ")
+        # They are plain if no line breaks are left.
+        if _LF in b"".join(events) or b"" in events:
+            return []
+        if self._line:
+            self._line.clear()
         self._at_start = self._after_cr = False
         return events + self._parse(rest) if rest else events
 

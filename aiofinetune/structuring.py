@@ -21,7 +21,7 @@ import itertools
 import math
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
@@ -60,7 +60,6 @@ __all__ = [
     "loads",
     "read_json",
     "read_object",
-    "read_replies",
     "read_reply",
     "read_request",
     "readable_id",
@@ -117,6 +116,11 @@ class _Misfit(Exception):
 _oddities: Final[ContextVar[dict[tuple[str, str], object]]] = ContextVar("oddities")
 """The values that are read as absent, by class and field, while a reply is read. Long replies are read in threads, so
 this cannot be a global: `asyncio.to_thread` gives each thread its own context."""
+
+
+def _note_odd(cls: Any, field: str, value: object) -> None:
+    """Note a value that is read as absent. An earlier reply's notes may get it, if nobody asks for this one's."""
+    _oddities.get({}).setdefault((cls.__name__, field), value)
 
 
 # Types
@@ -291,7 +295,7 @@ def _mender(cls: Any, field: _Field, converter: Converter) -> Callable[[Any], An
                 return read([value], None)
             except _Misfit:
                 pass
-        _oddities.get().setdefault((cls.__name__, field.name), value)
+        _note_odd(cls, field.name, value)
         return field.default
 
     return mend
@@ -350,7 +354,7 @@ def _fitting_reader(kind: Any, converter: Converter) -> Hook:
             try:
                 yield read(value, None)
             except _Misfit:
-                _oddities.get().setdefault((item.__name__, ""), value)
+                _note_odd(item, "", value)
 
     return read_list
 
@@ -538,24 +542,6 @@ def read_reply(
     return made
 
 
-def read_replies(bodies: Iterable[bytes], kind: type[T], noted: Noted | None = None) -> list[T]:
-    """Read several bodies like `read_reply`, in half the time if they are short.
-
-    Raises:
-        ProtocolViolation: One of them does not fit. To find out which, call `read_reply` with each.
-    """
-    read = _reader(kind)  # type: ignore[arg-type]  # as above
-    found: dict[tuple[str, str], object] = {}
-    _oddities.set(found)
-    try:
-        made = [read(_loads(body), None) for body in bodies]
-    except (ValueError, _Misfit) as error:
-        raise ProtocolViolation("one of the replies does not match the API") from error
-    if found and noted is not None:
-        _report(found, noted)
-    return made
-
-
 def _report(found: Mapping[tuple[str, str], object], noted: Noted) -> None:
     for (cls, field), value in found.items():
         noted(f"{cls}.{field}" if field else f"a {cls} in a list", _kind_of(value))
@@ -578,15 +564,16 @@ def _kind_of(value: object) -> str:
             return "null"
 
 
-def read_object(value: object, kind: type[T], noted: Noted) -> T | None:
+def read_object(value: object, kind: type[T], noted: Noted | None = None) -> T | None:
     """Read a decoded JSON value as `kind`; return None if it does not fit. This may empty the lists in it."""
-    found: dict[tuple[str, str], object] = {}
-    _oddities.set(found)
+    if noted is not None:
+        found: dict[tuple[str, str], object] = {}
+        _oddities.set(found)
     try:
         made: T = _reader(kind)(value, None)  # type: ignore[arg-type]  # as above
     except _Misfit:
         return None
-    if found:
+    if noted is not None and found:
         _report(found, noted)
     return made
 
@@ -614,9 +601,8 @@ def dumps(value: object) -> bytes:
     return _dumps(value)
 
 
-def loads(data: bytes) -> Any:  # Any: JSON of ours, whose shape its reader knows
-    """Decode UTF-8 JSON; raise a ValueError for anything else."""
-    return _loads(data)
+loads: Final[Callable[[bytes], Any]] = _loads  # Any: JSON, whose shape its reader knows
+"""Decode UTF-8 JSON; raise a ValueError for anything else."""
 
 
 def read_json(body: bytes) -> object:

@@ -33,9 +33,6 @@ from aiofinetune.retry import Retry
 _DONE: Final = b"[DONE]"
 _IDENTITY: Final = attrgetter("created_at", "level", "message")
 """The identity of an event. Only its hash is kept of an event that was returned."""
-_AT_ONCE: Final = 100
-"""The number of events that are read together, which is cheaper than one by one. It is limited because all of them are
-read again, one by one, if one is odd."""
 _OBJECT: Final = attrs.fields(FineTuneEvent).object.default
 _PINGS: Final = frozenset({"ping", "pong", "heartbeat", "keepalive", "keep-alive", "keep_alive"})
 _CODES: Final = ("code", "statusCode", "status_code")
@@ -61,11 +58,9 @@ class SentEvents(EventStream):
         "_failures",
         "_given",
         "_has_begun",
-        "_has_caught_up",
         "_id",
         "_incoming",
         "_is_done",
-        "_is_odd",
         "_names",
         "_new",
         "_note_closed",
@@ -90,15 +85,13 @@ class SentEvents(EventStream):
         self._policy = policy
         self._secrets = secrets
         self._incoming: Incoming | None = None
-        self._decoder = EventDecoder()
+        self._decoder: EventDecoder
         # These lists are in reverse order, so that pop() returns the next item. A deque takes more memory than a list,
         # which matters for thousands of streams.
         self._unread: list[bytes] = []
         """The events that were received but not decoded yet."""
         self._names: list[bytes] = []
         """The names of these events; empty if none of them has one."""
-        self._is_odd = False
-        """Whether one of them may not be an event of a job."""
         self._new: list[FineTuneEvent] = []
         """The events to return next."""
         self._given = array("q")
@@ -107,8 +100,6 @@ class SentEvents(EventStream):
         """The position of this connection in the job's history."""
         self._has_begun = False
         """Whether this connection has received anything except white space."""
-        self._has_caught_up = False
-        """Whether this connection has replayed every event that was returned."""
         self._is_done = False
         self._failures = 0
         self._failing_since = 0.0
@@ -161,13 +152,11 @@ class SentEvents(EventStream):
                 # By its headers this is not a stream, so read on: the error is then raised on entering the context, not
                 # at the first event.
             if not self._unread:
-                self._has_caught_up = 0 < self._position >= len(self._given)
                 chunk = await self._connection().read()
                 if not self._has_begun:
                     await self._check_start(chunk)
-                self._unread = self._events_of(chunk)
-                self._unread.reverse()
-            if self._unread and (self._is_odd or self._position < len(self._given) or not self._take_some()):
+                self._unread = self._events_of(chunk)[::-1]
+            if self._unread and not self._take_plain():
                 self._take_one()
         except FineTuneError as error:
             failure = without_secret(error, *self._secrets)
@@ -183,6 +172,9 @@ class SentEvents(EventStream):
 
     async def _check_start(self, chunk: bytes) -> None:
         """Raise an error if the first bytes of a connection show that it is not an event stream."""
+        if chunk.startswith(b"data:"):
+            self._has_begun = True
+            return
         start, incoming = chunk.lstrip(_BLANK), self._connection()
         self._has_begun = bool(start)
         if not _may_begin(start, incoming.headers) or (not chunk and not _may_stream(incoming.headers)):
@@ -196,9 +188,6 @@ class SentEvents(EventStream):
                 self._names = self._decoder.names[::-1]
             # All events are searched at once, which is cheaper than one by one.
             whole = b"\n".join(events)
-            # An object with a time and a message is an event if it holds neither word. `find` is faster than `in`; see
-            # `scrubbed`.
-            self._is_odd = bool(self._names) or whole.find(b'"error"') >= 0 or whole.find(b'"type"') >= 0
             shows_key = scrubbed(whole, *self._secrets) is not whole
             return [scrubbed(event, *self._secrets) for event in events] if shows_key else events
         data = self._decoder.close().strip()
@@ -209,26 +198,33 @@ class SentEvents(EventStream):
             read_event(scrubbed(data, *self._secrets), *self._decoder.names)
         raise ConnectionLost("the event stream ended before [DONE]")
 
-    def _take_some(self) -> bool:
-        """Decode several events at once, which must all be new; return False, and do nothing, if one of them is odd."""
-        received = self._unread[-_AT_ONCE:]
-        # In reverse order, the first one is the last that was received.
-        if received[0] == _DONE:
-            del received[0]
-        if not received:
+    def _take_plain(self) -> bool:
+        """Decode the next events, which are new, up to one that may not be an event of a job.
+
+        An object with a time and a message is an event if it has neither an error nor a type.
+
+        Returns:
+            Whether there were any.
+        """
+        unread, new, given = self._unread, self._new, self._given
+        if self._names or self._position < len(given):
             return False
-        try:
-            events = structuring.read_replies(received, FineTuneEvent)
-        except ProtocolViolation:
+        while unread and (data := unread[-1]) != _DONE:
+            try:
+                value = structuring.loads(data)
+            except ValueError:
+                break
+            event = structuring.read_object(value, FineTuneEvent)
+            if event is None or not event.created_at or event.object != _OBJECT or "error" in value or "type" in value:
+                break
+            unread.pop()
+            new.append(event)
+            given.append(hash(_IDENTITY(event)))
+        if not new:
             return False
-        if [event for event in events if not event.created_at or event.object != _OBJECT]:
-            return False
-        self._new = events
-        for event in reversed(events):
-            self._given.append(hash(_IDENTITY(event)))
-        self._position = len(self._given)
+        new.reverse()
+        self._position = len(given)
         self._failures = 0
-        del self._unread[-len(received) :]
         return True
 
     def _take_one(self) -> None:
@@ -285,10 +281,11 @@ class SentEvents(EventStream):
         was_open = self._connected_at > 0
         self._close()
         self._again_at = None
-        if self._has_caught_up and now - self._connected_at > max(self._policy.cap, _LASTING):
+        has_caught_up = 0 < self._position >= len(self._given)
+        if has_caught_up and now - self._connected_at > max(self._policy.cap, _LASTING):
             # This counts as progress: a job may be silent for longer than a proxy keeps a connection open.
             self._failures = 0
-        self._has_caught_up = False
+        self._position = 0
         if self._failures == 0:
             self._failing_since = now
         self._failures += 1
