@@ -6,7 +6,7 @@ import asyncio
 from typing import Final, Protocol
 
 LOOK_INTERVAL: Final = 0.5
-"""The number of seconds between two looks at all waits. Until the next look, a wait lasts too long."""
+"""The number of seconds between two looks at all waits. A wait may last too long by as much."""
 
 
 class Waiter(Protocol):
