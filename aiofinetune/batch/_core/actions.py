@@ -7,6 +7,7 @@ An action about an attempt is answered by one event about the same attempt, whic
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import attrs
 
@@ -15,8 +16,7 @@ from aiofinetune.errors import FineTuneError
 from aiofinetune.models import FineTune, FineTuneRequest
 
 
-@attrs.frozen
-class AttemptId:
+class AttemptId(NamedTuple):
     """One attempt at an entry."""
 
     label: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
@@ -11,7 +11,18 @@ import attrs
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.actions import AttemptId
-from aiofinetune.batch._core.states import ANSWERS, ATTEMPT_TABLE, AttemptState, UnexpectedEvent
+from aiofinetune.batch._core.states import (
+    ACCEPTED,
+    ACTIVE,
+    ANSWERS,
+    ATTEMPT_TABLE,
+    ENDED,
+    READY,
+    SETTLING,
+    UNKNOWN,
+    AttemptState,
+    UnexpectedEvent,
+)
 from aiofinetune.batch._outcomes import OutcomeStatus
 from aiofinetune.errors import FineTuneError
 from aiofinetune.models import FineTune, FineTuneRequest
@@ -29,7 +40,7 @@ class Attempt:
     """What the caller asked for."""
     order: int = 0
     """Its place in the input."""
-    state: AttemptState = AttemptState.READY
+    state: AttemptState = READY
     awaits: type[act.AttemptAction] | None = None
     """The action that is under way for it."""
     is_replayed: bool = False
@@ -73,13 +84,13 @@ def attempt_of(record: on.AttemptRecord) -> Attempt:
         ended_at=record.ended_at,
     )
     if record.job is not None:
-        attempt.state = AttemptState.SETTLING
+        attempt.state = SETTLING
     elif record.job_id is not None:
-        attempt.state = AttemptState.ACTIVE
+        attempt.state = ACTIVE
     elif record.is_accepted:
-        attempt.state = AttemptState.ACCEPTED
+        attempt.state = ACCEPTED
     elif record.sent is not None:
-        attempt.state = AttemptState.UNKNOWN
+        attempt.state = UNKNOWN
     return attempt
 
 
@@ -93,7 +104,7 @@ class Attempts:
     def __init__(self) -> None:
         self._by_label: dict[str, Attempt] = {}
         self._in_state = dict.fromkeys(AttemptState, 0)
-        self._awaiting: Counter[type[act.AttemptAction]] = Counter()
+        self._awaiting: defaultdict[type[act.AttemptAction], int] = defaultdict(int)
         self._unplaced: dict[str, Attempt] = {}
         self._ready: dict[str, Attempt] = {}
         self.replaying = 0
@@ -120,9 +131,9 @@ class Attempts:
             raise UnexpectedEvent(f"{attempt.id} begins while {self._by_label[label].id} is under way")
         self._by_label[label] = attempt
         self._in_state[attempt.state] += 1
-        if attempt.state is AttemptState.READY:
+        if attempt.state is READY:
             self._unplaced[label] = attempt
-        self.replaying += attempt.is_replayed and attempt.state is AttemptState.SETTLING
+        self.replaying += attempt.is_replayed and attempt.state is SETTLING
 
     @property
     def unplaced(self) -> Collection[Attempt]:
@@ -168,7 +179,7 @@ class Attempts:
             raise UnexpectedEvent(f"{attempt.id}: {action} while {attempt.awaits.__name__} is under way")
         attempt.awaits = type(action)
         self._awaiting[attempt.awaits] += 1
-        if attempt.state is AttemptState.READY:
+        if attempt.state is READY:
             self._ready.pop(attempt.id.label, None)
         return action
 
@@ -186,10 +197,10 @@ class Attempts:
             attempt.state = state
             self._in_state[before] -= 1
             self._in_state[state] += 1
-            self.replaying -= attempt.is_replayed and before is AttemptState.SETTLING
-        if state is AttemptState.READY:
+            self.replaying -= attempt.is_replayed and before is SETTLING
+        if state is READY:
             self._ready[attempt.id.label] = attempt
-        elif before is AttemptState.READY:
+        elif before is READY:
             self._ready.pop(attempt.id.label, None)
 
     def give_up_actions(self) -> None:
@@ -200,7 +211,7 @@ class Attempts:
 
     def note_outcome(self, attempt: Attempt, status: OutcomeStatus) -> None:
         """Note that an outcome is reported."""
-        if attempt.status is not None or attempt.state not in {AttemptState.ENDED, AttemptState.UNKNOWN}:
+        if attempt.status is not None or attempt.state not in {ENDED, UNKNOWN}:
             raise UnexpectedEvent(f"{attempt.id} is {attempt.state.value}, and {attempt.status}: ended as {status}")
         attempt.status = status
         self.waiting += 1

@@ -16,7 +16,18 @@ from aiofinetune.batch._core.earlier import EarlierCreates
 from aiofinetune.batch._core.looks import Looks
 from aiofinetune.batch._core.run import Run, Settings
 from aiofinetune.batch._core.sending import Sender, taken
-from aiofinetune.batch._core.states import SENDING, AttemptState, BatchState, UnexpectedEvent
+from aiofinetune.batch._core.states import (
+    ACCEPTED,
+    ACTIVE,
+    DONE,
+    DRAINING,
+    RUNNING,
+    SETTLING,
+    UNKNOWN,
+    UNMADE,
+    BatchState,
+    UnexpectedEvent,
+)
 from aiofinetune.batch._core.watching import Watcher
 from aiofinetune.batch._outcomes import ActiveJob, OutcomeStatus, Wait
 from aiofinetune.errors import EntryChanged, FineTuneError, JournalUnusable
@@ -85,7 +96,7 @@ class BatchCore:
         attempts = self._run.attempts
         return Counts(
             seen=len(attempts) - attempts.waiting + attempts.ended.total(),
-            sending=attempts.count(*SENDING),
+            sending=attempts.count(*UNMADE),
             active=self._run.active,
             others=len(self._looks.others),
             waiting=attempts.waiting,
@@ -110,7 +121,7 @@ class BatchCore:
 
     def active_labels(self) -> dict[str, str]:
         """Return the labels of the same jobs as `active_jobs`, by the jobs' ids."""
-        attempts = self._run.attempts.in_state(AttemptState.ACTIVE, AttemptState.SETTLING)
+        attempts = self._run.attempts.in_state(ACTIVE, SETTLING)
         return {
             attempt.job_id: attempt.id.label
             for attempt in attempts
@@ -119,7 +130,7 @@ class BatchCore:
 
     def active_jobs(self) -> list[ActiveJob]:
         """Return the jobs that are active, or whose ends are being handled, but for those of earlier runs."""
-        attempts = self._run.attempts.in_state(AttemptState.ACTIVE, AttemptState.SETTLING)
+        attempts = self._run.attempts.in_state(ACTIVE, SETTLING)
         return [
             ActiveJob(attempt.id.label, attempt.request, attempt.job_id, attempt.sent_at)
             for attempt in attempts
@@ -133,7 +144,7 @@ class BatchCore:
             UnexpectedEvent: The event cannot follow, which is a bug of the shell or of the core.
         """
         kind = type(event)
-        if self._run.state is BatchState.DONE and kind not in _AT_ANY_TIME:
+        if self._run.state is DONE and kind not in _AT_ANY_TIME:
             raise UnexpectedEvent(f"the batch is done: {event}")
         if isinstance(event, on.AttemptEvent):
             self._handle_attempt(event, now)
@@ -148,7 +159,7 @@ class BatchCore:
 
         One decision for all events that came together takes 15 % less CPU of a batch than one after each.
         """
-        if self._run.state is not BatchState.DONE:
+        if self._run.state is not DONE:
             self._sender.send(now)
             self._read_on()
             self._looks.look_if_due(now)
@@ -195,7 +206,7 @@ class BatchCore:
         if event.is_at_once:
             self._run.attempts.give_up_actions()
         self._run.detach(_ASKED_TO)
-        if self._run.state is BatchState.DONE:
+        if self._run.state is DONE:
             self._cancel_jobs()
 
     def _cancel_jobs(self) -> None:
@@ -224,23 +235,22 @@ class BatchCore:
             self._run.actions.append(act.LeaveJob(entry.label, old))
         uncertain = None if entry.last is None else self._earlier.take_uncertain(entry.last.attempt)
         attempt.order = next(self._order)
-        attempt.is_replayed = attempt.state in {AttemptState.SETTLING, AttemptState.UNKNOWN, AttemptState.ACCEPTED}
-        if attempt.state in {AttemptState.UNKNOWN, AttemptState.ACCEPTED}:
+        attempt.is_replayed = attempt.state in {SETTLING, UNKNOWN, ACCEPTED}
+        if attempt.state in {UNKNOWN, ACCEPTED}:
             if uncertain is None:
                 raise UnexpectedEvent(f"{attempt.id} may have made a job, and was not searched for")
-            attempt.state, attempt.error = AttemptState.UNKNOWN, uncertain
+            attempt.state, attempt.error = UNKNOWN, uncertain
         elif attempt.job_id is not None and not self._run.owners.take(attempt.job_id, attempt.id):
             # One job must never count for two entries, though a journal of an old version may say so.
-            attempt.state, attempt.error = AttemptState.UNKNOWN, taken(attempt, attempt.job_id)
+            attempt.state, attempt.error = UNKNOWN, taken(attempt, attempt.job_id)
             attempt.job_id = attempt.job = None
         self._run.attempts.add(attempt)
-        match attempt.state:
-            case AttemptState.UNKNOWN:
-                self._run.report(attempt, "uncertain")
-            case AttemptState.SETTLING:
-                self._watcher.settle(attempt)
-            case AttemptState.ACTIVE:
-                self._watcher.follow(attempt)
+        if attempt.state is UNKNOWN:
+            self._run.report(attempt, "uncertain")
+        elif attempt.state is SETTLING:
+            self._watcher.settle(attempt)
+        elif attempt.state is ACTIVE:
+            self._watcher.follow(attempt)
 
     def _refusal(self, entry: on.KnownEntry) -> FineTuneError | None:
         """Return why an entry cannot be begun."""
@@ -374,15 +384,12 @@ class BatchCore:
             self._run.actions.append(act.ReadEntries(min(self._run.settings.concurrency, room)))
 
     def _is_over(self) -> bool:
-        match self._run.state:
-            case BatchState.RUNNING:
-                ended = (AttemptState.ENDED, AttemptState.UNKNOWN)
-                attempts = self._run.attempts
-                return self._has_input_ended and self._earlier.is_over and len(attempts) == attempts.count(*ended)
-            case BatchState.DRAINING:
-                return not self._sender.is_sending and not self._watcher.is_following
-            case _:
-                return not self._sender.is_sending
+        if self._run.state is RUNNING:
+            is_read = self._has_input_ended and self._earlier.is_over
+            return is_read and len(self._run.attempts) == self._run.outcomes_waiting
+        if self._run.state is DRAINING:
+            return not self._sender.is_sending and not self._watcher.is_following
+        return not self._sender.is_sending
 
     def _set_timer(self, now: float) -> None:
         at = self._sender.wakes_at(now)

@@ -9,7 +9,7 @@ from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.attempts import Attempt, Attempts, attempt_of
 from aiofinetune.batch._core.run import Run
 from aiofinetune.batch._core.sending import taken
-from aiofinetune.batch._core.states import AttemptState
+from aiofinetune.batch._core.states import ACCEPTED
 from aiofinetune.models import CreateUncertain
 
 
@@ -47,7 +47,7 @@ class EarlierCreates:
         elif self._run.is_running:
             attempt = self._queue[0]
             sent, sent_at = attempt.sent or attempt.request, attempt.sent_at or 0.0
-            is_accepted = attempt.state is AttemptState.ACCEPTED
+            is_accepted = attempt.state is ACCEPTED
             among = tuple(other.sent or other.request for other in self._queue)
             search = act.SearchForCreate(attempt.id, sent, sent_at, is_accepted, attempt.hint, attempt.key, among)
             self._ask(attempt, search)

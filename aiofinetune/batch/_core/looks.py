@@ -12,7 +12,7 @@ from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.attempts import Attempt
 from aiofinetune.batch._core.run import Run
-from aiofinetune.batch._core.states import AttemptState, BatchState, UnexpectedEvent
+from aiofinetune.batch._core.states import ACTIVE, DRAINING, RUNNING, SETTLING, UnexpectedEvent
 from aiofinetune.batch._outcomes import Wait
 from aiofinetune.errors import AuthenticationFailed, FineTuneError
 
@@ -105,7 +105,7 @@ class Looks:
     def unstreamed(self) -> int:
         """The number of active jobs that are not followed by their events."""
         attempts = self._run.attempts
-        return attempts.count(AttemptState.ACTIVE) - attempts.awaiting(act.FollowStream)
+        return attempts.count(ACTIVE) - attempts.awaiting(act.FollowStream)
 
     def start(self, now: float) -> None:
         """Look at once if there is a limit: nothing is sent before it is known how many jobs of others are active."""
@@ -127,7 +127,7 @@ class Looks:
             self._run.actions.append(act.LookAtList(self._look.since))
 
     def _begin_look(self) -> None:
-        mine = tuple(self._run.attempts.in_state(AttemptState.ACTIVE))
+        mine = tuple(self._run.attempts.in_state(ACTIVE))
         known = [attempt.sent_at for attempt in mine if attempt.sent_at is not None]
         # Under a limit, the jobs of others count, however old they are.
         since = None if self._is_limited or len(known) < len(mine) else min(known, default=None)
@@ -141,14 +141,14 @@ class Looks:
 
     @property
     def _is_needed(self) -> bool:
-        if self._run.state is BatchState.RUNNING:
+        if self._run.state is RUNNING:
             return self.is_full or self.is_away or self._is_limited or self.unstreamed > 0
-        return self._run.state is BatchState.DRAINING and self.unstreamed > 0
+        return self._run.state is DRAINING and self.unstreamed > 0
 
     def read(self, event: on.ListRead, now: float) -> list[Attempt]:
         """Take what a look found; return the attempts that it was about, which were active as it began."""
         look = self._end_look(now)
-        following = self._run.attempts.in_state(AttemptState.ACTIVE, AttemptState.SETTLING)
+        following = self._run.attempts.in_state(ACTIVE, SETTLING)
         self.others = {*event.active, *event.unreadable}.difference(
             look.ended, (attempt.job_id for attempt in following)
         )
@@ -171,7 +171,7 @@ class Looks:
         return [
             attempt
             for attempt in attempts
-            if attempt is not None and attempt.state is AttemptState.ACTIVE and attempt.awaits is None
+            if attempt is not None and attempt.state is ACTIVE and attempt.awaits is None
         ]
 
     def failed(self, event: on.ListFailed, now: float) -> None:

@@ -10,7 +10,7 @@ import attrs
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.attempts import Attempt, Attempts, Owners
-from aiofinetune.batch._core.states import BATCH_TABLE, AttemptState, BatchState, UnexpectedEvent
+from aiofinetune.batch._core.states import ACTIVE, BATCH_TABLE, DONE, ENDED, RUNNING, SETTLING, UNKNOWN, UnexpectedEvent
 from aiofinetune.batch._outcomes import OutcomeStatus
 from aiofinetune.errors import FineTuneError
 
@@ -48,7 +48,7 @@ class Run:
         self.settings = settings
         self.attempts = Attempts()
         self.owners = Owners()
-        self.state = BatchState.RUNNING
+        self.state = RUNNING
         self.actions: list[act.Action] = []
         self.failure: Exception | None = None
         self.why: str | None = None
@@ -57,7 +57,7 @@ class Run:
     @property
     def is_running(self) -> bool:
         """Whether more may be sent."""
-        return self.state is BatchState.RUNNING
+        return self.state is RUNNING
 
     def ask(self, attempt: Attempt, action: act.AttemptAction) -> None:
         """Ask for an action about an attempt, which awaits the answer."""
@@ -77,7 +77,7 @@ class Run:
 
     def send_no_more(self, why: str, cause: FineTuneError | None) -> None:
         """Send no more, and follow all jobs to their ends."""
-        if self.why is None and self.state is not BatchState.DONE:
+        if self.why is None and self.state is not DONE:
             self.why, self.cause = why, cause
         self.change(on.SendingStopped())
 
@@ -116,7 +116,7 @@ class Run:
     @property
     def active(self) -> int:
         """The number of jobs that are active, or whose ends are being handled, but for those of earlier runs."""
-        return self.attempts.count(AttemptState.ACTIVE, AttemptState.SETTLING) - self.attempts.replaying
+        return self.attempts.count(ACTIVE, SETTLING) - self.attempts.replaying
 
     @property
     def in_hand(self) -> int:
@@ -124,10 +124,10 @@ class Run:
 
         Not those whose results are being fetched: a file that does not come holds up no end of another job.
         """
-        over = self.attempts.count(AttemptState.SETTLING, AttemptState.ENDED, AttemptState.UNKNOWN)
+        over = self.attempts.count(SETTLING, ENDED, UNKNOWN)
         return over - self.attempts.awaiting(act.FetchResults) + self.attempts.awaiting(act.RetrieveJob)
 
     @property
     def outcomes_waiting(self) -> int:
         """The number of outcomes that the iterator has not taken."""
-        return self.attempts.count(AttemptState.ENDED, AttemptState.UNKNOWN)
+        return self.attempts.count(ENDED, UNKNOWN)

@@ -11,7 +11,7 @@ from aiofinetune.batch._core.attempts import Attempt
 from aiofinetune.batch._core.limiter import CreateLimiter
 from aiofinetune.batch._core.looks import Looks
 from aiofinetune.batch._core.run import Run
-from aiofinetune.batch._core.states import SENDING, AttemptState, UnexpectedEvent
+from aiofinetune.batch._core.states import ACCEPTED, ACTIVE, SENDING, UNMADE, UnexpectedEvent
 from aiofinetune.batch._outcomes import Wait
 from aiofinetune.errors import FineTuneError
 from aiofinetune.models import CreateUncertain
@@ -70,18 +70,19 @@ class Sender:
 
     @property
     def _in_hand(self) -> int:
-        return self._attempts.count(*SENDING) - len(self._attempts.unplaced)
+        return self._attempts.count(*UNMADE) - len(self._attempts.unplaced)
 
     @property
     def _under_way(self) -> int:
         """The number of attempts of which an intent is on the disk, or about to be, and no job."""
         noted = self._attempts.awaiting(act.WriteIntent, act.WithdrawIntent)
-        return noted + self._attempts.count(AttemptState.SENDING, AttemptState.ACCEPTED)
+        return noted + self._attempts.count(SENDING, ACCEPTED)
 
-    def _has_room(self, mine: int) -> bool:
-        """Whether the service takes a job besides `mine`, those of others, and those that are active."""
-        jobs = mine + self._run.active + len(self._looks.others)
-        return self._looks.knows_others and not self._looks.is_full and jobs < self._run.settings.max_active
+    def _room(self, mine: int) -> float:
+        """Return how many jobs the service takes besides `mine`, those of others, and those that are active."""
+        if self._looks.is_full or not self._looks.knows_others:
+            return 0
+        return self._run.settings.max_active - mine - self._run.active - len(self._looks.others)
 
     def waits(self, now: float) -> list[Wait]:
         """Return what the creates wait for."""
@@ -103,36 +104,29 @@ class Sender:
 
     def _place(self) -> None:
         """Begin the attempts for which there is a place, in the order of the input."""
+        free = min(self._run.settings.concurrency - self._in_hand, self._room(self._in_hand))
         for attempt in sorted(self._attempts.unplaced, key=_ORDER):
-            if not (self.has_place and self._has_room(self._in_hand)):
+            if free <= 0:
                 break
+            free -= 1
             self._attempts.place(attempt)
             if attempt.sent is None:
                 self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
 
     def _send_placed(self, now: float) -> None:
         """Send the creates that may be sent, in the order of the input."""
-        can_create = self._can_create
+        free = min(self._limiter.window - self._under_way, self._room(self._under_way))
         for attempt in sorted(self._attempts.ready, key=_ORDER):
-            if can_create or attempt.sent is None:
-                if now < self._limiter.opens_at:
-                    break
-                self._send_next(attempt, now)
-                can_create = self._can_create
-
-    @property
-    def _can_create(self) -> bool:
-        """Whether another create may be sent, apart from its rate."""
-        return self._under_way < self._limiter.window and self._has_room(self._under_way)
-
-    def _send_next(self, attempt: Attempt, now: float) -> None:
-        if attempt.sent is None:
-            # The service throttled its upload.
-            self._limiter.take(now)
-            self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
-        else:
-            self._limiter.take(now)
-            self._run.ask(attempt, act.WriteIntent(attempt.id, attempt.request, attempt.sent, attempt.key))
+            if now < self._limiter.opens_at:
+                break
+            if attempt.sent is None:
+                # The service throttled its upload.
+                self._limiter.take(now)
+                self._run.ask(attempt, act.UploadFiles(attempt.id, attempt.request))
+            elif free > 0:
+                free -= 1
+                self._limiter.take(now)
+                self._run.ask(attempt, act.WriteIntent(attempt.id, attempt.request, attempt.sent, attempt.key))
 
     def wakes_at(self, now: float) -> float | None:
         """Return when the rate limiter lets the next create through; None if that is not what is waited for."""
@@ -159,7 +153,7 @@ class Sender:
 
     def not_made(self, attempt: Attempt, event: on.CreateEvent, now: float) -> None:
         """Take back what made no job, and draw the conclusion for the batch."""
-        was_sent = attempt.state is AttemptState.SENDING
+        was_sent = attempt.state is SENDING
         self._attempts.apply(attempt, event)
         if was_sent:
             self._limiter.end(was_throttled=event.was_throttled)
@@ -209,7 +203,7 @@ class Sender:
 
     def made(self, attempt: Attempt, event: on.JobCreated | on.JobNamed) -> bool:
         """Write the id of the job that a create made; return whether it is on the disk already."""
-        was_sent = attempt.state is AttemptState.SENDING
+        was_sent = attempt.state is SENDING
         if was_sent:
             self._limiter.end(was_throttled=event.was_throttled)
         if attempt.job_id is not None and attempt.job_id != event.job_id:
@@ -220,7 +214,7 @@ class Sender:
         if isinstance(event, on.JobCreated):
             self.succeeded()
         self._attempts.apply(attempt, event)
-        if attempt.state is AttemptState.ACTIVE:
+        if attempt.state is ACTIVE:
             return True
         attempt.job_id = event.job_id
         attempt.call_waits = isinstance(event, on.JobNamed)
@@ -244,7 +238,7 @@ class Sender:
 
     def accepted(self, attempt: Attempt, event: on.CreateAccepted) -> None:
         """Write that the create was accepted, before its job is searched for."""
-        if attempt.state is AttemptState.SENDING:
+        if attempt.state is SENDING:
             self._limiter.end(was_throttled=event.was_throttled)
         self._attempts.apply(attempt, event)
         attempt.call_waits = True
@@ -277,7 +271,7 @@ class Sender:
     def unclear(self, attempt: Attempt, event: on.CreateUnclear, now: float) -> None:
         """Report that it is not known which job a create made, or whether it made one."""
         error = event.error
-        if attempt.state is AttemptState.SENDING:
+        if attempt.state is SENDING:
             self._limiter.end(was_throttled=event.was_throttled)
         self._attempts.apply(attempt, event)
         attempt.error, attempt.sent_at = error, error.since

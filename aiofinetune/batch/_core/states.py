@@ -44,10 +44,6 @@ class AttemptState(Enum):
     __hash__ = object.__hash__
 
 
-SENDING: Final = (AttemptState.READY, AttemptState.SENDING, AttemptState.ACCEPTED)
-"""The states of an attempt that is being sent, or waits to be."""
-
-
 class BatchState(Enum):
     """The state of a batch."""
 
@@ -63,85 +59,90 @@ class BatchState(Enum):
     __hash__ = object.__hash__
 
 
-_READY, _SENDING, _ACCEPTED, _ACTIVE = (
-    AttemptState.READY,
-    AttemptState.SENDING,
-    AttemptState.ACCEPTED,
-    AttemptState.ACTIVE,
-)
-_SETTLING, _ENDED, _UNKNOWN = AttemptState.SETTLING, AttemptState.ENDED, AttemptState.UNKNOWN
+# Under a name of its own each: Python 3.11 looks up a member of an enumeration by a function in Python.
+READY: Final = AttemptState.READY
+SENDING: Final = AttemptState.SENDING
+ACCEPTED: Final = AttemptState.ACCEPTED
+ACTIVE: Final = AttemptState.ACTIVE
+SETTLING: Final = AttemptState.SETTLING
+ENDED: Final = AttemptState.ENDED
+UNKNOWN: Final = AttemptState.UNKNOWN
+RUNNING: Final = BatchState.RUNNING
+DRAINING: Final = BatchState.DRAINING
+DETACHING: Final = BatchState.DETACHING
+DONE: Final = BatchState.DONE
+
+UNMADE: Final = (READY, SENDING, ACCEPTED)
+"""The states of an attempt that is being sent, or waits to be."""
 
 ATTEMPT_TABLE: Final[Mapping[tuple[AttemptState, type[on.AttemptEvent]], AttemptState]] = MappingProxyType({
     # Before anything leaves. The refusals in these rows are those of an upload.
-    (_READY, on.FilesUploaded): _READY,
-    (_READY, on.CreateThrottled): _READY,
-    (_READY, on.CreateRefused): _READY,
-    (_READY, on.CreateBarred): _READY,
-    (_READY, on.NotReached): _READY,
-    (_READY, on.JournalFailed): _READY,
-    (_READY, on.IntentOnDisk): _SENDING,
+    (READY, on.FilesUploaded): READY,
+    (READY, on.CreateThrottled): READY,
+    (READY, on.CreateRefused): READY,
+    (READY, on.CreateBarred): READY,
+    (READY, on.NotReached): READY,
+    (READY, on.JournalFailed): READY,
+    (READY, on.IntentOnDisk): SENDING,
     # After a refusal.
-    (_READY, on.IntentWithdrawn): _READY,
-    (_READY, on.Rejected): _ENDED,
+    (READY, on.IntentWithdrawn): READY,
+    (READY, on.Rejected): ENDED,
     # No job was made.
-    (_SENDING, on.CreateNotSent): _READY,
-    (_SENDING, on.CreateThrottled): _READY,
-    (_SENDING, on.TooManyActive): _READY,
-    (_SENDING, on.CreateRefused): _READY,
-    (_SENDING, on.CreateBarred): _READY,
-    (_SENDING, on.NotReached): _READY,
+    (SENDING, on.CreateNotSent): READY,
+    (SENDING, on.CreateThrottled): READY,
+    (SENDING, on.TooManyActive): READY,
+    (SENDING, on.CreateRefused): READY,
+    (SENDING, on.CreateBarred): READY,
+    (SENDING, on.NotReached): READY,
     # A job was made.
-    (_SENDING, on.JobCreated): _ACCEPTED,
-    (_SENDING, on.JobNamed): _ACCEPTED,
-    (_SENDING, on.CreateAccepted): _ACCEPTED,
-    (_SENDING, on.JobIdTaken): _ACCEPTED,
+    (SENDING, on.JobCreated): ACCEPTED,
+    (SENDING, on.JobNamed): ACCEPTED,
+    (SENDING, on.CreateAccepted): ACCEPTED,
+    (SENDING, on.JobIdTaken): ACCEPTED,
     # A job may have been made.
-    (_SENDING, on.CreateUnclear): _UNKNOWN,
+    (SENDING, on.CreateUnclear): UNKNOWN,
     # A job was made. Its id has to be found and written.
-    (_ACCEPTED, on.AcceptedOnDisk): _ACCEPTED,
-    (_ACCEPTED, on.JobCreated): _ACCEPTED,
-    (_ACCEPTED, on.JobFound): _ACCEPTED,
-    (_ACCEPTED, on.JobIdTaken): _ACCEPTED,
-    (_ACCEPTED, on.JournalFailed): _ACCEPTED,
-    (_ACCEPTED, on.CreateUnclear): _UNKNOWN,
-    (_ACCEPTED, on.JobIdOnDisk): _ACTIVE,
+    (ACCEPTED, on.AcceptedOnDisk): ACCEPTED,
+    (ACCEPTED, on.JobCreated): ACCEPTED,
+    (ACCEPTED, on.JobFound): ACCEPTED,
+    (ACCEPTED, on.JobIdTaken): ACCEPTED,
+    (ACCEPTED, on.JournalFailed): ACCEPTED,
+    (ACCEPTED, on.CreateUnclear): UNKNOWN,
+    (ACCEPTED, on.JobIdOnDisk): ACTIVE,
     # The reply named the job, and the call looks at it: the job is there, is there and unreadable, or is not there.
-    (_ACTIVE, on.JobCreated): _ACTIVE,
-    (_ACTIVE, on.JobUnreadable): _ACTIVE,
-    (_ACTIVE, on.CreateAccepted): _ACCEPTED,
+    (ACTIVE, on.JobCreated): ACTIVE,
+    (ACTIVE, on.JobUnreadable): ACTIVE,
+    (ACTIVE, on.CreateAccepted): ACCEPTED,
     # The job is followed.
-    (_ACTIVE, on.StreamFailed): _ACTIVE,
-    (_ACTIVE, on.JobGoesOn): _ACTIVE,
-    (_ACTIVE, on.JobEnded): _SETTLING,
-    (_ACTIVE, on.JobVanished): _UNKNOWN,
-    (_ACTIVE, on.GivenUp): _UNKNOWN,
+    (ACTIVE, on.StreamFailed): ACTIVE,
+    (ACTIVE, on.JobGoesOn): ACTIVE,
+    (ACTIVE, on.JobEnded): SETTLING,
+    (ACTIVE, on.JobVanished): UNKNOWN,
+    (ACTIVE, on.GivenUp): UNKNOWN,
     # The job ended.
-    (_SETTLING, on.EndOnDisk): _SETTLING,
-    (_SETTLING, on.JournalFailed): _SETTLING,
-    (_SETTLING, on.ResultsFetched): _ENDED,
-    (_SETTLING, on.Settled): _ENDED,
+    (SETTLING, on.EndOnDisk): SETTLING,
+    (SETTLING, on.JournalFailed): SETTLING,
+    (SETTLING, on.ResultsFetched): ENDED,
+    (SETTLING, on.Settled): ENDED,
     # The create of an earlier run, which may have made a job.
-    (_UNKNOWN, on.JobFound): _ACCEPTED,
-    (_UNKNOWN, on.CreateUnclear): _UNKNOWN,
-    (_UNKNOWN, on.NothingMade): _READY,
+    (UNKNOWN, on.JobFound): ACCEPTED,
+    (UNKNOWN, on.CreateUnclear): UNKNOWN,
+    (UNKNOWN, on.NothingMade): READY,
 })  # fmt: skip
 """Which state of an attempt follows which event."""
 
-_RUNNING, _DRAINING = BatchState.RUNNING, BatchState.DRAINING
-_DETACHING, _DONE = BatchState.DETACHING, BatchState.DONE
-
 BATCH_TABLE: Final[Mapping[tuple[BatchState, type[on.Event]], BatchState]] = MappingProxyType({
-    (_RUNNING, on.SendingStopped): _DRAINING,
-    (_RUNNING, on.Detached): _DETACHING,
-    (_RUNNING, on.AllAnswered): _DONE,
-    (_DRAINING, on.SendingStopped): _DRAINING,
-    (_DRAINING, on.Detached): _DETACHING,
-    (_DRAINING, on.AllAnswered): _DONE,
-    (_DETACHING, on.SendingStopped): _DETACHING,
-    (_DETACHING, on.Detached): _DETACHING,
-    (_DETACHING, on.AllAnswered): _DONE,
-    (_DONE, on.SendingStopped): _DONE,
-    (_DONE, on.Detached): _DONE,
+    (RUNNING, on.SendingStopped): DRAINING,
+    (RUNNING, on.Detached): DETACHING,
+    (RUNNING, on.AllAnswered): DONE,
+    (DRAINING, on.SendingStopped): DRAINING,
+    (DRAINING, on.Detached): DETACHING,
+    (DRAINING, on.AllAnswered): DONE,
+    (DETACHING, on.SendingStopped): DETACHING,
+    (DETACHING, on.Detached): DETACHING,
+    (DETACHING, on.AllAnswered): DONE,
+    (DONE, on.SendingStopped): DONE,
+    (DONE, on.Detached): DONE,
 })  # fmt: skip
 """Which state of a batch follows which event."""
 

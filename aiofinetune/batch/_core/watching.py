@@ -7,7 +7,7 @@ from aiofinetune.batch._core import events as on
 from aiofinetune.batch._core.attempts import Attempt
 from aiofinetune.batch._core.looks import Looks
 from aiofinetune.batch._core.run import Run
-from aiofinetune.batch._core.states import AttemptState
+from aiofinetune.batch._core.states import ACCEPTED, ACTIVE
 from aiofinetune.batch._outcomes import OutcomeStatus
 from aiofinetune.errors import AuthenticationFailed, FineTuneError
 from aiofinetune.models import FineTune, FineTuneCancelled, FineTuneFailed, Status
@@ -154,7 +154,7 @@ class Watcher:
     @property
     def jobs_left(self) -> list[str]:
         """The ids of jobs that have not ended as far as is known, though their ids may not be on the disk."""
-        left = self._attempts.in_state(AttemptState.ACCEPTED, AttemptState.ACTIVE)
+        left = self._attempts.in_state(ACCEPTED, ACTIVE)
         return [attempt.job_id for attempt in left if attempt.job_id is not None]
 
 
