@@ -1,5 +1,7 @@
 """What the shell of a batch tells its core. Each event is one thing that the shell saw: a reply, a write, a request.
 
+Like an action, an event is not changed after it is made.
+
 The last events of this module are the core's own, and the shell never sends them: the core puts one in the place of an
 event whose meaning depends on what it knows, so that the table of states has one row for each meaning.
 """
@@ -15,7 +17,7 @@ from aiofinetune.errors import FineTuneError, JournalUnusable
 from aiofinetune.models import CreateUncertain, FineTune, FineTuneRequest
 
 
-@attrs.frozen
+@attrs.define
 class AttemptRecord:
     """What the journal holds of one attempt."""
 
@@ -39,7 +41,7 @@ class AttemptRecord:
         return self.job_id if self.job is None else None
 
 
-@attrs.frozen
+@attrs.define
 class KnownEntry:
     """An entry of the input, and what the journal knows of it."""
 
@@ -55,12 +57,12 @@ class KnownEntry:
     """What is sent for the request, if it is known: no file of it is a local path."""
 
 
-@attrs.frozen
+@attrs.define
 class Event:
     """The base class of all events."""
 
 
-@attrs.frozen
+@attrs.define
 class AttemptEvent(Event):
     """The base class of the events about one attempt."""
 
@@ -70,12 +72,12 @@ class AttemptEvent(Event):
 # The input and earlier runs
 
 
-@attrs.frozen
+@attrs.define
 class Started(Event):
     """The batch was entered."""
 
 
-@attrs.frozen
+@attrs.define
 class EarlierRunsRead(Event):
     """The journal was read: the last attempts that were sent and whose job is not known, and the owners of job ids."""
 
@@ -84,33 +86,33 @@ class EarlierRunsRead(Event):
     """The attempts of the jobs that earlier runs made recently, by the job's id."""
 
 
-@attrs.frozen
+@attrs.define
 class EntriesRead(Event):
     """Entries were read from the input."""
 
     entries: tuple[KnownEntry, ...]
 
 
-@attrs.frozen
+@attrs.define
 class InputEnded(Event):
     """The input has no more entries."""
 
 
-@attrs.frozen
+@attrs.define
 class InputFailed(Event):
     """Reading the input raised an error, which the batch raises."""
 
     error: Exception
 
 
-@attrs.frozen
+@attrs.define
 class JobFound(AttemptEvent):
     """The search for an earlier run's create found its job."""
 
     job_id: str
 
 
-@attrs.frozen
+@attrs.define
 class NothingMade(AttemptEvent):
     """The search for an earlier run's create proved that it made no job."""
 
@@ -118,7 +120,7 @@ class NothingMade(AttemptEvent):
 # Sending
 
 
-@attrs.frozen
+@attrs.define
 class FilesUploaded(AttemptEvent):
     """All files of a request are at the service."""
 
@@ -126,7 +128,7 @@ class FilesUploaded(AttemptEvent):
     """The request with their ids."""
 
 
-@attrs.frozen
+@attrs.define
 class IntentOnDisk(AttemptEvent):
     """The intent was written."""
 
@@ -136,12 +138,12 @@ class IntentOnDisk(AttemptEvent):
     """The key that was written with it, if the create can carry one."""
 
 
-@attrs.frozen
+@attrs.define
 class IntentWithdrawn(AttemptEvent):
     """The journal holds that the intent made no job."""
 
 
-@attrs.frozen
+@attrs.define
 class CreateEvent(AttemptEvent):
     """The base class of the events that say what came of a create, or of an upload."""
 
@@ -149,40 +151,40 @@ class CreateEvent(AttemptEvent):
     """Whether the service throttled the session in the meantime."""
 
 
-@attrs.frozen
+@attrs.define
 class CreateNotSent(CreateEvent):
     """The create was no longer wanted when its turn came, so it made no job."""
 
 
-@attrs.frozen
+@attrs.define
 class JobCreated(CreateEvent):
     """The call of a create returned its job."""
 
     job_id: str
 
 
-@attrs.frozen
+@attrs.define
 class JobNamed(CreateEvent):
     """A complete 2xx reply names the job, and does not describe it. The call waits with its look at the job."""
 
     job_id: str
 
 
-@attrs.frozen
+@attrs.define
 class CreateAccepted(CreateEvent):
     """A 2xx came that does not surely name the job. The call waits with its search of the list."""
 
     hint: str | None = None
 
 
-@attrs.frozen
+@attrs.define
 class CreateRefused(CreateEvent):
     """No job was made: the service refused the request, or a file of it cannot be used."""
 
     error: FineTuneError
 
 
-@attrs.frozen
+@attrs.define
 class CreateThrottled(CreateEvent):
     """No job was made: the service asks to slow down, for longer than the session waits."""
 
@@ -190,14 +192,14 @@ class CreateThrottled(CreateEvent):
     retry_after: float | None = None
 
 
-@attrs.frozen
+@attrs.define
 class TooManyActive(CreateEvent):
     """No job was made: the service takes no more jobs until one ends."""
 
     error: FineTuneError
 
 
-@attrs.frozen
+@attrs.define
 class CreateBarred(CreateEvent):
     """No job was made, for a reason that holds for every create.
 
@@ -207,31 +209,31 @@ class CreateBarred(CreateEvent):
     error: FineTuneError
 
 
-@attrs.frozen
+@attrs.define
 class NotReached(CreateEvent):
     """No job was made: there was no connection, or the service failed and its list is proof."""
 
     error: FineTuneError
 
 
-@attrs.frozen
+@attrs.define
 class CreateUnclear(CreateEvent):
     """It is not known whether a create made a job, or which: the search could not tell."""
 
     error: CreateUncertain
 
 
-@attrs.frozen
+@attrs.define
 class AcceptedOnDisk(AttemptEvent):
     """The journal holds that the service accepted the create."""
 
 
-@attrs.frozen
+@attrs.define
 class JobIdOnDisk(AttemptEvent):
     """The journal holds the job's id."""
 
 
-@attrs.frozen
+@attrs.define
 class JobIdTaken(AttemptEvent):
     """The id belongs to another attempt, as the core or the journal knows. Nothing was written."""
 
@@ -239,14 +241,14 @@ class JobIdTaken(AttemptEvent):
 # Following
 
 
-@attrs.frozen
+@attrs.define
 class StreamFailed(AttemptEvent):
     """The job cannot be followed by its events."""
 
     error: FineTuneError
 
 
-@attrs.frozen
+@attrs.define
 class JobEnded(AttemptEvent):
     """The job ended, by its events or by the list."""
 
@@ -255,28 +257,28 @@ class JobEnded(AttemptEvent):
     """How it failed, if its events say so."""
 
 
-@attrs.frozen
+@attrs.define
 class JobRetrieved(AttemptEvent):
     """The job was retrieved; it may have ended or not."""
 
     job: FineTune
 
 
-@attrs.frozen
+@attrs.define
 class JobVanished(AttemptEvent):
     """The service no longer knows the job."""
 
     error: FineTuneError
 
 
-@attrs.frozen
+@attrs.define
 class JobUnreadable(AttemptEvent):
     """The job's id is known, and it cannot be retrieved or read now."""
 
     error: FineTuneError
 
 
-@attrs.frozen
+@attrs.define
 class ListRead(Event):
     """The service's list was read."""
 
@@ -290,7 +292,7 @@ class ListRead(Event):
     """The number of jobs in the list."""
 
 
-@attrs.frozen
+@attrs.define
 class EndsListed(Event):
     """The service's list was read, and these are some of the jobs that have ended. The others follow.
 
@@ -301,7 +303,7 @@ class EndsListed(Event):
     """The jobs, by id."""
 
 
-@attrs.frozen
+@attrs.define
 class ListFailed(Event):
     """The list could not be read."""
 
@@ -311,7 +313,7 @@ class ListFailed(Event):
 # Ends
 
 
-@attrs.frozen
+@attrs.define
 class EndOnDisk(AttemptEvent):
     """The journal holds how the job ended."""
 
@@ -319,7 +321,7 @@ class EndOnDisk(AttemptEvent):
     """The Unix time that was written with it."""
 
 
-@attrs.frozen
+@attrs.define
 class ResultsFetched(AttemptEvent):
     """The results file is there and was read, or could not be."""
 
@@ -327,7 +329,7 @@ class ResultsFetched(AttemptEvent):
     error: FineTuneError | None = None
 
 
-@attrs.frozen
+@attrs.define
 class OutcomeTaken(AttemptEvent):
     """The iterator gave the outcome to the caller."""
 
@@ -335,26 +337,26 @@ class OutcomeTaken(AttemptEvent):
 # The run
 
 
-@attrs.frozen
+@attrs.define
 class JournalFailed(AttemptEvent):
     """A write for an attempt failed; it may be on the disk all the same."""
 
     error: JournalUnusable
 
 
-@attrs.frozen
+@attrs.define
 class ShellFailed(Event):
     """The progress callback, or something else that belongs to no attempt, raised an error."""
 
     error: Exception
 
 
-@attrs.frozen
+@attrs.define
 class StopAsked(Event):
     """The caller asked to send no more, and to leave active jobs running."""
 
 
-@attrs.frozen
+@attrs.define
 class LeaveAsked(Event):
     """The caller leaves the context."""
 
@@ -364,7 +366,7 @@ class LeaveAsked(Event):
     """Whether the caller was cancelled: the shell has ended all tasks, and nothing under way will be answered."""
 
 
-@attrs.frozen
+@attrs.define
 class TimersDue(Event):
     """The time of the last `WakeAt` has come."""
 
@@ -372,38 +374,38 @@ class TimersDue(Event):
 # The core's own
 
 
-@attrs.frozen
+@attrs.define
 class Rejected(AttemptEvent):
     """A refused attempt has no intent on the disk any more."""
 
 
-@attrs.frozen
+@attrs.define
 class JobGoesOn(AttemptEvent):
     """The job was retrieved, and has not ended."""
 
 
-@attrs.frozen
+@attrs.define
 class GivenUp(AttemptEvent):
     """The job could not be read for too long."""
 
     error: FineTuneError
 
 
-@attrs.frozen
+@attrs.define
 class Settled(AttemptEvent):
     """The end is on the disk, and no results are wanted."""
 
 
-@attrs.frozen
+@attrs.define
 class SendingStopped(Event):
     """The core sends no more, and follows its jobs to their ends."""
 
 
-@attrs.frozen
+@attrs.define
 class Detached(Event):
     """The core sends no more, and leaves its jobs."""
 
 
-@attrs.frozen
+@attrs.define
 class AllAnswered(Event):
     """Nothing is left to wait for."""
