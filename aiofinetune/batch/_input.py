@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
 from typing import TypeAlias
@@ -37,8 +38,13 @@ class Input:
         self._requests = requests
         self._journal = journal
         self._data_files = data_files
-        self._read: asyncio.Queue[Entry | on.InputEnded | on.InputFailed] = asyncio.Queue(ahead)
+        self._ahead = ahead
+        # Not a queue, whose calls for each entry are a tenth of a rerun.
+        self._read: deque[Entry] = deque()
         self._end: on.InputEnded | on.InputFailed | None = None
+        """The end, once all is read that is to be read."""
+        self._has_some = asyncio.Event()
+        self._has_room = asyncio.Event()
 
     async def read_all(self) -> None:
         """Read all requests, as fast as their entries are taken."""
@@ -48,7 +54,11 @@ class Input:
                 async for entry in entries:
                     if _is_cancelled():
                         break
-                    await self._read.put(entry)
+                    self._read.append(entry)
+                    self._has_some.set()
+                    if len(self._read) >= self._ahead:
+                        self._has_room.clear()
+                        await self._has_room.wait()
         except (Exception, BaseExceptionGroup, asyncio.CancelledError) as failure:
             if _is_cancelled():
                 # No more requests are needed, so an error that the input raises on being closed does not matter.
@@ -65,19 +75,16 @@ class Input:
             # Either the batch is over and nobody takes this, or the input cancelled this task itself and did not take
             # that back, and the batch must not wait for more.
             end = on.InputFailed(FineTuneError("the input of requests cancelled the task that reads it"))
-            if self._read.full():
-                self._read.get_nowait()
-        await self._read.put(end)
+        self._end = end
+        self._has_some.set()
 
     async def take(self, action: act.ReadEntries) -> on.EntriesRead | on.InputEnded | on.InputFailed:
         """Return the next entries, at least one of them, or the end of the input."""
-        entries: list[Entry] = []
-        while self._end is None and (not entries or (len(entries) < action.most and not self._read.empty())):
-            item = await self._read.get()
-            if isinstance(item, Entry):
-                entries.append(item)
-            else:
-                self._end = item
+        while not self._read and self._end is None:
+            self._has_some.clear()
+            await self._has_some.wait()
+        entries = [self._read.popleft() for _ in range(min(action.most, len(self._read)))]
+        self._has_room.set()
         if self._end is not None and not entries:
             return self._end
         try:

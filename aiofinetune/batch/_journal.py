@@ -5,7 +5,7 @@ whatever moment a process dies, the next one knows which creates may have made a
 or several, of which the last one counts.
 
 The file contains notes, one per line (see `aiofinetune.batch._journal_file`). When the journal is opened, they are
-applied to a temporary database. A new note is applied to the database in the same way, and added to the file.
+applied to a temporary database (see `aiofinetune.batch._journal_notes`), which is asked for what earlier runs left.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ import attrs
 
 from aiofinetune import structuring
 from aiofinetune._sqlite import Database, transaction
+from aiofinetune.batch import _journal_notes as journal_notes
 from aiofinetune.batch import _journal_v1 as journal_v1
 from aiofinetune.batch._core import AttemptId, AttemptRecord
 from aiofinetune.batch._journal_file import JournalFile, is_in_use, is_version_1, log_of, read_lines
+from aiofinetune.batch._journal_notes import Row
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.dialects._fine_tunes import FINE_TUNES
 from aiofinetune.errors import FineTuneError, JournalUnusable, LocalFileError
@@ -32,57 +34,16 @@ from aiofinetune.models import FineTune, FineTuneRequest
 
 T = TypeVar("T")
 
-_SCHEMA: Final = """
-    PRAGMA synchronous = OFF;
-    PRAGMA journal_mode = MEMORY;
-    -- `request` is the caller's request. `sent` is the same with ids in place of local paths, once it was sent.
-    CREATE TABLE attempts (
-        number INTEGER PRIMARY KEY, label TEXT NOT NULL, attempt INTEGER NOT NULL, request BLOB NOT NULL, sent BLOB,
-        sent_at REAL, key TEXT, is_accepted INTEGER NOT NULL DEFAULT FALSE, hint TEXT, job_id TEXT, job BLOB,
-        ended_at REAL, UNIQUE (label, attempt));
-    CREATE INDEX lost_attempts ON attempts (number) WHERE sent IS NOT NULL AND job_id IS NULL;
-    CREATE INDEX attempts_by_job ON attempts (job_id) WHERE job_id IS NOT NULL;
-    CREATE TABLE asked_for (label TEXT PRIMARY KEY) WITHOUT ROWID;
-    -- The entries that a caller agreed to leave out of the batch.
-    CREATE TABLE left_out (label TEXT PRIMARY KEY) WITHOUT ROWID;
-    CREATE TABLE files (number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, digest TEXT NOT NULL);
-    CREATE INDEX files_by_digest ON files (digest, number);
-    CREATE TABLE openings (number INTEGER PRIMARY KEY, base_url TEXT NOT NULL, dialect TEXT, path TEXT NOT NULL);
-    CREATE TABLE echoes (base_url TEXT PRIMARY KEY) WITHOUT ROWID;
-"""
-
-_RECORD: Final = "label, attempt, request, sent, sent_at, is_accepted, hint, job_id, job, ended_at, key"
-"""The columns of an `AttemptRecord`, in the order of its fields."""
-
 _IS_LAST: Final = "attempt = (SELECT max(attempt) FROM attempts AS later WHERE later.label = attempts.label)"
 """Whether an attempt is the last one of its label. Those before it are kept, and nothing follows them."""
 
-_NOTES: Final = {
-    "open": "INSERT INTO openings (base_url, dialect, path) VALUES (:base_url, :dialect, :path)",
-    # The service shows the keys of its jobs.
-    "echo": "INSERT OR IGNORE INTO echoes (base_url) VALUES (:base_url)",
-    "upload": "INSERT OR REPLACE INTO files (id, digest) VALUES (:id, :digest)",
-    "forget uploads": "DELETE FROM files",
-    # Only in journals of version 2. Later ones have the next attempt's intent alone.
-    "replace": "INSERT INTO attempts (label, attempt, request) VALUES (:label, :attempt, :request)",
-    "intend": """INSERT INTO attempts (label, attempt, request, sent, sent_at, key)
-        VALUES (:label, :attempt, :request, :sent, :at, :key)
-        ON CONFLICT (label, attempt) DO UPDATE SET request = :request, sent = :sent, sent_at = :at, key = :key,
-        is_accepted = FALSE, hint = NULL""",
-    "withdraw": """UPDATE attempts SET sent = NULL, sent_at = NULL, key = NULL, is_accepted = FALSE, hint = NULL
-        WHERE label = :label AND attempt = :attempt""",
-    "accept": """UPDATE attempts SET is_accepted = TRUE, hint = :hint, job_id = NULL
-        WHERE label = :label AND attempt = :attempt""",
-    "create": "UPDATE attempts SET job_id = :job_id WHERE label = :label AND attempt = :attempt",
-    "leave out": "INSERT OR IGNORE INTO left_out (label) VALUES (:label)",
-    "end": "UPDATE attempts SET job = :job, ended_at = :at WHERE label = :label AND attempt = :attempt",
-}
-"""The statement of each note. A note may be applied twice, because one whose writing failed may be on the disk."""
+_ROW: Final = f"SELECT {', '.join(Row._fields)} FROM attempts"  # noqa: S608  # names of ours
+_LAST_OF_LABEL: Final = f"{_ROW} WHERE label = ? ORDER BY attempt DESC LIMIT 1"
+_NEXT: Final = f"{_ROW} WHERE number BETWEEN ?1 + 1 AND ?1 + ?2 AND {_IS_LAST} AND label NOT IN asked_for"
 
-_WITH_OBJECTS: Final = frozenset({"open", "replace", "intend", "end"})
-"""The notes that hold JSON objects, or may lack values."""
-_OPTIONAL: Final = {"dialect": None, "key": None}
-"""What notes of earlier versions lack, and those of the reference, which has no keys."""
+_MAX_AHEAD: Final = 256
+"""The number of records that are read ahead at most. A rerun asks for them in the order in which they were made; with
+fewer, most of its time goes into waiting for the journal's thread."""
 
 
 class _Database(Database):
@@ -99,12 +60,16 @@ class _Database(Database):
         self._file = file
         self.lines: list[bytes] = []
         """The lines that the current transaction adds to the file."""
+        self.has_intent = False
+        """Whether there is an intent among them."""
 
     @contextmanager
     def committing(self) -> Iterator[None]:
-        self.lines = []
+        self.lines, self.has_intent = [], False
         with super().committing():
             yield
+            if self.has_intent:
+                self._file.check_place()
             if self.lines:
                 self._file.add(self.lines)
 
@@ -150,6 +115,10 @@ class Journal:
         self._dialect = dialect
         self._accept_base_url = accept_base_url
         self.database = _Database(self._name, self._file)
+        self._ahead: dict[str, Row] = {}
+        """The last attempts of entries that were not asked for yet, by label. No note is about them in the meantime."""
+        self._taken: list[str] = []
+        """The labels that were asked for since, and are not in the database yet as such."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Journal]:
@@ -162,23 +131,51 @@ class Journal:
         async with self.database.opened(self._resources()):
             yield self
 
-    @transaction
-    def records(self, entries: Sequence[Entry]) -> list[AttemptRecord | JournalUnusable | None]:
+    async def records(self, entries: Sequence[Entry]) -> list[AttemptRecord | JournalUnusable | None]:
         """Return the record of the last attempt of each entry; None for an entry that is new to the journal.
 
         If the label of an entry was already used in this run, or its record cannot be read, an error takes its place.
         """
-        return [self._last_record(entry.label, entry.request) for entry in entries]
+        labels = [entry.label for entry in entries]
+        if len(set(labels)) == len(labels) and self._ahead.keys() >= set(labels):
+            self._taken += labels
+            rows: list[Row | JournalUnusable | None] = [self._ahead.pop(label) for label in labels]
+        else:
+            rows = await self._look_up(labels)
+        return [
+            self._record(row, entry.request) if isinstance(row, Row) else row
+            for row, entry in zip(rows, entries, strict=True)
+        ]
 
-    def _last_record(self, label: str, asked: FineTuneRequest) -> AttemptRecord | JournalUnusable | None:
+    def _record(self, row: Row, asked: FineTuneRequest) -> AttemptRecord | JournalUnusable:
+        try:
+            return row.record(asked)
+        except (FineTuneError, ValueError) as error:
+            return JournalUnusable(f"{self._name}: the record of {row.label!r} cannot be read: {error}")
+
+    async def _look_up(self, labels: Sequence[str]) -> list[Row | JournalUnusable | None]:
+        """Look some entries up, and those that a rerun probably asks for next: the more, the more were asked for."""
+        taken, self._taken, self._ahead = self._taken, [], {}
+        found, ahead = await self._read_rows(taken, labels, min(_MAX_AHEAD, len(labels) + 2 * len(taken)))
+        self._ahead = {row.label: row for row in ahead}
+        return found
+
+    @transaction
+    def _read_rows(
+        self, taken: Sequence[str], labels: Sequence[str], most_ahead: int
+    ) -> tuple[list[Row | JournalUnusable | None], list[Row]]:
+        self.database.connection.executemany("INSERT INTO asked_for (label) VALUES (?)", zip(taken, strict=True))
+        found = [self._row(label) for label in labels]
+        last = found[-1] if found else None
+        if not isinstance(last, Row):
+            return found, []
+        return found, list(map(Row._make, self.database.execute(_NEXT, (last.number, most_ahead))))
+
+    def _row(self, label: str) -> Row | JournalUnusable | None:
         if not self.database.execute("INSERT OR IGNORE INTO asked_for (label) VALUES (?)", (label,)).rowcount:
             return used_twice(label)
-        statement = f"SELECT {_RECORD} FROM attempts WHERE label = ? ORDER BY attempt DESC"  # noqa: S608  # names of ours
-        row = self.database.execute(statement, (label,)).fetchone()
-        try:
-            return None if row is None else _record(*row, asked=asked)
-        except (FineTuneError, ValueError) as error:
-            return JournalUnusable(f"{self._name}: the record of {label!r} cannot be read: {error}")
+        row = self.database.execute(_LAST_OF_LABEL, (label,)).fetchone()
+        return None if row is None else Row._make(row)
 
     @transaction
     def intend(
@@ -198,15 +195,19 @@ class Journal:
             at: The Unix time.
             key: The key that the create carries.
         """
-        self._file.check_place()
-        keyed = {} if key is None else {"key": key}
-        self._note("intend", attempt, request=request.given(), sent=sent.given(), at=at, **keyed)
+        given = request.given()
+        note = {"note": "intend", **_about(attempt), "request": given}
+        note |= {"sent": given if sent is request else sent.given(), "at": at}
+        if key is not None:
+            note["key"] = key
+        self.database.has_intent = True
+        self._add(note)
 
     @transaction
     def note_echo(self) -> None:
         """Note that the service's list has shown the key of a job."""
         if not self._has_echoed():
-            self._note("echo", base_url=self._base_url)
+            self._apply({"note": "echo", "base_url": self._base_url})
 
     @transaction
     def has_echoed(self) -> bool:
@@ -220,7 +221,7 @@ class Journal:
     @transaction
     def withdraw(self, attempt: AttemptId) -> None:
         """Note that the create certainly made no job."""
-        self._note("withdraw", attempt)
+        self._apply({"note": "withdraw", **_about(attempt)})
 
     @transaction
     def accept(self, attempt: AttemptId, hint: str | None) -> None:
@@ -230,7 +231,7 @@ class Journal:
             attempt: The attempt.
             hint: The id in the reply, if there is one.
         """
-        self._note("accept", attempt, hint=hint)
+        self._apply({"note": "accept", **_about(attempt), "hint": hint})
 
     @transaction
     def create(self, attempt: AttemptId, job_id: str) -> bool:
@@ -238,19 +239,19 @@ class Journal:
         owners = self.database.execute("SELECT label, attempt FROM attempts WHERE job_id = ?", (job_id,))
         if any(AttemptId(*owner) != attempt for owner in owners):
             return False
-        self._note("create", attempt, job_id=job_id)
+        self._apply({"note": "create", **_about(attempt), "job_id": job_id})
         return True
 
     @transaction
     def end(self, attempt: AttemptId, job: FineTune, at: float) -> None:
         """Note how the job ended."""
-        self._note("end", attempt, job=structuring.write_reply(job), at=at)
+        self._add({"note": "end", **_about(attempt), "job": structuring.write_reply(job), "at": at})
 
     @transaction
     def lost(self) -> list[AttemptRecord]:
-        """Return the last attempts that were sent, but whose jobs are not known."""
-        statement = f"SELECT {_RECORD} FROM attempts WHERE sent IS NOT NULL AND job_id IS NULL AND {_IS_LAST}"  # noqa: S608  # names of ours
-        return [_record(*row) for row in self.database.execute(statement)]
+        """Return the last attempts that earlier runs sent, and whose jobs are not known."""
+        rows = self.database.execute(f"{_ROW} WHERE sent_at IS NOT NULL AND job_id IS NULL AND {_IS_LAST}")
+        return [Row._make(row).record() for row in rows]
 
     @transaction
     def owners(self, since: float = 0.0) -> dict[str, AttemptId]:
@@ -259,20 +260,13 @@ class Journal:
         return {job_id: AttemptId(*attempt) for job_id, *attempt in self.database.execute(statement, (since,))}
 
     @transaction
-    def request(self, label: str) -> FineTuneRequest | None:
-        """Return the last request under a label, in whichever run it was made."""
-        statement = "SELECT request FROM attempts WHERE label = ? ORDER BY attempt DESC"
-        row = self.database.execute(statement, (label,)).fetchone()
-        return None if row is None else _request(row[0])
-
-    @transaction
     def sent_labels(self) -> dict[str, str | None]:
         """Return all entries whose last attempt was sent, each with the id of its job if no end of that is known.
 
         Those that were left out since are not among them.
         """
         rows = self.database.execute(
-            f"SELECT label, iif(job IS NULL, job_id, NULL) FROM attempts WHERE sent IS NOT NULL AND {_IS_LAST}"  # noqa: S608  # as above
+            f"SELECT label, iif(outcome IS NULL, job_id, NULL) FROM attempts WHERE sent_at IS NOT NULL AND {_IS_LAST}"  # noqa: S608  # as above
             " AND label NOT IN left_out"
         )
         return dict(rows)
@@ -281,16 +275,20 @@ class Journal:
     def leave_out(self, labels: Iterable[str]) -> None:
         """Note that entries are no longer part of the batch. What is known of them is kept."""
         for label in labels:
-            self._note("leave out", label=label)
+            self._apply({"note": "leave out", "label": label})
 
-    @transaction
-    def unfinished_elsewhere(self) -> dict[str, str | None]:
+    async def unfinished_elsewhere(self) -> dict[str, str | None]:
         """Return the entries that earlier runs sent and did not finish, and that are not in this run, with their jobs.
 
         The id of a job is None if it is not known.
         """
+        await self._look_up(())
+        return await self._unfinished()
+
+    @transaction
+    def _unfinished(self) -> dict[str, str | None]:
         rows = self.database.execute(
-            f"SELECT label, job_id FROM attempts WHERE sent IS NOT NULL AND job IS NULL AND {_IS_LAST}"  # noqa: S608  # as above
+            f"SELECT label, job_id FROM attempts WHERE sent_at IS NOT NULL AND outcome IS NULL AND {_IS_LAST}"  # noqa: S608  # as above
             " AND label NOT IN asked_for ORDER BY number"
         )
         return dict(rows)
@@ -310,27 +308,17 @@ class Journal:
     @transaction
     def keep_file(self, digest: str, file_id: str) -> None:
         """Note that a file was uploaded."""
-        self._note("upload", id=file_id, digest=digest)
+        self._apply({"note": "upload", "id": file_id, "digest": digest})
 
-    def _note(self, note: str, attempt: AttemptId | None = None, **values: object) -> None:
-        if attempt is not None:
-            values = {"label": attempt.label, "attempt": attempt.number, **values}
-        self._apply(note, values)
-        self.database.lines.append(structuring.dumps({"note": note, **values}))
+    def _apply(self, note: Mapping[str, object]) -> None:
+        """Apply a note to the database, and add it to the file."""
+        journal_notes.apply(self.database, note, self._add(note))
 
-    def _apply(self, note: str, values: Mapping[str, object]) -> None:
-        """Apply a note to the database."""
-        if "label" in values and "attempt" not in values:
-            values = {**values, "attempt": self._attempt_of(note, str(values["label"]))}
-        if note in _WITH_OBJECTS:
-            values = {name: structuring.dumps(each) if type(each) is dict else each for name, each in values.items()}
-            values = {**_OPTIONAL, **values}
-        self.database.execute(_NOTES[note], values)
-
-    def _attempt_of(self, note: str, label: str) -> int:
-        """Return the attempt that a note of version 2 is about, which knows only the last one."""
-        ((last,),) = self.database.execute("SELECT max(attempt) FROM attempts WHERE label = ?", (label,))
-        return (last or 0) + (last is None or note == "replace")
+    def _add(self, note: Mapping[str, object]) -> bytes:
+        """Add a note to the file; return its line."""
+        text = structuring.dumps(note)
+        self.database.lines.append(text)
+        return text
 
     @contextmanager
     def _resources(self) -> Iterator[None]:
@@ -339,7 +327,7 @@ class Journal:
             try:
                 # SQLite takes an empty path for a temporary database.
                 stack.enter_context(self.database.connected(""))
-                self.database.connection.executescript(_SCHEMA)
+                self.database.connection.executescript(journal_notes.SCHEMA)
                 stack.callback(self._file.close)
                 self._open(self._file)
                 self._note_opening()
@@ -359,14 +347,11 @@ class Journal:
         self._read(file.lines())
 
     def _read(self, lines: Iterable[bytes]) -> None:
-        with self.database.committing():
-            for text in lines:
-                try:
-                    values = structuring.loads(text)
-                    self._apply(values["note"], values)
-                except (KeyError, TypeError, ValueError, sqlite3.Error) as error:
-                    # The digest is correct, so the line is not damaged.
-                    raise JournalUnusable(f"{self._name}: is not a journal of this version: {error!r}") from error
+        try:
+            journal_notes.apply_all(self.database, lines)
+        except (KeyError, TypeError, ValueError, sqlite3.Error) as error:
+            # The digests are correct, so no line is damaged.
+            raise JournalUnusable(f"{self._name}: is not a journal of this version: {error!r}") from error
 
     def _note_opening(self) -> None:
         """Note the service and the path of the file, if they have changed."""
@@ -382,11 +367,12 @@ class Journal:
                 raise JournalUnusable(f"{self._name}: is a copy of {known_path}, which a running batch uses")
             if (known_url, known_dialect) != (self._base_url, self._dialect):
                 self._move(known_url, known_dialect)
-            self._note("open", base_url=self._base_url, dialect=self._dialect, path=path, at=time.time())
+            about = {"base_url": self._base_url, "dialect": self._dialect, "path": path}
+            self._apply({"note": "open", **about, "at": time.time()})
 
     def _move(self, known_url: str | None, known_dialect: str) -> None:
         """Check that the journal may continue at another service, or in another dialect."""
-        ((was_sent,),) = self.database.execute("SELECT EXISTS (SELECT * FROM attempts WHERE sent IS NOT NULL)")
+        ((was_sent,),) = self.database.execute("SELECT EXISTS (SELECT * FROM attempts WHERE sent_at IS NOT NULL)")
         if was_sent and known_dialect != self._dialect:
             raise JournalUnusable(
                 f"{self._name}: belongs to a batch in the dialect {known_dialect!r}, not {self._dialect!r};"
@@ -399,7 +385,7 @@ class Journal:
             )
         if not was_sent and known_url is not None:
             # At this service, other files may have the same ids.
-            self._note("forget uploads")
+            self._apply({"note": "forget uploads"})
 
 
 def used_twice(label: str) -> JournalUnusable:
@@ -419,7 +405,7 @@ def read_journal(path: Path) -> JournalContent:
     journal = Journal(path, "")
     with journal.database.connected(""):
         execute = journal.database.connection.execute
-        journal.database.connection.executescript(_SCHEMA)
+        journal.database.connection.executescript(journal_notes.SCHEMA)
         try:
             with path.open("rb") as file:
                 is_running = is_in_use(file.fileno())
@@ -427,11 +413,11 @@ def read_journal(path: Path) -> JournalContent:
         except OSError as error:
             raise LocalFileError(f"{path}: {error.strerror}") from error
         first = "(SELECT min(number) FROM attempts AS earlier WHERE earlier.label = attempts.label)"
-        rows = execute(f"SELECT {_RECORD} FROM attempts WHERE {_IS_LAST} ORDER BY {first}")  # noqa: S608  # names of ours
+        rows = execute(f"{_ROW} WHERE {_IS_LAST} ORDER BY {first}")
         opening = execute("SELECT base_url, dialect FROM openings ORDER BY number DESC LIMIT 1").fetchone()
         base_url, dialect = opening or ("", None)
         left_out = frozenset(label for (label,) in execute("SELECT label FROM left_out"))
-        records = tuple(_record(*row) for row in rows)
+        records = tuple(Row._make(row).record() for row in rows)
     return JournalContent(base_url, dialect or FINE_TUNES.name, records, left_out, is_running)
 
 
@@ -447,40 +433,8 @@ def read_records(path: Path) -> list[AttemptRecord]:
     return list(read_journal(path).records)
 
 
-def _record(
-    label: str,
-    attempt: int,
-    request: bytes,
-    sent: bytes | None,
-    sent_at: float | None,
-    is_accepted: int,
-    hint: str | None,
-    job_id: str | None,
-    job: bytes | None,
-    ended_at: float | None,
-    key: str | None,
-    *,
-    asked: FineTuneRequest | None = None,
-) -> AttemptRecord:
-    # Requests are seldom other than before, and most are sent as they are; to read one is half of a look-up.
-    is_same = asked is not None and structuring.dumps(asked.given()) == request
-    before = asked if is_same and asked is not None else _request(request)
-    return AttemptRecord(
-        AttemptId(label, attempt),
-        before,
-        None if sent is None else before if sent == request else _request(sent),
-        sent_at,
-        bool(is_accepted),
-        hint,
-        job_id,
-        None if job is None else structuring.read_reply(job, FineTune),
-        ended_at,
-        key,
-    )
-
-
-def _request(blob: bytes) -> FineTuneRequest:
-    return structuring.read_request(structuring.loads(blob), FineTuneRequest)
+def _about(attempt: AttemptId) -> dict[str, object]:
+    return {"label": attempt.label, "attempt": attempt.number}
 
 
 def _words(error: sqlite3.Error | OSError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import signal
 import sqlite3
 import sys
@@ -51,7 +52,6 @@ async def test_a_new_entry_has_no_record(path: Path) -> None:
     """Nothing is known of an entry that was not sent."""
     async with opened(path) as journal:
         assert await record(journal, "a") is None
-        assert await journal.request("a") is None
 
 
 async def test_what_came_of_an_entry_is_known_to_the_next_run(path: Path) -> None:
@@ -82,6 +82,7 @@ async def test_an_entry_that_was_sent_and_has_no_job_is_lost(path: Path) -> None
     async with opened(path) as journal:
         await journal.intend(A, ASKED, SENT, 1.0)
         await journal.intend(B, ASKED, SENT, 2.0)
+    async with opened(path) as journal:
         assert await journal.lost() == [AttemptRecord(A, ASKED, SENT, 1.0), AttemptRecord(B, ASKED, SENT, 2.0)]
         await journal.withdraw(A)
         await journal.create(B, "ft-1")
@@ -136,6 +137,7 @@ async def test_the_last_attempt_of_a_label_counts(path: Path) -> None:
     async with opened(path) as journal:
         await journal.intend(A, ASKED, SENT, 1.0)
         await journal.intend(second, SENT, SENT, 2.0)
+    async with opened(path) as journal:
         assert await journal.lost() == [AttemptRecord(second, SENT, SENT, 2.0)]
         await journal.create(A, "ft-1")
         await journal.create(second, "ft-2")
@@ -155,6 +157,31 @@ async def test_jobs_that_run_and_are_not_asked_for_any_more(path: Path) -> None:
     async with opened(path) as journal:
         await record(journal, "asked again")
         assert await journal.unfinished_elsewhere() == {"running": "ft-running"}
+
+
+async def test_entries_are_found_in_any_order(path: Path) -> None:
+    """The last record of each of many entries is found, in the order of the journal or not, and each only once."""
+    labels = [str(number) for number in range(500)]
+    async with opened(path) as journal:
+        for number in (1, 2):
+            # Of every third entry there are two attempts.
+            names = [AttemptId(label, number) for label in labels[:: 1 if number == 1 else 3]]
+            await asyncio.gather(*(journal.intend(name, ASKED, SENT, float(number)) for name in names))
+            await asyncio.gather(*(journal.create(name, f"ft-{name.label}-{name.number}") for name in names))
+    orders = [labels, labels[::-1], random.Random(1).sample(labels, len(labels))]  # noqa: S311  # any order
+    for order in orders:
+        async with opened(path) as journal:
+            for start in range(0, len(order), 7):
+                entries = [Entry(label, ASKED) for label in order[start : start + 7]]
+                for entry, found in zip(entries, await journal.records(entries), strict=True):
+                    number = 2 if int(entry.label) % 3 == 0 else 1
+                    name = AttemptId(entry.label, number)
+                    job_id = f"ft-{entry.label}-{number}"
+                    assert found == AttemptRecord(name, ASKED, SENT, float(number), job_id=job_id)
+            for label in order[::50]:
+                with pytest.raises(JournalUnusable, match=f"^'{label}' is used twice"):
+                    await record(journal, label)
+            assert await journal.unfinished_elsewhere() == {}
 
 
 async def test_files_are_known_by_their_content(path: Path) -> None:
@@ -273,7 +300,8 @@ async def test_a_journal_that_cannot_be_written_says_so(path: Path) -> None:
         journal.database.connection.execute("PRAGMA query_only = ON")
         with pytest.raises(JournalUnusable, match=r"sweep\.journal: attempt to write a readonly database"):
             await record(journal, "a", ASKED)
-        assert await journal.request("a") is None
+        journal.database.connection.execute("PRAGMA query_only = OFF")
+        assert await record(journal, "a", ASKED) is None
 
 
 async def test_what_is_noted_at_once_is_written_at_once(path: Path) -> None:
@@ -307,7 +335,7 @@ async def test_a_note_outlives_the_one_who_takes_it(path: Path) -> None:
         second.cancel()
         await asyncio.wait([second])
         assert (first.done(), second.cancelled()) == (True, True)
-        assert await journal.request("b") == ASKED
+        assert (await asyncio.to_thread(path.read_bytes)).count(b'{"note":"intend"') == 2
 
 
 INTEND = """
