@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
@@ -64,6 +64,16 @@ class Database:
         if not self._is_busy:
             self._start()
         return await done
+
+    async def run_together(self, calls: Sequence[Callable[[], T]]) -> list[T | BaseException]:
+        """Run several calls as `run` does, with one wait for all of them; return the result or the error of each.
+
+        If cancelled, stay until all are over.
+        """
+        try:
+            return [*await self.run(lambda: [call() for call in calls])]
+        except Exception:  # noqa: BLE001  # The caller gets it from the call that raises it.
+            return await asyncio.gather(*map(self.run, calls), return_exceptions=True)
 
     # On the thread
 

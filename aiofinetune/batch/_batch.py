@@ -33,6 +33,7 @@ from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._no_journal import AnyJournal, NoJournal
 from aiofinetune.batch._notices import Notices, log_end, log_left
 from aiofinetune.batch._outcomes import ActiveJob, BatchStopped, Outcome, Progress, Wait
+from aiofinetune.batch._records import Records
 from aiofinetune.batch._results_folder import ResultsFolder
 from aiofinetune.batch._runner import Call, Note, Runner
 from aiofinetune.dialects._dialect import Follows
@@ -50,7 +51,6 @@ MAX_STREAMS: Final = 32
 """The number of jobs that are followed by their event streams. Beyond that, one look at the list for all the others is
 cheaper; where a service does not stream events, it is for any number."""
 
-_WRITES: Final = (act.WriteIntent, act.WithdrawIntent, act.WriteAccepted, act.WriteJobId, act.WriteEnd)
 """The actions that write to the journal."""
 
 _NOTICE_INTERVAL: Final = 0.5
@@ -166,7 +166,7 @@ class Batch:
         self._recovery = session._recovery  # noqa: SLF001  # the same package
         self._earlier = EarlierRuns(self._recovery, self._journal)
         self._creates = Creates(
-            self._recovery, self._journal, data_files, self._earlier.known, lambda: self._core.is_running, self._tell
+            self._recovery, data_files, self._earlier.known, lambda: self._core.is_running, self._tell
         )
         notes: dict[type[act.Action], Note] = {
             act.ResumeCreate: self._creates.resume,
@@ -174,8 +174,9 @@ class Batch:
             act.LeaveJob: log_left,
             act.ReportOutcome: self._report,
         }
-        at_once = frozenset(_WRITES if journal is None else ())
-        self._runner = Runner(self._core, self._calls(), notes, self._notify, at_once)
+        records = Records(self._recovery, self._journal)
+        write = self._journal.write if isinstance(self._journal, Journal) else None
+        self._runner = Runner(self._core, self._calls(), notes, records.of, write, self._notify)
         self._cancel_on_exit = cancel_on_exit
         self._on_progress = progress
         self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
@@ -191,15 +192,10 @@ class Batch:
             act.SearchForCreate: self._earlier.search,
             act.ReadEntries: self._input.take,
             act.UploadFiles: self._creates.upload,
-            act.WriteIntent: self._creates.write_intent,
             act.SendCreate: self._creates.send,
-            act.WithdrawIntent: self._creates.withdraw_intent,
-            act.WriteAccepted: self._creates.write_accepted,
-            act.WriteJobId: self._creates.write_job_id,
             act.FollowStream: self._follower.follow,
             act.LookAtList: self._follower.look,
             act.RetrieveJob: self._follower.retrieve,
-            act.WriteEnd: self._follower.write_end,
             act.FetchResults: self._follower.fetch_results,
         }
 

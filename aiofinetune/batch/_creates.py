@@ -1,10 +1,9 @@
-"""Take the attempts of a batch to their jobs: upload, record, send and record again, each when the core says so."""
+"""Take the attempts of a batch to their jobs: upload their files and send their creates, when the core says so."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Container
 
 from aiofinetune._jobs.recovery import NotSent, Recovery
@@ -12,11 +11,9 @@ from aiofinetune.batch._core import AttemptId, create_failed, upload_failed
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._data_files import DataFiles
-from aiofinetune.batch._no_journal import AnyJournal
-from aiofinetune.errors import FineTuneError, FineTuneUnreadable, JournalUnusable
+from aiofinetune.errors import FineTuneError, FineTuneUnreadable
 
 _log = logging.getLogger("aiofinetune")
-_life = logging.getLogger("aiofinetune.batch")
 
 
 class Creates:
@@ -24,7 +21,6 @@ class Creates:
 
     Args:
         recovery: Sends them.
-        journal: Records them.
         data_files: Uploads their files.
         known: The ids of jobs that earlier runs made.
         is_wanted: Returns whether a create may still be sent; asked before each retry.
@@ -34,14 +30,12 @@ class Creates:
     def __init__(
         self,
         recovery: Recovery,
-        journal: AnyJournal,
         data_files: DataFiles,
         known: Container[str],
         is_wanted: Callable[[], bool],
         tell: Callable[[on.Event], None],
     ) -> None:
         self._recovery = recovery
-        self._journal = journal
         self._data_files = data_files
         self._known = known
         self._is_wanted = is_wanted
@@ -92,42 +86,3 @@ class Creates:
         waiting = self._waiting.pop(attempt, None)
         if waiting is not None:
             waiting.cancel()
-
-    # Records
-
-    async def write_intent(self, action: act.WriteIntent) -> on.IntentOnDisk:
-        """Record that a create is about to be sent."""
-        now, key = time.time(), action.key or self._recovery.new_key(action.sent)
-        await self._journal.intend(action.attempt, action.request, action.sent, now, key)
-        return on.IntentOnDisk(action.attempt, now, key)
-
-    async def withdraw_intent(self, action: act.WithdrawIntent) -> on.IntentWithdrawn:
-        """Record that a create made no job."""
-        await self._journal.withdraw(action.attempt)
-        return on.IntentWithdrawn(action.attempt)
-
-    async def write_accepted(self, action: act.WriteAccepted) -> on.AcceptedOnDisk:
-        """Record that a create was accepted by a reply that does not surely name its job."""
-        await self._journal.accept(action.attempt, action.hint)
-        return on.AcceptedOnDisk(action.attempt)
-
-    async def write_job_id(self, action: act.WriteJobId) -> on.JobIdOnDisk | on.JobIdTaken:
-        """Record the job that was made. If that fails, release its claim, so that a later search can find it."""
-        attempt, job_id = action.attempt, action.job_id
-        try:
-            is_recorded = await self._journal.create(attempt, job_id)
-        except asyncio.CancelledError:
-            # It is not known whether the id was recorded. If it was, the journal says which entry the job belongs to.
-            self._recovery.claims.release(job_id)
-            raise
-        except JournalUnusable as error:
-            self._recovery.claims.release(job_id)
-            unrecorded = JournalUnusable(f"{error}; the job of {attempt.label!r} is {job_id}")
-            # Logged too, because only the first of several failures is raised, and none after the context was left.
-            _log.error("%s", unrecorded)
-            raise unrecorded from error
-        if not is_recorded:
-            return on.JobIdTaken(attempt)
-        extra = {"label": attempt.label, "attempt": attempt.number, "job_id": job_id, "event": "created"}
-        _life.info("%s created %s", attempt.label, job_id, extra=extra)
-        return on.JobIdOnDisk(attempt)

@@ -1,10 +1,9 @@
-"""Follow the jobs of a batch to their ends, and record the ends."""
+"""Follow the jobs of a batch to their ends."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
@@ -27,7 +26,7 @@ class Follower:
 
     Args:
         session: Asks the service.
-        journal: Records how jobs ended.
+        journal: Records that the list shows the keys of jobs.
         results: Downloads the results files, if they are wanted.
         concurrency: The maximum number of jobs that are retrieved, or whose results are downloaded, at once.
         active: Returns the labels of the jobs that are active, by id.
@@ -140,12 +139,6 @@ class Follower:
             _log.info("retrieving %s failed: %s", action.job_id, in_short(error))
             return on.JobUnreadable(action.attempt, error)
         return on.JobRetrieved(action.attempt, job)
-
-    async def write_end(self, action: act.WriteEnd) -> on.EndOnDisk:
-        """Record how a job ended."""
-        now = time.time()
-        await self._journal.end(action.attempt, action.job, now)
-        return on.EndOnDisk(action.attempt, now)
 
     async def fetch_results(self, action: act.FetchResults) -> on.ResultsFetched:
         """Download a job's results file, and read its figures."""

@@ -10,13 +10,14 @@ applied to a temporary database (see `aiofinetune.batch._journal_notes`), which 
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Concatenate, Final, Generic, ParamSpec, TypeVar
 
 import attrs
 
@@ -32,6 +33,7 @@ from aiofinetune.dialects._fine_tunes import FINE_TUNES
 from aiofinetune.errors import FineTuneError, JournalUnusable, LocalFileError
 from aiofinetune.models import FineTune, FineTuneRequest
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _IS_LAST: Final = "attempt = (SELECT max(attempt) FROM attempts AS later WHERE later.label = attempts.label)"
@@ -78,6 +80,28 @@ class _Database(Database):
             return await super().run(call)
         except (sqlite3.Error, OSError) as error:
             raise JournalUnusable(f"{self._name}: {_words(error)}") from error
+
+
+class Note(Generic[T]):
+    """A note that is not written yet. Await it, or write it together with others by `Journal.write`."""
+
+    def __init__(self, journal: Journal, function: Callable[[], T]) -> None:
+        self._journal = journal
+        self.function = function
+        """Applies the note on the database's thread."""
+
+    def __await__(self) -> Generator[Any, None, T]:  # Any: as a future has it
+        return self._journal.database.run(self.function).__await__()
+
+
+def _note(method: Callable[Concatenate[Journal, P], T]) -> Callable[Concatenate[Journal, P], Note[T]]:
+    """Make a method return a note, which is one transaction: whole or not at all."""
+
+    def begin(journal: Journal, /, *args: P.args, **kwargs: P.kwargs) -> Note[T]:
+        return Note(journal, functools.partial(method, journal, *args, **kwargs))
+
+    functools.update_wrapper(begin, method)
+    return begin
 
 
 @attrs.frozen
@@ -177,7 +201,13 @@ class Journal:
         row = self.database.execute(_LAST_OF_LABEL, (label,)).fetchone()
         return None if row is None else Row._make(row)
 
-    @transaction
+    # Notes
+
+    async def write(self, notes: Sequence[Note[T]]) -> list[T | BaseException]:
+        """Write several notes with one wait for the disk; return the result or the error of each."""
+        return await self.database.run_together([note.function for note in notes])
+
+    @_note
     def intend(
         self,
         attempt: AttemptId,
@@ -218,12 +248,12 @@ class Journal:
         statement = "SELECT EXISTS (SELECT * FROM echoes WHERE base_url = ?)"
         return bool(self.database.execute(statement, (self._base_url,)).fetchone()[0])
 
-    @transaction
+    @_note
     def withdraw(self, attempt: AttemptId) -> None:
         """Note that the create certainly made no job."""
         self._apply({"note": "withdraw", **_about(attempt)})
 
-    @transaction
+    @_note
     def accept(self, attempt: AttemptId, hint: str | None) -> None:
         """Note that the service accepted a create in a reply that does not name the job with certainty.
 
@@ -233,7 +263,7 @@ class Journal:
         """
         self._apply({"note": "accept", **_about(attempt), "hint": hint})
 
-    @transaction
+    @_note
     def create(self, attempt: AttemptId, job_id: str) -> bool:
         """Note which job was made. Return False, and note nothing, if the job is another attempt's."""
         owners = self.database.execute("SELECT label, attempt FROM attempts WHERE job_id = ?", (job_id,))
@@ -242,7 +272,7 @@ class Journal:
         self._apply({"note": "create", **_about(attempt), "job_id": job_id})
         return True
 
-    @transaction
+    @_note
     def end(self, attempt: AttemptId, job: FineTune, at: float) -> None:
         """Note how the job ended."""
         self._add({"note": "end", **_about(attempt), "job": structuring.write_reply(job), "at": at})

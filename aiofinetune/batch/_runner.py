@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import attrs
 
@@ -18,11 +18,15 @@ from aiofinetune import _observe
 from aiofinetune.batch._core import AttemptId, BatchCore, BatchState
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
+from aiofinetune.batch._records import Record
 from aiofinetune.errors import FineTuneError, JournalUnusable
 
-# Any: each takes its own action.
+T = TypeVar("T")
+
+# Any: each takes its own action, and each note has a result of its own.
 Call = Callable[[Any], Awaitable[on.Event]]
 Note = Callable[[Any], object]
+Write = Callable[[Sequence[Any]], Awaitable[Sequence[object]]]
 
 
 _AT_ONCE: Final = 32
@@ -40,9 +44,10 @@ class Runner:
         core: Decides.
         calls: What performs each kind of action that takes time, and returns the event that answers it.
         notes: What performs each kind of action that nothing answers.
+        records: Returns what each kind of action writes to the journal.
+        write: Writes the notes of several records, and returns the result or the error of each; None if to write never
+            waits. It is called once for all that there is to write: a task for each takes a fifth of the CPU of a job.
         changed: Called whenever something may have changed.
-        at_once: The kinds of actions that are performed without waiting. They then need no task, which saves a third of
-            the CPU of a job that nothing is recorded of.
     """
 
     def __init__(
@@ -50,16 +55,19 @@ class Runner:
         core: BatchCore,
         calls: Mapping[type[act.Action], Call],
         notes: Mapping[type[act.Action], Note],
+        records: Mapping[type[act.Action], Callable[[Any], Record]],
+        write: Write | None,
         changed: Callable[[], object],
-        at_once: Collection[type[act.Action]],
     ) -> None:
         self._core = core
         self._calls = calls
         self._notes: dict[type[act.Action], Note] = {**notes, act.WakeAt: self._wake_at, act.Finish: self._finish}
         self._changed = changed
-        self._at_once = at_once
-        self._waiting: deque[act.Action] = deque()
-        """The actions that need no task and are not performed yet."""
+        self._records = records
+        self._write = write
+        self._unwritten: deque[act.Action] = deque()
+        """The actions that write to the journal and are not performed yet."""
+        self._is_writing = False
         self._tasks: asyncio.TaskGroup | None = None
         """The tasks of what is under way; None before the run and after it, when nothing is begun."""
         self._news = asyncio.Event()
@@ -110,8 +118,8 @@ class Runner:
                 note(action)
                 if isinstance(action, act.ReportOutcome):
                     self._end_watch(action.attempt, action.status, action.error)
-            elif self._tasks is not None and type(action) in self._at_once:
-                self._waiting.append(action)
+            elif self._tasks is not None and type(action) in self._records:
+                self._unwritten.append(action)
                 self._news.set()
             elif self._tasks is not None:
                 self._tasks.create_task(self._perform(action))
@@ -123,7 +131,7 @@ class Runner:
             self._changed()
             if self.finish is not None:
                 raise _Over
-            if self._waiting:
+            if self._unwritten and self._write is None:
                 # There are many. Let other tasks run before the others.
                 await asyncio.sleep(0)
             else:
@@ -131,13 +139,53 @@ class Runner:
             self._news.clear()
 
     def _go_on(self) -> None:
-        """Perform actions that need no task, and decide what follows from all of them."""
+        """Decide what follows, and begin to write what is to be written."""
+        if self._write is None:
+            self._write_at_once()
+            return
+        self._begin(self._core.go_on(self._now()))
+        if self._unwritten and not self._is_writing and self._tasks is not None:
+            self._is_writing = True
+            self._tasks.create_task(self._write_all(self._write))
+
+    def _write_at_once(self) -> None:
+        """Decide what follows, and write what never waits until nothing is to be written, or much was."""
         for _ in range(_AT_ONCE):
-            if not self._waiting:
+            if not self._unwritten:
                 self._begin(self._core.go_on(self._now()))
-                if not self._waiting:
+                if not self._unwritten:
                     return
-            _run_to_end(self._perform(self._waiting.popleft()))
+            action = self._unwritten.popleft()
+            with self._watching(action):
+                record = self._records[type(action)](action)
+                event = record.event(_result_of(record.note))
+            self.tell(event)
+
+    async def _write_all(self, write: Write) -> None:
+        """Write what is to be written together, and then what was asked for in the meantime."""
+        while self._unwritten:
+            actions = list(self._unwritten)
+            self._unwritten.clear()
+            records = [self._record(action) for action in actions]
+            try:
+                results = await write([record.note for record in records])
+            except asyncio.CancelledError:
+                # What happened in the meantime is written too, so that the next run need not search for it.
+                rest = [self._record(each) for each in self._unwritten if not isinstance(each, act.WriteIntent)]
+                self._unwritten.clear()
+                await write([record.note for record in rest])
+                for record in (*records, *rest):
+                    record.dropped()
+                raise
+            for action, record, result in zip(actions, records, results, strict=True):
+                with self._watching(action):
+                    event = _event_of(record, result)
+                self.tell(event)
+        self._is_writing = False
+
+    def _record(self, action: act.Action) -> Record:
+        with self._watching(action):
+            return self._records[type(action)](action)
 
     def fail(self, error: Exception) -> None:
         """End the batch by an error that belongs to no attempt."""
@@ -183,14 +231,25 @@ class Runner:
         self.finish = self.finish or action
 
 
-def _run_to_end(call: Coroutine[Any, Any, None]) -> None:  # Any: as `async def` has it
-    """Run a coroutine that never waits."""
+def _event_of(record: Record, result: object) -> on.AttemptEvent:
+    """Return what came of writing a record."""
+    if isinstance(result, JournalUnusable):
+        return on.JournalFailed(record.attempt, record.failed(result))
+    if isinstance(result, BaseException):
+        raise result
+    return record.event(result)
+
+
+def _result_of(note: Awaitable[T]) -> T:
+    """Return the result of a note that never waits."""
+    waiting = note.__await__()
     try:
-        call.send(None)
-    except StopIteration:
-        return
-    call.close()
-    raise RuntimeError("an action waits that was to be performed at once")
+        next(waiting)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    waiting.close()
+    raise RuntimeError("a note waits that was to be written at once")
 
 
 def _first(failures: BaseExceptionGroup[Exception]) -> Exception:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -327,10 +328,21 @@ async def test_an_entry_that_is_refused_harms_no_other(path: Path) -> None:
         assert [type(result) for result in results] == [type(None), type(None), JournalUnusable, type(None)]
 
 
+async def test_a_note_that_is_refused_harms_none_that_is_written_with_it(path: Path) -> None:
+    """Of notes that are written together, the one that cannot be is refused, and all others are on the disk."""
+    async with opened(path) as journal:
+        wrong: Any = object()
+        notes = [journal.intend(A, ASKED, SENT, 1.0), journal.accept(A, wrong), journal.intend(B, ASKED, SENT, 2.0)]
+        results = await journal.write(notes)
+        assert [type(result) for result in results] == [type(None), TypeError, type(None)]
+    async with opened(path) as journal:
+        assert await journal.sent_labels() == {"a": None, "b": None}
+
+
 async def test_a_note_outlives_the_one_who_takes_it(path: Path) -> None:
     """Whoever is cancelled while a note waits for its turn ends when it is written, and not before."""
     async with opened(path) as journal:
-        first, second = (asyncio.create_task(journal.intend(attempt, ASKED, SENT, 1.0)) for attempt in (A, B))
+        first, second = (asyncio.ensure_future(journal.intend(attempt, ASKED, SENT, 1.0)) for attempt in (A, B))
         await asyncio.sleep(0)
         second.cancel()
         await asyncio.wait([second])

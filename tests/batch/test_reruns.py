@@ -16,14 +16,15 @@ import pytest
 
 from aiofinetune import FineTuneRequest, FineTuneSession
 from aiofinetune.batch._batch import MAX_STREAMS, Batch
-from aiofinetune.batch._core import AttemptId
+from aiofinetune.batch._core import AttemptId, BatchCore, Settings
 from aiofinetune.batch._core import actions as act
-from aiofinetune.batch._creates import Creates
-from aiofinetune.batch._data_files import DataFiles, difference
+from aiofinetune.batch._data_files import difference
 from aiofinetune.batch._journal import Journal
 from aiofinetune.batch._manifest import Entry
 from aiofinetune.batch._outcomes import Outcome
+from aiofinetune.batch._records import Records
 from aiofinetune.batch._rerun import Rerun, look_back
+from aiofinetune.batch._runner import Runner
 from aiofinetune.errors import JournalUnusable
 from aiofinetune.models import CreateUncertain
 from tests.batch.runs import POLL, entries, fill_disk, outcomes_of, write
@@ -414,14 +415,18 @@ async def test_a_note_whose_taker_is_cancelled_leaves_the_job_to_be_found(tmp_pa
     attempt = AttemptId(entry.label)
     async with talking_to(server) as session, Journal(tmp_path / "journal", session.base_url).opened() as journal:
         recovery = session._recovery
-        creates = Creates(recovery, journal, DataFiles(session, journal), (), lambda: True, lambda _event: None)
+        runner = Runner(BatchCore(Settings()), {}, {}, Records(recovery, journal).of, journal.write, lambda: None)
         begun = time.time()
         job = await session.create_fine_tune(entry.request)
-        noting = asyncio.create_task(creates.write_job_id(act.WriteJobId(attempt, job.id)))
+        runner._unwritten.append(act.WriteJobId(attempt, job.id))
+        noting = asyncio.create_task(runner._write_all(journal.write))
         await asyncio.sleep(0)
+        # This one waits for its turn.
+        runner._unwritten.append(act.WriteJobId(AttemptId("other"), "ft-other"))
         noting.cancel()
         await asyncio.wait([noting])
         assert noting.cancelled()
+        assert not await journal.create(AttemptId("another"), "ft-other")
         found = await recovery.find(entry.request, begun)
         assert found is not None
         assert found.id == job.id
