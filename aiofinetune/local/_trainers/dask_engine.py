@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -30,6 +31,12 @@ _TASK_INTERVAL: Final = 0.5
 """Seconds between looks at the states of a task and of the connection, which the client keeps up to date."""
 
 _CONNECT_TIMEOUT: Final = 10.0
+
+_RETRY_INTERVAL: Final = 1.0
+"""Seconds before the next attempt to connect."""
+
+_LOG_INTERVAL: Final = 60.0
+"""Seconds between two lines of the log about attempts to connect that fail."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,36 +84,47 @@ class DaskEngine:
 
     async def _stay_connected(self, on_change: Callable[[], None]) -> None:
         """Connect to the scheduler, and again whenever the connection is lost."""
+        told_at = -_LOG_INTERVAL
         while True:
             try:
                 await self._connect(on_change)
             except Exception as error:  # noqa: BLE001  # Dask raises whatever its sockets and messages do.
+                if self._client is not None or time.monotonic() - told_at >= _LOG_INTERVAL:
+                    told_at = time.monotonic()
+                    why = str(error) or repr(error)
+                    _log.warning("no connection to Dask's scheduler at %s: %s", self._address, why)
                 self._client = None
                 self._note_workers({}, on_change)
-                _log.warning("no connection to Dask's scheduler at %s: %s", self._address, str(error) or repr(error))
-            await asyncio.sleep(_TASK_INTERVAL)
+            await asyncio.sleep(_RETRY_INTERVAL)
 
     async def _connect(self, on_change: Callable[[], None]) -> None:
         # Dask takes a second to import, in which the server already answers.
         self._dask = await asyncio.to_thread(importlib.import_module, "distributed")
-        async with self._dask.Client(
+        client = self._dask.Client(
             self._address,
             asynchronous=True,
             security=self._security(),
             timeout=_CONNECT_TIMEOUT,
             set_as_default=False,
             name="aiofinetune",
-        ) as client:
+        )
+        try:
+            await client
             _log.info("connected to Dask's scheduler at %s", self._address)
             self._client = client
-            while True:
-                async with asyncio.timeout(_CONNECT_TIMEOUT):
-                    found = await client.scheduler.identity(n_workers=-1)
-                self._note_workers(found["workers"], on_change)
-                for _ in range(round(_LOOK_INTERVAL / _TASK_INTERVAL)):
-                    await asyncio.sleep(_TASK_INTERVAL)
-                    if not self._is_connected():
-                        raise ConnectionError("the connection was lost")
+            await self._look_at_workers(on_change)
+        finally:
+            await client.close()  # As a context manager, it would not close if it cannot connect.
+
+    async def _look_at_workers(self, on_change: Callable[[], None]) -> None:
+        while True:
+            async with asyncio.timeout(_CONNECT_TIMEOUT):
+                found = await self._client.scheduler.identity(n_workers=-1)
+            self._note_workers(found["workers"], on_change)
+            for _ in range(round(_LOOK_INTERVAL / _TASK_INTERVAL)):
+                await asyncio.sleep(_TASK_INTERVAL)
+                if not self._is_connected():
+                    raise ConnectionError("the connection was lost")
 
     def _security(self) -> object:
         if self._certificates is None:
@@ -145,26 +163,24 @@ class DaskEngine:
         live.has_place = True
         while task.status == "pending":
             if self._client is not client:
-                if live.contacted.is_set():
-                    return  # The worker may still run it; from here on, what it sends says whether it does.
-                raise EngineLost("Dask's scheduler was lost")
+                break
             await asyncio.sleep(_TASK_INTERVAL)
-        raise await _lost(task, live)
+        if task.status in ("finished", "error"):
+            raise await _lost(task, live)
+        if not live.contacted.is_set():
+            raise EngineLost("Dask's scheduler was lost")
+        # The worker may still run it; from here on, what it sends says whether it does.
 
 
 async def _lost(task: Any, live: Live) -> EngineLost:  # Any: a future of Dask
     """Return how the task of an attempt ended that is not over."""
-    match task.status:
-        case "finished":
-            code, stderr = await task.result()
-            how = f"its worker's command ended with exit status {code}" + (f": {stderr}" if stderr else "")
-            return EngineLost(how, by_job=live.contacted.is_set() and code != EXIT_ABANDONED)
-        case "error":
-            error = await task.exception()
-            how = f"its worker could not run it: {type(error).__name__}: {str(error)[:200]}"
-            return EngineLost(how, by_job=live.contacted.is_set())
-        case status:
-            return EngineLost(f"Dask's scheduler was lost ({status})")
+    if task.status == "finished":
+        code, stderr = await task.result()
+        how = f"its worker's command ended with exit status {code}" + (f": {stderr}" if stderr else "")
+        return EngineLost(how, by_job=live.contacted.is_set() and code != EXIT_ABANDONED)
+    error = await task.exception()
+    how = f"its worker could not run it: {type(error).__name__}: {str(error)[:200]}"
+    return EngineLost(how, by_job=live.contacted.is_set())
 
 
 def _address(address: str, *, is_tls: bool) -> str:

@@ -42,6 +42,7 @@ def run_command(url: str, token: str) -> tuple[int, str]:
 
     Its standard input stays open as long as this process lives, so that it ends with this one.
     """
+    order = {"url": url, "token": token, "models": str(_models())}
     process = subprocess.Popen(  # this package's own command
         [sys.executable, "-P", "-m", "aiofinetune.local.remote"],
         stdin=subprocess.PIPE,
@@ -52,7 +53,6 @@ def run_command(url: str, token: str) -> tuple[int, str]:
     assert process.stdin is not None  # noqa: S101  # It is a pipe.
     assert process.stderr is not None  # noqa: S101  # It is a pipe.
     with process.stdin, process.stderr:
-        order = {"url": url, "token": token, "models": str(_models())}
         process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()
         stderr = process.stderr.read().decode(errors="replace")
