@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.support.fastforward import DebugLoop, FastForwardLoop
+from tests.support.fastforward import CheckedLoop, FastForwardLoop
 
 # Helpers explain a failed assertion as tests do.
 pytest.register_assert_rewrite("tests.servers", "tests.session", "tests.batch", "tests.local")
 
 # No deadline, for shared machines are slow at times; no database, so that a run leaves nothing behind.
-settings.register_profile("aiofinetune", deadline=None, database=None, max_examples=100)
+# More examples: --hypothesis-profile=long.
+settings.register_profile("aiofinetune", deadline=None, database=None, max_examples=50)
+settings.register_profile("long", settings.get_profile("aiofinetune"), max_examples=2000)
 settings.load_profile("aiofinetune")
 
 # Before NumPy is imported: the suite runs in as many processes as there are cores, and more threads only wait.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+# Importing aiohttp reads all certificates that this machine trusts: a quarter of the start of each process.
+os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
+
+# A journal or a store waits for the disk at each commit, most of the time of its test.
+_MEMORY = Path("/dev/shm")  # noqa: S108  # pytest makes a folder of this user's there
+if (
+    _MEMORY.is_dir()
+    and shutil.disk_usage(_MEMORY).free > 1 << 30
+    and not os.statvfs(_MEMORY).f_flag & getattr(os, "ST_NOEXEC", 0)
+):
+    os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
 
 SAMPLES = Path(__file__).parent / "samples"
 
@@ -35,8 +51,8 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
     if item.get_closest_marker("fastforward"):
         return {"fastforward": FastForwardLoop}
     if item.get_closest_marker("uvloop"):
-        return {"asyncio": DebugLoop, "uvloop": _new_uvloop}
-    return {"asyncio": DebugLoop}
+        return {"asyncio": CheckedLoop, "uvloop": _new_uvloop}
+    return {"asyncio": CheckedLoop}
 
 
 def _new_uvloop() -> asyncio.AbstractEventLoop:
@@ -45,18 +61,40 @@ def _new_uvloop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-_VARIABLES = (*("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_API_VERSION"),)
+_VARIABLES = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_API_VERSION")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _clean_environment() -> Iterator[None]:
     """Hide the key, the service, the proxies and the configuration file of whoever runs the tests."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/nowhere")
-    for name in (*_VARIABLES, *filter(lambda name: name.startswith("AIOFINETUNE_"), list(os.environ))):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", "/nowhere")
+        for name in list(os.environ):
+            if name in _VARIABLES or name.startswith("AIOFINETUNE_") or name.lower() in _PROXIES:
+                patch.delenv(name)
+        yield
+
+
+_OF_PROCESSES = (
+    "tests.batch.test_command_line",
+    "tests.cli.test_processes",
+    "tests.cli.test_statuses",
+    "tests.local.test_command_line",
+    "tests.local.test_trainer",
+    "tests.local.test_workers",
+    "tests.operation.test_serve",
+    "tests.testing.test_requests",
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _measured_children(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Measure the coverage of child processes only where they are what is tested, as that doubles the cost of each."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ not in _OF_PROCESSES:
+            patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
 
 
 @pytest.fixture
