@@ -68,7 +68,9 @@ async def run(tmp_path: Path, test: str, *options: str) -> tuple[int, str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"),
-        *("-c", os.devnull, "--rootdir", str(tmp_path), "-p", "aiofinetune.testing._plugin", *options, "test_it.py"),
+        # Without the last of these, pytest looks at all that is beside the folder, and beside those that it is in.
+        *("-c", os.devnull, "--rootdir", str(tmp_path), "--confcutdir", str(tmp_path)),
+        *("-p", "aiofinetune.testing._plugin", *options, "test_it.py"),
         cwd=tmp_path,
         env=environment,
         stdout=asyncio.subprocess.PIPE,

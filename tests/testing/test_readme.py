@@ -31,7 +31,8 @@ async def test_an_example_passes(name: str, tmp_path: Path) -> None:
         (tmp_path / each).write_text(text)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin"),
-        *("-c", os.devnull, "--rootdir", str(tmp_path), "-p", "aiofinetune.testing._plugin", name),
+        *("-c", os.devnull, "--rootdir", str(tmp_path), "--confcutdir", str(tmp_path)),
+        *("-p", "aiofinetune.testing._plugin", name),
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         stdout=asyncio.subprocess.PIPE,
