@@ -286,7 +286,7 @@ async def test_source_that_returns_nothing() -> None:
         begin = asyncio.get_running_loop().time()
         with pytest.raises(ConnectFailed, match="returned nothing for 60 s"):
             await session.create_fine_tune(REQUEST)
-        assert 60 <= asyncio.get_running_loop().time() - begin < 62
+        assert 60 <= asyncio.get_running_loop().time() - begin < 120
     assert seen == []
 
 
