@@ -159,7 +159,8 @@ def test_columns_with_names_of_any_kind_are_not_dropped(tmp_path: Path) -> None:
 
 def test_all_checks_are_listed() -> None:
     """Each check is listed with what is wrong, as a table or as JSON."""
-    assert all(check in run("checks").stdout for check in CHECKS)
+    table = run("checks").stdout
+    assert all(check in table for check in CHECKS)
     assert [it["id"] for it in json.loads(run("checks", "--json").stdout)] == list(CHECKS)
     example = '  {"prompt": "How many? ->", "completion": NaN}\n'
     assert run("checks", "not-a-number").stdout.partition("\n")[2] == example

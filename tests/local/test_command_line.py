@@ -11,9 +11,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import attrs
 import pytest
 
 from aiofinetune import FineTuneSession
+from aiofinetune.cli._demo import examples
+from tests.cli import shell
 
 COMMAND = (sys.executable, "-m", "aiofinetune")
 
@@ -88,16 +91,29 @@ async def test_an_open_model_that_cannot_be_used_is_refused_at_the_start(
     assert b"config.json is missing" in stderr or b"aiofinetune[transformers]" in stderr
 
 
-@pytest.mark.parametrize("dialect", ["fine-tunes", "jobs", "together"])
-async def test_demo_tunes_a_model_that_beats_the_majority(dialect: str) -> None:
-    """The demonstration runs to its end, through either API, and shows its events, learning curve and answers."""
-    command = ("demo", "--model", "ada", "--n-epochs", "1", "--dialect", dialect)
-    async with running(*command, COLUMNS="100") as process:
-        stdout, stderr = await process.communicate()
-    assert process.returncode == 0, stderr.decode()
-    shown = stdout.decode()
+def assert_demonstrated(shown: str) -> None:
+    """Check that a demonstration shows its job's events, its learning curve and its answers."""
     for words in ("Fine-tune succeeded", "Learning curve", "Held-out prompts", "Accuracy of the answers"):
         assert words in shown
+
+
+async def test_demo_tunes_a_model_that_beats_the_majority() -> None:
+    """The demonstration runs to its end, and shows its events, learning curve and answers."""
+    async with running("demo", "--model", "ada", "--n-epochs", "1", COLUMNS="100") as process:
+        stdout, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()
+    assert_demonstrated(stdout.decode())
+
+
+@pytest.mark.parametrize("dialect", ["jobs", "together"])
+def test_demo_speaks_each_api(dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does so through either of the other APIs."""
+    every = examples()
+    few = attrs.evolve(every, training=every.training[:600], held_out=every.held_out[:100])
+    monkeypatch.setattr("aiofinetune.cli._demo.examples", lambda: few)
+    done = shell("demo", "--model", "ada", "--n-epochs", "1", "--dialect", dialect, COLUMNS="100")
+    assert done.exit_code == 0, done.output
+    assert_demonstrated(done.stdout)
 
 
 async def test_the_command_line_says_what_it_needs() -> None:

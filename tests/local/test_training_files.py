@@ -41,7 +41,7 @@ async def test_a_file_is_read_once_for_many_creates(client: Client, data: Path, 
 
 async def test_other_calls_are_answered_while_a_file_is_read(client: Client) -> None:
     """A large file is read on a thread, and the server answers others in the meantime."""
-    file = await client.upload(b"".join(b'{"prompt": "%d", "completion": "b"}\n' % n for n in range(200_000)))
+    file = await client.upload(b"".join(b'{"prompt": "%d", "completion": "b"}\n' % n for n in range(100_000)))
     request = {"training_file": file["id"], "model": "ada"}
     create = asyncio.create_task(client.call("POST", "/fine-tunes", json=request))
     answered = 0

@@ -28,7 +28,7 @@ ECHOES = [
     reply(200, {"id": "ft-1", "status": "failed", "events": [{"message": PROMPT}], "error": {"message": PROMPT}}),
     STREAM_HEAD + chunk(f'data: {{"error": {{"message": "{PROMPT}"}}}}\n\n'.encode()),
 ]
-RETRY = Retry(attempts=3, base=0.001, cap=0.001, grace=0.01, deadline=0.2)
+RETRY = Retry(attempts=3, base=0.02, cap=0.02, grace=0.01, deadline=0.2)
 
 
 async def stream(session: FineTuneSession) -> None:

@@ -109,12 +109,12 @@ def telling(body: bytes) -> Fault:
 # Cuts
 
 
-@pytest.mark.parametrize("end", ["reset", "close", "chunked"])
-async def test_a_cut_at_any_byte(end: str) -> None:
+@pytest.mark.parametrize(("end", "every"), [("reset", 1), ("close", 3), ("chunked", 3)])
+async def test_a_cut_at_any_byte(end: str, every: int) -> None:
     """Wherever a stream is cut, and however, each event is given once and in order."""
     async with talking() as (server, session):
         job = add_job(server, ("x",))
-        for position in range(len(b"".join(map(sse, server.service.events[job]))) + len(DONE)):
+        for position in range(0, len(b"".join(map(sse, server.service.events[job]))) + len(DONE), every):
             server.fail(STREAM, cut_chunked(position) if end == "chunked" else cut_at(position, end))
             assert await read(session, job) == told(server, job), position
 

@@ -21,7 +21,7 @@ from tests.servers.rawserver import Received, answering, reply, talking_to
 
 pytestmark = pytest.mark.fastforward
 
-DATA: Final = b'{"prompt": "a", "completion": " b"}\n' * 50_000
+DATA: Final = b'{"prompt": "a", "completion": " b"}\n' * 10_000
 FILE: Final = {"id": "file-1", "object": "file", "bytes": 5, "filename": "train.jsonl", "purpose": "fine-tune"}
 UPLOADED: Final = reply(body=FILE)
 
