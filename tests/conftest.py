@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.fastforward import CheckedLoop, FastForwardLoop
+from tests.support.fastforward import DebugLoop, FastForwardLoop
 
 # Helpers explain a failed assertion as tests do.
 pytest.register_assert_rewrite("tests.servers", "tests.session", "tests.batch", "tests.local")
 
 # No deadline, for shared machines are slow at times; no database, so that a run leaves nothing behind.
 # More examples: --hypothesis-profile=long.
-settings.register_profile("aiofinetune", deadline=None, database=None, max_examples=50)
+settings.register_profile("aiofinetune", deadline=None, database=None, max_examples=100)
 settings.register_profile("long", settings.get_profile("aiofinetune"), max_examples=2000)
 settings.load_profile("aiofinetune")
 
@@ -51,8 +51,8 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
     if item.get_closest_marker("fastforward"):
         return {"fastforward": FastForwardLoop}
     if item.get_closest_marker("uvloop"):
-        return {"asyncio": CheckedLoop, "uvloop": _new_uvloop}
-    return {"asyncio": CheckedLoop}
+        return {"asyncio": DebugLoop, "uvloop": _new_uvloop}
+    return {"asyncio": DebugLoop}
 
 
 def _new_uvloop() -> asyncio.AbstractEventLoop:

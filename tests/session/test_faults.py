@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -326,8 +327,12 @@ class Cell:
         return f"{self.fault}, {'always' if self.always else 'once'}-{self.case.call.__name__}"
 
 
-def table(columns: Columns) -> list[Cell]:
-    """The table's cells in these columns, but those that say what others say.
+EVERY_CALL: Final = "EVERY_CALL" in os.environ
+"""Whether each fault meets each call, rather than one call of each column."""
+
+
+def table(columns: Columns, *, every: bool = EVERY_CALL) -> list[Cell]:
+    """The table's cells in these columns: all, or those that do not say what others say.
 
     An error that follows at once follows whether or not the fault would come again. A fault that nothing minds, as
     often as it comes, does no harm when it comes once.
@@ -335,15 +340,16 @@ def table(columns: Columns) -> list[Cell]:
     _, head, *lines = TABLE.splitlines()
     cells = []
     for number, line in enumerate(lines):
-        words = dict(zip(head.split(), line[37:].split(), strict=True))
+        words: dict[str, str] = dict(zip(head.split(), line[37:].split(), strict=True))
         is_harmless = set(words.values()) == {"ok"}
         for column, cases in columns.items():
             once_word, slash, always_word = words[column].partition("/")
             for always, word in ((False, once_word), (True, always_word or once_word)):
-                if slash or is_harmless == always or (word == "ok" and not is_harmless):
-                    # The cases take turns, and the turn of each comes at both.
-                    case = cases[(number + always * len(cases) // 2) % len(cases)]
-                    cells.append(Cell(line[:37].strip(), column, case, always, WORDS[word]))
+                says_more = slash or is_harmless == always or (word == "ok" and not is_harmless)
+                # The cases take turns, and the turn of each comes at both.
+                turn = (cases[(number + always * len(cases) // 2) % len(cases)],) if says_more else ()
+                fault = line[:37].strip()
+                cells += [Cell(fault, column, case, always, WORDS[word]) for case in (cases if every else turn)]
     return cells
 
 

@@ -303,6 +303,8 @@ async def test_thousand_streams() -> None:
         await goes_on.wait()
         writer.write(chunk(DONE) + chunk(b""))
 
+    # Debugging asyncio costs more here than all else.
+    asyncio.get_running_loop().set_debug(False)
     async with many_files(), talking_to(handler) as session:
 
         async def follow(number: int) -> bool:
