@@ -58,6 +58,7 @@ __all__ = [
     "fit_reply",
     "is_json",
     "loads",
+    "quick_reader",
     "read_json",
     "read_object",
     "read_reply",
@@ -101,7 +102,7 @@ _MAX_SCANNED: Final = 1 << 20
 """The number of bytes of a broken reply that are searched for an id."""
 
 
-class _Misfit(Exception):
+class _Misfit(ValueError):
     """A value does not fit its type.
 
     Args:
@@ -581,16 +582,23 @@ def _kind_of(value: object) -> str:
             return "null"
 
 
-def read_object(value: object, kind: type[T], noted: Noted | None = None) -> T | None:
+def quick_reader(kind: type[T]) -> Callable[[object, object], T]:
+    """Return a function that reads a decoded JSON value as `kind`; its second argument is not used.
+
+    It raises a ValueError if the value does not fit, and may empty the lists in it.
+    """
+    return _reader(kind)  # type: ignore[arg-type]  # mypy does not see that types can be hashed
+
+
+def read_object(value: object, kind: type[T], noted: Noted) -> T | None:
     """Read a decoded JSON value as `kind`; return None if it does not fit. This may empty the lists in it."""
-    if noted is not None:
-        found: dict[tuple[str, str], object] = {}
-        _oddities.set(found)
+    found: dict[tuple[str, str], object] = {}
+    _oddities.set(found)
     try:
         made: T = _reader(kind)(value, None)  # type: ignore[arg-type]  # as above
     except _Misfit:
         return None
-    if noted is not None and found:
+    if found:
         _report(found, noted)
     return made
 

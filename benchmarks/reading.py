@@ -39,7 +39,13 @@ class Work(NamedTuple):
 WORKS: Final = (
     Work("a create's reply", "JOB | {'events': [EVENT]}", "read_reply(body, FineTune)", 1000),
     Work("an event", "EVENT", "read_reply(body, FineTuneEvent)", 2000),
-    Work("an event among 100", "EVENT", "[read_object(loads(body), FineTuneEvent, None) for _ in range(100)]", 30, 100),
+    Work(
+        "an event among 100",
+        "EVENT",
+        "[read(loads(body), None) for read in [quick_reader(FineTuneEvent)] * 100]",
+        30,
+        100,
+    ),
     Work("a list of 10,000 jobs", "{'data': [JOB] * 10_000}", "read_reply(body, Listing[FineTune])", 1),
     Work(
         "the same, each with a field that does not fit",
@@ -68,7 +74,7 @@ import json, sys, types
 sys.modules["aiofinetune"] = package = types.ModuleType("aiofinetune")
 package.__path__ = [sys.argv[1]]
 try:
-    from aiofinetune.structuring import loads, read_object, read_reply
+    from aiofinetune.structuring import loads, quick_reader, read_reply
 except ImportError:
     from aiofinetune.wire import read_reply
 from aiofinetune.models import FineTune, FineTuneEvent, Listing

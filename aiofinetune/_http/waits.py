@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol
 
-LOOK_INTERVAL: Final = 0.5
+LOOK_INTERVAL: Final = 1.0
 """The number of seconds between two looks at all waits. A wait may last too long by as much."""
 
 

@@ -209,13 +209,14 @@ class SentEvents(EventStream):
         unread, new, given = self._unread, self._new, self._given
         if self._names or self._position < len(given):
             return False
+        read = structuring.quick_reader(FineTuneEvent)
         while unread and (data := unread[-1]) != _DONE:
             try:
                 value = structuring.loads(data)
+                event = read(value, None)
             except ValueError:
                 break
-            event = structuring.read_object(value, FineTuneEvent)
-            if event is None or not event.created_at or event.object != _OBJECT or "error" in value or "type" in value:
+            if not event.created_at or event.object != _OBJECT or "error" in value or "type" in value:
                 break
             unread.pop()
             new.append(event)
