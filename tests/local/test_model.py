@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiofinetune.local._atomic import replacing
+from aiofinetune.local._engines import layout
 from aiofinetune.local._engines import model as engine
+from aiofinetune.local._engines.backward import loss_and_gradients
+from aiofinetune.local._engines.forward import Workspace, evaluate, next_log_probabilities, score
 from aiofinetune.local._engines.model import Model, TextPair, Weights
 from aiofinetune.local._engines.optimizer import Adagrad
 from aiofinetune.local._engines.sampling import complete
@@ -22,7 +25,6 @@ from aiofinetune.local._engines.tokens import (
     extensions,
     show_token,
     split_tokens,
-    token_starts,
 )
 
 TEXTS = [
@@ -51,7 +53,7 @@ def labeller(ada: Model) -> Model:
     texts = [TextPair.of(f"{word} ->", label) for word, label in (("up", " Heaven"), ("down", " Earth"))]
     optimizer = Adagrad(model, 1.0)
     for _ in range(60):
-        optimizer.step(engine.loss_and_gradients(model, texts, 0.0)[1], 0.1)
+        optimizer.step(loss_and_gradients(model, texts, 0.0)[1], 0.1)
     return model
 
 
@@ -59,7 +61,7 @@ def labeller(ada: Model) -> Model:
 def test_gradients_are_the_slopes_of_the_loss(prompt_weight: float) -> None:
     """In double precision each gradient is the loss's central difference (worst relative error about 1e-8)."""
     model = as_double(engine.random_model("ada", 1.0, seed=1))
-    _, gradients = engine.loss_and_gradients(model, TEXTS, prompt_weight)
+    _, gradients = loss_and_gradients(model, TEXTS, prompt_weight)
     table = np.zeros_like(model.weights.ngram_embedding)
     table[gradients.ngram_rows] = gradients.ngram_values
     rng, tiny = np.random.default_rng(0), 1e-6
@@ -70,18 +72,22 @@ def test_gradients_are_the_slopes_of_the_loss(prompt_weight: float) -> None:
             kept, losses = weight[place], []
             for shift in (tiny, -tiny):
                 weight[place] = kept + shift
-                losses.append(engine.evaluate(model, TEXTS, prompt_weight).loss)
+                losses.append(evaluate(model, TEXTS, prompt_weight).loss)
             weight[place] = kept
             assert gradient[place] == pytest.approx((losses[0] - losses[1]) / (2 * tiny), rel=1e-4, abs=1e-9), name
 
 
-def test_slices_change_nothing_but_rounding(ada: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients summed over slices are those of the whole batch."""
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.5])
+def test_slices_and_blocks_change_nothing_but_rounding(
+    ada: Model, monkeypatch: pytest.MonkeyPatch, prompt_weight: float
+) -> None:
+    """Gradients summed over slices, and over blocks of their positions, are those of the whole batch."""
     model = as_double(ada)
-    whole_outcome, whole = engine.loss_and_gradients(model, TEXTS, 0.5)
-    monkeypatch.setattr(engine, "SLICE_POSITIONS", 12)
-    assert [len(group) for group in engine.slices(TEXTS)] == [1, 2, 1]
-    outcome, summed = engine.loss_and_gradients(model, TEXTS, 0.5)
+    whole_outcome, whole = loss_and_gradients(model, TEXTS, prompt_weight)
+    monkeypatch.setattr(layout, "SLICE_POSITIONS", 12)
+    monkeypatch.setattr(layout, "BLOCK_POSITIONS", 5)
+    assert [len(group) for group in layout.slices(TEXTS)] == [1, 2, 1]
+    outcome, summed = loss_and_gradients(model, TEXTS, prompt_weight)
     assert outcome.loss == pytest.approx(whole_outcome.loss)
     assert np.array_equal(outcome.hits, whole_outcome.hits)
     assert np.array_equal(summed.ngram_rows, whole.ngram_rows)
@@ -90,17 +96,41 @@ def test_slices_change_nothing_but_rounding(ada: Model, monkeypatch: pytest.Monk
         np.testing.assert_allclose(summed.dense[name], gradient, atol=1e-12)
 
 
+def test_memory_that_is_used_again_changes_no_bit(ada: Model) -> None:
+    """What earlier batches, longer or shorter ones, left in a workspace has no effect."""
+    workspace, batches = Workspace(ada), (TEXTS, TEXTS[:1], TEXTS * 50, TEXTS[1:])
+    for texts in batches:
+        outcome, gradients = loss_and_gradients(ada, texts, 0.5, workspace)
+        fresh_outcome, fresh = loss_and_gradients(ada, texts, 0.5)
+        assert outcome.loss == fresh_outcome.loss == evaluate(ada, texts, 0.5, workspace).loss
+        assert np.array_equal(gradients.flat, fresh.flat)
+        assert np.array_equal(gradients.ngram_values, fresh.ngram_values)
+
+
+def test_what_comes_next_is_what_was_scored(ada: Model) -> None:
+    """The log probability of a first byte and of the end after it are those that a text of one byte scores."""
+    size, table = ada.size, ada.weights.ngram_embedding
+    window = np.full(size.window, engine.END_OF_TEXT, np.uint16)
+    first = next_log_probabilities(ada.weights, window, np.zeros(size.context, np.float32))
+    assert np.exp(first).sum() == pytest.approx(1, rel=1e-5)
+    window = np.append(window, np.uint16(ord("x")))
+    buckets = layout.ngram_buckets(window[-4:], size.bucket_bits)
+    second = next_log_probabilities(ada.weights, window[1:], table[buckets].sum(axis=(0, 1)))
+    total = first[ord("x")] + second[engine.END_OF_TEXT]
+    assert score(ada, [TextPair.of("", "x")])[0] == pytest.approx(total, rel=1e-5)
+
+
 def test_neighbours_do_not_leak_into_each_other(ada: Model) -> None:
     """A text scores the same alone and laid between others."""
-    together = engine.score(ada, TEXTS)
-    alone = [engine.score(ada, [text])[0] for text in TEXTS]
+    together = score(ada, TEXTS)
+    alone = [score(ada, [text])[0] for text in TEXTS]
     np.testing.assert_allclose(together, alone, rtol=1e-4)
 
 
 def test_score_is_the_loss_of_the_completion(ada: Model) -> None:
     """At a prompt weight of 0 the loss is the mean of the scores over the symbols scored."""
     symbols = sum(len(text.completion) + 1 for text in TEXTS)
-    assert engine.evaluate(ada, TEXTS, 0.0).loss == pytest.approx(-engine.score(ada, TEXTS).sum() / symbols, rel=1e-5)
+    assert evaluate(ada, TEXTS, 0.0).loss == pytest.approx(-score(ada, TEXTS).sum() / symbols, rel=1e-5)
 
 
 def test_a_long_prompt_keeps_its_end_and_a_long_completion_is_refused() -> None:
@@ -127,9 +157,7 @@ def test_quantized_weights_stay_near(tmp_path: Path, labeller: Model) -> None:
     """Eight bits a weight cost the loss little."""
     engine.save_quantized(labeller, tmp_path / "model.npz")
     loaded = engine.load(tmp_path / "model.npz")
-    assert engine.evaluate(loaded, TEXTS, 1.0).loss == pytest.approx(
-        engine.evaluate(labeller, TEXTS, 1.0).loss, rel=0.01
-    )
+    assert evaluate(loaded, TEXTS, 1.0).loss == pytest.approx(evaluate(labeller, TEXTS, 1.0).loss, rel=0.01)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
@@ -177,7 +205,7 @@ def test_token_log_probabilities_add_up_to_the_text(labeller: Model) -> None:
     assert done.token_logprobs is not None
     assert done.top_logprobs == ({},)
     text = TextPair.of("up ->", done.text)
-    assert engine.score(labeller, [text])[0] == pytest.approx(sum(filter(None, done.token_logprobs)), abs=0.01)
+    assert score(labeller, [text])[0] == pytest.approx(sum(filter(None, done.token_logprobs)), abs=0.01)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 7])
@@ -218,7 +246,6 @@ def test_tokens_are_the_text(text: bytes) -> None:
     """Nothing is lost in splitting, and no token is long."""
     tokens = split_tokens(text)
     assert b"".join(tokens) == text
-    assert [text[start:][: len(token)] for start, token in zip(token_starts(text), tokens, strict=True)] == tokens
     assert all(0 < len(token) <= TOKEN_BYTES for token in tokens)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from aiofinetune.local._engines import pretrain
-from aiofinetune.local._engines.model import SIZES, evaluate, load, load_base, random_model
+from aiofinetune.local._engines.forward import evaluate
+from aiofinetune.local._engines.model import SIZES, load, load_base, random_model
 
 
 def test_the_weights_in_the_package_are_those_recorded() -> None:

@@ -20,8 +20,9 @@ import pytest
 from aiofinetune.data._examples import MAX_LINE_BYTES
 from aiofinetune.local._engines import job as jobs
 from aiofinetune.local._engines import trainer, training
+from aiofinetune.local._engines.forward import evaluate
 from aiofinetune.local._engines.job import Classification, Row
-from aiofinetune.local._engines.model import Model, TextPair, evaluate, load, load_base
+from aiofinetune.local._engines.model import Model, TextPair, load, load_base
 from aiofinetune.local._engines.sampling import complete
 from aiofinetune.local._engines.trainer import EXIT_ABANDONED
 from aiofinetune.local._engines.training_files import TrainingError

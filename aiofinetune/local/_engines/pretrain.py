@@ -9,7 +9,8 @@ Agreement (https://docs.python.org/3/license.html). The weights in the package w
 learned the spelling of such text and little else: what they write freely makes no sense. They help if there is little
 training data.
 
-The same interpreter, NumPy and processor produce the same bytes; others may produce different weights that are as good.
+The same code, interpreter, NumPy and processor produce the same bytes; others may produce different weights that are as
+good. Those in the package are older than the order in which the gradients are now summed.
 """
 
 import ast
@@ -24,7 +25,9 @@ from typing import Final
 
 import numpy as np
 
-from aiofinetune.local._engines.model import SIZES, Model, TextPair, loss_and_gradients, random_model, save_quantized
+from aiofinetune.local._engines.backward import loss_and_gradients
+from aiofinetune.local._engines.forward import Workspace
+from aiofinetune.local._engines.model import SIZES, Model, TextPair, random_model, save_quantized
 from aiofinetune.local._engines.optimizer import Adagrad
 
 # The highest learning rate of pretraining. A job's learning_rate_multiplier multiplies it, so each weight file contains
@@ -66,11 +69,11 @@ def passages(texts: Iterable[str], limit: int = _PASSAGE_BYTES) -> list[TextPair
 def pretrain(base: str, texts: Sequence[TextPair], epochs: int = _EPOCHS) -> Model:
     """Train a new model of the size of `base` on `texts`, with a rate that rises to `RATE` and falls to 0."""
     model = random_model(base, RATE, _SEED)
-    optimizer, rng = Adagrad(model, _NGRAM_SCALE), np.random.default_rng(_SEED)
+    optimizer, workspace, rng = Adagrad(model, _NGRAM_SCALE), Workspace(model), np.random.default_rng(_SEED)
     order = np.concatenate([rng.permutation(len(texts)) for _ in range(epochs)])
     for start in range(0, len(order), _BATCH_PASSAGES):
         batch = [texts[index] for index in order[start : start + _BATCH_PASSAGES]]
-        _, gradients = loss_and_gradients(model, batch, 0.0)
+        _, gradients = loss_and_gradients(model, batch, 0.0, workspace)
         done = start / len(order)
         optimizer.step(gradients, RATE * min(done / _WARM_UP, (1 - done) / (1 - _WARM_UP)))
     return model

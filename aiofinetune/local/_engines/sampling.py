@@ -10,14 +10,14 @@ from typing import Any, Final, Self, TypeVar
 import attrs
 import numpy as np
 
+from aiofinetune.local._engines.forward import next_log_probabilities
+from aiofinetune.local._engines.layout import ngram_buckets
 from aiofinetune.local._engines.model import (
     END_OF_TEXT,
     PROMPT_BYTES,
     Floats,
     Model,
     Symbols,
-    next_log_probabilities,
-    ngram_buckets,
 )
 from aiofinetune.local._engines.tokens import extensions, show_token, split_tokens
 from aiofinetune.local._engines.written import FinishReason, Written, join
@@ -117,8 +117,7 @@ class _Reader:
     def predict(self) -> Floats:
         """Return the log probability that each symbol comes next: (SYMBOLS,)."""
         context = self.ngram_sum / np.float32(math.sqrt(max(self.length, 1)))
-        log_probabilities: Floats = next_log_probabilities(self.model.weights, self.window[None], context[None])[0]
-        return log_probabilities
+        return next_log_probabilities(self.model.weights, self.window, context)
 
 
 def _write(

@@ -7,7 +7,6 @@ one token. Text that is added at the end can extend the last token or add tokens
 """
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
@@ -24,14 +23,9 @@ def split_tokens(text: bytes) -> list[bytes]:
     return _TOKEN.findall(text)
 
 
-def token_starts(text: bytes) -> Iterator[int]:
-    """Yield the byte offset in `text` at which each of its tokens starts."""
-    return (match.start() for match in _TOKEN.finditer(text))
-
-
 def count_tokens(text: bytes) -> int:
     """Count the tokens of UTF-8 `text`."""
-    return sum(1 for _ in _TOKEN.finditer(text))
+    return len(_TOKEN.findall(text))
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from aiofinetune.local._engines.backward import loss_and_gradients
+from aiofinetune.local._engines.forward import Workspace, evaluate, score
 from aiofinetune.local._engines.job import (
     Classification,
     Hyperparams,
@@ -24,16 +26,13 @@ from aiofinetune.local._engines.model import (
     SIZES,
     Model,
     TextPair,
-    evaluate,
     largest_weight,
     load,
     load_base,
-    loss_and_gradients,
     save,
-    score,
 )
 from aiofinetune.local._engines.optimizer import Adagrad
-from aiofinetune.local._engines.tokens import count_tokens, token_starts
+from aiofinetune.local._engines.tokens import count_tokens, split_tokens
 from aiofinetune.local._engines.training_files import read_file
 
 # `pretrain` explains why the scale in pretraining is much smaller.
@@ -116,7 +115,7 @@ def train(
         TrainingError: The training diverged: a loss or a weight is NaN or too large.
     """
     done = 0
-    optimizer, rng = Adagrad(model, NGRAM_SCALE), np.random.default_rng(seed)
+    optimizer, workspace, rng = Adagrad(model, NGRAM_SCALE), Workspace(model), np.random.default_rng(seed)
     tokens = [count_text_tokens(text) for text in training]
     steps = steps_per_epoch(len(training), hyperparams.batch_size)
     validated = validated_steps(steps)
@@ -127,7 +126,7 @@ def train(
         for step in range(1, steps + 1):
             indices = order[(step - 1) * hyperparams.batch_size : step * hyperparams.batch_size]
             batch = [training[index] for index in indices]
-            outcome, gradients = loss_and_gradients(model, batch, hyperparams.prompt_loss_weight)
+            outcome, gradients = loss_and_gradients(model, batch, hyperparams.prompt_loss_weight, workspace)
             done = epoch * steps + step
             check_number(outcome.loss, "training loss", done, hyperparams)
             optimizer.step(gradients, peak_rate * (1 - (done - 1) / (steps * hyperparams.n_epochs)))
@@ -136,7 +135,7 @@ def train(
             row: Row = {"step": done, "elapsed_tokens": elapsed_tokens, "elapsed_examples": elapsed_examples}
             row |= _measures("training", outcome.loss, batch, outcome.hits)
             if validation and step in validated:
-                held_out = evaluate(model, validation, hyperparams.prompt_loss_weight)
+                held_out = evaluate(model, validation, hyperparams.prompt_loss_weight, workspace)
                 check_number(held_out.loss, "validation loss", done, hyperparams)
                 row |= _measures("validation", held_out.loss, validation, held_out.hits)
             if classification is not None and step == steps:
@@ -159,17 +158,17 @@ def _score_classes(model: Model, texts: Sequence[TextPair], classes: Sequence[st
 
 def _measures(kind: str, loss: float, texts: Sequence[TextPair], hits: NDArray[np.bool_]) -> Row:
     """Return the loss and accuracies. A token is correct if all its bytes are, a completion if all its tokens are."""
-    starts, ends, position = list[int](), list[int](), 0
+    lengths, counts = list[int](), list[int]()
     for text in texts:
-        starts += (position + start for start in token_starts(text.completion))
-        position += len(text.completion)
-        ends.append(len(starts))
-        starts.append(position)  # The end of text is a group of its own, and does not count as a token.
-        position += 1
-    right = np.logical_and.reduceat(hits, starts)
-    right[ends] = True
-    sequences = np.logical_and.reduceat(right, [0, *(end + 1 for end in ends[:-1])])
-    tokens = len(starts) - len(texts)
+        # The end of text is a group of its own, and does not count as a token.
+        groups = [*map(len, split_tokens(text.completion)), 1]
+        lengths += groups
+        counts.append(len(groups))
+    right = np.logical_and.reduceat(hits, np.cumsum(lengths, dtype=np.intp) - lengths)
+    ends = np.cumsum(counts, dtype=np.intp)
+    right[ends - 1] = True
+    sequences = np.logical_and.reduceat(right, ends - counts)
+    tokens = len(lengths) - len(texts)
     return {
         f"{kind}_loss": loss,
         f"{kind}_sequence_accuracy": float(sequences.mean()),
