@@ -16,40 +16,32 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
-        self._open: set[Deadline] = set()
+        self.open: set[Deadline] = set()
+        """Those of the calls under way."""
         self._timer: asyncio.TimerHandle | None = None
-        self._looks_at = math.inf
+        self.looks_at = math.inf
         """When the timer ends; infinity if there is none."""
 
     def close(self) -> None:
         """Cancel the timer, if there are no calls."""
-        if self._timer is not None and not self._open:
+        if self._timer is not None and not self.open:
             self._timer.cancel()
-            self._timer, self._looks_at = None, math.inf
+            self._timer, self.looks_at = None, math.inf
 
-    def open(self, deadline: Deadline) -> None:
-        """Watch a deadline."""
-        self._open.add(deadline)
-        if deadline.at < self._looks_at:
-            self._set(deadline.at)
-
-    def discard(self, deadline: Deadline) -> None:
-        """Stop watching a deadline. The timer is left: the next call needs it again."""
-        self._open.discard(deadline)
-
-    def _set(self, at: float) -> None:
+    def look_at(self, at: float) -> None:
+        """Look at the deadlines at this time, by the event loop's clock, instead of at a later one."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._looks_at = asyncio.get_running_loop().call_at(at, self._look), at
+        self._timer, self.looks_at = asyncio.get_running_loop().call_at(at, self._look), at
 
     def _look(self) -> None:
-        self._timer, self._looks_at = None, math.inf
+        self._timer, self.looks_at = None, math.inf
         now = asyncio.get_running_loop().time()
-        for deadline in [deadline for deadline in self._open if deadline.at <= now]:
-            self._open.discard(deadline)
+        for deadline in [deadline for deadline in self.open if deadline.at <= now]:
+            self.open.discard(deadline)
             deadline.expire()
-        if self._open:
-            self._set(min(deadline.at for deadline in self._open))
+        if self.open:
+            self.look_at(min(deadline.at for deadline in self.open))
 
 
 class Deadline:
@@ -73,13 +65,17 @@ class Deadline:
             raise RuntimeError("a call is made outside a task")
         self._task = task
         self._cancelling = task.cancelling()
-        self.at = asyncio.get_running_loop().time() + self._seconds
-        self._deadlines.open(self)
+        deadlines = self._deadlines
+        self.at = at = asyncio.get_running_loop().time() + self._seconds
+        deadlines.open.add(self)
+        if at < deadlines.looks_at:
+            deadlines.look_at(at)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._deadlines.discard(self)
+        # The timer is left: the next call needs it again.
+        self._deadlines.open.discard(self)
         # As in asyncio.timeout: if the task was cancelled by others too, the cancellation stays one.
         if self._has_expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
