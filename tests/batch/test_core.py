@@ -94,8 +94,8 @@ def test_every_row_of_the_table_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Attempts, "apply", noted)
     wanted = {*ATTEMPT_TABLE, *((event, action) for event, actions in ANSWERS.items() for action in actions)}
-    # The first few reach the rare ones. If the core changes, they may no longer, and it takes longer.
-    for seed in (1003, 1236, 1065, 1080, 1089, *range(1004, 2000)):
+    # The first few take them all. If the core changes, they may no longer, and it takes longer.
+    for seed in (282, 232, 4, 38, 134, 204, 276, 23, *range(1004, 2000)):
         drive(random.Random(seed), 200)  # noqa: S311  # by chance
         if wanted <= rows.keys():
             return
