@@ -59,7 +59,7 @@ def cpu(bar: Bar, script: str, variant: str, server: list[str], folder: Path) ->
                 *(sys.executable, "-m", f"benchmarks.peers.{script}", bar.work, "--base-url", base_url),
                 *("--variant", variant, "--count", str(bar.calls), "--size", str(bar.size)),
                 *("--concurrency", str(bar.concurrency), "--timeout", str(TIMEOUT)),
-                *("--file", str(folder / "download.bin")),
+                *("--file", str(folder / "download.bin"), "--unwatched"),
             ]
         )
     if "cpu" not in found:

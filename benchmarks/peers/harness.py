@@ -106,6 +106,9 @@ def main(make: Callable[[str, str, str], Client]) -> None:
     parser.add_argument("--concurrency", type=int, default=1)
     parser.add_argument("--file", type=Path)
     parser.add_argument("--core", type=int)
+    parser.add_argument(
+        "--unwatched", action="store_true", help="measure no stall, whose watch takes CPU by the second"
+    )
     parser.add_argument("--timeout", type=float, default=120)
     options = parser.parse_args()
     if options.core is not None:
@@ -148,7 +151,7 @@ async def _measured(make: Callable[[str, str, str], Client], options: argparse.N
         # The peak is counted from here on (proc(5), clear_refs).
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # noqa: ASYNC240  # no disk
-        async with _watched() as stalls:
+        async with contextlib.nullcontext(list[float]()) if options.unwatched else _watched() as stalls:
             before = resource.getrusage(resource.RUSAGE_SELF)
             begin = time.perf_counter()
             await work(options.count)
