@@ -53,7 +53,7 @@ def _touch_memory_of_blas() -> None:
     OpenBLAS multiplies small matrices in the first pages of its own memory, and fetches the next ones ahead. As long as
     nothing was written there, each fetch fails slowly: davinci takes 1.6 times as long for batches of 200 positions.
     """
-    np.ones((256, 128), np.float32) @ np.ones((128, 1024), np.float32)
+    np.matmul(np.ones((256, 128), np.float32), np.ones((128, 1024), np.float32))
 
 
 @attrs.frozen(eq=False)
