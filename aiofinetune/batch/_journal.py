@@ -41,7 +41,7 @@ _IS_LAST: Final = "attempt = (SELECT max(attempt) FROM attempts AS later WHERE l
 
 _ROW: Final = f"SELECT {', '.join(Row._fields)} FROM attempts"  # noqa: S608  # names of ours
 _LAST_OF_LABEL: Final = f"{_ROW} WHERE label = ? ORDER BY attempt DESC LIMIT 1"
-_NEXT: Final = f"{_ROW} WHERE number BETWEEN ?1 + 1 AND ?1 + ?2 AND {_IS_LAST} AND label NOT IN asked_for"
+_NEXT: Final = f"{_ROW} WHERE number > ? AND number <= ? AND {_IS_LAST} AND label NOT IN asked_for"
 
 _MAX_AHEAD: Final = 256
 """The number of records that are read ahead at most. A rerun asks for them in the order in which they were made; with
@@ -193,7 +193,8 @@ class Journal:
         last = found[-1] if found else None
         if not isinstance(last, Row):
             return found, []
-        return found, list(map(Row._make, self.database.execute(_NEXT, (last.number, most_ahead))))
+        following = self.database.execute(_NEXT, (last.number, last.number + most_ahead))
+        return found, list(map(Row._make, following))
 
     def _row(self, label: str) -> Row | JournalUnusable | None:
         if not self.database.execute("INSERT OR IGNORE INTO asked_for (label) VALUES (?)", (label,)).rowcount:
