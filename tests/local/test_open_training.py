@@ -5,6 +5,7 @@ The libraries take seconds to import, so most tests are in this process.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import csv
 import importlib
@@ -23,6 +24,9 @@ from aiofinetune.local._engines import lora, trainer
 from aiofinetune.local._engines.job import Row
 from aiofinetune.local._engines.training_files import TrainingError
 from aiofinetune.local._engines.written import Written, join
+from aiofinetune.local._trainers.claims import Claims
+from aiofinetune.local._trainers.remote import RemoteTrainers
+from aiofinetune.local._worker.claiming import work
 from tests.local.plainclient import KEY, Client, Connect, jsonl
 from tests.local.tinymodel import TEMPLATE, make_model
 
@@ -409,6 +413,34 @@ def test_adapters_that_are_not_used_leave_the_memory(
 
 def finish_rows(content: bytes) -> Iterator[dict[str, str]]:
     return csv.DictReader(content.decode().splitlines())
+
+
+async def test_a_worker_trains_an_open_model(
+    model: OpenModel, data: Path, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker fetches the model, trains an adapter and one more on that, and both can be used on the server."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    async with (
+        LocalServer(
+            data, api_key=KEY, models=[model], remote=RemoteTrainers(Claims()), worker_token="a-token"
+        ) as server,
+        connect(server.base_url, seconds=600) as client,
+    ):
+        worker = asyncio.create_task(work(f"{server.base_url}/attempts", "a-token", {}))
+        try:
+            tuned = "tiny"
+            for _ in range(2):
+                job = await client.finish((await client.create(jsonl(ROWS), n_epochs=1, model=tuned))["id"])
+                assert job["status"] == "succeeded", job["events"]
+                tuned = job["fine_tuned_model"]
+                asked = {"model": tuned, "prompt": "3 is", "max_tokens": 1, "temperature": 0}
+                assert (await client.call("POST", "/completions", json=asked))["choices"]
+        finally:
+            worker.cancel()
+            await asyncio.wait([worker])
+        assert list(temporary.iterdir()) == []
 
 
 async def test_a_job_from_upload_to_completion(model: OpenModel, data: Path, connect: Connect) -> None:
