@@ -115,7 +115,7 @@ class Incoming:
             return await (content.readany() if most is None else content.read(most))
         except FineTuneError:
             raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is raised
+        except Exception as error:  # noqa: BLE001  # all errors are raised, in our words
             raise self._in_our_words(self._failure or error) from cause_of(self._failure or error)
         finally:
             self._since = None

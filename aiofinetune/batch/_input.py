@@ -42,7 +42,7 @@ class Input:
         # Not a queue, whose calls for each entry are a tenth of a rerun.
         self._read: deque[Entry] = deque()
         self._end: on.InputEnded | on.InputFailed | None = None
-        """The end, once all is read that is to be read."""
+        """How the input ended, once all of it is read; None before."""
         self._has_some = asyncio.Event()
         self._has_room = asyncio.Event()
 

@@ -139,7 +139,7 @@ class Runner:
             self._news.clear()
 
     def _go_on(self) -> None:
-        """Decide what follows, and begin to write what is to be written."""
+        """Decide what follows, and begin to write the records that wait."""
         if self._write is None:
             self._write_at_once()
             return
@@ -149,7 +149,7 @@ class Runner:
             self._tasks.create_task(self._write_all(self._write))
 
     def _write_at_once(self) -> None:
-        """Decide what follows, and write what never waits until nothing is to be written, or much was."""
+        """Decide what follows, and write the records that wait: all of them, or `_AT_ONCE` if there are more."""
         for _ in range(_AT_ONCE):
             if not self._unwritten:
                 self._begin(self._core.go_on(self._now()))
@@ -162,7 +162,7 @@ class Runner:
             self.tell(event)
 
     async def _write_all(self, write: Write) -> None:
-        """Write what is to be written together, and then what was asked for in the meantime."""
+        """Write the records that wait, all in one call, and repeat this with those added in the meantime."""
         while self._unwritten:
             actions = list(self._unwritten)
             self._unwritten.clear()

@@ -355,7 +355,7 @@ def test_foreign_error_bodies(body: bytes) -> None:
     ],
 )
 def test_what_is_no_such_service(status: int, body: bytes, is_foreign: bool) -> None:
-    """A server that knows no path or method of the API is told by a body of its own; a page of a proxy is not it."""
+    """A body of its own shows that a server does not know the API's paths or methods; a page of a proxy does not."""
     error = error_for(status, body)
     assert error.is_foreign is is_foreign
     assert pickle.loads(pickle.dumps(error)).is_foreign is is_foreign  # noqa: S301  # our own

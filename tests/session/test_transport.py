@@ -90,7 +90,7 @@ async def test_each_wait_has_its_time() -> None:
 
 
 async def test_two_tasks_that_read_one_stream() -> None:
-    """The second of two tasks that read at once is told so, and the first one goes on."""
+    """If two tasks read at once, the second one fails, and the first one goes on."""
     goes_on = asyncio.Event()
 
     async def handler(request: Received, writer: asyncio.StreamWriter) -> None:
