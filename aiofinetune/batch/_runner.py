@@ -94,8 +94,7 @@ class Runner:
             self.finish = act.Finish(_first(failures), None, None)
         finally:
             self._tasks = None
-            if self._alarm is not None:
-                self._alarm.cancel()
+            self._disarm()
             for attempt in list(self._watched):
                 self._end_watch(attempt, "left", None)
 
@@ -174,8 +173,6 @@ class Runner:
                 rest = [self._record(each) for each in self._unwritten if not isinstance(each, act.WriteIntent)]
                 self._unwritten.clear()
                 await write([record.note for record in rest])
-                for record in (*records, *rest):
-                    record.dropped()
                 raise
             for action, record, result in zip(actions, records, results, strict=True):
                 with self._watching(action):
@@ -220,13 +217,18 @@ class Runner:
         if (job := self._watched.pop(attempt, None)) is not None:
             job.end(status, error)
 
-    def _wake_at(self, action: act.WakeAt) -> None:
+    def _disarm(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
+
+    def _wake_at(self, action: act.WakeAt) -> None:
+        self._disarm()
         if self._tasks is not None:
             self._alarm = asyncio.get_running_loop().call_at(action.at, self.tell, on.TimersDue())
 
     def _finish(self, action: act.Finish) -> None:
+        # The tasks take a while to end, and nothing may be told to a core that is done.
+        self._disarm()
         # A failure of this runner comes before.
         self.finish = self.finish or action
 

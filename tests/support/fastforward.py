@@ -77,6 +77,10 @@ class FastForwardLoop(DebugLoop):
         finally:
             time.monotonic, time.time = _monotonic, _unix_time
 
+    def jump(self, seconds: float) -> None:
+        """Let time pass in which this loop does not run, as on a machine that is busy."""
+        self._waits.ahead += seconds
+
     def _unix_time(self) -> float:
         return _unix_time() + self._waits.ahead
 
