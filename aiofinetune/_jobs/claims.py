@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import AsyncIterator, Container, Iterator
+from collections.abc import AsyncIterator, Container, Hashable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Final, Generic, TypeVar
@@ -21,14 +21,16 @@ _KEPT: Final = 10_000
 class Claims:
     """The ids of the jobs and files that belong to calls of a session, so that no search takes them for another call's.
 
+    A call that its caller has recorded has an owner, the name of that record. Whether the caller recorded the result
+    too is not known: it may have been cancelled just then. So a search for the same record finds what the call made.
+
     An id is forgotten once its job or file is older than every call in progress, because its date then tells it apart
     from what those calls make. At least `_KEPT` ids are always kept, because a search for the job of an earlier run may
     go further back.
     """
 
     def __init__(self) -> None:
-        self._ids: dict[str, float] = {}
-        self._released: set[str] = set()
+        self._ids: dict[str, tuple[float, Hashable]] = {}
         self._calls: dict[_Call, float] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -41,11 +43,10 @@ class Claims:
         """
         return _Call(self._calls)
 
-    def add(self, name: str) -> None:
+    def add(self, name: str, owner: Hashable = None) -> None:
         """Claim an id, and forget those that are too old to matter."""
         now = time.monotonic()
-        self._ids[name] = now
-        self._released.discard(name)
+        self._ids[name] = now, owner
         if len(self._ids) > _KEPT:
             self._forget(now)
 
@@ -53,20 +54,26 @@ class Claims:
         # Dictionaries keep their order, so the first value of each is the oldest time. The slack is doubled because the
         # service's times are in whole seconds and its clocks differ.
         oldest = next(iter(self._calls.values()), now) - 2 * CLOCK_SLACK
-        while len(self._ids) > _KEPT and next(iter(self._ids.values())) < oldest:
+        while len(self._ids) > _KEPT and next(iter(self._ids.values()))[0] < oldest:
             del self._ids[next(iter(self._ids))]
 
     def withdraw(self, name: str) -> None:
         """Forget an id that turned out not to be the call's."""
         self._ids.pop(name, None)
 
-    def release(self, name: str) -> None:
-        """Let a search for a recorded create find an id again, because the id could not be recorded."""
-        self._released.add(name)
+    def of_others(self, owner: Hashable) -> Container[str]:
+        """Return the ids, now and later, that a search for a recorded call must ignore: all but its owner's."""
+        return _OfOthers(self._ids, owner)
 
-    def unreleased(self) -> Container[str]:
-        """Return the ids that a search for a recorded create must ignore."""
-        return self._ids.keys() - self._released
+
+class _OfOthers(Container[str]):
+    def __init__(self, ids: Mapping[str, tuple[float, Hashable]], owner: Hashable) -> None:
+        self._ids = ids
+        self._owner = owner
+
+    def __contains__(self, name: object) -> bool:
+        claim = self._ids.get(name) if isinstance(name, str) else None
+        return claim is not None and (self._owner is None or claim[1] != self._owner)
 
 
 class _Call:

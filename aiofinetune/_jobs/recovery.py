@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Hashable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from types import MappingProxyType
 from typing import Final
@@ -73,6 +73,7 @@ class Search:
         astray: The number of seconds by which `sent` may be too late.
         accepted: What is known from the reply, if the service accepted the create.
         key: The key that it carried; None if it carried none.
+        owner: The name of the caller's record of it; None if there is none.
     """
 
     request: FineTuneRequest
@@ -84,6 +85,7 @@ class Search:
     astray: float = 0.0
     accepted: Accepted | None = None
     key: str | None = None
+    owner: Hashable = None
 
     @property
     def cause(self) -> BaseException | None:
@@ -149,6 +151,7 @@ class Recovery:
         wanted: Callable[[], bool] = lambda: True,
         note: Note = _unheeded,
         key: str | None = None,
+        owner: Hashable = None,
     ) -> FineTune:
         """Create a job once; see `FineTuneSession.create_fine_tune`.
 
@@ -158,13 +161,15 @@ class Recovery:
             wanted: Called before each attempt. If it returns False, the create is not sent; it then has made no job.
             note: See `Note`.
             key: The key of the attempt, from `new_key`, if the caller records it; by default a new one.
+            owner: The name of the caller's record of the create, by which `find` finds its job; None if there is none.
 
         Raises:
             NotSent: The create was no longer `wanted`.
         """
         if not isinstance(request, FineTuneRequest):
             raise RequestInvalid("request", f"expected a FineTuneRequest, got {type(request).__name__}")
-        create = _Create(self, request, known, wanted, note, self.new_key(request) if key is None else key)
+        key = self.new_key(request) if key is None else key
+        create = _Create(self, request, known, wanted, note, key, owner)
         with self.claims.call():
             return await self.caller.retrying(self.caller.endpoints.create_fine_tune, create.send, create.find)
 
@@ -179,6 +184,7 @@ class Recovery:
         accepted: bool = False,
         fine_tune_id: str | None = None,
         key: str | None = None,
+        owner: Hashable = None,
     ) -> FineTune | None:
         """Find the job of a create that an earlier session sent; return None if the create certainly made no job.
 
@@ -193,6 +199,7 @@ class Recovery:
             accepted: Whether the service accepted the create. It then made a job, so None is never returned.
             fine_tune_id: The id that an incomplete reply named.
             key: The key that the create carried.
+            owner: The name of the caller's record of the create. If this session sent it too, its job is found even so.
 
         Raises:
             CreateUncertain: It is not known whether there is a job, or which one.
@@ -206,11 +213,12 @@ class Recovery:
             # If the clock was set back since then, the time may be in the future, which would prolong the search.
             Moment.at(min(sent_at if lost_at is None else lost_at, time.time())),
             known,
-            self.claims.unreleased(),
+            self.claims.of_others(owner),
             lost if request in lost else (*lost, request),
             MAX_ASTRAY,
             Accepted(fine_tune_id, is_whole=False) if accepted else None,
             metadata_key,
+            owner,
         )
         if fine_tune_id is not None and (job := await self.retrieve_named(search, fine_tune_id)) is not None:
             return job
@@ -296,7 +304,7 @@ class Recovery:
                 has_echoed=self.has_echoed,
             )
             if verdict.job is not None:
-                self.claims.add(verdict.job.id)
+                self.claims.add(verdict.job.id, search.owner)
                 return verdict.job
             await asyncio.sleep(pause)
         unreadable = [name for name in rows.unreadable if name not in search.known and name not in search.claimed]
@@ -321,7 +329,7 @@ class Recovery:
         if named is None:
             return None
         # Claimed before it is retrieved, so that no other call takes it in the meantime.
-        self.claims.add(named)
+        self.claims.add(named, search.owner)
         job = await self.retrieve_named(search, named, is_whole=failure.is_whole)
         if job is None:
             self.claims.withdraw(named)
@@ -360,7 +368,7 @@ class Recovery:
                     job, search.request, at_service(reply, search.sent), search.key
                 ):
                     return None
-                self.claims.add(named)
+                self.claims.add(named, search.owner)
                 return job
         return None
 
@@ -384,6 +392,7 @@ class _Create:
         wanted: Callable[[], bool],
         note: Note,
         key: str | None,
+        owner: Hashable,
     ) -> None:
         self._recovery = recovery
         self._caller = recovery.caller
@@ -392,6 +401,7 @@ class _Create:
         self._known = known
         self._wanted = wanted
         self._note = note
+        self._owner = owner
         self._key = self._caller.dialect.key_of_metadata(request, key)
         # No service is known to honour this key. It costs nothing to send, and nothing depends on it.
         headers = {"Idempotency-Key": key or os.urandom(16).hex()}
@@ -478,12 +488,14 @@ class _Create:
         if fine_tune_id in self._recovery.claims or fine_tune_id in self._known:
             words = f"the reply names {fine_tune_id}, which another create made"
             raise Accepted(fine_tune_id, is_whole=True, is_taken=True) from ProtocolViolation(words)
-        self._recovery.claims.add(fine_tune_id)
+        self._recovery.claims.add(fine_tune_id, self._owner)
 
     def _search(self, acceptance: Accepted | None = None) -> Search:
         claims = self._recovery.claims
         sent, now = Moment(*self._sent), Moment.now()
-        return Search(self._request, sent, now, self._known, claims, accepted=acceptance, key=self._key)
+        return Search(
+            self._request, sent, now, self._known, claims, accepted=acceptance, key=self._key, owner=self._owner
+        )
 
     async def _search_list(self, search: Search) -> FineTune | None:
         with self._group.losing(self._request):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Hashable
 
 from aiofinetune._jobs.recovery import NotSent, Recovery
 from aiofinetune.batch._core import AttemptId, create_failed, upload_failed
@@ -14,6 +14,11 @@ from aiofinetune.batch._data_files import DataFiles
 from aiofinetune.errors import FineTuneError, FineTuneUnreadable
 
 _log = logging.getLogger("aiofinetune")
+
+
+def owner_of(attempt: AttemptId, sent_at: float) -> Hashable:
+    """Return the name by which the journal of a batch, and each copy of it, owns the job of a create."""
+    return attempt.label, attempt.number, sent_at
 
 
 class Creates:
@@ -66,7 +71,12 @@ class Creates:
 
         try:
             job = await self._recovery.create(
-                action.sent, known=self._known, wanted=self._is_wanted, note=note, key=action.key
+                action.sent,
+                known=self._known,
+                wanted=self._is_wanted,
+                note=note,
+                key=action.key,
+                owner=owner_of(attempt, action.sent_at),
             )
         except (NotSent, FineTuneError) as error:
             if isinstance(error, FineTuneUnreadable):

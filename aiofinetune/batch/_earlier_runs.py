@@ -8,6 +8,7 @@ from typing import Final
 from aiofinetune._jobs.recovery import Recovery
 from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
+from aiofinetune.batch._creates import owner_of
 from aiofinetune.batch._no_journal import AnyJournal
 from aiofinetune.models import CreateUncertain
 
@@ -45,6 +46,7 @@ class EarlierRuns:
                 accepted=action.is_accepted,
                 fine_tune_id=action.hint,
                 key=action.key,
+                owner=owner_of(action.attempt, action.sent_at),
             )
         except CreateUncertain as uncertain:
             return on.CreateUnclear(action.attempt, uncertain)

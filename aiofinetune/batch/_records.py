@@ -31,15 +31,13 @@ class Record:
     """Returns the event that answers the action, from what the note returned."""
     failed: Callable[[JournalUnusable], JournalUnusable] = lambda error: error
     """Called if it cannot be written; returns the error to raise."""
-    dropped: Callable[[], object] = lambda: None
-    """Called if it is not known whether it was written."""
 
 
 class Records:
     """What a batch records.
 
     Args:
-        recovery: Sends the creates, and knows the jobs that they claim.
+        recovery: Sends the creates, and makes their keys.
         journal: Keeps the records.
     """
 
@@ -72,11 +70,10 @@ class Records:
         return Record(attempt, self._journal.accept(attempt, action.hint), lambda _: on.AcceptedOnDisk(attempt))
 
     def _job_id(self, action: act.WriteJobId) -> Record:
-        """Record the job that was made. If that fails, release its claim, so that a later search can find it."""
+        """Record the job that was made."""
         attempt, job_id = action.attempt, action.job_id
 
         def failed(error: JournalUnusable) -> JournalUnusable:
-            self._recovery.claims.release(job_id)
             unrecorded = JournalUnusable(f"{error}; the job of {attempt.label!r} is {job_id}")
             unrecorded.__cause__ = error
             # Logged too, because only the first of several failures is raised, and none after the context was left.
@@ -88,8 +85,6 @@ class Records:
             self._journal.create(attempt, job_id),
             lambda is_recorded: _created(attempt, job_id) if is_recorded else on.JobIdTaken(attempt),
             failed,
-            # If it was written, the journal says which entry the job belongs to.
-            lambda: self._recovery.claims.release(job_id),
         )
 
     def _end(self, action: act.WriteEnd) -> Record:

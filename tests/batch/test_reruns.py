@@ -408,25 +408,18 @@ async def test_one_job_for_two_requests(monkeypatch: pytest.MonkeyPatch, most_st
     assert outcomes[0].error.candidate_ids == tuple(server.jobs)
 
 
-async def test_a_note_whose_taker_is_cancelled_leaves_the_job_to_be_found(tmp_path: Path) -> None:
-    """Cancelled as a job's id is noted, a batch leaves it to the next run to find the job, wherever it is known."""
+async def test_a_batch_that_is_cancelled_records_the_jobs_that_it_knows(tmp_path: Path) -> None:
+    """A job's id that waits to be recorded as a batch is cancelled is recorded, and one that is being recorded too."""
     server = BatchServer()
-    (entry,) = entries(server, 1)
-    attempt = AttemptId(entry.label)
     async with talking_to(server) as session, Journal(tmp_path / "journal", session.base_url).opened() as journal:
-        recovery = session._recovery
-        runner = Runner(BatchCore(Settings()), {}, {}, Records(recovery, journal).of, journal.write, lambda: None)
-        begun = time.time()
-        job = await session.create_fine_tune(entry.request)
-        runner._unwritten.append(act.WriteJobId(attempt, job.id))
+        records = Records(session._recovery, journal).of
+        runner = Runner(BatchCore(Settings()), {}, {}, records, journal.write, lambda: None)
+        runner._unwritten.append(act.WriteJobId(AttemptId("job-1"), "ft-1"))
         noting = asyncio.create_task(runner._write_all(journal.write))
         await asyncio.sleep(0)
-        # This one waits for its turn.
-        runner._unwritten.append(act.WriteJobId(AttemptId("other"), "ft-other"))
+        runner._unwritten.append(act.WriteJobId(AttemptId("job-2"), "ft-2"))
         noting.cancel()
         await asyncio.wait([noting])
         assert noting.cancelled()
-        assert not await journal.create(AttemptId("another"), "ft-other")
-        found = await recovery.find(entry.request, begun)
-        assert found is not None
-        assert found.id == job.id
+        for job_id in ("ft-1", "ft-2"):
+            assert not await journal.create(AttemptId("another"), job_id)

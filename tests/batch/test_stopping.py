@@ -12,11 +12,13 @@ import pytest
 from aiofinetune import FineTuneFailed, FineTuneSession
 from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._journal import Journal
+from aiofinetune.batch._manifest import Entry
 from aiofinetune.batch._outcomes import BatchStopped, Progress
 from aiofinetune.errors import JournalUnusable
 from tests.batch.runs import POLL, entries, outcomes_of, stopped
 from tests.servers.batchserver import QUICK, BatchServer, error, ok, talking_to
 from tests.servers.rawserver import KEY
+from tests.support.fastforward import FastForwardLoop
 
 
 async def test_fail_fast_sends_no_more() -> None:
@@ -64,6 +66,24 @@ async def test_stop_leaves_the_active_to_the_service(tmp_path: Path) -> None:
                 server.end(job_id)
             assert len(await batch.run()) == 10
     assert len(server.jobs) == 10
+
+
+@pytest.mark.fastforward
+async def test_a_look_that_is_due_as_the_batch_ends_is_not_begun() -> None:
+    """A busy machine may let the time of the next look pass between the end of a batch and that of its tasks."""
+    server = BatchServer(lasts=None)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, FastForwardLoop)
+    wrong: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _loop, context: wrong.append(context))
+    async with (
+        talking_to(server) as session,
+        Batch(session, entries(server, 5), max_active=2, poll_interval=1000) as batch,
+    ):
+        await server.until(lambda: server.asked["stream"] == 2)
+        batch.stop()
+        loop.call_soon(loop.jump, 2000)
+    assert wrong == []
 
 
 async def test_stop_stops_those_who_wait_their_turn() -> None:
@@ -230,6 +250,45 @@ async def test_an_exception_of_the_body_is_raised_as_it_is() -> None:
             async with Batch(session, entries(server, 2)):
                 await server.until(lambda: len(server.active) == 2)
                 raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+async def test_cancelled_at_any_turn_it_makes_no_second_job(tmp_path: Path, *, is_older: bool) -> None:
+    """A batch may be cancelled between any two steps, and again, and goes on in the same session with the one job.
+
+    So it does from a copy of the journal that was made when the create was on its way.
+    """
+    server = BatchServer(lasts=None)
+    async with talking_to(server) as session, asyncio.timeout(60):
+
+        async def body(entry: Entry, journal: Path) -> None:
+            async with Batch(session, [entry], journal=journal) as batch:
+                await batch.run()
+
+        for turns, entry in enumerate(entries(server, 50)):
+            server.held["create"] = asyncio.Event()
+            journal = tmp_path / f"journal-{turns}"
+            first = asyncio.create_task(body(entry, journal))
+            await server.until(lambda: len(server.active) == 1)
+            older = tmp_path / f"older-{turns}"
+            older.write_bytes(journal.read_bytes())
+            server.held.pop("create").set()
+            await cancelled_after(turns, first)
+            journal = older if is_older else journal
+            await cancelled_after(turns, asyncio.create_task(body(entry, journal)))
+            for job_id in list(server.active):
+                server.end(job_id)
+            await body(entry, journal)
+            assert len(server.jobs) == turns + 1
+
+
+async def cancelled_after(turns: int, task: asyncio.Task[None]) -> None:
+    """Cancel a task after so many turns of the event loop."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize("how", ["left", "failed", "cancelled"])

@@ -143,30 +143,29 @@ async def test_record_by_a_clock_that_was_wrong(astray: float) -> None:
     """A job is not taken for none, nor waited for, where the clock by which its asking was noted has been set since."""
     async with talking() as (_server, session, request):
         noted = time.time() + astray
-        job = await session.create_fine_tune(request)
-        session._recovery.claims.release(job.id)
+        job = await session._recovery.create(request, owner="record")
         await asyncio.sleep(22)
         asked_at = time.monotonic()
         with pytest.raises(CreateUncertain, match=f"it may be {job.id}$") if astray > 0 else nullcontext():
-            found = await session._recovery.find(request, noted)
+            found = await session._recovery.find(request, noted, owner="record")
             assert found is not None
             assert found.id == job.id
         assert time.monotonic() - asked_at < 60
 
 
 async def test_find_what_a_session_gave_and_nobody_kept() -> None:
-    """A search from a record passes over what this session claimed, however long ago, until it is released."""
+    """A search from a record finds what this session made for that record, and passes over what it made otherwise."""
     async with talking() as (_server, session, request):
         asked_at = time.time()
-        job = await session.create_fine_tune(request)
+        job = await session._recovery.create(request, owner="record")
         await asyncio.sleep(60)
         await session.create_fine_tune(attrs.evolve(request, n_epochs=3))
-        assert await session._recovery.find(request, asked_at) is None
-        session._recovery.claims.release(job.id)
-        found = await session._recovery.find(request, asked_at)
-        assert found is not None
-        assert found.id == job.id
-        assert await session._recovery.find(request, asked_at) is None
+        for owner in (None, "another"):
+            assert await session._recovery.find(request, asked_at, owner=owner) is None
+        for _ in range(2):
+            found = await session._recovery.find(request, asked_at, owner="record")
+            assert found is not None
+            assert found.id == job.id
 
 
 async def test_see_other() -> None:
@@ -200,11 +199,10 @@ async def test_unwanted_while_it_waits() -> None:
         assert list(server.service.jobs) == [(await first).id]
 
 
-async def test_disowned_and_still_not_anothers() -> None:
-    """A job that is disowned is found by whoever looks for it, and is not given to another create of the session."""
+async def test_recorded_and_not_anothers() -> None:
+    """A job that was made for a record is not given to another create of the session."""
     async with talking() as (server, session, request):
-        job = await session.create_fine_tune(request)
-        session._recovery.claims.release(job.id)
+        job = await session._recovery.create(request, owner="record")
         server.fail(CREATE, DROPPED)
         other = await session.create_fine_tune(request)
         assert list(server.service.jobs) == [job.id, other.id]

@@ -99,6 +99,8 @@ class SendCreate(AttemptAction):
     """Send the create, whose intent is on the disk."""
 
     sent: FineTuneRequest
+    sent_at: float
+    """The Unix time that its intent gives."""
     key: str | None = None
     """The key to send in its metadata, if it can carry one."""
 

@@ -144,7 +144,7 @@ class Sender:
         self._attempts.apply(attempt, event)
         attempt.sent_at, attempt.key = event.sent_at, event.key
         if self._run.is_running and attempt.sent is not None:
-            self._run.ask(attempt, act.SendCreate(attempt.id, attempt.sent, attempt.key))
+            self._run.ask(attempt, act.SendCreate(attempt.id, attempt.sent, event.sent_at, attempt.key))
         else:
             self._attempts.apply(attempt, on.CreateNotSent(attempt.id))
             self._run.ask(attempt, act.WithdrawIntent(attempt.id))
