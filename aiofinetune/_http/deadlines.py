@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from types import TracebackType
+from typing import Self
 
 
 class Deadlines:
@@ -59,17 +60,15 @@ class Deadline:
         self._seconds = seconds
         self._has_expired = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a call is made outside a task")
         self._task = task
         self._cancelling = task.cancelling()
-        deadlines = self._deadlines
-        self.at = at = asyncio.get_running_loop().time() + self._seconds
-        deadlines.open.add(self)
-        if at < deadlines.looks_at:
-            deadlines.look_at(at)
+        self._deadlines.open.add(self)
+        self.put_off(self._seconds)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -79,6 +78,12 @@ class Deadline:
         # As in asyncio.timeout: if the task was cancelled by others too, the cancellation stays one.
         if self._has_expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
+
+    def put_off(self, seconds: float) -> None:
+        """Let the block take so many seconds from now."""
+        self.at = at = asyncio.get_running_loop().time() + seconds
+        if at < self._deadlines.looks_at:
+            self._deadlines.look_at(at)
 
     def expire(self) -> None:
         """Cancel the call."""

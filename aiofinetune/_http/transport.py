@@ -206,12 +206,21 @@ class Transport:
         """
         await self._slots.acquire()
         try:
-            if upload is None:
-                with Deadline(self._deadlines, self.timeout.reply):
-                    return await self._exchange(request, _body(request), heard, take, fresh=fresh)
-            async with asyncio.timeout(self.timeout.reply) as deadline:
-                timed = _Timed(upload, deadline, self.timeout)
-                return await self._exchange(request, timed, heard, take, fresh=fresh)
+            with Deadline(self._deadlines, self.timeout.reply) as deadline:
+                data = _body(request) if upload is None else _Timed(upload, deadline, self.timeout)
+                response = await self._send(request, data, fresh=fresh)
+                # An upload cannot follow a redirect: its body may have been read already.
+                if 300 <= response.status < 400 and upload is None:
+                    response = await self._redirected(request, response)
+                if heard is not None:
+                    heard.begin(response.status, response.headers)
+                if take is None and (body := arrived(response)) is not None:
+                    # To read it as one that comes in pieces would be a fiftieth of a create.
+                    response.close()
+                    if heard is not None:
+                        heard.pieces.append(body)
+                    return reply_of(response, body)
+                return await self._read(Incoming(request, response, None, self._waits), heard, take)
         except FineTuneError as failure:
             if heard is not None:
                 heard.fail(failure.__cause__)
@@ -221,35 +230,12 @@ class Transport:
         finally:
             self._slots.release()
 
-    async def _exchange(
-        self,
-        request: Request,
-        data: _Body | _Timed | None,
-        heard: Heard | None,
-        take: Callable[[bytes], object] | None,
-        *,
-        fresh: bool,
-    ) -> Reply:
-        response = await self._send(request, data, fresh=fresh)
-        # An upload cannot follow a redirect: its body may have been read already.
-        if 300 <= response.status < 400 and not isinstance(data, _Timed):
-            response = await self._redirected(request, response)
-        if heard is not None:
-            heard.begin(response.status, response.headers)
-        if take is None and (body := arrived(response)) is not None:
-            # To read it as one that comes in pieces would be a fiftieth of a create.
-            response.close()
-            if heard is not None:
-                heard.pieces.append(body)
-            return reply_of(response, body)
-        incoming = Incoming(request, response, None, self._waits)
-        try:
-            if take is not None and response.status < 300:
+    async def _read(self, incoming: Incoming, heard: Heard | None, take: Callable[[bytes], object] | None) -> Reply:
+        with contextlib.closing(incoming):
+            if take is not None and incoming.status < 300:
                 await incoming.read_pieces(take)
-                return Reply(response.status, response.headers, b"")
+                return Reply(incoming.status, incoming.headers, b"")
             return await incoming.read_reply(None if heard is None else heard.pieces)
-        finally:
-            incoming.close()
 
     async def open(self, request: Request, stall: float, buffer: int | None = None) -> Incoming:
         """Send a request; return its reply with the body unread. The caller must close it.
@@ -362,7 +348,7 @@ class Transport:
                 # The URL is already encoded, and must be sent as it was checked: yarl would normalise it.
                 URL(request.url, encoded=True),
                 data=data,
-                headers={**self._headers, **request.headers},
+                headers={**self._headers, **request.headers} if self._headers else request.headers,
                 allow_redirects=False,
                 middlewares=_SEND_ONCE if self._owns_http and request.method != "POST" else None,
                 **options,
@@ -445,7 +431,7 @@ class _Body(aiohttp.BytesPayload):
 class _Timed:
     """An upload's body that extends the deadline for each piece: if the next one is needed, the last one was sent."""
 
-    def __init__(self, pieces: AsyncIterator[bytes | memoryview], deadline: asyncio.Timeout, timeout: Timeout) -> None:
+    def __init__(self, pieces: AsyncIterator[bytes | memoryview], deadline: Deadline, timeout: Timeout) -> None:
         self._pieces = pieces
         self._deadline = deadline
         self._timeout = timeout
@@ -456,17 +442,12 @@ class _Timed:
 
     async def __anext__(self) -> bytes | memoryview:
         self.was_sent = self.may_be_sent = True
-        self._put_off(self._timeout.stall)
+        self._deadline.put_off(self._timeout.stall)
         try:
             return await anext(self._pieces)
         except StopAsyncIteration:
-            self._put_off(self._timeout.reply)
+            self._deadline.put_off(self._timeout.reply)
             raise
-
-    def _put_off(self, seconds: float) -> None:
-        # The timeout raises RuntimeError if it is no longer active: the service replied before the end of the body.
-        with contextlib.suppress(RuntimeError):
-            self._deadline.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 async def _send_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
