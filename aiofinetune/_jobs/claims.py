@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Container, Hashable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
@@ -30,7 +31,8 @@ class Claims:
     """
 
     def __init__(self) -> None:
-        self._ids: dict[str, tuple[float, Hashable]] = {}
+        # Of a plain dictionary, the first of many is found slowly once others before it were deleted.
+        self._ids: OrderedDict[str, tuple[float, Hashable]] = OrderedDict()
         self._calls: dict[_Call, float] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -55,7 +57,7 @@ class Claims:
         # service's times are in whole seconds and its clocks differ.
         oldest = next(iter(self._calls.values()), now) - 2 * CLOCK_SLACK
         while len(self._ids) > _KEPT and next(iter(self._ids.values()))[0] < oldest:
-            del self._ids[next(iter(self._ids))]
+            self._ids.popitem(last=False)
 
     def withdraw(self, name: str) -> None:
         """Forget an id that turned out not to be the call's."""

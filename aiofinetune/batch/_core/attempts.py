@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
@@ -237,7 +237,8 @@ class Owners:
 
     def __init__(self) -> None:
         self._under_way: dict[str, AttemptId] = {}
-        self._earlier: dict[str, AttemptId] = {}
+        # Of a plain dictionary, the first of many is found slowly once others before it were deleted.
+        self._earlier: OrderedDict[str, AttemptId] = OrderedDict()
 
     def learn(self, owners: Mapping[str, AttemptId]) -> None:
         """Take over the owners that the journal knows."""
@@ -266,4 +267,4 @@ class Owners:
         if owner is not None:
             self._earlier[job_id] = owner
             while len(self._earlier) > _MAX_OWNED:
-                del self._earlier[next(iter(self._earlier))]
+                self._earlier.popitem(last=False)
