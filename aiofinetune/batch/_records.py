@@ -20,7 +20,7 @@ _log = logging.getLogger("aiofinetune")
 _life = logging.getLogger("aiofinetune.batch")
 
 
-@attrs.frozen
+@attrs.define
 class Record:
     """Something to write to the journal."""
 

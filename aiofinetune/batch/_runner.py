@@ -32,6 +32,8 @@ Write = Callable[[Sequence[Any]], Awaitable[Sequence[object]]]
 _AT_ONCE: Final = 32
 """The number of actions that are performed without letting other tasks run: about a millisecond."""
 
+_UNWATCHED: Final = contextlib.nullcontext()
+
 
 class _Over(Exception):
     """The batch is over, so its tasks are cancelled at once: nothing may be told to a core that is done."""
@@ -204,7 +206,7 @@ class Runner:
     def _watching(self, action: act.Action) -> contextlib.AbstractContextManager[object]:
         """Return a context manager in which what is done for an attempt is watched."""
         if _observe.observer is None or not isinstance(action, act.AttemptAction):
-            return contextlib.nullcontext()
+            return _UNWATCHED
         attempt = action.attempt
         job = self._watched.get(attempt)
         if job is None:
