@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aiofinetune._completions import Completion, CompletionChoice, CompletionLogprobs, CompletionUsage
     from aiofinetune._http.transport import Timeout
     from aiofinetune._jobs.events import EventStream
+    from aiofinetune._other_models import Checkpoint, PriceEstimate
     from aiofinetune.batch import (
         Batch,
         BatchStopped,
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from aiofinetune.models import (
-        Checkpoint,
         CreateUncertain,
         Deleted,
         Failure,
@@ -73,7 +73,6 @@ if TYPE_CHECKING:
         Hyperparams,
         Method,
         Model,
-        PriceEstimate,
         Status,
     )
     from aiofinetune.results import ResultRow, last_figures
@@ -160,6 +159,10 @@ _MODULES: Final = {
     "_jobs.events": [
         "EventStream",
     ],
+    "_other_models": [
+        "Checkpoint",
+        "PriceEstimate",
+    ],
     "batch": [
         "Batch",
         "BatchStopped",
@@ -204,7 +207,6 @@ _MODULES: Final = {
         "Dialect",
     ],
     "models": [
-        "Checkpoint",
         "CreateUncertain",
         "Deleted",
         "Failure",
@@ -218,7 +220,6 @@ _MODULES: Final = {
         "Hyperparams",
         "Method",
         "Model",
-        "PriceEstimate",
         "Status",
     ],
     "results": [

@@ -12,18 +12,15 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Final, Protocol
 
-import attrs
-
 from aiofinetune.errors import APIError, FineTuneError
 
-_CODE: Final = re.compile(r"[a-z]+(_[a-z]+)+")
+_CODE: Final = r"[a-z]+(_[a-z]+)+"
 """What an error's code looks like, such as ``insufficient_quota``."""
 
 
-_WORD: Final = re.compile(r"[A-Za-z_-]{1,40}")
+_WORD: Final = r"[A-Za-z_-]{1,40}"
 
 
-@attrs.define
 class Call:
     """One call of the API, with all its attempts.
 
@@ -33,17 +30,20 @@ class Call:
         base_url: The base URL.
     """
 
-    method: str
-    path: str
-    base_url: str
-    attempts: int = 0
-    """The number of attempts that began."""
-    url: str | None = None
-    """The URL of the last attempt, without its query, before any redirect."""
-    status: int | None = None
-    """The HTTP status of the last attempt's reply; None if there was none."""
-    request_id: str | None = None
-    """The service's id for the last attempt; None if the reply has none."""
+    __slots__ = ("attempts", "base_url", "method", "path", "request_id", "status", "url")
+
+    def __init__(self, method: str, path: str, base_url: str) -> None:
+        self.method = method
+        self.path = path
+        self.base_url = base_url
+        self.attempts = 0
+        """The number of attempts that began."""
+        self.url: str | None = None
+        """The URL of the last attempt, without its query, before any redirect."""
+        self.status: int | None = None
+        """The HTTP status of the last attempt's reply; None if there was none."""
+        self.request_id: str | None = None
+        """The service's id for the last attempt; None if the reply has none."""
 
     def begin_attempt(self) -> None:
         """Count an attempt, of which nothing is known yet."""
@@ -106,14 +106,14 @@ def in_short(failure: BaseException) -> str:
     words = type(failure).__name__
     if isinstance(failure, APIError):
         code = failure.code or failure.type or ""
-        return f"{failure.status} {words}" + (f" ({code})" if _CODE.fullmatch(code) else "")
+        return f"{failure.status} {words}" + (f" ({code})" if re.fullmatch(_CODE, code) else "")
     cause = failure.__cause__
     return f"{words}: {cause.strerror}" if isinstance(cause, OSError) and cause.strerror else words
 
 
 def word(text: str) -> str:
     """Return a word of a service for the log, such as a status; what is no word is left out."""
-    return text if _WORD.fullmatch(text) else "…"
+    return text if re.fullmatch(_WORD, text) else "…"
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def is_private(host: str) -> bool | None:
     return is_private_address(address)
 
 
-_NUMBER: Final = re.compile(r"(0x[0-9a-f]*|0[0-7]*|[1-9][0-9]*)", re.ASCII)
+_NUMBER: Final = r"(0x[0-9a-f]*|0[0-7]*|[1-9][0-9]*)"
 
 
 def _short_address(host: str) -> ipaddress.IPv4Address | None:
@@ -93,7 +93,7 @@ def _short_address(host: str) -> ipaddress.IPv4Address | None:
     Source: POSIX, ``inet_addr``: up to four numbers in decimal, octal or hexadecimal, the last of which fills the rest.
     """
     texts = host.lower().rstrip(".").split(".")
-    if len(texts) > 4 or not all(_NUMBER.fullmatch(text) for text in texts):
+    if len(texts) > 4 or not all(re.fullmatch(_NUMBER, text) for text in texts):
         return None
     *first, last = (int(text[2:] or "0", 16) if text.startswith("0x") else _octal_or_decimal(text) for text in texts)
     if any(number > 255 for number in first) or last >= 256 ** (4 - len(first)):

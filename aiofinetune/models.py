@@ -1,20 +1,22 @@
 """The API's objects as frozen attrs classes.
 
 Each class names its section of the API reference (the fine-tunes, files and models objects; the completion objects are
-in `aiofinetune._completions`). Times are Unix times in whole seconds. A field that the service leaves out, or sends in
-a form that cannot be read, is None; a list is empty. `aiofinetune.structuring` reads these classes from JSON and
-writes them to JSON.
+in `aiofinetune._completions`, and those that the reference does not have in `aiofinetune._other_models`). Times are
+Unix times in whole seconds. A field that the service leaves out, or sends in a form that cannot be read, is None; a
+list is empty. `aiofinetune.structuring` reads these classes from JSON and writes them to JSON.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Generic, Literal, TypeGuard, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeGuard, TypeVar
 
 import attrs
 
+from aiofinetune._value import Value
 from aiofinetune.errors import FineTuneError, RequestInvalid
 
 T = TypeVar("T")
@@ -37,8 +39,8 @@ class Status:
     KNOWN: Final = frozenset({"created", PENDING, RUNNING}) | TERMINAL
 
 
-@attrs.frozen
-class File:
+@attrs.frozen(eq=False, repr=False)
+class File(Value):
     """A file at the service (reference: the file object)."""
 
     id: str
@@ -54,8 +56,8 @@ class File:
     object: str = "file"
 
 
-@attrs.frozen
-class FineTuneEvent:
+@attrs.frozen(eq=False, repr=False)
+class FineTuneEvent(Value):
     """One event of a job's history (reference: the fine-tune event object). Its message is for people to read."""
 
     message: str
@@ -65,8 +67,8 @@ class FineTuneEvent:
     id: str | None = None
 
 
-@attrs.frozen
-class Hyperparams:
+@attrs.frozen(eq=False, repr=False)
+class Hyperparams(Value):
     """The hyperparameters of a job; ``"auto"`` if the service has not chosen a value yet."""
 
     n_epochs: int | Literal["auto"] | None = None
@@ -84,8 +86,8 @@ class Hyperparams:
     classification_betas: tuple[float, ...] | None = None
 
 
-@attrs.frozen
-class Method:
+@attrs.frozen(eq=False, repr=False)
+class Method(Value):
     """How a job trains (OpenAI: the ``method`` of a fine-tuning job).
 
     Args:
@@ -100,8 +102,8 @@ class Method:
     grader: Mapping[str, object] | None = attrs.field(default=None, hash=False)
 
 
-@attrs.frozen
-class Failure:
+@attrs.frozen(eq=False, repr=False)
+class Failure(Value):
     """Why a job failed, in the service's words (OpenAI: the ``error`` of a fine-tuning job)."""
 
     message: str | None = None
@@ -110,8 +112,8 @@ class Failure:
     """The parameter that was invalid."""
 
 
-@attrs.frozen
-class FineTune:
+@attrs.frozen(eq=False, repr=False)
+class FineTune(Value):
     """A fine-tuning job (reference: the fine-tune object). What only other services have is None at the reference."""
 
     id: str
@@ -153,8 +155,8 @@ class FineTune:
         return self.status in Status.TERMINAL
 
 
-@attrs.frozen
-class Model:
+@attrs.frozen(eq=False, repr=False)
+class Model(Value):
     """A model (reference: the model object)."""
 
     id: str
@@ -163,78 +165,8 @@ class Model:
     object: str = "model"
 
 
-@attrs.frozen
-class Checkpoint:
-    """A model that a job saved on its way (OpenAI: the checkpoint object)."""
-
-    id: str
-    created_at: int | None = None
-    fine_tuned_model_checkpoint: str | None = None
-    """The name of the saved model."""
-    step_number: int | None = None
-    metrics: Mapping[str, float] | None = attrs.field(default=None, hash=False)
-    result_files: tuple[File, ...] = ()
-    """The files of the saved model, where the service offers them."""
-    object: str = "fine_tuning.job.checkpoint"
-
-
-@attrs.frozen
-class Metrics:
-    """The figures of a job, where the service has no results file of it (Together: the metrics of a fine-tune)."""
-
-    rows: tuple[Mapping[str, float], ...] = ()
-    """The figures that were recorded together, by name, in the order of their recording."""
-
-
-@attrs.frozen
-class PriceEstimate:
-    """What a job would cost (Together: the price estimate of a fine-tune)."""
-
-    price: float | None = None
-    """In US dollars; None if the service cannot tell."""
-    is_allowed: bool | None = None
-    """Whether the account may run the job."""
-    limit: float | None = None
-    """What the account may spend, in US dollars."""
-    training_tokens: float | None = None
-    validation_tokens: float | None = None
-    reason: str | None = None
-    """Why the service cannot tell the price, in its own words."""
-
-
-@attrs.frozen
-class PartTarget:
-    """Where to put one part of an upload."""
-
-    number: int
-    url: str = attrs.field(repr=False)
-    """A presigned URL, which anybody who knows it may put the part at."""
-    headers: Mapping[str, str] | None = attrs.field(default=None, hash=False, repr=False)
-
-
-@attrs.frozen
-class Upload:
-    """An upload in parts (OpenAI: the upload object; Together: a multipart upload)."""
-
-    id: str
-    status: str
-    file: File | None = None
-    """The file, once the upload is complete."""
-    file_id: str | None = None
-    """The id that the file will have, where the service says it beforehand."""
-    targets: tuple[PartTarget, ...] = ()
-    """Where to put the parts, if not at the service itself."""
-
-
-@attrs.frozen
-class UploadPart:
-    """One part of an upload (OpenAI: the upload part object)."""
-
-    id: str
-
-
-@attrs.frozen
-class Deleted:
+@attrs.frozen(eq=False, repr=False)
+class Deleted(Value):
     """The service's confirmation that it deleted a file or a model."""
 
     id: str
@@ -242,8 +174,8 @@ class Deleted:
     object: str = ""
 
 
-@attrs.frozen
-class Listing(Generic[T]):
+@attrs.frozen(eq=False, repr=False)
+class Listing(Value, Generic[T]):
     """The envelope around every list of the API."""
 
     data: tuple[T, ...] = ()
@@ -252,8 +184,7 @@ class Listing(Generic[T]):
     object: str = "list"
 
 
-@attrs.frozen
-class Rows:
+class Rows(NamedTuple):
     """The readable part of a list of jobs, for a search that must not fail because of one bad row."""
 
     jobs: tuple[FineTune, ...] = ()
@@ -384,8 +315,8 @@ def problem_of(name: str, value: object) -> str | None:
     return None if fits(value) else f"expected {expected}, got {_shown(value)}"
 
 
-@attrs.frozen(kw_only=True)
-class FineTuneRequest:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class FineTuneRequest(Value):
     """The parameters of a job (reference: create fine-tune), checked when the request is constructed.
 
     Every parameter except `training_file` may be None; the service then chooses. ``attrs.evolve(request, n_epochs=8)``
@@ -446,7 +377,7 @@ class FineTuneRequest:
         """Check each parameter by itself, then the rules that involve several."""
         if self.training_file is None:
             raise RequestInvalid("training_file", "is required")
-        given = _given(self)
+        given = _given_reader()(self)
         for name, value in given.items():
             if problem := problem_of(name, value):
                 raise RequestInvalid(name, problem)
@@ -457,7 +388,7 @@ class FineTuneRequest:
 
     def given(self) -> dict[str, object]:
         """Return the parameters that are not None, by name, as JSON values."""
-        given = _given(self)
+        given = _given_reader()(self)
         if self.method is not None:
             given["method"] = attrs.asdict(self.method, filter=lambda _field, value: value is not None)
         return given
@@ -487,6 +418,7 @@ _CLASSIFICATION: Final = frozenset(name for name in _RULES if "classification_" 
 """The parameters that have rules together."""
 
 
+@functools.cache
 def _given_reader() -> Callable[[FineTuneRequest], dict[str, object]]:
     """Return a function that returns the parameters of a request that are not None, by name.
 
@@ -500,9 +432,6 @@ def _given_reader() -> Callable[[FineTuneRequest], dict[str, object]]:
     exec(source, scope)  # noqa: S102  # the source holds only the names of our own fields
     given: Callable[[FineTuneRequest], dict[str, object]] = scope["given"]
     return given
-
-
-_given: Final = _given_reader()
 
 
 # Errors that carry a job

@@ -7,6 +7,7 @@ from typing import Final
 
 import attrs
 
+from aiofinetune._value import Value
 from aiofinetune.errors import (
     APIError,
     BadRequest,
@@ -24,8 +25,8 @@ from aiofinetune.errors import (
 )
 
 
-@attrs.frozen
-class Retry:
+@attrs.frozen(eq=False, repr=False)
+class Retry(Value):
     """How often and how slowly a failed call is retried.
 
     Args:

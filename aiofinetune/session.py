@@ -1,8 +1,13 @@
-"""`FineTuneSession`: one coroutine for each endpoint."""
+"""`FineTuneSession`: one coroutine for each endpoint.
+
+What not every session needs, such as uploads and streams, is imported by the method that needs it: at the top it would
+add a quarter to what importing the session takes over aiohttp.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -16,24 +21,10 @@ import aiohttp
 
 from aiofinetune import _observe, structuring
 from aiofinetune._http.caller import Caller
-from aiofinetune._http.download import download
-from aiofinetune._http.token import Token, TokenSource
 from aiofinetune._http.transport import Timeout, Transport
-from aiofinetune._http.upload_body import Progress
-from aiofinetune._http.upload_check import check_content
-from aiofinetune._http.upload_source import Source, opened_source
-from aiofinetune._jobs.changes import change, is_cancelled, is_paused, is_resumed
-from aiofinetune._jobs.checkpoints import with_model
 from aiofinetune._jobs.claims import Claims
-from aiofinetune._jobs.events import EventStream
-from aiofinetune._jobs.listed import ListedEvents
 from aiofinetune._jobs.matching import has_metadata
-from aiofinetune._jobs.ordering import is_newest_first, oldest_first
-from aiofinetune._jobs.polling import PolledEvents
 from aiofinetune._jobs.recovery import Recovery
-from aiofinetune._jobs.stream import SentEvents
-from aiofinetune._jobs.uploads import FileUploads
-from aiofinetune._jobs.waiting import Waiting
 from aiofinetune._secret import Secret, scrubbed
 from aiofinetune._urls import check_base_url, is_loopback
 from aiofinetune._version import __version__
@@ -42,20 +33,25 @@ from aiofinetune.dialects._dialect import Dialect, Follows
 from aiofinetune.dialects._requests import HEADERS, STREAM_HEADERS
 from aiofinetune.errors import ConfigurationError, NoResults, NotFound, RequestInvalid
 from aiofinetune.models import (
-    Checkpoint,
     Deleted,
     File,
     FineTune,
     FineTuneEvent,
     FineTuneRequest,
     Model,
-    PriceEstimate,
     Status,
 )
 from aiofinetune.retry import Retry
 
 if TYPE_CHECKING:
     from aiofinetune._completions import ChatCompletion, Completion
+    from aiofinetune._http.token import TokenSource
+    from aiofinetune._http.upload_body import Progress
+    from aiofinetune._http.upload_source import Source
+    from aiofinetune._jobs.events import EventStream
+    from aiofinetune._jobs.uploads import FileUploads
+    from aiofinetune._jobs.waiting import Waiting
+    from aiofinetune._other_models import Checkpoint, PriceEstimate
     from aiofinetune.data import Rules
     from aiofinetune.results import Results
 
@@ -133,15 +129,18 @@ class FineTuneSession:
             if not isinstance(value, kind):
                 raise ConfigurationError(f"{name}: expected a {kind.__name__}, got {value!r}")
         secrets = [] if callable(api_key) else [api_key]
-        token = Token(api_key, secrets) if callable(api_key) else None
+        token = None
+        if callable(api_key):
+            from aiofinetune._http.token import Token
+
+            token = Token(api_key, secrets)
         transport = Transport(self.base_url, headers, timeout, http)
         self._caller = Caller(secrets, self.base_url, transport, retry, self.dialect, query, token)
         self._endpoints = self.dialect.endpoints
         self._ended: dict[str, None] = {}
         """The ids of the last jobs whose ends were logged, the oldest first."""
-        claims = Claims()
-        self._recovery = Recovery(self._caller, claims)
-        self._uploads = FileUploads(self._caller, claims)
+        self._claims = Claims()
+        self._recovery = Recovery(self._caller, self._claims)
 
     def __repr__(self) -> str:
         name = "" if self.dialect.name == "fine-tunes" else f", dialect={self.dialect.name!r}"
@@ -250,6 +249,8 @@ class FineTuneSession:
         is_missing = job.status == Status.SUCCEEDED and job.fine_tuned_model is None
         if not is_missing or not self.dialect.model_in_checkpoints:
             return job
+        from aiofinetune._jobs.checkpoints import with_model
+
         try:
             return with_model(job, await self.list_checkpoints(job.id))
         except NotFound:
@@ -261,6 +262,8 @@ class FineTuneSession:
 
         Source: ``POST /fine-tunes/{id}/cancel``.
         """
+        from aiofinetune._jobs.changes import change, is_cancelled
+
         endpoint = self._endpoints.cancel_fine_tune
         return await change(self._caller, endpoint, fine_tune_id, self.retrieve_fine_tune, is_cancelled)
 
@@ -272,6 +275,8 @@ class FineTuneSession:
 
         Source: ``POST /fine_tuning/jobs/{id}/pause`` (the reference has none).
         """
+        from aiofinetune._jobs.changes import change, is_paused
+
         endpoint = self.dialect.offered(self._endpoints.pause_fine_tune, "pause_fine_tune")
         return await change(self._caller, endpoint, fine_tune_id, self.retrieve_fine_tune, is_paused)
 
@@ -283,6 +288,8 @@ class FineTuneSession:
 
         Source: ``POST /fine_tuning/jobs/{id}/resume`` (the reference has none).
         """
+        from aiofinetune._jobs.changes import change, is_resumed
+
         endpoint = self.dialect.offered(self._endpoints.resume_fine_tune, "resume_fine_tune")
         return await change(self._caller, endpoint, fine_tune_id, self.retrieve_fine_tune, is_resumed)
 
@@ -332,6 +339,8 @@ class FineTuneSession:
         events = await self._caller.list(self._endpoints.list_fine_tune_events, fine_tune_id)
         if self.dialect.follows is not Follows.CURSOR:
             return events
+        from aiofinetune._jobs.ordering import is_newest_first, oldest_first
+
         newest_first = is_newest_first(events, self.dialect.newest_first)
         return tuple(oldest_first(events, newest_first=newest_first))
 
@@ -341,9 +350,16 @@ class FineTuneSession:
         Source: ``GET /fine-tunes/{id}/events?stream=true``.
         """
         endpoint = self._endpoints.stream_fine_tune_events
+        if endpoint is None and self.dialect.follows is Follows.LIST:
+            from aiofinetune._jobs.listed import ListedEvents
+
+            return ListedEvents(self._caller, fine_tune_id)
         if endpoint is None:
-            follow = ListedEvents if self.dialect.follows is Follows.LIST else PolledEvents
-            return follow(self._caller, fine_tune_id)
+            from aiofinetune._jobs.polling import PolledEvents
+
+            return PolledEvents(self._caller, fine_tune_id)
+        from aiofinetune._jobs.stream import SentEvents
+
         request = self._caller.build(endpoint, fine_tune_id, headers=STREAM_HEADERS)
         return SentEvents(self._caller.connect, request, fine_tune_id, self._caller.policy, self._caller.secrets)
 
@@ -380,6 +396,8 @@ class FineTuneSession:
         on_end: Callable[[FineTune], object] | None = None,
     ) -> Waiting:
         """Return a wait for a job's end; a batch, which logs the ends of its jobs itself, passes no `on_end`."""
+        from aiofinetune._jobs.waiting import Waiting
+
         calls = (self.retrieve_fine_tune, self.stream_fine_tune_events)
         return Waiting(fine_tune_id, *calls, self._caller.policy, on_event, on_end)
 
@@ -406,14 +424,14 @@ class FineTuneSession:
         if not isinstance(fine_tune, FineTune):
             raise RequestInvalid("fine_tune", f"expected a FineTune, got {type(fine_tune).__name__}")
         if (endpoint := self._endpoints.list_metrics) is not None:
-            from aiofinetune.results._rows import read_metrics  # noqa: PLC0415  # as below
+            from aiofinetune.results._rows import read_metrics
 
             return read_metrics((await self._caller.call(endpoint, fine_tune.id)).rows)
         if not fine_tune.result_files:
             fine_tune = await self.retrieve_fine_tune(fine_tune.id)
         if not fine_tune.result_files:
             raise NoResults(fine_tune.id, fine_tune.status)
-        from aiofinetune.results import read_results  # noqa: PLC0415  # a tenth of the import time, and few programs need it
+        from aiofinetune.results import read_results
 
         content = scrubbed(await self.download_file(fine_tune.result_files[0].id), *self._caller.secrets)
         return await asyncio.to_thread(read_results, content)
@@ -467,7 +485,7 @@ class FineTuneSession:
 
         Source: ``POST /completions``.
         """
-        from aiofinetune.dialects._completions import CREATE_COMPLETION, encode  # noqa: PLC0415  # an eighth of the import time, and few programs need it
+        from aiofinetune.dialects._completions import CREATE_COMPLETION, encode
 
         sampling = {"max_tokens": max_tokens, "temperature": temperature, "stop": stop, "logprobs": logprobs}
         return await self._caller.call(CREATE_COMPLETION, body=encode(model, prompt, {**sampling, "seed": seed}))
@@ -494,12 +512,18 @@ class FineTuneSession:
 
         Source: ``POST /chat/completions``.
         """
-        from aiofinetune.dialects._completions import CREATE_CHAT_COMPLETION, encode_chat  # noqa: PLC0415  # as above
+        from aiofinetune.dialects._completions import CREATE_CHAT_COMPLETION, encode_chat
 
         sampling = {"max_tokens": max_tokens, "temperature": temperature, "stop": stop, "seed": seed}
         return await self._caller.call(CREATE_CHAT_COMPLETION, body=encode_chat(model, messages, sampling))
 
     # Files
+
+    @functools.cached_property
+    def _uploads(self) -> FileUploads:
+        from aiofinetune._jobs.uploads import FileUploads
+
+        return FileUploads(self._caller, self._claims)
 
     async def upload_file(
         self,
@@ -537,8 +561,12 @@ class FineTuneSession:
 
         Source: ``POST /files``, or ``POST /uploads`` and its parts.
         """
+        from aiofinetune._http.upload_source import opened_source
+
         async with opened_source(source) as content:
             if check is not False:
+                from aiofinetune._http.upload_check import check_content
+
                 named = os.fsdecode(source) if isinstance(source, str | os.PathLike) else filename or content.name
                 await check_content(content, named or "data.jsonl", self.data_rules if check is True else check)
             return await self._uploads.upload(content, filename or content.name or "data.jsonl", purpose, progress)
@@ -583,6 +611,8 @@ class FineTuneSession:
 
         Source: ``GET /files/{id}/content``.
         """
+        from aiofinetune._http.download import download
+
         if path is None:
             return await download(self._caller, file_id, None)
         await download(self._caller, file_id, Path(path))
@@ -599,7 +629,7 @@ class FineTuneSession:
 def find_rules(dialect: Dialect, base_url: str) -> Rules:
     """Return what a service takes as training data; see `FineTuneSession.data_rules`."""
     if is_loopback(urlsplit(base_url).hostname or ""):
-        from aiofinetune.data import EMBEDDED  # noqa: PLC0415  # a twentieth of the import time
+        from aiofinetune.data import EMBEDDED
 
         return EMBEDDED
     return dialect.rules()

@@ -3,6 +3,9 @@
 The figures are instructions of the processor under valgrind's cachegrind, of the whole program and without those of
 Python itself. They do not depend on how busy the machine is. Each import runs once before, so that all is compiled.
 
+A session imports what not all sessions need, such as uploads, streams and dialects, when it is used: the last row has
+all of that too.
+
 With the folder of another checkout of this package, a row says what the client takes there.
 """
 
@@ -19,6 +22,12 @@ from typing import Final
 _HERE: Final = Path(__file__).parent.parent
 _VALGRIND: Final = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
 _CLIENT: Final = "from aiofinetune import FineTuneSession"
+_WHEN_USED: Final = (
+    "aiofinetune._http.download, aiofinetune._http.token, aiofinetune._http.upload_check, aiofinetune._jobs.changes,"
+    " aiofinetune._jobs.checkpoints, aiofinetune._jobs.listed, aiofinetune._jobs.looking, aiofinetune._jobs.stream,"
+    " aiofinetune._jobs.uploads, aiofinetune._jobs.waiting"
+)
+_ALL: Final = f"{_CLIENT}, dialects; import {_WHEN_USED}; [*dialects.DIALECTS.values()]"
 MUST: Final = 1.10
 """The most that importing the client may take, over importing aiohttp."""
 
@@ -51,6 +60,7 @@ def main() -> None:
     rows = {"import aiohttp": ("import aiohttp", _HERE), _CLIENT: (_CLIENT, _HERE)}
     if len(sys.argv) > 1:
         rows["the same in the other checkout"] = (_CLIENT, Path(sys.argv[1]).resolve())
+    rows["and what it imports when it is used"] = (_ALL, _HERE)
     with tempfile.TemporaryDirectory() as cache:
         python = instructions("pass", _HERE, cache)
         sys.stdout.write(f"| millions of instructions | all | ratio | without Python's {python / 1e6:.0f} | ratio |\n")

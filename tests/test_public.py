@@ -148,8 +148,10 @@ PURE = (
     "_http.compression",
     "_jobs.matching",
     "_jobs.ordering",
+    "_other_models",
     "_sse",
     "_urls",
+    "_value",
     "data._chat",
     "dialects._azure",
     "dialects._choice",
@@ -209,16 +211,30 @@ assert not {"aiohttp", "attrs", "numpy", "click", "rich"} & set(sys.modules)
     assert list(tmp_path.iterdir()) == []
 
 
+WHEN_USED = {
+    *(f"aiofinetune._http.{name}" for name in ("download", "token", "upload_body", "upload_check", "upload_source")),
+    *(
+        f"aiofinetune._jobs.{name}"
+        for name in ("changes", "listed", "looking", "polling", "stream", "uploads", "waiting")
+    ),
+    *(f"aiofinetune.dialects.{name}" for name in ("_azure", "_jobs", "_nebius", "_together")),
+    *("aiofinetune._other_models", "aiofinetune._completions", "aiofinetune.data", "aiofinetune.results"),
+    *("click", "numpy", "rich"),
+}
+"""What a session imports only when it is used."""
+
+
 @pytest.mark.parametrize(
     ("command", "unused"),
     [
         (["-c", "import aiofinetune.local._engines.trainer"], {"aiohttp", "cattrs", "click", "rich"}),
         (["-m", "aiofinetune", "--help"], {"aiohttp", "attrs", "cattrs", "numpy"}),
+        (["-c", "from aiofinetune import FineTuneSession"], WHEN_USED),
     ],
-    ids=["trainer", "help"],
+    ids=["trainer", "help", "session"],
 )
 def test_imports_no_more_than_it_uses(command: list[str], unused: set[str]) -> None:
-    """A trainer and ``--help``, which start often, import nothing that they do not use."""
+    """A trainer and ``--help``, which start often, and a session, import nothing that they do not use."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
     done = subprocess.run(  # noqa: S603  # the commands above
         [sys.executable, "-X", "importtime", *command], env=environment, capture_output=True, check=True
@@ -238,11 +254,11 @@ STOREYS = (
     ("aiofinetune.data", "aiofinetune.results"),
     ("aiofinetune.retry",),
     ("aiofinetune.structuring",),
-    ("aiofinetune._completions",),
+    ("aiofinetune._completions", "aiofinetune._other_models"),
     ("aiofinetune.models",),
     ("aiofinetune.errors",),
 )
-GROUND = ("_json", "_local_files", "_observe", "_secret", "_sqlite", "_sse", "_threads", "_urls", "_version")
+GROUND = ("_json", "_local_files", "_observe", "_secret", "_sqlite", "_sse", "_threads", "_urls", "_value", "_version")
 """What any module may import, and what imports only errors, and one another in this order of the alphabet or not."""
 
 

@@ -10,24 +10,26 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from aiofinetune import _observe, retry
 from aiofinetune._http.reply_body import Incoming
 from aiofinetune._http.throttle import Throttle, Trouble
-from aiofinetune._http.token import Token
 from aiofinetune._http.transport import SMALL_BUFFER, Heard, Transport
 from aiofinetune._observe import Call
 from aiofinetune._secret import Secret, scrubbed, without_secret
 from aiofinetune.dialects._choice import fitting, of_upload
 from aiofinetune.dialects._dialect import Dialect
 from aiofinetune.dialects._error_replies import error_of
-from aiofinetune.dialects._long_list import LongList, Row
 from aiofinetune.dialects._replies import decode, decode_deleted
 from aiofinetune.dialects._requests import Endpoint, Reply, Request, build
 from aiofinetune.errors import APIError, AuthenticationFailed, FineTuneError, NotFound, ProtocolViolation, RateLimited
 from aiofinetune.models import CreateUncertain, Deleted, FineTune, Listing, Rows
 from aiofinetune.retry import Retry
+
+if TYPE_CHECKING:
+    from aiofinetune._http.token import Token
+    from aiofinetune.dialects._long_list import Row
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -170,6 +172,8 @@ class Caller:
         Returns:
             The other fields of the list, and the reply without its body.
         """
+        from aiofinetune.dialects._long_list import LongList  # noqa: PLC0415  # only a batch reads rows
+
         query = self._of_page(endpoint, None if after is None else {"after": after})
         request = self.build(endpoint, query=query)
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Literal
-
-import attrs
+from typing import Final, Literal
 
 from aiofinetune.errors import FineTuneError
 from aiofinetune.retry import SPREAD
 
 
-@attrs.frozen
 class Trouble:
-    """Why the calls of a session do not go through at the moment."""
+    """Why the calls of a session do not go through at the moment.
 
-    kind: Literal["throttled", "unreachable"]
-    """Whether the service asks to slow down, or does not answer as it should."""
-    since: float
-    """When it began, by the event loop's clock."""
-    until: float
-    """When a call is sent next, by the same clock."""
-    failure: FineTuneError
-    """The last one."""
+    Args:
+        kind: Whether the service asks to slow down, or does not answer as it should.
+        since: When it began, by the event loop's clock.
+        until: When a call is sent next, by the same clock.
+        failure: The last one.
+    """
+
+    def __init__(
+        self, kind: Literal["throttled", "unreachable"], since: float, until: float, failure: FineTuneError
+    ) -> None:
+        self.kind: Final = kind
+        self.since: Final = since
+        self.until: Final = until
+        self.failure: Final = failure
 
 
 class Throttle:

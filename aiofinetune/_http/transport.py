@@ -25,6 +25,7 @@ from aiofinetune._http.proxies import proxy_for
 from aiofinetune._http.reply_body import Incoming, arrived, reply_of
 from aiofinetune._http.waits import LOOK_INTERVAL, Waits
 from aiofinetune._secret import Secret
+from aiofinetune._value import Value
 from aiofinetune.dialects._requests import Reply, Request, redirected
 from aiofinetune.errors import (
     ConfigurationError,
@@ -51,13 +52,13 @@ _MAX_HEADER_BYTES: Final = 64 << 10
 proxies send."""
 
 
-_NO_STATUS_LINE: Final = re.compile(r"Bad status line:\n  Expected HTTP/[^\n]*\n\n  b'[^\n]*\n    \^")
+_NO_STATUS_LINE: Final = r"Bad status line:\n  Expected HTTP/[^\n]*\n\n  b'[^\n]*\n    \^"
 """aiohttp's message for a reply that is not HTTP from its first byte. After any other message a status line may have
 been read before the error: aiohttp parses a whole packet at once, and does not pass on the status line."""
 
 
-@attrs.frozen
-class Timeout:
+@attrs.frozen(eq=False, repr=False)
+class Timeout(Value):
     """How long to wait, in seconds.
 
     Args:
@@ -84,17 +85,19 @@ class Timeout:
                 raise ConfigurationError(f"{name}: expected more than 0 seconds, got {seconds!r}")
 
 
-@attrs.define
 class Heard:
     """The part of a reply that has been received, which is all the evidence there is if a create's reply breaks off."""
 
-    status: int | None = None
-    """The status; None until the status line is read."""
-    headers: Mapping[str, str] = attrs.field(default=MappingProxyType({}), repr=False)
-    pieces: list[bytes] = attrs.field(factory=list, repr=False)
-    """The bytes of the body, which may echo the key."""
-    is_garbled: bool = False
-    """Whether the reply is not HTTP, but may have begun with a status line that aiohttp does not report."""
+    __slots__ = ("headers", "is_garbled", "pieces", "status")
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        """The status; None until the status line is read."""
+        self.headers: Mapping[str, str] = MappingProxyType({})
+        self.pieces: list[bytes] = []
+        """The bytes of the body."""
+        self.is_garbled = False
+        """Whether the reply is not HTTP, but may have begun with a status line that aiohttp does not report."""
 
     @property
     def is_accepted(self) -> bool:
@@ -112,7 +115,7 @@ class Heard:
                 # The proxy's reply, before any connection to the service. The next case would match it too.
                 pass
             case aiohttp.ClientResponseError(message=message):
-                self.is_garbled = _NO_STATUS_LINE.match(message) is None
+                self.is_garbled = re.match(_NO_STATUS_LINE, message) is None
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """Record the head of the reply."""

@@ -8,8 +8,10 @@ from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.upload_body import Form, Progress, progress_from, send_form
 from aiofinetune._http.upload_source import Content, section_of
+from aiofinetune._other_models import Upload, UploadPart
+from aiofinetune.dialects._requests import Endpoint
 from aiofinetune.errors import ProtocolViolation
-from aiofinetune.models import File, UploadPart
+from aiofinetune.models import File
 
 
 class PartedUpload:
@@ -29,6 +31,8 @@ class PartedUpload:
         self._content = content
         self._size = size
         self._progress = progress
+        self.endpoint: Endpoint[Upload] = caller.dialect.offered(caller.endpoints.complete_upload, "complete_upload")
+        """What completes the upload."""
         self._id = ""
         self._part_ids: list[str] = []
 
@@ -36,7 +40,8 @@ class PartedUpload:
         """Begin the upload, and send all its parts in order."""
         # The contract requires a type; it does not list the type of JSON Lines, and services go by the purpose.
         asked = {"filename": name, "purpose": purpose, "bytes": self._size, "mime_type": "application/jsonl"}
-        begun = await self._caller.call(self._caller.endpoints.begin_upload, body=structuring.write_request(asked))
+        endpoint = self._caller.dialect.offered(self._caller.endpoints.begin_upload, "begin_upload")
+        begun = await self._caller.call(endpoint, body=structuring.write_request(asked))
         self._id = begun.id
         part_size = self._caller.dialect.part_size
         for offset in range(0, self._size, part_size):
@@ -50,13 +55,13 @@ class PartedUpload:
             ProtocolViolation: The reply does not describe the file.
         """
         body = structuring.write_request({"part_ids": self._part_ids})
-        done = await self._caller.exchange_once(self._caller.endpoints.complete_upload, self._id, body=body)
+        done = await self._caller.exchange_once(self.endpoint, self._id, body=body)
         if done.file is None:
             raise ProtocolViolation(f"the upload {self._id} is {done.status!r}, but the reply names no file")
         return done.file
 
     async def _send_part(self, offset: int, size: int) -> UploadPart:
-        endpoint = self._caller.endpoints.upload_part
+        endpoint = self._caller.dialect.offered(self._caller.endpoints.upload_part, "upload_part")
 
         async def attempt() -> UploadPart:
             boundary = secrets.token_hex(16)

@@ -9,9 +9,7 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
-
-import attrs
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from aiofinetune._local_files import HOP, opened
 from aiofinetune.errors import FineTuneError, LocalFileError, RequestInvalid
@@ -29,8 +27,7 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | SupportsRead | AsyncIterabl
 """What can be uploaded: a path, bytes, an object that is read like a file in binary mode, or an iterator of pieces."""
 
 
-@attrs.frozen
-class Content:
+class Content(NamedTuple):
     """The bytes of a source, in pieces.
 
     Args:

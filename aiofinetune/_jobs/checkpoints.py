@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import attrs
 
-from aiofinetune.models import Checkpoint, FineTune
+from aiofinetune._other_models import Checkpoint
+from aiofinetune.models import FineTune
 
 
 def with_model(job: FineTune, checkpoints: Sequence[Checkpoint]) -> FineTune:

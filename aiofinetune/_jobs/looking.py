@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, Final
 
-import attrs
-
 from aiofinetune import structuring
 from aiofinetune._http.caller import MAX_PAGES, Caller
 from aiofinetune.dialects._dialect import KEY_NAME
@@ -28,7 +26,6 @@ _MAX_PLAIN: Final = 20
 took a quarter of a batch's memory. Fewer are not, because that takes 2 % of the CPU of a job."""
 
 
-@attrs.define
 class Seen:
     """What a look saw.
 
@@ -37,23 +34,24 @@ class Seen:
         claims: The ids of jobs that were made through this base URL.
     """
 
-    is_wanted: Callable[[str], bool]
-    claims: Container[str]
-    active: dict[str, str] = attrs.field(factory=dict)
-    """The statuses of the jobs that have not ended, by id."""
-    unreadable: set[str] = attrs.field(factory=set)
-    """The ids of the rows that have no status."""
-    has_echoed: bool = False
-    """Whether a job has shown the key with which it was made."""
-    last_id: str | None = None
-    """The id of the last row."""
-    rows: int = 0
-    """The number of rows."""
-    _blocks: list[bytes] = attrs.field(factory=list)
-    _ended: list[Row] = attrs.field(factory=list)
-    _first_at: int | None = None
-    _last_at: int | None = None
-    _is_descending: bool = True
+    def __init__(self, is_wanted: Callable[[str], bool], claims: Container[str]) -> None:
+        self.is_wanted = is_wanted
+        self.claims = claims
+        self.active: dict[str, str] = {}
+        """The statuses of the jobs that have not ended, by id."""
+        self.unreadable: set[str] = set()
+        """The ids of the rows that have no status."""
+        self.has_echoed = False
+        """Whether a job has shown the key with which it was made."""
+        self.last_id: str | None = None
+        """The id of the last row."""
+        self.rows = 0
+        """The number of rows."""
+        self._blocks: list[bytes] = []
+        self._ended: list[Row] = []
+        self._first_at: int | None = None
+        self._last_at: int | None = None
+        self._is_descending = True
 
     def add(self, rows: Iterable[Any]) -> None:  # Any: a service's JSON
         """Take the next rows, in the form of the reference. To take a row again does no harm."""

@@ -152,14 +152,14 @@ def fits(job: FineTune, request: FineTuneRequest) -> bool:
 
 _LEFT_TO_SERVICE: Final = ("auto", "max")
 """The words in place of a value that the service chooses."""
-_SNAPSHOT: Final = re.compile(r"-\d{4}(-\d{2}-\d{2})?")
+_SNAPSHOT: Final = r"-\d{4}(-\d{2}-\d{2})?"
 """What a service adds to a model's name: the date of the version that it chose."""
 
 
 def _model_fits(model: str | None, asked: str | None) -> bool:
     if model is None or asked is None or model == asked:
         return True
-    return model.startswith(asked) and _SNAPSHOT.fullmatch(model[len(asked) :]) is not None
+    return model.startswith(asked) and re.fullmatch(_SNAPSHOT, model[len(asked) :]) is not None
 
 
 def _files_fit(job: FineTune, request: FineTuneRequest) -> bool:

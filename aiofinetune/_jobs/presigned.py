@@ -8,9 +8,7 @@ import logging
 import math
 import secrets
 from functools import partial
-from typing import Final, TypeVar
-
-import attrs
+from typing import Final, NamedTuple, TypeVar
 
 from aiofinetune import structuring
 from aiofinetune._http.caller import Caller
@@ -18,6 +16,7 @@ from aiofinetune._http.storage import Storage, is_service_private, location_of
 from aiofinetune._http.upload_body import Progress, fields_form, progress_from
 from aiofinetune._http.upload_source import Content, section_of
 from aiofinetune._observe import in_short
+from aiofinetune._other_models import PartTarget, Upload
 from aiofinetune.dialects._requests import Endpoint, Reply, Request
 from aiofinetune.errors import (
     BadRequest,
@@ -28,7 +27,7 @@ from aiofinetune.errors import (
     ProtocolViolation,
     RequestInvalid,
 )
-from aiofinetune.models import File, PartTarget, Upload
+from aiofinetune.models import File
 
 T = TypeVar("T")
 
@@ -44,8 +43,7 @@ _MAX_PAUSE: Final = 10.0
 """The bounds, in seconds, of the pause between two looks at a file that the service is reading."""
 
 
-@attrs.frozen
-class _Asked:
+class _Asked(NamedTuple):
     """What is said about a file before its bytes are sent."""
 
     name: str
@@ -189,7 +187,7 @@ class PresignedUpload:
             raise
 
     async def _begin_parts(self, asked: _Asked, count: int) -> Upload:
-        endpoint = self._endpoints.begin_upload
+        endpoint = self._caller.dialect.offered(self._endpoints.begin_upload, "begin_upload")
         body = structuring.write_request({**asked.fields, "file_size": asked.size, "num_parts": count})
 
         async def attempt() -> Upload:
@@ -218,7 +216,7 @@ class PresignedUpload:
 
     async def _complete(self, begun: Upload, etags: list[dict[str, object]]) -> File:
         """Have the service put the parts together; if the reply is lost, the file may be there."""
-        endpoint = self._endpoints.complete_upload
+        endpoint = self._caller.dialect.offered(self._endpoints.complete_upload, "complete_upload")
         body = structuring.write_request({"upload_id": begun.id, "file_id": begun.file_id, "parts": etags})
         try:
             done = await self._caller.call(endpoint, body=body)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Container, Hashable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from types import MappingProxyType
-from typing import Final
-
-import attrs
+from typing import TYPE_CHECKING, Final
 
 from aiofinetune import _observe, structuring
 from aiofinetune._http.caller import Caller
@@ -20,12 +17,14 @@ from aiofinetune._http.transport import Heard
 from aiofinetune._jobs import matching
 from aiofinetune._jobs.claims import Claims, Groups
 from aiofinetune._jobs.clocks import Moment, at_service
-from aiofinetune._jobs.looking import Seen, look
 from aiofinetune.dialects._dialect import with_key
 from aiofinetune.dialects._replies import unreadable
 from aiofinetune.dialects._requests import Reply
 from aiofinetune.errors import FineTuneError, FineTuneUnreadable, NotFound, ProtocolViolation, RequestInvalid
 from aiofinetune.models import CreateUncertain, FineTune, FineTuneRequest, Rows
+
+if TYPE_CHECKING:
+    from aiofinetune._jobs.looking import Seen
 
 _log = logging.getLogger("aiofinetune")
 
@@ -59,7 +58,6 @@ class Accepted(Exception):
         return f"the create was accepted, but its reply does not describe the job: {self.__cause__}"
 
 
-@attrs.frozen
 class Search:
     """A search for the job of a create.
 
@@ -76,16 +74,29 @@ class Search:
         owner: The name of the caller's record of it; None if there is none.
     """
 
-    request: FineTuneRequest
-    sent: Moment
-    lost_at: Moment
-    known: Container[str]
-    claimed: Container[str]
-    lost: Sequence[FineTuneRequest] = ()
-    astray: float = 0.0
-    accepted: Accepted | None = None
-    key: str | None = None
-    owner: Hashable = None
+    def __init__(
+        self,
+        request: FineTuneRequest,
+        sent: Moment,
+        lost_at: Moment,
+        known: Container[str],
+        claimed: Container[str],
+        lost: Sequence[FineTuneRequest] = (),
+        astray: float = 0.0,
+        accepted: Accepted | None = None,
+        key: str | None = None,
+        owner: Hashable = None,
+    ) -> None:
+        self.request = request
+        self.sent = sent
+        self.lost_at = lost_at
+        self.known = known
+        self.claimed = claimed
+        self.lost = lost
+        self.astray = astray
+        self.accepted = accepted
+        self.key = key
+        self.owner = owner
 
     @property
     def cause(self) -> BaseException | None:
@@ -141,7 +152,7 @@ class Recovery:
 
     def new_key(self, request: FineTuneRequest) -> str | None:
         """Return a random key for one attempt to create a job; None if the create cannot carry one."""
-        return secrets.token_hex(16) if self.caller.dialect.takes_key(request) else None
+        return os.urandom(16).hex() if self.caller.dialect.takes_key(request) else None
 
     async def create(
         self,
@@ -232,6 +243,8 @@ class Recovery:
                 Where lists come in pages, newest first, older pages are not read.
             is_wanted: Takes the id of a job that has ended, and returns whether to read the job.
         """
+        from aiofinetune._jobs.looking import look  # noqa: PLC0415  # only a batch looks
+
         moment = None if since is None else Moment.at(since)
         claims = () if self.has_echoed else self.claims
         seen = await look(self.caller, is_wanted, claims, lambda reply: moment and _before(reply, moment))
@@ -500,7 +513,8 @@ class _Create:
     async def _search_list(self, search: Search) -> FineTune | None:
         with self._group.losing(self._request):
             async with self._group.searching():
-                return await self._recovery.search(attrs.evolve(search, lost=self._group.lost))
+                search.lost = self._group.lost
+                return await self._recovery.search(search)
 
 
 def _before(reply: Reply, sent: Moment, astray: float = 0.0) -> float | None:

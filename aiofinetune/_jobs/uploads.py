@@ -74,8 +74,7 @@ class FileUploads:
         # A source that cannot be rewound can be sent only once.
         policy = self._caller.policy if content.rewind is not None else attrs.evolve(self._caller.policy, attempts=1)
         with self._claims.call():
-            endpoints = self._caller.endpoints
-            endpoint: Endpoint[Any] = endpoints.upload_file if parts is None else endpoints.complete_upload
+            endpoint: Endpoint[Any] = self._caller.endpoints.upload_file if parts is None else parts.endpoint
             renews = content.rewind is not None
             return await self._caller.retrying(endpoint, attempt, find, policy, renews=renews)
 

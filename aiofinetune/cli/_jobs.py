@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import click
 
+from aiofinetune._other_models import Checkpoint, PriceEstimate
 from aiofinetune.batch._manifest import is_local
 from aiofinetune.cli._files import upload
 from aiofinetune.cli._following import follow_to_the_end, show_event
@@ -22,7 +23,7 @@ from aiofinetune.cli._output import Column, ago, moment, print_columns, print_fi
 from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
 from aiofinetune.errors import BadRequest, NotFound, RequestInvalid
-from aiofinetune.models import METHODS, Checkpoint, File, FineTune, FineTuneRequest, Method, PriceEstimate, Status
+from aiofinetune.models import METHODS, File, FineTune, FineTuneRequest, Method, Status
 from aiofinetune.session import FineTuneSession, find_rules
 
 if TYPE_CHECKING:

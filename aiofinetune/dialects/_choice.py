@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
 from aiofinetune import structuring
-from aiofinetune.dialects._azure import AZURE
 from aiofinetune.dialects._dialect import Dialect
 from aiofinetune.dialects._fine_tunes import FINE_TUNES
-from aiofinetune.dialects._jobs import JOBS
-from aiofinetune.dialects._nebius import NEBIUS
-from aiofinetune.dialects._together import TOGETHER
 from aiofinetune.errors import ConfigurationError, ProtocolViolation
 
-DIALECTS: Final[Mapping[str, Dialect]] = {
-    dialect.name: dialect for dialect in (FINE_TUNES, JOBS, AZURE, NEBIUS, TOGETHER)
-}
+
+class _Dialects(Mapping[str, Dialect]):
+    """The dialects by their names; the module of each is imported when it is first asked for."""
+
+    _PLACES: Final = {
+        "fine-tunes": ("_fine_tunes", "FINE_TUNES"),
+        "jobs": ("_jobs", "JOBS"),
+        "azure": ("_azure", "AZURE"),
+        "nebius": ("_nebius", "NEBIUS"),
+        "together": ("_together", "TOGETHER"),
+    }
+
+    def __getitem__(self, name: str) -> Dialect:
+        module, constant = self._PLACES[name]
+        dialect: Dialect = getattr(importlib.import_module(f"aiofinetune.dialects.{module}"), constant)
+        return dialect
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._PLACES)
+
+    def __len__(self) -> int:
+        return len(self._PLACES)
+
+
+DIALECTS: Final[Mapping[str, Dialect]] = _Dialects()
 """Every dialect by its name."""
 
 
@@ -37,9 +56,11 @@ def named(name: object) -> Dialect:
 def of_host(base_url: str) -> Dialect:
     """Return the dialect of a base URL by its host, or else the reference."""
     try:
-        host = urlsplit(base_url).hostname or ""
+        host = urlsplit(base_url).hostname
     except ValueError:
         # The check of the base URL that follows says what is wrong with it.
+        return FINE_TUNES
+    if not host:
         return FINE_TUNES
     for dialect in DIALECTS.values():
         if any(host == known or (known.startswith(".") and host.endswith(known)) for known in dialect.hosts):

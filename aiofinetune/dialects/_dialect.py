@@ -9,26 +9,23 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
+from aiofinetune._value import Value
 from aiofinetune.dialects._requests import Endpoint
 from aiofinetune.errors import APIError, RequestInvalid
 from aiofinetune.models import (
-    Checkpoint,
     Deleted,
     File,
     FineTune,
     FineTuneEvent,
     FineTuneRequest,
     Listing,
-    Metrics,
     Model,
-    PriceEstimate,
     Rows,
-    Upload,
-    UploadPart,
     problem_of,
 )
 
 if TYPE_CHECKING:
+    from aiofinetune._other_models import Checkpoint, Metrics, PriceEstimate, Upload, UploadPart
     from aiofinetune.data import Rules
 
 T = TypeVar("T")
@@ -59,10 +56,6 @@ LIST_FILES: Final = Endpoint("GET", "/files", Listing[File])
 RETRIEVE_FILE: Final = Endpoint("GET", "/files/{}", File)
 DOWNLOAD_FILE: Final = Endpoint("GET", "/files/{}/content", bytes)
 DELETE_FILE: Final = Endpoint("DELETE", "/files/{}", Deleted)
-# An upload or a part that was made twice is of no consequence: only the parts that are named at the end count.
-BEGIN_UPLOAD: Final = Endpoint("POST", "/uploads", Upload)
-UPLOAD_PART: Final = Endpoint("POST", "/uploads/{}/parts", UploadPart)
-COMPLETE_UPLOAD: Final = Endpoint("POST", "/uploads/{}/complete", Upload, idempotent=False)
 
 
 class Uploads(Enum):
@@ -101,9 +94,13 @@ METADATA: Final = Recognises.METADATA
 """In Python 3.11 each look-up of a member in its class calls a function."""
 
 
-@attrs.frozen(kw_only=True)
 class Endpoints:
-    """The endpoints of a dialect, by the names of the session's coroutines; None for one that the service lacks."""
+    """The endpoints of a dialect, by the names of the session's coroutines; None for one that the service lacks.
+
+    Each dialect has a subclass, which sets those that it has or that differ.
+    """
+
+    __slots__ = ()
 
     create_fine_tune: Endpoint[FineTune]
     list_fine_tunes: Endpoint[Listing[FineTune]]
@@ -129,9 +126,9 @@ class Endpoints:
     retrieve_file: Endpoint[File] = RETRIEVE_FILE
     download_file: Endpoint[bytes] = DOWNLOAD_FILE
     delete_file: Endpoint[Deleted] = DELETE_FILE
-    begin_upload: Endpoint[Upload] = BEGIN_UPLOAD
-    upload_part: Endpoint[UploadPart] = UPLOAD_PART
-    complete_upload: Endpoint[Upload] = COMPLETE_UPLOAD
+    begin_upload: Endpoint[Upload] | None = None
+    upload_part: Endpoint[UploadPart] | None = None
+    complete_upload: Endpoint[Upload] | None = None
     abort_upload: Endpoint[Upload] | None = None
     process_file: Endpoint[File] | None = None
     """Has the service read a file whose content was put at a presigned URL."""
@@ -151,8 +148,8 @@ def _unexplained(error: APIError, _endpoint: Endpoint[Any]) -> APIError:
     return error
 
 
-@attrs.frozen(kw_only=True)
-class Dialect:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Dialect(Value):
     """How one kind of service says what all of them do. ``attrs.evolve(dialect, …)`` returns a changed copy.
 
     Args:

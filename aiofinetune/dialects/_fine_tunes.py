@@ -41,19 +41,23 @@ def _rules() -> Rules:
     return rules
 
 
+class _Endpoints(Endpoints):
+    __slots__ = ()
+
+    create_fine_tune = Endpoint("POST", "/fine-tunes", FineTune, idempotent=False)
+    list_fine_tunes = Endpoint("GET", "/fine-tunes", Listing[FineTune])
+    list_rows = Endpoint("GET", "/fine-tunes", Rows)
+    retrieve_fine_tune = Endpoint("GET", "/fine-tunes/{}", FineTune)
+    cancel_fine_tune = Endpoint("POST", "/fine-tunes/{}/cancel", FineTune)
+    list_fine_tune_events = Endpoint("GET", "/fine-tunes/{}/events", Listing[FineTuneEvent])
+    stream_fine_tune_events = Endpoint("GET", "/fine-tunes/{}/events?stream=true", FineTuneEvent)
+
+
 FINE_TUNES: Final = Dialect(
     name="fine-tunes",
     about="the reference: self-hosted services, the embedded server",
     base_url=DEFAULT_BASE_URL,
-    endpoints=Endpoints(
-        create_fine_tune=Endpoint("POST", "/fine-tunes", FineTune, idempotent=False),
-        list_fine_tunes=Endpoint("GET", "/fine-tunes", Listing[FineTune]),
-        list_rows=Endpoint("GET", "/fine-tunes", Rows),
-        retrieve_fine_tune=Endpoint("GET", "/fine-tunes/{}", FineTune),
-        cancel_fine_tune=Endpoint("POST", "/fine-tunes/{}/cancel", FineTune),
-        list_fine_tune_events=Endpoint("GET", "/fine-tunes/{}/events", Listing[FineTuneEvent]),
-        stream_fine_tune_events=Endpoint("GET", "/fine-tunes/{}/events?stream=true", FineTuneEvent),
-    ),
+    endpoints=_Endpoints(),
     lacks={
         "learning_rate": "the nearest is learning_rate_multiplier, a multiple of the pretraining rate",
         "seed": "nothing stands for it",

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from aiofinetune._other_models import Checkpoint, Upload, UploadPart
 from aiofinetune.dialects._dialect import Dialect, Endpoints, Follows, Object, Recognises, Uploads
 from aiofinetune.dialects._fine_tunes import DEFAULT_BASE_URL
 from aiofinetune.dialects._long_list import has_more
 from aiofinetune.dialects._requests import Endpoint
-from aiofinetune.models import Checkpoint, FineTune, FineTuneEvent, Listing, Rows, Status
+from aiofinetune.models import FineTune, FineTuneEvent, Listing, Rows, Status
 
 _STATUSES: Final[Mapping[str, str]] = {
     "validating_files": Status.PENDING,
@@ -135,23 +136,34 @@ def _fits(job: Object) -> bool:
 _JOBS: Final = "/fine_tuning/jobs"
 _EACH: Final = each(_unchanged)
 
-ENDPOINTS: Final = Endpoints(
-    create_fine_tune=Endpoint("POST", _JOBS, FineTune, idempotent=False, translate=read_job),
-    list_fine_tunes=Endpoint("GET", _JOBS, Listing[FineTune], translate=each(read_job), is_paged=True),
-    list_rows=Endpoint("GET", _JOBS, Rows, translate=each(read_job), is_paged=True),
-    retrieve_fine_tune=Endpoint("GET", _JOBS + "/{}", FineTune, translate=read_job),
-    cancel_fine_tune=Endpoint("POST", _JOBS + "/{}/cancel", FineTune, translate=read_job),
-    list_fine_tune_events=Endpoint("GET", _JOBS + "/{}/events", Listing[FineTuneEvent], translate=_EACH, is_paged=True),
-    pause_fine_tune=Endpoint("POST", _JOBS + "/{}/pause", FineTune, translate=read_job),
-    resume_fine_tune=Endpoint("POST", _JOBS + "/{}/resume", FineTune, translate=read_job),
-    list_checkpoints=Endpoint("GET", _JOBS + "/{}/checkpoints", Listing[Checkpoint], translate=_EACH, is_paged=True),
-)
+
+class JobsEndpoints(Endpoints):
+    """The endpoints of OpenAI's API."""
+
+    __slots__ = ()
+
+    create_fine_tune = Endpoint("POST", _JOBS, FineTune, idempotent=False, translate=read_job)
+    list_fine_tunes = Endpoint("GET", _JOBS, Listing[FineTune], translate=each(read_job), is_paged=True)
+    list_rows = Endpoint("GET", _JOBS, Rows, translate=each(read_job), is_paged=True)
+    retrieve_fine_tune = Endpoint("GET", _JOBS + "/{}", FineTune, translate=read_job)
+    cancel_fine_tune = Endpoint("POST", _JOBS + "/{}/cancel", FineTune, translate=read_job)
+    list_fine_tune_events = Endpoint(
+        "GET", _JOBS + "/{}/events", Listing[FineTuneEvent], translate=_EACH, is_paged=True
+    )
+    pause_fine_tune: Endpoint[FineTune] | None = Endpoint("POST", _JOBS + "/{}/pause", FineTune, translate=read_job)
+    resume_fine_tune: Endpoint[FineTune] | None = Endpoint("POST", _JOBS + "/{}/resume", FineTune, translate=read_job)
+    list_checkpoints = Endpoint("GET", _JOBS + "/{}/checkpoints", Listing[Checkpoint], translate=_EACH, is_paged=True)
+    # An upload or a part that was made twice is of no consequence: only the parts that are named at the end count.
+    begin_upload = Endpoint("POST", "/uploads", Upload)
+    upload_part = Endpoint("POST", "/uploads/{}/parts", UploadPart)
+    complete_upload = Endpoint("POST", "/uploads/{}/complete", Upload, idempotent=False)
+
 
 JOBS: Final = Dialect(
     name="jobs",
     about="OpenAI today, and gateways such as LiteLLM and Portkey",
     base_url=DEFAULT_BASE_URL,
-    endpoints=ENDPOINTS,
+    endpoints=JobsEndpoints(),
     lacks=LACKS,
     methods=METHODS,
     takes_auto=True,

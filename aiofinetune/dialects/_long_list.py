@@ -12,9 +12,9 @@ from aiofinetune.errors import ProtocolViolation
 Row = dict[str, Any]
 """A row as the service sends it. Any: a service's JSON."""
 
-_START: Final = re.compile(rb'[\s\xef\xbb\xbf]*\{[^\[]*"data"\s*:\s*\[')
+_START: Final = rb'[\s\xef\xbb\xbf]*\{[^\[]*"data"\s*:\s*\['
 """The start of a list, up to its first row."""
-_BETWEEN: Final = re.compile(rb"\}\s*,\s*\{")
+_BETWEEN: Final = rb"\}\s*,\s*\{"
 """What is between two rows, and between two objects in a row."""
 _AT_ONCE: Final = 64 << 10
 """The number of bytes from which on rows are read."""
@@ -62,7 +62,7 @@ class LongList:
         if self._head is None or len(self._waiting) < _AT_ONCE:
             return []
         start = max(0, len(self._waiting) - _SEARCHED)
-        places = [found.start() + 1 for found in _BETWEEN.finditer(self._waiting, start)]
+        places = [found.start() + 1 for found in re.compile(_BETWEEN).finditer(self._waiting, start)]
         for place in places[: -_MAX_TRIES - 1 : -1]:
             rows = _loaded(b"[" + self._clean(bytes(self._waiting[:place])) + b"]")
             if rows is not None:
@@ -87,7 +87,7 @@ class LongList:
         return _checked(rows) if isinstance(rows, list) else [], {**(self._head or {}), **value}
 
     def _find_start(self) -> None:
-        found = _START.match(self._waiting)
+        found = re.match(_START, self._waiting)
         if found is None:
             return
         # Valid only if the bracket belongs to `data` at the top.

@@ -8,7 +8,7 @@ from typing import Final
 import attrs
 
 from aiofinetune.dialects._dialect import Object, Recognises, Uploads
-from aiofinetune.dialects._jobs import ENDPOINTS, JOBS, LACKS
+from aiofinetune.dialects._jobs import JOBS, LACKS, JobsEndpoints
 
 _HYPERPARAMETERS: Final = ("n_epochs", "batch_size", "learning_rate")
 
@@ -20,14 +20,21 @@ def _encode(parameters: Object) -> dict[str, object]:
     return {**body, "hyperparameters": own} if own else body
 
 
+class _Endpoints(JobsEndpoints):
+    __slots__ = ()
+
+    # It is not known whether jobs can be paused there.
+    pause_fine_tune = None
+    resume_fine_tune = None
+
+
 NEBIUS: Final = attrs.evolve(
     JOBS,
     name="nebius",
     about="Nebius Token Factory",
     base_url="https://api.tokenfactory.nebius.com/v1",
     hosts=("api.tokenfactory.nebius.com",),
-    # It is not known whether jobs can be paused there.
-    endpoints=attrs.evolve(ENDPOINTS, pause_fine_tune=None, resume_fine_tune=None),
+    endpoints=_Endpoints(),
     lacks=MappingProxyType(
         {
             **{name: nearest for name, nearest in LACKS.items() if name != "learning_rate"},

@@ -11,21 +11,18 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from aiofinetune._other_models import Checkpoint, Metrics, PriceEstimate, Upload
 from aiofinetune.dialects._dialect import Dialect, Endpoints, Follows, Object, Uploads
 from aiofinetune.dialects._requests import Endpoint
 from aiofinetune.models import (
-    Checkpoint,
     Deleted,
     File,
     FineTune,
     FineTuneEvent,
     Listing,
-    Metrics,
     Model,
-    PriceEstimate,
     Rows,
     Status,
-    Upload,
 )
 
 if TYPE_CHECKING:
@@ -329,34 +326,37 @@ def _rules() -> Rules:
 
 _JOBS: Final = "/fine-tunes"
 
+
+class _Endpoints(Endpoints):
+    __slots__ = ()
+
+    create_fine_tune = Endpoint("POST", _JOBS, FineTune, idempotent=False, translate=read_job)
+    list_fine_tunes = Endpoint("GET", _JOBS, Listing[FineTune], translate=_each(read_job))
+    list_rows = Endpoint("GET", _JOBS, Rows, translate=_each(read_job))
+    retrieve_fine_tune = Endpoint("GET", _JOBS + "/{}", FineTune, translate=read_job)
+    cancel_fine_tune = Endpoint("POST", _JOBS + "/{}/cancel", FineTune, translate=read_job)
+    list_fine_tune_events = Endpoint("GET", _JOBS + "/{}/events", Listing[FineTuneEvent], translate=read_events)
+    list_checkpoints = Endpoint("GET", _JOBS + "/{}/checkpoints", Listing[Checkpoint], translate=_each(read_checkpoint))
+    list_metrics = Endpoint("GET", _JOBS + "/{}/metrics", Metrics, translate=read_metrics)
+    delete_fine_tune = Endpoint("DELETE", _JOBS + "/{}", Deleted)
+    estimate_price = Endpoint("POST", _JOBS + "/estimate-price", PriceEstimate, translate=read_estimate)
+    list_models = Endpoint("GET", "/models", Listing[Model], translate=read_models)
+    # Idempotent: what is begun twice holds nothing until its content is put.
+    upload_file = Endpoint("POST", "/files", File, translate=read_file)
+    list_files = Endpoint("GET", "/files", Listing[File], translate=_each(read_file))
+    retrieve_file = Endpoint("GET", "/files/{}", File, translate=read_file)
+    process_file = Endpoint("POST", "/files/{}/preprocess", File, translate=read_file)
+    begin_upload = Endpoint("POST", "/files/multipart/initiate", Upload, translate=read_upload)
+    complete_upload = Endpoint("POST", "/files/multipart/complete", Upload, translate=read_completed)
+    abort_upload = Endpoint("POST", "/files/multipart/abort", Upload)
+
+
 TOGETHER: Final = Dialect(
     name="together",
     about="Together AI",
     base_url="https://api.together.ai/v1",
     hosts=("api.together.ai", "api.together.xyz"),
-    endpoints=Endpoints(
-        create_fine_tune=Endpoint("POST", _JOBS, FineTune, idempotent=False, translate=read_job),
-        list_fine_tunes=Endpoint("GET", _JOBS, Listing[FineTune], translate=_each(read_job)),
-        list_rows=Endpoint("GET", _JOBS, Rows, translate=_each(read_job)),
-        retrieve_fine_tune=Endpoint("GET", _JOBS + "/{}", FineTune, translate=read_job),
-        cancel_fine_tune=Endpoint("POST", _JOBS + "/{}/cancel", FineTune, translate=read_job),
-        list_fine_tune_events=Endpoint("GET", _JOBS + "/{}/events", Listing[FineTuneEvent], translate=read_events),
-        list_checkpoints=Endpoint(
-            "GET", _JOBS + "/{}/checkpoints", Listing[Checkpoint], translate=_each(read_checkpoint)
-        ),
-        list_metrics=Endpoint("GET", _JOBS + "/{}/metrics", Metrics, translate=read_metrics),
-        delete_fine_tune=Endpoint("DELETE", _JOBS + "/{}", Deleted),
-        estimate_price=Endpoint("POST", _JOBS + "/estimate-price", PriceEstimate, translate=read_estimate),
-        list_models=Endpoint("GET", "/models", Listing[Model], translate=read_models),
-        # Idempotent: what is begun twice holds nothing until its content is put.
-        upload_file=Endpoint("POST", "/files", File, translate=read_file),
-        list_files=Endpoint("GET", "/files", Listing[File], translate=_each(read_file)),
-        retrieve_file=Endpoint("GET", "/files/{}", File, translate=read_file),
-        process_file=Endpoint("POST", "/files/{}/preprocess", File, translate=read_file),
-        begin_upload=Endpoint("POST", "/files/multipart/initiate", Upload, translate=read_upload),
-        complete_upload=Endpoint("POST", "/files/multipart/complete", Upload, translate=read_completed),
-        abort_upload=Endpoint("POST", "/files/multipart/abort", Upload),
-    ),
+    endpoints=_Endpoints(),
     lacks=LACKS,
     methods=_METHODS,
     takes_max=True,

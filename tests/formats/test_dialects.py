@@ -281,7 +281,8 @@ def test_odd_fields(changes: dict[str, Any], field: str, expected: object) -> No
 def test_any_json(value: Any) -> None:
     """Whatever JSON a service sends in place of a job, it is read or refused, and nothing else is raised."""
     for body in (value, JOB | {"status": value, "method": value, "error": value, "metadata": value}, {"data": [value]}):
-        for endpoint in attrs.astuple(DIALECTS["jobs"].endpoints, recurse=False):
+        for name in Endpoints.__annotations__:
+            endpoint = getattr(DIALECTS["jobs"].endpoints, name)
             if endpoint is not None and endpoint.result is not bytes:
                 with contextlib.suppress(FineTuneError):
                     decode(endpoint, Reply(200, {}, json.dumps(body).encode()))
@@ -348,6 +349,7 @@ def test_advice() -> None:
     told = azure.explain(misleading, endpoints.create_fine_tune)
     assert "trainingType" in told.message
     assert (type(told), told.param, told.request_id) == (BadRequest, "p", "req-7")
+    assert endpoints.begin_upload is not None
     assert "api_version" in azure.explain(NotFound(404, "gone"), endpoints.begin_upload).message
     other = NotFound(404, "gone")
     assert azure.explain(other, endpoints.retrieve_file) is other

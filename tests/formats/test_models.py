@@ -11,15 +11,19 @@ from hypothesis import strategies as st
 from aiofinetune import (
     Completion,
     CompletionChoice,
+    Deleted,
     File,
     FineTune,
     FineTuneEvent,
     FineTuneRequest,
     Hyperparams,
+    Model,
     RequestInvalid,
     Status,
     structuring,
 )
+from aiofinetune._other_models import PartTarget
+from aiofinetune._value import Value
 from tests.support.strategies import ANYTHING, REQUESTS
 
 BINARY = {"validation_file": "file-2", "compute_classification_metrics": True, "classification_positive_class": " yes"}
@@ -257,3 +261,29 @@ def test_completion_text() -> None:
     """A completion's `text` is that of its first choice."""
     choices = (CompletionChoice("first", index=0), CompletionChoice("second", index=1))
     assert Completion("cmpl-1", choices).text == "first"
+
+
+def test_values_compare_by_their_fields() -> None:
+    """Objects of one class with equal fields are equal and have one hash; objects of two classes are never equal."""
+    job = FineTune(id="ft-1", status="pending", metadata={"a": "b"})
+    same = FineTune(id="ft-1", status="pending", metadata={"a": "b"})
+    assert job == same
+    assert hash(job) == hash(same)
+    assert job != attrs.evolve(job, metadata={})
+    assert job != attrs.evolve(job, status="running")
+    assert Model("x") != Deleted("x", deleted=True)
+    assert Model("x") != "x"
+    assert len({Model("x"), Model("x"), Model("y")}) == 2
+
+
+def test_values_show_their_fields() -> None:
+    """The text of a value names each field, except one that holds a secret."""
+    assert repr(Model("x", 1)) == "Model(id='x', created=1, owned_by=None, object='model')"
+    assert repr(PartTarget(1, "https://x/?signature=s3cret")) == "PartTarget(number=1)"
+
+
+@pytest.mark.parametrize("kind", Value.__subclasses__())
+def test_values_are_compared_here(kind: type[Value]) -> None:
+    """Attrs generates neither the comparison nor the text of a value class."""
+    assert attrs.has(kind)
+    assert not {"__eq__", "__hash__", "__repr__"} & vars(kind).keys()

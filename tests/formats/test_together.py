@@ -6,17 +6,16 @@ import contextlib
 import json
 from typing import Any
 
-import attrs
 import pytest
 from hypothesis import given
 
 from aiofinetune import Failure, FineTuneError, Hyperparams, Method, ProtocolViolation
-from aiofinetune.dialects import DIALECTS
+from aiofinetune._other_models import Metrics
+from aiofinetune.dialects import DIALECTS, Endpoints
 from aiofinetune.dialects._choice import fitting, of_upload
 from aiofinetune.dialects._replies import decode
 from aiofinetune.dialects._requests import Endpoint, Reply
 from aiofinetune.dialects._together import TOGETHER
-from aiofinetune.models import Metrics
 from aiofinetune.results._rows import read_metrics
 from tests.support.strategies import JSON
 
@@ -194,6 +193,7 @@ def test_metrics() -> None:
 
 def test_parts() -> None:
     """A multipart upload says where each part goes, in either of the two forms that the client reads."""
+    assert ENDPOINTS.begin_upload is not None
     begun = read(
         ENDPOINTS.begin_upload,
         {
@@ -219,7 +219,8 @@ def test_any_json(value: Any) -> None:
     parts = {"upload_id": "u", "file_id": "f", "parts": value, "metrics": value, "file": value}
     file = {"id": "f", "processing_status": value, "validation_report": value}
     for body in (value, odd, {"data": [value]}, {"data": value}, parts, file, {"data": [{"events": [value]}]}):
-        for endpoint in attrs.astuple(ENDPOINTS, recurse=False):
+        for name in Endpoints.__annotations__:
+            endpoint = getattr(ENDPOINTS, name)
             if endpoint is not None and endpoint.result is not bytes:
                 with contextlib.suppress(FineTuneError):
                     decode(endpoint, Reply(200, {}, json.dumps(body).encode()))

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 SEEDS = (
     b'data: {"object": "fine-tune-event", "created_at": 1, "level": "info", "message": "x"}\n\ndata: [DONE]\n\n',
     b'{"id": "ft-1", "status": "pending", "model": "ada", "created_at": 1, "training_files": [{"id": "file-1"}]}',
@@ -46,7 +44,7 @@ def main(seconds: int) -> None:  # noqa: C901, PLR0915  # what atheris instrumen
         errors: Any = importlib.import_module("aiofinetune.errors")
     endpoints = [requests.Endpoint("POST", "/completions", completions.Completion)]
     for dialect in dialects.DIALECTS.values():
-        every = (getattr(dialect.endpoints, field.name) for field in attrs.fields(dialects.Endpoints))
+        every = (getattr(dialect.endpoints, name) for name in dialects.Endpoints.__annotations__)
         endpoints += [endpoint for endpoint in every if endpoint is not None and endpoint.result is not bytes]
     executions = 0
 
