@@ -7,6 +7,7 @@ its events. The grammar is that of the HTML standard, section 9.2.5
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from aiofinetune.errors import ProtocolViolation
@@ -39,15 +40,16 @@ class EventDecoder:
     )
 
     def __init__(self) -> None:
-        self._line = bytearray()
+        # Empty bytes take no memory, which matters for thousands of streams. What is added to becomes a bytearray.
+        self._line: bytes | bytearray = b""
         """The beginning of a line that is not complete."""
-        self._data = bytearray()
+        self._data: bytes | bytearray = b""
         """The data of the event that is not complete, with a line feed after each line."""
         self._name = b""
         """The name of that event."""
-        self.names: list[bytes] = []
-        """The names of the events that the last bytes completed, b"" for an event without a name. The list is empty if
-        none of them has a name."""
+        self.names: Sequence[bytes] = ()
+        """The names of the events that the last bytes completed, b"" for an event without a name; empty if none of them
+        has a name."""
         self._at_start = True
         self._after_cr = False
         self._in_comment = False
@@ -60,8 +62,7 @@ class EventDecoder:
         Raises:
             ProtocolViolation: An event is longer than `MAX_EVENT_BYTES`.
         """
-        if self.names:
-            self.names = []
+        self.names = ()
         return self._split(chunk) or self._parse(chunk)
 
     def close(self) -> bytes:
@@ -70,7 +71,7 @@ class EventDecoder:
         The standard drops such an event. A caller must do the same unless it can tell that the event is complete.
         """
         self._take(bytes(self._line))
-        self.names = [self._name] if self._name else []
+        self.names = (self._name,) if self._name else ()
         return bytes(self._data[:-1])
 
     def _split(self, chunk: bytes) -> list[bytes]:
@@ -89,8 +90,7 @@ class EventDecoder:
         # They are plain if no line breaks are left.
         if _LF in b"".join(events) or b"" in events:
             return []
-        if self._line:
-            self._line.clear()
+        self._line = b""
         self._at_start = self._after_cr = False
         return events + self._parse(rest) if rest else events
 
@@ -107,8 +107,7 @@ class EventDecoder:
             if len(self._data) > 1 or (self._data and self._name):
                 events.append(bytes(self._data[:-1]))
                 names.append(self._name)
-            self._data.clear()
-            self._name = b""
+            self._data = self._name = b""
         self._check_size(len(self._line) + len(self._name) + len(self._data))
         if any(names):
             self.names = names
@@ -119,9 +118,9 @@ class EventDecoder:
         if self._at_start:
             # A byte order mark may be split across chunks.
             chunk = bytes(self._line) + chunk
-            self._line.clear()
+            self._line = b""
             if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
-                self._line += chunk
+                self._line = chunk
                 return []
             self._at_start = False
             chunk = chunk.removeprefix(_BOM)
@@ -137,13 +136,12 @@ class EventDecoder:
             _, end, chunk = chunk.partition(b"\n")
             self._in_comment = not end
         first, *rest = chunk.split(b"\n")
-        self._line += first
-        lines = [bytes(self._line), *rest[:-1]] if rest else []
-        if rest:
-            self._line[:] = rest[-1]
+        line = _longer(self._line, first)
+        lines = [bytes(line), *rest[:-1]] if rest else []
+        self._line = rest[-1] if rest else line
         if self._line.startswith(b":"):
             # A comment may be as long as the stream, so it is not kept in memory.
-            self._line.clear()
+            self._line = b""
             self._in_comment = True
         return lines
 
@@ -151,15 +149,25 @@ class EventDecoder:
         """Add one line to the current event."""
         field, _, value = line.partition(b":")
         if field == b"data":
-            self._data += value.removeprefix(b" ") + b"\n"
+            self._data = _longer(self._data, value.removeprefix(b" ") + b"\n")
         elif field == b"event":
             name = value.removeprefix(b" ")
             # "message" is the standard's default for an event without a name.
             self._name = b"" if name == b"message" else name
         elif line.startswith(b"{") and line.endswith(b"}"):
             # This is not a field, but some services end a stream with an error as bare JSON.
-            self._data += line + b"\n"
+            self._data = _longer(self._data, line + b"\n")
 
     def _check_size(self, size: int) -> None:
         if size > MAX_EVENT_BYTES:
             raise ProtocolViolation(f"an event of the stream is longer than {MAX_EVENT_BYTES} bytes")
+
+
+def _longer(start: bytes | bytearray, more: bytes) -> bytes | bytearray:
+    """Return `start` and `more`: without a copy of a `start` that is a bytearray, which may be long."""
+    if not start:
+        return more
+    if not isinstance(start, bytearray):
+        start = bytearray(start)
+    start += more
+    return start

@@ -62,6 +62,8 @@ def cpu(bar: Bar, script: str, variant: str, server: list[str], folder: Path) ->
                 *("--file", str(folder / "download.bin"), "--unwatched"),
             ]
         )
+    # No side replaces what the one before it wrote, nor runs while the system writes that to the disk.
+    (folder / "download.bin").unlink(missing_ok=True)
     if "cpu" not in found:
         sys.stderr.write(f"{bar.name}, {script}: {found['error']}\n")
         return None

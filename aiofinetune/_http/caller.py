@@ -363,8 +363,10 @@ class Caller:
             with _observe.watching(Call(endpoint.method, endpoint.path, self.base_url)) as call:
                 return await self._watched(call, partial(self.connect, request))
         self.transport.check_place()
-        await self.throttle.wait()
-        token = await self._authorize()
+        token: Secret | None = None
+        if self._token is not None or self.throttle.count:
+            await self.throttle.wait()
+            token = await self._authorize()
         incoming = await self.transport.open(request, self.transport.timeout.stream, SMALL_BUFFER)
         if incoming.status == _UNAUTHORIZED and token is not None:
             incoming.close()

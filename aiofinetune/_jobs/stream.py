@@ -61,7 +61,6 @@ class SentEvents(EventStream):
         "_id",
         "_incoming",
         "_is_done",
-        "_names",
         "_new",
         "_note_closed",
         "_policy",
@@ -88,10 +87,8 @@ class SentEvents(EventStream):
         self._decoder: EventDecoder
         # These lists are in reverse order, so that pop() returns the next item. A deque takes more memory than a list,
         # which matters for thousands of streams.
-        self._unread: list[bytes] = []
-        """The events that were received but not decoded yet."""
-        self._names: list[bytes] = []
-        """The names of these events; empty if none of them has one."""
+        self._unread: list[tuple[bytes, bytes]] | None = None
+        """The data and the names of the events that were received but not decoded yet, if there are any."""
         self._new: list[FineTuneEvent] = []
         """The events to return next."""
         self._given = array("q")
@@ -111,10 +108,10 @@ class SentEvents(EventStream):
         that was cancelled during the wait can continue it."""
 
     async def __aenter__(self) -> Self:
-        self._again_at = asyncio.get_running_loop().time()
+        self._again_at = 0.0
         try:
             while self._again_at is not None:
-                await self._advance()
+                await self._open()
         except BaseException:
             self._close()
             raise
@@ -136,33 +133,46 @@ class SentEvents(EventStream):
         while not self._new:
             if self._is_done:
                 raise StopAsyncIteration
-            await self._advance()
+            if self._again_at is not None:
+                await self._open()
+                continue
+            try:
+                if self._unread:
+                    self._take_one(*self._unread.pop())
+                else:
+                    # Here and not in a coroutine of its own, which would stay in memory while a stream waits.
+                    chunk = await self._connection().read()
+                    if not self._has_begun:
+                        await self._check_start(chunk)
+                    self._take(chunk)
+            except FineTuneError as error:
+                failure = without_secret(error, *self._secrets)
+            else:
+                continue
+            # Outside the except block: an error raised inside it would have `error` as its context, which may show the
+            # key.
+            self._fail(failure)
         return self._new.pop()
 
-    async def _advance(self) -> None:
-        """Connect if there is no connection; else decode the next events, or receive some if there are none."""
+    async def _open(self) -> None:
+        """Connect, when it is time; schedule a reconnect if that fails."""
         try:
-            if self._again_at is not None:
-                if (seconds := self._again_at - asyncio.get_running_loop().time()) > 0:
-                    await asyncio.sleep(seconds)
-                self._start(await self._connect(self._request))
-                note_resumed(self._id, self._failures)
-                if _may_stream(self._connection().headers):
-                    return
+            # On entering the context it is time already.
+            if self._again_at and (seconds := self._again_at - asyncio.get_running_loop().time()) > 0:
+                await asyncio.sleep(seconds)
+            self._start(await self._connect(self._request))
+            note_resumed(self._id, self._failures)
+            if not _may_stream(self._connection().headers):
                 # By its headers this is not a stream, so read on: the error is then raised on entering the context, not
                 # at the first event.
-            if not self._unread:
                 chunk = await self._connection().read()
-                if not self._has_begun:
-                    await self._check_start(chunk)
-                self._unread = self._events_of(chunk)[::-1]
-            if self._unread and not self._take_plain():
-                self._take_one()
+                await self._check_start(chunk)
+                self._take(chunk)
         except FineTuneError as error:
             failure = without_secret(error, *self._secrets)
         else:
             return
-        # Outside the except block: an error raised inside it would have `error` as its context, which may show the key.
+        # Outside the except block, as above.
         self._fail(failure)
 
     def _connection(self) -> Incoming:
@@ -180,12 +190,19 @@ class SentEvents(EventStream):
         if not _may_begin(start, incoming.headers) or (not chunk and not _may_stream(incoming.headers)):
             raise in_place_of_events(scrubbed(await _rest_of(incoming, chunk), *self._secrets))
 
+    def _take(self, chunk: bytes) -> None:
+        """Decode the next bytes of the connection; keep the events from the first that may not be an event of a job."""
+        events, names = self._events_of(chunk), self._decoder.names
+        count = 0 if names or self._position < len(self._given) else self._take_plain(events)
+        if count < len(events):
+            names = names or [b""] * len(events)
+            self._unread = list(zip(events, names, strict=True))[count:]
+            self._unread.reverse()
+
     def _events_of(self, chunk: bytes) -> list[bytes]:
         """Return the events that the next bytes of the connection complete; an empty chunk is its end."""
         if chunk:
             events = self._decoder.feed(chunk)
-            if self._decoder.names:
-                self._names = self._decoder.names[::-1]
             # All events are searched at once, which is cheaper than one by one.
             whole = b"\n".join(events)
             shows_key = scrubbed(whole, *self._secrets) is not whole
@@ -198,19 +215,15 @@ class SentEvents(EventStream):
             read_event(scrubbed(data, *self._secrets), *self._decoder.names)
         raise ConnectionLost("the event stream ended before [DONE]")
 
-    def _take_plain(self) -> bool:
-        """Decode the next events, which are new, up to one that may not be an event of a job.
+    def _take_plain(self, events: list[bytes]) -> int:
+        """Decode events, which are new, up to one that may not be an event of a job; return their number.
 
         An object with a time and a message is an event if it has neither an error nor a type.
-
-        Returns:
-            Whether there were any.
         """
-        unread, new, given = self._unread, self._new, self._given
-        if self._names or self._position < len(given):
-            return False
-        read = structuring.quick_reader(FineTuneEvent)
-        while unread and (data := unread[-1]) != _DONE:
+        new, read = self._new, structuring.quick_reader(FineTuneEvent)
+        for data in events:
+            if data == _DONE:
+                break
             try:
                 value = structuring.loads(data)
                 event = read(value, None)
@@ -218,20 +231,16 @@ class SentEvents(EventStream):
                 break
             if not event.created_at or event.object != _OBJECT or "error" in value or "type" in value:
                 break
-            unread.pop()
             new.append(event)
-            given.append(hash(_IDENTITY(event)))
-        if not new:
-            return False
-        new.reverse()
-        self._position = len(given)
-        self._failures = 0
-        return True
+            self._given.append(hash(_IDENTITY(event)))
+        if new:
+            new.reverse()
+            self._position = len(self._given)
+            self._failures = 0
+        return len(new)
 
-    def _take_one(self) -> None:
+    def _take_one(self, data: bytes, name: bytes) -> None:
         """Decode one event."""
-        data = self._unread.pop()
-        name = self._names.pop() if self._names else b""
         if data.strip() == _DONE:
             self._end()
             return
@@ -295,8 +304,7 @@ class SentEvents(EventStream):
         self._again_at = now + seconds
 
     def _close(self) -> None:
-        self._unread.clear()
-        self._names.clear()
+        self._unread = None
         if self._incoming is not None:
             self._incoming.close()
             self._incoming = None
