@@ -47,8 +47,9 @@ SMALL_BUFFER: Final = 16 << 10
 checks after each small chunk whether to resume reading, which is a quarter of the cost of a stream of small chunks."""
 
 
-_KEPT: Final = 4 << 20
-"""The number of bytes of the longest block of memory that the C library keeps when it is freed."""
+_KEPT: Final = 8 << 20
+"""The number of bytes of a block that the C library is to keep: as many as a download holds. With half of that, it
+gives what a download frees back to the kernel."""
 
 
 _MAX_HEADER_BYTES: Final = 64 << 10
