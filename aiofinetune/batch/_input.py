@@ -90,15 +90,21 @@ class Input:
         try:
             # They are looked up together, because each look-up waits for the journal's thread.
             records = await self._journal.records(entries)
-            known = [await self._known(entry, record) for entry, record in zip(entries, records, strict=True)]
+            known = [
+                KnownEntry(entry.label, entry.request, sent=self._data_files.sent(entry.request))
+                if record is None
+                else await self._known(entry, record)
+                for entry, record in zip(entries, records, strict=True)
+            ]
         except Exception as failure:  # noqa: BLE001  # raised to the caller that iterates
             return on.InputFailed(failure)
         return on.EntriesRead(tuple(known))
 
-    async def _known(self, entry: Entry, record: AttemptRecord | JournalUnusable | None) -> KnownEntry:
+    async def _known(self, entry: Entry, record: AttemptRecord | JournalUnusable) -> KnownEntry:
+        """Return an entry that an earlier run had, or whose label was used before."""
         if isinstance(record, JournalUnusable):
             return KnownEntry(entry.label, entry.request, problem=record)
-        change = "" if record is None else await self._data_files.change_of(record, entry.request)
+        change = await self._data_files.change_of(record, entry.request)
         return KnownEntry(entry.label, entry.request, record, change, None, self._data_files.sent(entry.request))
 
 

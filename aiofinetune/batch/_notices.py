@@ -105,6 +105,9 @@ def log_left(left: LeaveJob) -> None:
 def log_end(ended: ReportOutcome) -> None:
     """Log how an entry ended."""
     label, status = ended.attempt.label, ended.status
+    level = logging.WARNING if status in _FOR_A_PERSON else logging.INFO
+    if not _log.isEnabledFor(level):
+        return
     words = status if ended.error is None or ended.job is not None else f"{status}: {in_short(ended.error)}"
     extra = {
         "label": label,
@@ -113,4 +116,4 @@ def log_end(ended: ReportOutcome) -> None:
         "status": status,
         "event": "ended",
     }
-    _log.log(logging.WARNING if status in _FOR_A_PERSON else logging.INFO, "%s ended: %s", label, words, extra=extra)
+    _log.log(level, "%s ended: %s", label, words, extra=extra)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -25,10 +25,10 @@ class Record:
     """Something to write to the journal."""
 
     attempt: AttemptId
-    note: Awaitable[Any]  # Any: what the journal's method returns
-    """Writes it. Nothing is written before it is awaited."""
+    note: Any
+    """What the journal's method returned. Any: a coroutine that writes it, or without a journal the result itself."""
     event: Callable[[Any], on.AttemptEvent]
-    """Returns the event that answers the action, from what the note returned."""
+    """Returns the event that answers the action, from the result of the note."""
     failed: Callable[[JournalUnusable], JournalUnusable] = lambda error: error
     """Called if it cannot be written; returns the error to raise."""
 

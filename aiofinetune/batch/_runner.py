@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import attrs
 
@@ -20,8 +20,6 @@ from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._records import Record
 from aiofinetune.errors import FineTuneError, JournalUnusable
-
-T = TypeVar("T")
 
 # Any: each takes its own action, and each note has a result of its own.
 Call = Callable[[Any], Awaitable[on.Event]]
@@ -47,8 +45,9 @@ class Runner:
         calls: What performs each kind of action that takes time, and returns the event that answers it.
         notes: What performs each kind of action that nothing answers.
         records: Returns what each kind of action writes to the journal.
-        write: Writes the notes of several records, and returns the result or the error of each; None if to write never
-            waits. It is called once for all that there is to write: a task for each takes a fifth of the CPU of a job.
+        write: Writes the notes of several records, and returns the result or the error of each; None if there is no
+            journal, and a record holds the result. It is called once for all that there is to write: a task for each
+            takes a fifth of the CPU of a job.
         changed: Called whenever something may have changed.
     """
 
@@ -159,7 +158,7 @@ class Runner:
             action = self._unwritten.popleft()
             with self._watching(action):
                 record = self._records[type(action)](action)
-                event = record.event(_result_of(record.note))
+                event = record.event(record.note)
             self.tell(event)
 
     async def _write_all(self, write: Write) -> None:
@@ -242,18 +241,6 @@ def _event_of(record: Record, result: object) -> on.AttemptEvent:
     if isinstance(result, BaseException):
         raise result
     return record.event(result)
-
-
-def _result_of(note: Awaitable[T]) -> T:
-    """Return the result of a note that never waits."""
-    waiting = note.__await__()
-    try:
-        next(waiting)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    waiting.close()
-    raise RuntimeError("a note waits that was to be written at once")
 
 
 def _first(failures: BaseExceptionGroup[Exception]) -> Exception:

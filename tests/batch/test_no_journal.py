@@ -21,11 +21,11 @@ async def test_a_label_that_is_there_twice_is_found_long_after_its_entry_ended()
     assert len(server.jobs) <= 30
 
 
-async def test_a_job_belongs_to_one_attempt() -> None:
+def test_a_job_belongs_to_one_attempt() -> None:
     """A job's id is taken from a second attempt, and free again once its first is not known to have it."""
     notes, first, second = NoJournal(), AttemptId("a"), AttemptId("a").next
-    assert await notes.create(first, "ft-1")
-    assert await notes.create(first, "ft-1")
-    assert not await notes.create(second, "ft-1")
-    await notes.accept(first, None)
-    assert await notes.create(second, "ft-1")
+    assert notes.create(first, "ft-1")
+    assert notes.create(first, "ft-1")
+    assert not notes.create(second, "ft-1")
+    notes.accept(first, None)
+    assert notes.create(second, "ft-1")
