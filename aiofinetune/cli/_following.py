@@ -73,7 +73,8 @@ async def follow_to_the_end(shell: Shell, session: FineTuneSession, fine_tune_id
     try:
         job = await _Following(shell, session, fine_tune_id).run()
     except asyncio.CancelledError:
-        shell.hint(_left(shell, fine_tune_id))
+        for line in _left(shell, fine_tune_id):
+            shell.hint(line)
         raise
     show_end(shell, job)
     if job.status == Status.SUCCEEDED:
@@ -83,13 +84,14 @@ async def follow_to_the_end(shell: Shell, session: FineTuneSession, fine_tune_id
     raise kind(job)
 
 
-def _left(shell: Shell, fine_tune_id: str) -> str:
+def _left(shell: Shell, fine_tune_id: str) -> tuple[str, ...]:
     if shell.local and shell.local_data is None:
-        return f"No longer following {fine_tune_id}, which ended with the embedded server of this command."
+        return (f"No longer following {fine_tune_id}, which ended with the embedded server of this command.",)
     fate = "It continues when a server runs with this folder again" if shell.local else "The job continues"
     return (
-        f"No longer following {fine_tune_id}. {fate}. Follow it again: {shell.command('follow', fine_tune_id)}"
-        f" ... or cancel it: {shell.command('cancel', fine_tune_id)}"
+        f"No longer following {fine_tune_id}. {fate}.",
+        f"To follow it again: {shell.command('follow', fine_tune_id)}",
+        f"To cancel it: {shell.command('cancel', fine_tune_id)}",
     )
 
 

@@ -284,7 +284,7 @@ class Dialect(Value):
             RequestInvalid: This dialect does not have it.
         """
         if endpoint is None:
-            instead = "nothing stands for it" if nearest is None else f"the nearest is {nearest}()"
+            instead = "it has no counterpart" if nearest is None else f"the nearest is {nearest}()"
             raise RequestInvalid(name, f"the dialect {self.name!r} does not have this; {instead}")
         return endpoint
 

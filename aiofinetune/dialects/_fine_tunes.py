@@ -60,7 +60,7 @@ FINE_TUNES: Final = Dialect(
     endpoints=_Endpoints(),
     lacks={
         "learning_rate": "the nearest is learning_rate_multiplier, a multiple of the pretraining rate",
-        "seed": "nothing stands for it",
+        "seed": "it has no counterpart",
         "metadata": "the nearest is suffix, a text in the tuned model's name",
         "method": "every job is supervised",
     },

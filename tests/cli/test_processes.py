@@ -63,9 +63,11 @@ async def test_an_interrupted_follow_leaves_the_job(number: signal.Signals, stat
         _, stderr = await process.communicate()
         assert server.active == {job}
     assert process.returncode == status
-    (line,) = stderr.decode().splitlines()
-    assert f"aiofinetune follow {job} --base-url {url}" in line
-    assert f"aiofinetune cancel {job} --base-url {url}" in line
+    assert stderr.decode().splitlines() == [
+        f"No longer following {job}. The job continues.",
+        f"To follow it again: aiofinetune follow {job} --base-url {url}",
+        f"To cancel it: aiofinetune cancel {job} --base-url {url}",
+    ]
 
 
 async def test_an_interrupted_create_says_what_is_known() -> None:

@@ -308,7 +308,7 @@ async def test_results_checkpoints_price_and_deletion() -> None:
 async def test_not_offered() -> None:
     """What a service does not offer is said, and nothing is sent."""
     async with talking() as (server, session, request):
-        with pytest.raises(RequestInvalid, match="nothing stands for it"):
+        with pytest.raises(RequestInvalid, match="it has no counterpart"):
             await session.delete_fine_tune("ft-1")
         with pytest.raises(RequestInvalid, match="does not have this"):
             await session.estimate_price(request)
