@@ -277,7 +277,7 @@ class Caller:
             try:
                 # Without need, these two coroutines would be a fiftieth of a create.
                 if self._token is not None or self.throttle.until > started_at:
-                    await self.throttle.wait()
+                    await self.throttle.wait(yields=not endpoint.idempotent)
                     token = await self._authorize()
                 result = await attempt()
             except FineTuneError as error:
@@ -365,7 +365,7 @@ class Caller:
         self.transport.check_place()
         token: Secret | None = None
         if self._token is not None or self.throttle.count:
-            await self.throttle.wait()
+            await self.throttle.wait(yields=False)
             token = await self._authorize()
         incoming = await self.transport.open(request, self.transport.timeout.stream, SMALL_BUFFER)
         if incoming.status == _UNAUTHORIZED and token is not None:

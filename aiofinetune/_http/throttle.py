@@ -45,8 +45,14 @@ class Throttle:
         self.until = max(self.until, asyncio.get_running_loop().time() + seconds)
         self._spread = SPREAD * seconds
 
-    async def wait(self) -> None:
-        """Wait until calls may be sent, plus a random time, so that waiting calls do not all start at once."""
-        # A loop, because another call may be throttled during the wait.
-        while (left := self.until - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110  # not polling: the time is known
+    async def wait(self, *, yields: bool) -> None:
+        """Wait until calls may be sent, plus a random time, so that waiting calls do not all start at once.
+
+        Args:
+            yields: Whether to wait again if another call is throttled during the wait. If all calls did, a create that
+                is throttled again and again would keep jobs from being followed and cancelled.
+        """
+        while (left := self.until - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(left + random.uniform(0, self._spread))  # noqa: S311  # not a secret
+            if not yields:
+                return

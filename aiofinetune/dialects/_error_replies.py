@@ -83,7 +83,8 @@ def _kind_of_limit(message: str, kind: str | None, _param: str | None, code: str
     words = message.lower()
     if "quota" in names or "billing" in names or "daily" in names or "quota" in words or " per day" in words:
         return QuotaExceeded
-    if "job" in words and any(word in words for word in ("active", "concurrent", "running", "in progress")):
+    is_about_jobs = "job" in words or "fine-tun" in words or "job" in names
+    if is_about_jobs and any(word in words for word in ("active", "concurrent", "running", "in progress")):
         return TooManyJobs
     return RateLimited
 

@@ -282,8 +282,9 @@ def test_values_show_their_fields() -> None:
     assert repr(PartTarget(1, "https://x/?signature=s3cret")) == "PartTarget(number=1)"
 
 
-@pytest.mark.parametrize("kind", Value.__subclasses__())
-def test_values_are_compared_here(kind: type[Value]) -> None:
+def test_values_are_compared_here() -> None:
     """Attrs generates neither the comparison nor the text of a value class."""
-    assert attrs.has(kind)
-    assert not {"__eq__", "__hash__", "__repr__"} & vars(kind).keys()
+    # Older versions of attrs leave the class behind from which they make one with slots.
+    kinds = [kind for kind in Value.__subclasses__() if attrs.has(kind)]
+    assert FineTune in kinds
+    assert [kind for kind in kinds if {"__eq__", "__hash__", "__repr__"} & vars(kind).keys()] == []

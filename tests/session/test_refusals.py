@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import attrs
 import pytest
 
 from aiofinetune import BadRequest, RateLimited
@@ -45,6 +46,7 @@ LIMITS = [
     ("You have created the maximum number of fine-tunes per day (10 per day)", QuotaExceeded),
     ("You have too many active jobs. Wait for one to finish.", TooManyJobs),
     ("Too many concurrent jobs for this organization", TooManyJobs),
+    ("Maximum number of active fine-tunes reached", TooManyJobs),
 ]
 
 
@@ -75,6 +77,24 @@ async def test_asked_to_wait_for_too_long() -> None:
             await session.create_fine_tune(request)
         assert caught.value.retry_after == 3600
         assert server.asked() == [CREATE]
+
+
+async def test_a_create_that_stays_throttled_holds_up_no_other_call() -> None:
+    """However often a create is throttled, any other call waits for one pause at most."""
+    async with talking(retry=attrs.evolve(QUICK, deadline=3600)) as (server, session, request):
+        server.fail_always(CREATE, status(429, retry_after="10"))
+        job = server.service.add_job(asked_for(request))
+        async with asyncio.TaskGroup() as tasks:
+            creates = [tasks.create_task(session.create_fine_tune(request)) for _ in range(3)]
+            while not session.times_throttled:
+                await asyncio.sleep(0.001)
+            for _ in range(20):
+                async with asyncio.timeout(15):
+                    await session.retrieve_fine_tune(job)
+            async with asyncio.timeout(15):
+                await session.cancel_fine_tune(job)
+            for create in creates:
+                create.cancel()
 
 
 @pytest.mark.parametrize("throttled", ["list_models", "stream_fine_tune_events"])
