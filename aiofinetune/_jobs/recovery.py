@@ -32,6 +32,10 @@ MAX_ASTRAY: Final = 86400.0
 """The number of seconds by which this machine's clock may have been wrong when a create was recorded: a day. A wrong
 time zone accounts for half a day, and daylight saving time for an hour."""
 
+MAX_SKEW: Final = 30.0
+"""The number of seconds by which the clock that dates a service's jobs may be behind the one that dates its replies,
+which may be a proxy's. A job that fits, and was made so shortly before a create was sent, may be that create's."""
+
 
 class NotSent(Exception):
     """A create was not sent because it was no longer wanted, so it made no job. A batch never lets this escape."""
@@ -68,7 +72,8 @@ class Search:
         known: The ids of jobs that belong to other requests, made by earlier sessions.
         claimed: The ids of jobs that belong to calls of this session.
         lost: All requests whose job is not known, including `request`.
-        astray: The number of seconds by which `sent` may be too late.
+        astray: The number of seconds by which `sent` may be too late by the service's clock. A job that was made in
+            this time, and fits, makes the result uncertain.
         accepted: What is known from the reply, if the service accepted the create.
         key: The key that it carried; None if it carried none.
         owner: The name of the caller's record of it; None if there is none.
@@ -507,7 +512,15 @@ class _Create:
         claims = self._recovery.claims
         sent, now = Moment(*self._sent), Moment.now()
         return Search(
-            self._request, sent, now, self._known, claims, accepted=acceptance, key=self._key, owner=self._owner
+            self._request,
+            sent,
+            now,
+            self._known,
+            claims,
+            astray=MAX_SKEW,
+            accepted=acceptance,
+            key=self._key,
+            owner=self._owner,
         )
 
     async def _search_list(self, search: Search) -> FineTune | None:

@@ -37,6 +37,7 @@ _HEADER_BYTES: Final = len("aiofinetune journal 3 \n") + 20 + 1 + 32
 _FIRST_DIGEST: Final = b"0" * 32
 _VERSION_1: Final = b"SQLite format 3\0"
 """The first bytes of a journal of version 1."""
+_NOT_OLDER: Final = " (an older one lacks the last jobs, and a run with it makes them again)"
 
 # macOS has no fdatasync.
 _sync = getattr(os, "fdatasync", os.fsync)
@@ -278,14 +279,14 @@ def read_lines(file: BinaryIO, name: str) -> Generator[bytes, None, tuple[int, i
         text = line[33:-1]
         digest = _digest(digest, text)
         if line[:33] != digest + b" ":
-            raise JournalUnusable(f"{name}: is damaged in line {number}; restore an intact copy")
+            raise JournalUnusable(f"{name}: is damaged in line {number}; restore an intact copy{_NOT_OLDER}")
         end += len(line)
         is_whole = is_whole or counted == (end, digest)
         yield text
     if not is_whole:
         raise JournalUnusable(
             f"{name}: is damaged: some of the {counted[0]} bytes that were written are missing; restore the complete"
-            " file"
+            f" file{_NOT_OLDER}"
         )
     return counted[0], end, digest
 

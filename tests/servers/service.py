@@ -126,6 +126,8 @@ class Service:
         self.contents: dict[str, bytes] = {}
         self.models: dict[str, Object] = {}
         self.skew = 0.0
+        self.job_skew = 0.0
+        """How many seconds the clock that dates jobs runs ahead of that."""
         self.has_date = True
         self.has_more = False
         self.hidden: set[str] = set()
@@ -171,8 +173,8 @@ class Service:
             "id": job_id,
             "object": "fine-tune",
             "model": given.pop("model", "curie"),
-            "created_at": int(self.now() - age),
-            "updated_at": int(self.now() - age),
+            "created_at": int(self.now() + self.job_skew - age),
+            "updated_at": int(self.now() + self.job_skew - age),
             "fine_tuned_model": None,
             "hyperparams": {**self.defaults, **given, **self.overrides},
             "organization_id": "org-1",

@@ -44,6 +44,17 @@ async def test_clock_skew(skew: float) -> None:
         assert list(server.service.jobs) == [job.id]
 
 
+@pytest.mark.parametrize("skew", [-29, -20, -6, -4, 20])
+async def test_jobs_dated_by_another_clock(skew: float) -> None:
+    """A lost job that is dated before its create by the clock that dates replies is found, or leaves it uncertain."""
+    async with talking() as (server, session, request):
+        server.service.job_skew = skew
+        server.fail(CREATE, LOST)
+        with pytest.raises(CreateUncertain, match="it may be ft-") if skew < -5 else nullcontext():
+            await session.create_fine_tune(request)
+        assert len(server.service.jobs) == 1
+
+
 @pytest.mark.parametrize("skew", [0, DAY, -DAY])
 async def test_equal_job_of_before(skew: float) -> None:
     """An equal job that was made earlier, by whomever, is not taken for the one that was asked for."""
