@@ -23,7 +23,8 @@ _READ: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on. An address other than loopback needs --api-key.",
+    help="Address to listen on. One beyond loopback needs --api-key, and https: --tls-cert and --tls-key, or"
+    " --public-url of a proxy with https (or else --allow-plain-http).",
 )
 @click.option(
     "--port",
@@ -88,10 +89,12 @@ _READ: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--dask-ca", type=_READ, help="Certificates that Dask's scheduler is checked with; needed off loopback.")
 @click.option("--dask-cert", type=_READ, help="This server's certificate for Dask.")
 @click.option("--dask-key", type=_READ, help="The key of that certificate.")
-@click.option("--public-url", help="URL of this server for other machines; by default the address it listens on.")
+@click.option(
+    "--public-url", help="URL of this server for clients and other machines; by default the address it listens on."
+)
 @click.option("--tls-cert", type=_READ, help="Certificate to serve https with.")
 @click.option("--tls-key", type=_READ, help="The key of that certificate.")
-@click.option("--allow-plain-http", is_flag=True, help="Let other machines get training data and tokens over http.")
+@click.option("--allow-plain-http", is_flag=True, help="Let keys and data travel to other machines over http.")
 def serve(local_data: Path | None, **options: Any) -> None:
     """Serve the fine-tunes API, training small models, or adapters of local open ones, for real."""
     from aiofinetune.cli._serve import Options

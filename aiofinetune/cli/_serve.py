@@ -13,15 +13,18 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import attrs
 import click
 
+from aiofinetune._urls import check_base_url, is_loopback
 from aiofinetune.cli._worker import read_token
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local import LocalServer
 from aiofinetune.local._access import Metrics, extension
 from aiofinetune.local._open_models import read_open_models
+from aiofinetune.local._routes.together import BASE_PATH
 from aiofinetune.local._trainers import Trainers
 from aiofinetune.local._trainers.claims import Claims
 from aiofinetune.local._trainers.local_process import LocalProcess
@@ -48,7 +51,7 @@ class Options:
         dask_ca: The certificates that the scheduler is checked with.
         dask_cert: This server's certificate for Dask.
         dask_key: The key of that certificate.
-        public_url: The URL of this server for other machines; None for the one that it listens on.
+        public_url: The URL of this server for clients and other machines; None for the one that it listens on.
         tls_cert: The certificate to serve https with.
         tls_key: The key of that certificate.
         allow_plain_http: Whether other machines may use http.
@@ -93,7 +96,7 @@ async def serve(data: Path | None, options: Options) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    async with LocalServer(
+    server = LocalServer(
         data,
         host=options.host,
         port=options.port,
@@ -105,13 +108,84 @@ async def serve(data: Path | None, options: Options) -> None:
         worker_token=token,
         tls=_tls(options),
         extend=extend,
-    ) as server:
-        click.echo(f"export OPENAI_BASE_URL={server.base_url}")
+    )
+    _refuse_plain_text(options)
+    public_url = _public_url(options)
+    async with server:
+        base_url = shown_url(public_url or server.base_url)
+        click.echo(f"export OPENAI_BASE_URL={base_url}")
         click.echo(f"export OPENAI_API_KEY={shlex.quote(server.api_key)}")
-        together = server.url_of("together")
-        click.echo(f"Together's API is at OPENAI_BASE_URL={together} with AIOFINETUNE_DIALECT=together.", err=True)
+        if _is_plain_beyond_loopback(base_url):
+            click.echo("export AIOFINETUNE_ALLOW_PLAIN_HTTP=1")
+        for note in notes(base_url, server.base_url):
+            click.echo(note, err=True)
         click.echo("Serving. Press Ctrl-C to stop. Paste the lines above into the client's shell.", err=True)
         await stopped.wait()
+
+
+def _refuse_plain_text(options: Options) -> None:
+    """Refuse to serve other machines without https, unless a proxy has it or plain http is allowed.
+
+    Raises:
+        ConfigurationError: Keys and data would travel in plain text.
+    """
+    has_https = options.tls_cert is not None or (options.public_url or "").startswith("https:")
+    if not (is_loopback(options.host) or has_https or options.allow_plain_http):
+        raise ConfigurationError(
+            f"host: other machines would send the key and training data to {options.host!r} in plain text; give"
+            " --tls-cert and --tls-key, or --public-url with the https URL of a proxy, or --allow-plain-http"
+        )
+
+
+def _public_url(options: Options) -> str | None:
+    """Return the API's URL for clients, if it is not the one that the server listens on.
+
+    Raises:
+        ConfigurationError: It is not valid, or not allowed.
+    """
+    if options.public_url is None:
+        return None
+    way_out = "allow plain http (--allow-plain-http)"
+    url = check_base_url(
+        options.public_url, allow_plain_http=options.allow_plain_http, name="public_url", way_out=way_out
+    )
+    return f"{url.removesuffix('/v1')}/v1"
+
+
+_EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  # It listens to none here.
+"""The hosts that stand for every address of a machine, which no client can send to, and what this machine can use."""
+
+
+def shown_url(url: str) -> str:
+    """Return the URL to give to a client: with an address of this machine in place of all of them."""
+    parts = urlsplit(url)
+    host = _EVERY_ADDRESS.get(parts.hostname or "")
+    return url if host is None else parts._replace(netloc=f"{host}:{parts.port}").geturl()
+
+
+def _is_plain_beyond_loopback(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+
+
+def notes(base_url: str, listens_at: str) -> list[str]:
+    """Return what to say about how the server can be reached.
+
+    Args:
+        base_url: The URL that clients are given.
+        listens_at: The URL that the server listens on.
+    """
+    lines = []
+    listening = urlsplit(listens_at)
+    if shown_url(listens_at) == base_url != listens_at:
+        lines.append(
+            f"Other machines reach it at {listening.scheme}://HOST:{listening.port}/v1, where HOST is a name of this"
+            " machine. --public-url prints such a URL here."
+        )
+    if _is_plain_beyond_loopback(listens_at) and not base_url.startswith("https:"):
+        lines.append("Without https, others on the network can read the key, the data and the models on their way.")
+    together = base_url.removesuffix("/v1") + BASE_PATH
+    return [*lines, f"Together's API is at OPENAI_BASE_URL={together} with AIOFINETUNE_DIALECT=together."]
 
 
 def _remote(options: Options) -> RemoteTrainers | None:

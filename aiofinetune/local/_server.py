@@ -42,7 +42,8 @@ class LocalServer:
 
     Args:
         data: The folder for files, jobs and models; it is created if it does not exist. By default, a temporary folder.
-        host: The address to listen on. Any address except loopback needs an explicit `api_key`.
+        host: The address to listen on. Any address except loopback needs an explicit `api_key`; without `tls`, or a
+            proxy with https, others can read on the network what is sent to it.
         port: The port to listen on; 0 chooses a free one.
         api_key: The key that clients must send; by default, a random one.
         trainers: What trains the jobs; by default, processes on this machine.
