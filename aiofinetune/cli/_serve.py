@@ -30,6 +30,8 @@ from aiofinetune.local._trainers.claims import Claims
 from aiofinetune.local._trainers.local_process import LocalProcess
 from aiofinetune.local._trainers.remote import Engine, RemoteTrainers
 
+_log = logging.getLogger(__name__)
+
 
 @attrs.frozen
 class Options:
@@ -117,9 +119,16 @@ async def serve(data: Path | None, options: Options) -> None:
         click.echo(f"export OPENAI_API_KEY={shlex.quote(server.api_key)}")
         if _is_plain_beyond_loopback(base_url):
             click.echo("export AIOFINETUNE_ALLOW_PLAIN_HTTP=1")
-        for note in notes(base_url, server.base_url):
-            click.echo(note, err=True)
-        click.echo("Serving. Press Ctrl-C to stop. Paste the lines above into the client's shell.", err=True)
+        told = notes(base_url, server.base_url)
+        if options.log_format is None:
+            told.append("Serving. Press Ctrl-C to stop. Paste the lines above into the client's shell.")
+        else:
+            told.append(f"Serving at {base_url}.")
+        for note in told:
+            if options.log_format is None:
+                click.echo(note, err=True)
+            else:
+                _log.info(note)
         await stopped.wait()
 
 
@@ -253,14 +262,12 @@ def _needs(given: Sequence[tuple[str, str, int]]) -> Mapping[str, Mapping[str, i
 
 
 def _start_log(log_format: str | None) -> None:
-    """Log to stderr; without a format, logging's own last resort shows the warnings."""
-    if log_format is None:
-        return
+    """Log to stderr, what other packages log too; without a format, only the warnings, as text."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json() if log_format == "json" else _text())
-    logger = logging.getLogger("aiofinetune")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logging.getLogger().addHandler(handler)
+    if log_format is not None:
+        logging.getLogger("aiofinetune").setLevel(logging.INFO)
 
 
 def _text() -> logging.Formatter:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -26,7 +26,7 @@ from aiofinetune.local._routes.files import FileRoutes
 from aiofinetune.local._routes.fine_tunes import FineTuneRoutes
 from aiofinetune.local._routes.jobs import JobRoutes
 from aiofinetune.local._routes.models import ModelRoutes
-from aiofinetune.local._routes.replies import error_reply, member
+from aiofinetune.local._routes.replies import REQUEST_ID, error_reply, member
 from aiofinetune.local._routes.together import BASE_PATH, CATALOGUE_PATH, STORAGE, TogetherRoutes
 from aiofinetune.local._routes.uploads import UploadRoutes
 from aiofinetune.local._shortage import shortage_of
@@ -102,7 +102,7 @@ class Api:
 
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        with member(self._requests), connection_of(request.transport):
+        with member(self._requests), connection_of(request.transport), _named():
             response = await self._respond(request, handler)
             # Sent here, so that the connection counts as busy until then and the end of the server waits for it.
             with contextlib.suppress(ConnectionError):
@@ -123,10 +123,12 @@ class Api:
         except web.RequestPayloadError as error:
             return error_reply(400, f"the body cannot be read: {error}")
         except Exception as error:  # noqa: BLE001  # The client gets an envelope for any error.
+            fields = {"request_id": REQUEST_ID.get()}
+            about = (request.method, request.path, REQUEST_ID.get())
             if shortage := shortage_of(error):
-                _log.warning("%s %s failed: %s", request.method, request.path, shortage)
+                _log.warning("%s %s (request id %s) failed: %s", *about, shortage, extra=fields)
                 return error_reply(shortage.status, f"the server's machine has run out of a resource: {shortage}")
-            _log.exception("%s %s failed", request.method, request.path)
+            _log.exception("%s %s (request id %s) failed", *about, extra=fields)
             return error_reply(500, "The server failed to answer; its log has the details")
 
     async def _authorize(self, request: web.Request) -> None:
@@ -193,5 +195,16 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
     return None
 
 
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Give the request that the block answers an id."""
+    token = REQUEST_ID.set(new_request_id())
+    try:
+        yield
+    finally:
+        REQUEST_ID.reset(token)
+
+
 async def _name_request(_request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["x-request-id"] = new_request_id()
+    # Without an id yet is what an addition to the application answers before `Api` sees it.
+    response.headers["x-request-id"] = REQUEST_ID.get() or new_request_id()

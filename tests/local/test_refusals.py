@@ -191,9 +191,9 @@ async def test_what_is_no_http_is_refused(server: LocalServer, client: Client, s
 
 
 async def test_an_unexpected_failure_is_logged_and_hidden(
-    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bug in the server shows as a 500 in the envelope, with its traceback in the log alone."""
+    """A bug in the server shows as a 500 in the envelope, with its traceback in the log alone, by the request's id."""
 
     async def broken(_models: object) -> None:
         raise ZeroDivisionError("the secret details")
@@ -203,3 +203,7 @@ async def test_an_unexpected_failure_is_logged_and_hidden(
     assert error["type"] == "server_error"
     assert "secret" not in error["message"]
     assert "the secret details" in caplog.text
+    status, headers, _ = await raw(server, request_bytes("GET", "/v1/models"))
+    assert status == 500
+    assert vars(caplog.records[-1])["request_id"] == headers["x-request-id"]
+    assert headers["x-request-id"] in caplog.records[-1].getMessage()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -12,6 +14,7 @@ import aiohttp
 import pytest
 
 from aiofinetune import AuthenticationFailed, ConfigurationError, FineTuneRequest, FineTuneSession
+from aiofinetune.cli._serve import _start_log
 from aiofinetune.local import LocalServer
 from aiofinetune.local._access import Answered, Metrics, watch_requests
 from aiofinetune.testing._instant import InstantTrainers
@@ -25,7 +28,7 @@ def with_key_of(server: LocalServer) -> aiohttp.ClientSession:
 
 
 async def test_serve_logs_requests_and_jobs_as_json() -> None:
-    """With ``--log-format json`` each request, even a refused one, and a job's start and end are lines."""
+    """With ``--log-format json`` each request, even a refused one, and a job's start and end are lines, all of JSON."""
     async with running("serve", "--port", "0", "--log-format", "json") as process:
         variables = await exported(process)
         async with FineTuneSession(variables["OPENAI_API_KEY"], base_url=variables["OPENAI_BASE_URL"]) as session:
@@ -37,7 +40,7 @@ async def test_serve_logs_requests_and_jobs_as_json() -> None:
                 await session.list_files()
         process.send_signal(signal.SIGINT)
         _, stderr = await process.communicate()
-    lines = [json.loads(line) for line in stderr.splitlines() if line.startswith(b"{")]
+    lines = [json.loads(line) for line in stderr.splitlines()]
     answered = [(line["method"], line["route"], line["status"]) for line in lines if "route" in line]
     assert ("POST", "/v1/fine-tunes", 200) in answered
     assert ("GET", "/v1/fine-tunes/{id}", 200) in answered
@@ -59,6 +62,17 @@ async def test_serve_logs_as_text() -> None:
         _, stderr = await process.communicate()
     (line,) = [line for line in stderr.decode().splitlines() if "GET" in line]
     assert " INFO GET /v1/files: 200 in " in line
+
+
+def test_a_warning_has_its_time_without_a_format_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without ``--log-format`` a warning or an error is one line of text with its time and level; the rest is not."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    _start_log(None)
+    logging.getLogger("aiofinetune.local").info("not this")
+    logging.getLogger("aiofinetune.local").warning("this")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z WARNING this\n", capsys.readouterr().err)
 
 
 async def test_a_request_is_noted_by_its_route() -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import BinaryIO, Final
 
 from aiohttp import web
@@ -22,6 +23,9 @@ PIECE_BYTES: Final = 256 << 10
 """The amount of an upload or a download that is in memory at a time."""
 
 _LIMIT: Final = re.compile("0*[1-9][0-9]{0,8}", re.ASCII)
+
+REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("aiofinetune_request_id", default=None)
+"""The id of the request that is answered, which its answer and what is logged of it name."""
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +134,9 @@ def breaking_off(request: web.Request, response: web.StreamResponse) -> Iterator
         if not response.prepared:
             raise
         if not isinstance(error, TimeoutError):
-            _log.exception("%s %s failed while the answer was sent", request.method, request.path)
+            words = "%s %s (request id %s) failed while the answer was sent"
+            fields = {"request_id": REQUEST_ID.get()}
+            _log.exception(words, request.method, request.path, REQUEST_ID.get(), extra=fields)
         if request.transport is not None:
             request.transport.abort()
 
