@@ -226,6 +226,27 @@ async def test_unknown_files_are_set_aside(folder: Path, caplog: pytest.LogCaptu
         assert str(path) in caplog.text
 
 
+async def test_what_an_interrupted_attempt_left_unfinished_is_removed(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of an attempt that begins again, its input and unfinished files are removed without a word, but nothing else."""
+    (run,) = (folder / "runs").iterdir()
+    own, another = run.stem.removeprefix("run-"), "a" * 24
+    left = [run]
+    for name in ("files/file-{}.partial", "models/model-{}.npz.partial", "models/checkpoint-{}.epoch49.npz.partial"):
+        left.append(folder / name.format(own))
+        left[-1].write_bytes(b"unfinished")
+    # A whole model could be all that is left of a job; the others belong to nothing that is known.
+    kept = [f"models/model-{own}.npz", f"files/file-{another}.partial", f"runs/run-{another}.json"]
+    for path in kept:
+        (folder / path).write_bytes(b"kept")
+    with caplog.at_level(logging.WARNING, "aiofinetune"):
+        await closed(folder)
+    assert [path for path in left if path.exists()] == []
+    assert {path.name for path in (folder / "unknown").iterdir()} == {Path(path).name for path in kept}
+    assert len(caplog.records) == len(kept)
+
+
 async def test_what_was_set_aside_before_is_not_overwritten(folder: Path) -> None:
     """Two unknown files of one name are both kept."""
     orphan = folder / "files" / f"file-{'a' * 24}"

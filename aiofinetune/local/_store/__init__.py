@@ -2,7 +2,8 @@
 
 Before a client gets an answer, the change is on the disk, so it survives a ``kill -9``. A file is first written under a
 temporary name and flushed to the disk. It is then renamed, and only after that a transaction adds a row for it. A
-killed server may therefore leave a file that no row names; the next start moves it aside.
+killed server may therefore leave a file that no row names; the next start moves it aside, unless it is the unfinished
+work of an attempt whose job begins again.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Store:
             " UNION SELECT weights FROM checkpoints WHERE weights IS NOT NULL UNION SELECT id FROM parts"
         )
         known = {name for (name,) in rows}
-        self._folder.set_aside(known, self.attempts.is_remote_running)
+        self._folder.set_aside(known, self.attempts.is_remote_running, self.attempts.is_latest_of_a_job)
         self._folder.report_missing(known)
 
     def _report_change(self, jobs: Collection[str]) -> None:

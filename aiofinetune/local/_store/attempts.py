@@ -335,6 +335,10 @@ class AttemptStore:
         remote = self._remote(_PREFIX + name)
         return None if remote is None else not remote.is_over
 
+    def is_latest_of_a_job(self, name: str) -> bool:
+        """Return whether the attempt with this name in its id is the latest one of a job."""
+        return self.database.execute("SELECT 1 FROM jobs WHERE attempt = ?", (_PREFIX + name,)).fetchone() is not None
+
     def _count_loss(self, attempt: Attempt) -> int:
         """Count the loss of an attempt's worker; return how many it has been in a row without an epoch more."""
         ((losses, furthest),) = self.database.execute(

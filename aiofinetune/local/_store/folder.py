@@ -213,7 +213,9 @@ class Folder:
                 found += [path for path in part.iterdir() if _OWN_NAME.fullmatch(path.name)]
         return found
 
-    def set_aside(self, known: Collection[str], is_running: Callable[[str], bool | None]) -> None:
+    def set_aside(
+        self, known: Collection[str], is_running: Callable[[str], bool | None], is_attempt: Callable[[str], bool]
+    ) -> None:
         """Move the store's files that the database does not know to a separate folder, and log their names.
 
         A killed process leaves such files: unfinished uploads and models, and files that were being deleted.
@@ -223,12 +225,14 @@ class Folder:
             is_running: Returns whether the attempt on another machine runs whose files have this in their names; None
                 if there is no such attempt. Files of attempts that run stay; those of others are removed, because only
                 files that are known are needed of an attempt that is over.
+            is_attempt: Returns whether the files of an attempt, on any machine, have this in their names. What an
+                attempt on this machine left unfinished is removed, because its job begins again.
         """
         for path in self._own_files():
             own = _OWN_NAME.fullmatch(path.name)
             if path.name in known or own is None or (runs := is_running(own[1])):
                 continue
-            if runs is False:
+            if runs is False or (_is_unfinished(path) and is_attempt(own[1])):
                 path.unlink()
                 continue
             target = _free(self.path / _UNKNOWN / path.name)
@@ -240,6 +244,11 @@ class Folder:
         there = {path.name for path in self._own_files()}
         for name in sorted(set(known) - there):
             _log.warning("%s: the file %s is missing; restore it, or delete that file or model", self.path, name)
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Return whether a file of an attempt is the trainer's input, or was never completed."""
+    return path.is_file() and (path.name.startswith("run-") or path.name.endswith(".partial"))
 
 
 def sync_folder(folder: Path) -> None:
