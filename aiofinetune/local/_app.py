@@ -1,6 +1,7 @@
 """The web application of the embedded server: who may call it, and what happens around every request.
 
-Whatever a client sends, every error is answered with the API's envelope and all four of its keys.
+Whatever a client requests, every error is answered with the API's envelope and all four of its keys. Only what is not
+HTTP, or has a line or a header that is too long, reaches no route: aiohttp's parser answers it with 400, in plain text.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Api:
         remote: RemoteTrainers | None = None,
         worker_token: str | None = None,
     ) -> None:
-        self._authorization = f"Bearer {api_key}".encode()
+        self._api_key = api_key.encode()
         self._together = TogetherRoutes(store, api_key)
         self._files = FileRoutes(store)
         self._requests: set[asyncio.Task[object]] = set()
@@ -141,11 +142,14 @@ class Api:
             raise Refused(400, "the URL contains bytes that must be percent-encoded (RFC 3986, section 2)")
 
     def _check_key(self, request: web.Request) -> None:
-        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-        if not given and (key := request.headers.get("api-key")) is not None:
-            # Azure's header for keys.
-            given = f"Bearer {key}".encode(errors="surrogateescape")
-        if not hmac.compare_digest(given, self._authorization):
+        given = request.headers.get("Authorization", "")
+        # The name of a scheme may be in any case (RFC 9110, section 11.1).
+        scheme, _, key = given.partition(" ")
+        if not given:
+            scheme, key = "bearer", request.headers.get("api-key", "")  # Azure's header for keys.
+            given = key
+        is_right = hmac.compare_digest(key.lstrip(" ").encode(errors="surrogateescape"), self._api_key)
+        if scheme.lower() != "bearer" or not is_right:
             raise Refused(
                 401,
                 f"{'Wrong' if given else 'No'} API key; send 'Authorization: Bearer KEY'",

@@ -171,6 +171,40 @@ async def test_a_malformed_request_is_refused_in_the_envelope(
     assert (await client.call("GET", "/files"))["data"] == []
 
 
+WORDS: dict[str, tuple[bytes, str]] = {
+    "empty suffix": (request_bytes("POST", "/v1/fine-tunes", b'{"training_file": "f", "suffix": ""}'), "1 to 40"),
+    "long suffix": (
+        request_bytes("POST", "/v1/fine-tunes", b'{"training_file": "f", "suffix": "%b"}' % (b"x" * 41)),
+        "suffix: expected 1 to 40 characters",
+    ),
+    "JSON too large": (request_bytes("POST", "/v1/completions", b"x" * 1_048_577), "at most 1,048,576 bytes"),
+    "limit too large": (request_bytes("GET", "/v1/fine-tunes?limit=1" + "0" * 9), "from 1 to 999999999"),
+    "another scheme": (request_bytes("GET", "/v1/models", Authorization="Basic a-key-for-tests"), "Wrong API key"),
+    "no key": (request_bytes("GET", "/v1/models", Authorization=""), "No API key"),
+    "an empty key": (request_bytes("GET", "/v1/models", Authorization="Bearer "), "Wrong API key"),
+}
+
+
+@pytest.mark.parametrize(("sent", "words"), WORDS.values(), ids=WORDS.keys())
+async def test_a_refusal_says_what_would_be_right(server: LocalServer, sent: bytes, words: str) -> None:
+    """The words of a refusal have the one limit that holds, or what is wrong with the key."""
+    _, _, body = await raw(server, sent)
+    error = json.loads(body)["error"]
+    assert words in (f"{error['param']}: {error['message']}" if error["param"] else error["message"])
+
+
+@pytest.mark.parametrize("given", ["bearer a-key-for-tests", "BEARER   a-key-for-tests"])
+async def test_the_name_of_a_scheme_may_be_in_any_case(server: LocalServer, given: str) -> None:
+    """RFC 9110, sections 11.1 and 11.4: the scheme's case and the number of spaces after it do not matter."""
+    status, _, _ = await raw(server, request_bytes("GET", "/v1/models", Authorization=given))
+    assert status == 200
+
+
+async def test_a_limit_may_be_as_large_as_is_said(client: Client) -> None:
+    """The bound that a refusal names is itself taken."""
+    assert (await client.call("GET", "/fine-tunes?limit=999999999"))["data"] == []
+
+
 NO_HTTP = {
     "nonsense": b"nonsense\r\n\r\n",
     "header without a colon": b"GET /v1/models HTTP/1.1\r\nHost\r\n\r\n",

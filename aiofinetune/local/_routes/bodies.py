@@ -35,6 +35,8 @@ async def read_json_object(request: web.Request) -> dict[str, object]:
             body = await request.read()
     except TimeoutError:
         raise too_slow() from None
+    except web.HTTPRequestEntityTooLarge:
+        raise Refused(413, f"the body: at most {MAX_JSON_BYTES:,} bytes are allowed") from None
     try:
         value = structuring.loads(body)
         # A value that cannot be encoded, such as half a surrogate pair, could not be stored or sent back.

@@ -51,7 +51,9 @@ class FineTuneRoutes:
         }
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
-        asked = structuring.read_request(_with_n_epochs(await read_json_object(request)), FineTuneRequest)
+        given = _with_n_epochs(await read_json_object(request))
+        _check_suffix(given.get("suffix"))
+        asked = structuring.read_request(given, FineTuneRequest)
         FINE_TUNES.check(asked)
         return await self._job(await self._store.jobs.create(asked))
 
@@ -111,6 +113,13 @@ class FineTuneRoutes:
                         await response.write(b"".join(events))
                 await response.write(sse.encode(b"[DONE]"))
         return response
+
+
+def _check_suffix(suffix: object) -> None:
+    """Refuse a suffix that the reference does not take, though other services of the same request may."""
+    most = FINE_TUNES.max_suffix
+    if suffix is not None and not (isinstance(suffix, str) and 1 <= len(suffix) <= most):
+        raise RequestInvalid("suffix", f"expected 1 to {most} characters")
 
 
 def _with_n_epochs(value: dict[str, object]) -> dict[str, object]:

@@ -23,6 +23,7 @@ PIECE_BYTES: Final = 256 << 10
 """The amount of an upload or a download that is in memory at a time."""
 
 _LIMIT: Final = re.compile("0*[1-9][0-9]{0,8}", re.ASCII)
+_MAX_LIMIT: Final = 10**9 - 1
 
 REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("aiofinetune_request_id", default=None)
 """The id of the request that is answered, which its answer and what is logged of it name."""
@@ -100,7 +101,7 @@ def read_limit(query: Mapping[str, str]) -> int | None:
     """Return the most items that a client asks for; None if it does not say."""
     limit = query.get("limit")
     if limit is not None and not _LIMIT.fullmatch(limit):
-        raise Refused(400, "limit: expected a whole number, 1 or above", param="limit")
+        raise Refused(400, f"limit: expected a whole number from 1 to {_MAX_LIMIT}", param="limit")
     return None if limit is None else int(limit)
 
 
