@@ -38,7 +38,12 @@ _READ: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the server's state; by default a temporary folder.",
 )
-@click.option("--api-key", envvar="AIOFINETUNE_API_KEY", help="Key that clients must send; by default a random key.")
+@click.option(
+    "--api-key",
+    envvar="AIOFINETUNE_API_KEY",
+    help="Key that clients must send; by default a random key. In the variable AIOFINETUNE_API_KEY, it stays"
+    " out of the list of processes.",
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="Log requests and jobs to stderr like this.")
 @click.option("--metrics", is_flag=True, help="Serve metrics for Prometheus at /metrics, with the same key.")
 @click.option(
@@ -84,7 +89,7 @@ _READ: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "--worker-token-file",
     type=_READ,
-    help="File with the token that lets 'aiofinetune worker' train jobs; means --trainers workers.",
+    help="File with the token that lets 'aiofinetune worker' train jobs; implies --trainers workers.",
 )
 @click.option("--dask-ca", type=_READ, help="Certificates that Dask's scheduler is checked with; needed off loopback.")
 @click.option("--dask-cert", type=_READ, help="This server's certificate for Dask.")

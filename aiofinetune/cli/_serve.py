@@ -20,7 +20,7 @@ import click
 
 from aiofinetune._urls import check_base_url, is_loopback
 from aiofinetune.cli._worker import read_token
-from aiofinetune.errors import ConfigurationError
+from aiofinetune.errors import ConfigurationError, LocalFileError
 from aiofinetune.local import LocalServer
 from aiofinetune.local._access import Metrics, extension
 from aiofinetune.local._open_models import read_open_models
@@ -85,6 +85,7 @@ async def serve(data: Path | None, options: Options) -> None:
 
     Raises:
         ConfigurationError: The server cannot start, or an extra is not installed.
+        LocalFileError: Stdout cannot be written.
     """
     models = await asyncio.to_thread(read_open_models, options.models, options.model_options)
     _start_log(options.log_format)
@@ -115,10 +116,10 @@ async def serve(data: Path | None, options: Options) -> None:
     public_url = _public_url(options)
     async with server:
         base_url = shown_url(public_url or server.base_url)
-        click.echo(f"export OPENAI_BASE_URL={base_url}")
-        click.echo(f"export OPENAI_API_KEY={shlex.quote(server.api_key)}")
+        exports = {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": shlex.quote(server.api_key)}
         if _is_plain_beyond_loopback(base_url):
-            click.echo("export AIOFINETUNE_ALLOW_PLAIN_HTTP=1")
+            exports["AIOFINETUNE_ALLOW_PLAIN_HTTP"] = "1"
+        _print(exports)
         told = notes(base_url, server.base_url)
         if options.log_format is None:
             told.append("Serving. Press Ctrl-C to stop. Paste the lines above into the client's shell.")
@@ -130,6 +131,19 @@ async def serve(data: Path | None, options: Options) -> None:
             else:
                 _log.info(note)
         await stopped.wait()
+
+
+def _print(exports: Mapping[str, str]) -> None:
+    """Print the lines that point a client at the server.
+
+    Raises:
+        LocalFileError: They cannot be written, so that nobody would learn a random key.
+    """
+    try:
+        for name, value in exports.items():
+            click.echo(f"export {name}={value}")
+    except OSError as error:
+        raise LocalFileError(f"stdout cannot be written: {error.strerror}") from error
 
 
 def _refuse_plain_text(options: Options) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -63,6 +64,20 @@ async def test_serve_takes_the_key_from_the_environment() -> None:
         process.terminate()
         await process.communicate()
     assert process.returncode == 0
+
+
+def test_serve_says_that_stdout_is_full() -> None:
+    """Where what points a client at the server cannot be written, one line says so, and nothing is served."""
+    with Path("/dev/full").open("wb") as full:
+        command = (*COMMAND, "serve", "--port", "0")
+        done = subprocess.run(command, stdout=full, stderr=PIPE, timeout=60, check=False)  # noqa: S603  # ours
+    assert done.stderr == b"aiofinetune: stdout cannot be written: No space left on device\n"
+    assert done.returncode == 5
+
+
+def test_serve_says_how_its_key_stays_out_of_the_list_of_processes() -> None:
+    """The help names the variable that holds the key."""
+    assert "AIOFINETUNE_API_KEY" in shell("serve", "--help").stdout
 
 
 async def test_serve_refuses_other_machines_without_a_key() -> None:
