@@ -69,6 +69,7 @@ class Api:
         self._endless: set[asyncio.Task[object]] = set()
         self._models = ModelRoutes(store, self._endless, completer or Completers())
         self._attempts: AttemptRoutes | None = None
+        self._takes_workers = remote is not None and worker_token is not None
         if remote is not None:
             self._attempts = AttemptRoutes(store, jobs, remote, self._endless, worker_token)
         self._routes: tuple[Routes, ...] = (
@@ -134,6 +135,9 @@ class Api:
 
     async def _authorize(self, request: web.Request) -> None:
         resource = request.match_info.route.resource
+        if request.path == f"/v1{PREFIX}" and not self._takes_workers:
+            # No token opens it, so this says nothing of one.
+            raise Refused(404, "this server takes no workers; start it with --worker-token-file")
         if self._attempts and resource and resource.canonical.startswith(f"/v1{PREFIX}"):
             await self._attempts.authorize(request)
         elif resource is None or resource.canonical != STORAGE:

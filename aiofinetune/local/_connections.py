@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import resource
 import secrets
 import socket
@@ -277,7 +278,8 @@ async def listen(host: str, port: int) -> Sequence[socket.socket]:
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL and (sockets or len(infos) > 1):
                     continue  # The host also has an address of a protocol that this machine does not use.
-                raise
+                # The words of `create_server` repeat the address.
+                raise OSError(error.errno, os.strerror(error.errno or 0)) from error
             sockets.append(stack.enter_context(listening))
             listening.setblocking(False)
         if not sockets:

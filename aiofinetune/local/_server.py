@@ -86,10 +86,11 @@ class LocalServer:
     ) -> None:
         if api_key is None and not is_loopback(host):
             raise ConfigurationError(f"host: other machines can reach {host!r}; pass an api_key of your own")
-        if api_key is not None and not (
-            api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""
-        ):
+        if api_key is not None and not _is_key(api_key):
             raise ConfigurationError("api_key: expected printable ASCII without space around it")
+        for model in models:
+            if not isinstance(model, OpenModel):
+                raise ConfigurationError(f"models: expected models such as OpenModel.at('smol', path), got {model!r}")
         if worker_token is not None and worker_token == api_key:
             raise ConfigurationError("worker_token: is the API key; workers need a token of their own")
         self.api_key: str = api_key or f"local-{secrets.token_urlsafe(24)}"
@@ -220,7 +221,8 @@ class LocalServer:
             try:
                 sockets = await listen(self._host, self._port)
             except (OSError, OverflowError) as error:
-                raise ConfigurationError(f"cannot listen on {self._host}, port {self._port}: {error}") from error
+                why = getattr(error, "strerror", None) or error
+                raise ConfigurationError(f"cannot listen on {self._host}, port {self._port}: {why}") from error
             host, port = sockets[0].getsockname()[:2]
             self.base_url = f"http{'s' if self._tls else ''}://{f'[{host}]' if ':' in host else host}:{port}/v1"
             connections.accept(sockets)
@@ -228,6 +230,11 @@ class LocalServer:
         finally:
             await connections.close()
             await runner.cleanup()
+
+
+def _is_key(key: object) -> bool:
+    """Return whether a key can be sent in a header."""
+    return isinstance(key, str) and key.isascii() and key.isprintable() and key.strip() == key != ""
 
 
 @contextlib.asynccontextmanager

@@ -18,6 +18,8 @@ from aiohttp import web
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local import LocalServer
 from aiofinetune.local._routes import Handler
+from aiofinetune.local._worker.calls import Refusal
+from aiofinetune.local._worker.claiming import work
 from tests.local.plainclient import Client, Connect
 from tests.local.wire import FORM, FORM_NAME, address, form, read_reply, request_bytes
 
@@ -54,16 +56,30 @@ async def test_a_second_server_on_the_same_folder_is_refused(server: LocalServer
 
 async def test_a_port_in_use_is_refused(server: LocalServer) -> None:
     """A port that cannot be had is the configuration's fault, and says so."""
-    with pytest.raises(ConfigurationError, match="cannot listen"):
-        async with LocalServer(port=address(server)[1]):
+    port = address(server)[1]
+    with pytest.raises(ConfigurationError) as caught:
+        async with LocalServer(port=port):
             pass
+    assert str(caught.value) == f"cannot listen on 127.0.0.1, port {port}: Address already in use"
 
 
-@pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"host": "example.com"}, {"api_key": ""}, {"api_key": "a\n"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"host": "0.0.0.0"}, {"host": "example.com"}),  # to see it refused
+        *({"api_key": ""}, {"api_key": "a\n"}, {"api_key": 5}, {"models": ["x"]}),
+    ],
+)
 def test_an_unsafe_configuration_is_refused(options: dict[str, Any]) -> None:
-    """An open host needs a key of one's own, and a key must fit into a header."""
+    """An open host needs a key of one's own, a key must fit into a header, and a model be one."""
     with pytest.raises(ConfigurationError):
         LocalServer(**options)
+
+
+async def test_a_server_without_workers_says_so(server: LocalServer) -> None:
+    """A worker at a server that takes none learns that, and not that its token is wrong."""
+    with pytest.raises(Refusal, match="takes no workers; start it with --worker-token-file"):
+        await work(f"{server.base_url}/attempts", "any-token-at-all", {})
 
 
 async def test_without_numpy_the_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
