@@ -155,7 +155,7 @@ def _refuse_plain_text(options: Options) -> None:
     has_https = options.tls_cert is not None or (options.public_url or "").startswith("https:")
     if not (is_loopback(options.host) or has_https or options.allow_plain_http):
         raise ConfigurationError(
-            f"host: other machines would send the key and training data to {options.host!r} in plain text; give"
+            f"host: other machines can reach {options.host!r}, and the key and data would travel in plain text; give"
             " --tls-cert and --tls-key, or --public-url with the https URL of a proxy, or --allow-plain-http"
         )
 
