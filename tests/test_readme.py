@@ -75,7 +75,8 @@ def test_the_line_for_every_night_is_a_command(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     for name in ("nightly.toml", "key"):
         Path(name).touch()
-    (line,) = re.findall(r"^0 2 \* \* \* .*? && \.venv/bin/aiofinetune batch (.*?) >>", README, flags=re.DOTALL | re.MULTILINE)
+    form = r"^0 2 \* \* \* .*? && \.venv/bin/aiofinetune batch (.*?) >>"
+    (line,) = re.findall(form, README, flags=re.DOTALL | re.MULTILINE)
     asked = batch.make_context("batch", shlex.split(line)).params
     assert asked["fresh"]
     assert asked["wait_for_service"]
