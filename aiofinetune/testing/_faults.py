@@ -120,7 +120,10 @@ class Faults:
         self._plans.add_job_failures(JobFailure(str(message), param), times)
 
     def hold_jobs(self) -> None:
-        """Let no job end until `release_jobs`: the next one starts to run and stays so, and the others stay pending."""
+        """Let no job end until `release_jobs`: the next one starts to run and stays so, and the others stay pending.
+
+        A job that is in training already goes on.
+        """
         self._plans.held_jobs.close()
 
     def release_jobs(self) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from typing import Any
 
 import aiohttp
+import attrs
 import pytest
 from aiohttp import web
 
 from aiofinetune import (
     ConfigurationError,
     CreateUncertain,
+    FineTune,
     FineTuneFailed,
     FineTuneRequest,
     FineTuneSession,
@@ -34,6 +37,14 @@ EXAMPLES = jsonl([("wren ->", " bird"), ("carp ->", " fish")])
 
 async def new_request(session: FineTuneSession) -> FineTuneRequest:
     return FineTuneRequest(training_file=(await session.upload_file(EXAMPLES)).id, model="ada")
+
+
+async def until(session: FineTuneSession, job: FineTune, statuses: Collection[str]) -> FineTune:
+    """Return a job once its status is one of these; `wait` would ask every two seconds in some dialects."""
+    async with asyncio.timeout(30):
+        while job.status not in statuses:
+            job = await session.retrieve_fine_tune(job.id)
+    return job
 
 
 async def test_a_failure_is_met_as_often_as_asked(
@@ -308,6 +319,29 @@ async def test_held_jobs_stay(fine_tune_server: FineTuneServer, client: Client) 
     fine_tune_server.faults.release_jobs()
     ended = [(await client.finish(job["id"]))["status"] for job in jobs]
     assert ended == ["cancelled", "succeeded", "succeeded"]
+
+
+@pytest.mark.parametrize("real_training", [False, True], ids=["instant", "trained"])
+@pytest.mark.parametrize("dialect", ["fine-tunes", "jobs", "together"])
+async def test_a_held_job_goes_on_as_others_do(dialect: str, real_training: bool) -> None:
+    """A job that was held succeeds once it is released, and has the events of a job that was not held."""
+    async with (
+        FineTuneServer(real_training=real_training) as server,
+        FineTuneSession(server.api_key, base_url=server.url_of(dialect), dialect=dialect) as session,
+    ):
+        request = attrs.evolve(await new_request(session), n_epochs=1)
+        free = await until(session, await session.create_fine_tune(request), Status.TERMINAL)
+        server.faults.hold_jobs()
+        held = await until(session, await session.create_fine_tune(request), {Status.RUNNING})
+        server.faults.release_jobs()
+        held = await until(session, held, Status.TERMINAL)
+        assert (free.status, held.status) == (Status.SUCCEEDED, Status.SUCCEEDED)
+        # What follows the colon is the name of a job, a model or a file.
+        told = [
+            [event.message.partition(":")[0] for event in await session.list_fine_tune_events(job.id)]
+            for job in (free, held)
+        ]
+        assert told[1] == told[0]
 
 
 async def test_the_oldest_fault_that_fits_comes_first(fine_tune_server: FineTuneServer, client: Client) -> None:
