@@ -55,12 +55,26 @@ NAMES: Final[Mapping[str, str]] = {
 """The name of each endpoint, by its method and path."""
 
 
-def check_endpoint(name: str) -> None:
+STREAMS: Final = frozenset({"events", "completion", "chat"})
+"""The endpoints that answer with an event stream if a request asks for one."""
+
+WITHOUT_FIELDS: Final = frozenset({"download", "put_content", UNKNOWN})
+"""The endpoints whose replies, but for refusals, are no JSON objects."""
+
+_KNOWN: Final = frozenset({*NAMES.values(), ANY, UNKNOWN})
+
+
+def check_endpoint(name: str, *, streams: bool = False, has_fields: bool = False) -> None:
     """Check that an endpoint has a name, so that a fault with a wrong one does not wait forever.
 
+    Args:
+        name: The name.
+        streams: Whether the endpoint must have event streams.
+        has_fields: Whether its replies must have fields.
+
     Raises:
-        ConfigurationError: None has.
+        ConfigurationError: None has, or the one that has is not as it must be.
     """
-    known = sorted({*NAMES.values(), ANY, UNKNOWN})
+    known = sorted((_KNOWN & {*STREAMS, ANY} if streams else _KNOWN) - (WITHOUT_FIELDS if has_fields else set()))
     if name not in known:
         raise ConfigurationError(f"endpoint: expected one of {', '.join(known)}, got {name!r}")

@@ -18,7 +18,8 @@ class Faults:
     In every method, `endpoint` is an endpoint's name: ``"create"``, ``"list"``, ``"retrieve"``, ``"cancel"``,
     ``"events"``, ``"upload"``, ``"download"``, ``"completion"``, ``"chat"``, ... (an unknown name is refused with the
     list of all), or ``"any"``; it is the same in both APIs of jobs. `times` is the number of requests, or of jobs, that
-    meet the fault; None for all until `clear`.
+    meet the fault; None for all until `clear`. A request on which a fault has no effect leaves it to the next one: so
+    does an event stream that is refused, or that ends before as many events as the fault lets pass.
 
     Every method raises:
         ConfigurationError: An argument is not as expected.
@@ -70,7 +71,10 @@ class Faults:
         self._add(endpoint, Failure(status, str(message), code, retry_after), times)
 
     def lose_reply(self, endpoint: str, *, times: int | None = 1) -> None:
-        """Carry out the next requests, and end their connections without a reply."""
+        """Carry out the next requests, and end their connections without a reply.
+
+        It does not matter what the reply is: a refusal is lost too, and so is all of a download or an event stream.
+        """
         self._add(endpoint, LostReply(), times)
 
     def odd_reply(
@@ -78,19 +82,33 @@ class Faults:
     ) -> None:
         """Carry out the next requests, and change their replies.
 
+        Only a JSON object has fields: event streams, lists without an object around them, and refusals stay as they
+        are, and leave the fault to the next request.
+
         Args:
-            endpoint: Which requests.
+            endpoint: Which requests; not ``"download"``, ``"put_content"`` or ``"unknown"``, whose replies are no JSON
+                objects.
             fields: The fields at the top of the reply to set, and their values.
             without: The fields to leave out.
             times: How many requests.
         """
         _check("fields", isinstance(fields, Mapping), "fields and their values", fields)
         _check("without", not isinstance(without, str), "a list of fields", without)
+        _check("fields", bool(fields or without), "fields to set, or fields to leave out in without", fields)
+        check_endpoint(endpoint, has_fields=True)
         self._add(endpoint, OddReply(dict(fields), tuple(without)), times)
 
     def cut_stream(self, endpoint: str = "events", *, after: int = 0, times: int | None = 1) -> None:
-        """End the connections of the next event streams after `after` events."""
+        """End the connections of the next event streams after `after` events.
+
+        Args:
+            endpoint: Which streams: ``"events"``, ``"completion"``, ``"chat"`` or ``"any"``; a request that asks for
+                no stream leaves the fault to the next one.
+            after: How many events arrive.
+            times: How many streams.
+        """
         _check("after", type(after) is int and after >= 0, "a number of events", after)
+        check_endpoint(endpoint, streams=True)
         self._add(endpoint, Cut(after), times)
 
     def stall(self, endpoint: str, *, after: int = 0, times: int | None = 1) -> None:

@@ -9,29 +9,51 @@ from typing import Final, NoReturn
 
 import attrs
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from aiofinetune import structuring
 from aiofinetune.local._routes import Handler
-from aiofinetune.local._routes.replies import EVENT_STREAM, error_reply, json_reply
+from aiofinetune.local._routes.replies import EVENT_STREAM, error_reply
 from aiofinetune.local._routes.together import BASE_PATH
 from aiofinetune.testing._endpoints import NAMES, UNKNOWN
-from aiofinetune.testing._plans import Cut, Delay, Failure, Fault, Gate, LostReply, OddReply, Plans, Stall
+from aiofinetune.testing._plans import Cut, Delay, Failure, Fault, Gate, LostReply, OddReply, Plan, Plans, Stall
 from aiofinetune.testing._recorder import Asked, Requests
 
 PREFIX: Final = "/v1"
+
+_JSON: Final = "application/json"
+
+_FIRST_REFUSAL: Final = 300
+"""The lowest status of a reply that does not have what was asked for."""
 
 CONTROL: Final = f"{PREFIX}/testing/"
 """What the paths begin with through which another process asks for faults; they meet none, and are not recorded."""
 
 
-@attrs.frozen
+@attrs.define
 class _Met:
-    """What the middleware has of a request: its record, its fault, and where it waits if it stalls."""
+    """What the middleware has of a request: its record, and the fault that it has taken."""
 
     request: web.Request
     asked: Asked
-    fault: Fault | None
-    stalled: Gate
+    plans: Plans
+    plan: Plan | None = None
+    has_met: bool = False
+
+    @property
+    def fault(self) -> Fault | None:
+        return None if self.plan is None else self.plan.fault
+
+    def note(self) -> None:
+        """Note that the fault has its effect. A client that sees the effect sees that it is met."""
+        if self.plan is not None and not self.has_met:
+            self.has_met = True
+            self.plans.note_met(self.plan)
+
+    def end(self) -> None:
+        """Put the fault back if it had no effect."""
+        if self.plan is not None and not self.has_met:
+            self.plans.put_back(self.plan)
 
 
 _met: ContextVar[_Met] = ContextVar("_met")
@@ -66,36 +88,48 @@ class Middleware:
         if request.path.startswith(CONTROL):
             return await handler(request)
         asked = self._requests.add(_record(request, await _read_json(request)))
-        fault = self._plans.take(asked.endpoint, is_stream=asked.is_stream)
-        _met.set(_Met(request, asked, fault, self._plans.stalled_requests))
-        match fault:
-            case Failure(status, message, code, retry_after):
-                headers = None if retry_after is None else {"Retry-After": f"{retry_after:g}"}
-                return error_reply(status, message, code=code, headers=headers)
-            case Stall() if not asked.is_stream:
-                await self._plans.stalled_requests.passed()
-                return _without_reply(request)
-            case Delay(seconds) if not asked.is_stream:
-                await _pause(self._plans.stalled_requests, seconds)
-        response = await handler(request)
-        match fault:
-            case LostReply():
-                return _without_reply(request)
-            case OddReply():
-                return _changed(response, fault)
-        return response
+        met = _Met(request, asked, self._plans, self._plans.take(asked.endpoint, is_stream=asked.is_stream))
+        _met.set(met)
+        try:
+            return await _reply(met, handler)
+        finally:
+            met.end()
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Note the status of a reply."""
+        """Note the status of a reply, or lose it, whatever it is."""
         if request.path.startswith(CONTROL):
             return
         met = _met.get(None)
         if met is None:
             # A request without the right key does not reach the middleware.
-            met = _Met(request, self._requests.add(_record(request, None)), None, self._plans.stalled_requests)
+            met = _Met(request, self._requests.add(_record(request, None)), self._plans)
+        if isinstance(met.fault, LostReply):
+            _break_off(request)
         if request.transport is None or request.transport.is_closing():
             return
         met.asked.status = response.status
+
+
+async def _reply(met: _Met, handler: Handler) -> web.StreamResponse:
+    """Answer a request that meets its fault, if it is neither a lost reply nor one of an event stream."""
+    match met.fault:
+        case Failure(status, message, code, retry_after):
+            met.note()
+            headers = None if retry_after is None else {"Retry-After": f"{retry_after:g}"}
+            return error_reply(status, message, code=code, headers=headers)
+        case Stall() if not met.asked.is_stream:
+            met.note()
+            await met.plans.stalled_requests.passed()
+            return _without_reply(met.request)
+        case Delay(seconds) if not met.asked.is_stream:
+            met.note()
+            await _pause(met.plans.stalled_requests, seconds)
+        case LostReply():
+            met.note()
+    response = await handler(met.request)
+    if isinstance(met.fault, OddReply) and _change(met.request, response, met.fault):
+        met.note()
+    return response
 
 
 class FaultyStream(web.StreamResponse):
@@ -103,6 +137,12 @@ class FaultyStream(web.StreamResponse):
 
     _events = 0
     """The number of events that have been written."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send the headers. If they are lost, the events cannot be written, as to a client that has disconnected."""
+        with contextlib.suppress(ConnectionResetError):
+            return await super().prepare(request)
+        return None
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write some events or comments, whole ones."""
@@ -112,18 +152,23 @@ class FaultyStream(web.StreamResponse):
             return
         for frame in bytes(data).split(b"\n\n")[:-1]:
             await self._meet(met)
-            await super().write(frame + b"\n\n")
             self._events += not frame.startswith(b":")
+            if isinstance(met.fault, Cut | Stall) and self._events >= met.fault.after:
+                met.note()  # A client that has all these events sees that nothing comes after them.
+            await super().write(frame + b"\n\n")
         await self._meet(met, is_before=False)
 
     async def _meet(self, met: _Met, *, is_before: bool = True) -> None:
         match met.fault:
             case Delay(seconds) if is_before:
-                await _pause(met.stalled, seconds)
+                met.note()
+                await _pause(met.plans.stalled_requests, seconds)
             case Cut(after) if self._events >= after:
+                met.note()
                 _break_off(met.request)
             case Stall(after) if self._events >= after:
-                await met.stalled.passed()
+                met.note()
+                await met.plans.stalled_requests.passed()
                 _break_off(met.request)
 
 
@@ -154,7 +199,7 @@ def _record(request: web.Request, body: object) -> Asked:
 
 async def _read_json(request: web.Request) -> object:
     """Return the JSON of a request's body, which the handler can read again; None if there is none."""
-    if request.content_type != "application/json" or not request.can_read_body:
+    if request.content_type != _JSON or not request.can_read_body:
         return None
     with contextlib.suppress(ValueError, RecursionError):  # The handler says what is wrong.
         return structuring.loads(await request.read())
@@ -168,15 +213,16 @@ def _without_reply(request: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
-def _changed(response: web.StreamResponse, fault: OddReply) -> web.StreamResponse:
-    """Return a reply with other fields, if it is a JSON object."""
-    if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
-        return response
-    value = structuring.loads(response.body)
-    if not isinstance(value, dict):
-        return response
+def _change(request: web.Request, response: web.StreamResponse, fault: OddReply) -> bool:
+    """Change the fields of a reply, and return whether it has any: it is a JSON object, and no refusal."""
+    if request.method == "HEAD" or not isinstance(response, web.Response) or response.content_type != _JSON:
+        return False
+    value = structuring.loads(response.body) if isinstance(response.body, bytes) else None
+    if response.status >= _FIRST_REFUSAL or not isinstance(value, dict):
+        return False
     kept = {name: item for name, item in {**value, **fault.fields}.items() if name not in fault.without}
-    return json_reply(kept, response.status)
+    response.body = structuring.dumps(kept)
+    return True
 
 
 async def _pause(gate: Gate, seconds: float) -> None:

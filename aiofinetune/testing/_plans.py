@@ -1,6 +1,7 @@
 """The faults that are still to be met: asked for on any thread, and met on the server's.
 
-A request meets at most one fault: of those that fit it, the one that was asked for first.
+A request meets at most one fault: of those that fit it, the one that was asked for first. Whether a fault has an effect
+may show only later, such as how long a stream is; the request takes it until then.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from aiofinetune.testing._endpoints import ANY
+from aiofinetune.testing._endpoints import ANY, WITHOUT_FIELDS
 
 
 @attrs.frozen
@@ -61,17 +62,28 @@ class Delay:
 Fault = Failure | LostReply | OddReply | Cut | Stall | Delay
 
 
-@attrs.define
-class _Plan:
+@attrs.define(eq=False)
+class Plan:
     """A fault, and the requests that are still to meet it."""
 
     endpoint: str
     fault: Fault
     left: int | None
     """How many; None for all."""
+    taken: int = 0
+    """How many requests have taken it, and are still to meet it."""
 
     def fits(self, endpoint: str, *, is_stream: bool) -> bool:
-        return self.endpoint in (endpoint, ANY) and (is_stream or not isinstance(self.fault, Cut))
+        """Return whether a request can take it."""
+        if self.endpoint not in (endpoint, ANY) or self.taken == self.left:
+            return False
+        match self.fault:
+            case Cut():
+                return is_stream
+            case OddReply():
+                return not is_stream and endpoint not in WITHOUT_FIELDS
+            case _:
+                return True
 
     def __str__(self) -> str:
         return f"{self.fault} for {'every' if self.left is None else f'the next {self.left}'} {self.endpoint}"
@@ -129,30 +141,40 @@ class Plans:
         """Where requests wait that are stalled."""
         self.stalled_requests.close()
         self._lock = threading.Lock()
-        self._requests: list[_Plan] = []
+        self._requests: list[Plan] = []
         self._jobs: list[JobFailure] = []
 
     def add(self, endpoint: str, fault: Fault, times: int | None) -> None:
         """Let the next requests for an endpoint meet a fault; all of them if `times` is None."""
         with self._lock:
-            self._requests.append(_Plan(endpoint, fault, times))
+            self._requests.append(Plan(endpoint, fault, times))
 
     def add_job_failures(self, failure: JobFailure, times: int) -> None:
         """Let the next jobs fail."""
         with self._lock:
             self._jobs += [failure] * times
 
-    def take(self, endpoint: str, *, is_stream: bool) -> Fault | None:
-        """Return the fault that the next request meets; None if it meets none."""
+    def take(self, endpoint: str, *, is_stream: bool) -> Plan | None:
+        """Take the fault for the next request: it either meets it (`note_met`), or puts it back; None if none fits."""
         with self._lock:
             plan = next((each for each in self._requests if each.fits(endpoint, is_stream=is_stream)), None)
-            if plan is None:
-                return None
+            if plan is not None:
+                plan.taken += 1
+            return plan
+
+    def note_met(self, plan: Plan) -> None:
+        """Note that a request meets a fault that it has taken."""
+        with self._lock:
+            plan.taken -= 1
             if plan.left is not None:
                 plan.left -= 1
-                if plan.left == 0:
-                    self._requests.remove(plan)
-            return plan.fault
+            if plan.left == 0 and plan in self._requests:  # `clear` may have forgotten it.
+                self._requests.remove(plan)
+
+    def put_back(self, plan: Plan) -> None:
+        """Leave a fault that a request has taken to another one: it had no effect."""
+        with self._lock:
+            plan.taken -= 1
 
     def take_job_failure(self) -> JobFailure | None:
         """Return how the next job fails; None if it does not."""

@@ -7,7 +7,7 @@ from typing import overload
 
 import attrs
 
-from aiofinetune.testing._endpoints import check_endpoint
+from aiofinetune.testing._endpoints import STREAMS, check_endpoint
 
 
 @attrs.define(eq=False)
@@ -41,7 +41,8 @@ class Asked:
     def is_stream(self) -> bool:
         """Whether it asks for an event stream."""
         body = self.json if isinstance(self.json, dict) else {}
-        return self.query.get("stream", "").lower() == "true" or body.get("stream") is True
+        asks = self.query.get("stream", "").lower() == "true" or body.get("stream") is True
+        return asks and self.endpoint in STREAMS
 
 
 class Requests(Sequence[Asked]):

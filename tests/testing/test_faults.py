@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Collection
 from typing import Any
@@ -105,6 +106,36 @@ async def test_a_lost_reply_leaves_one_job(
     assert [row.id for row in await fine_tune_session.list_fine_tunes()] == [job.id]
 
 
+@pytest.mark.parametrize("path", ["/fine-tunes", "/fine_tuning/jobs", "/together/v1/fine-tunes"])
+async def test_every_reply_can_be_lost(
+    fine_tune_server: FineTuneServer, client: Client, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing arrives of a download, an event stream, a completion, a refusal or any other reply; none is an error."""
+    job = await client.create(EXAMPLES)
+    completion: dict[str, Any] = {"model": "ada", "prompt": "wren ->"}
+    root = client.base_url.removesuffix("/v1")
+    calls: list[tuple[str, str, str, dict[str, Any] | None]] = [
+        ("download", "GET", f"/v1/files/{job['training_files'][0]['id']}/content", None),
+        ("events", "GET", f"/v1/fine-tunes/{job['id']}/events?stream=true", None),
+        ("completion", "POST", "/v1/completions", completion),
+        ("completion", "POST", "/v1/completions", {**completion, "stream": True}),
+        ("create", "POST", "PATH", {"training_file": "none", "model": "ada"}),
+        ("retrieve", "GET", "PATH/none", None),
+        ("list", "GET", "PATH", None),
+        ("unknown", "GET", "/v1/none", None),
+    ]
+    api = path if path.startswith("/together") else f"/v1{path}"
+    for endpoint, method, called, body in calls:
+        # aiohttp sends a GET once more.
+        fine_tune_server.faults.lose_reply(endpoint, times=2 if method == "GET" else 1)
+        with pytest.raises(aiohttp.ClientError):
+            await client.http.request(method, root + called.replace("PATH", api), json=body)
+        asked = fine_tune_server.requests[-1]
+        assert (asked.endpoint, asked.status) == (endpoint, None)
+        assert not fine_tune_server.faults.pending
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
+
+
 async def test_a_session_of_the_jobs_api_meets_the_same_faults(fine_tune_server: FineTuneServer) -> None:
     """A throttled create, and then one whose reply is lost, make one job there too, and its failure is reported."""
     key, url, retry = fine_tune_server.api_key, fine_tune_server.base_url, Retry(base=0.01, grace=0.2)
@@ -145,17 +176,37 @@ async def test_a_create_without_an_id_is_found(
     assert len(await fine_tune_session.list_fine_tunes()) == 1
 
 
-async def test_what_is_no_object_stays_as_it_is(
-    fine_tune_server: FineTuneServer, fine_tune_session: FineTuneSession
+@pytest.mark.parametrize("path", ["/fine-tunes", "/fine_tuning/jobs"])
+async def test_a_reply_without_fields_leaves_an_odd_reply_to_the_next(
+    fine_tune_server: FineTuneServer, client: Client, path: str
 ) -> None:
-    """A reply without fields, such as a download, cannot be odd."""
-    file = await fine_tune_session.upload_file(EXAMPLES)
-    fine_tune_server.faults.odd_reply("download", {"id": "other"})
-    fine_tune_server.faults.odd_reply("list", {"id": "other"})
-    async with connected(fine_tune_server.base_url, fine_tune_server.api_key) as client:
-        async with client.http.get(f"{client.base_url}/files/{file.id}/content") as reply:
-            assert await reply.read() == EXAMPLES
-        assert (await client.call("GET", "/fine-tunes"))["id"] == "other"
+    """A download, an event stream, a refusal and a reply without a body stay as they are; the next reply is odd."""
+    job = await client.create(EXAMPLES)
+    file = job["training_files"][0]["id"]
+    await client.finish(job["id"])
+    fine_tune_server.faults.odd_reply("any", {"id": "other"})
+    async with client.http.get(f"{client.base_url}/files/{file}/content") as reply:
+        assert await reply.read() == EXAMPLES
+    assert await client.follow(job["id"])
+    assert (await client.call("GET", f"{path}/none", status=404))["message"]
+    await client.call("GET", "/none", status=404)
+    async with client.http.head(f"{client.base_url}{path}/{job['id']}") as reply:
+        assert reply.status == 200
+    assert fine_tune_server.faults.unmet
+    assert (await client.call("GET", f"{path}/{job['id']}"))["id"] == "other"
+    assert not fine_tune_server.faults.pending
+
+
+async def test_a_list_without_an_object_leaves_an_odd_reply_to_the_next(fine_tune_server: FineTuneServer) -> None:
+    """Where Together's API answers with a list, or refers to another URL, there are no fields to change."""
+    server = fine_tune_server
+    async with FineTuneSession(server.api_key, base_url=server.url_of("together"), dialect="together") as session:
+        server.faults.odd_reply("list_models", {"object": "odd"})
+        server.faults.odd_reply("upload", {"id": "other"})
+        assert await session.list_models()
+        await session.upload_file(EXAMPLES)
+        assert len(server.faults.unmet) == 2
+        server.faults.clear()
 
 
 async def test_a_stream_that_is_cut_is_resumed(
@@ -185,6 +236,50 @@ async def test_a_stream_is_cut_where_asked(fine_tune_server: FineTuneServer, cli
     assert (received.count(b"\n\n"), received[-2:]) == (after, b"\n\n"[: 2 * after])
 
 
+@pytest.mark.parametrize("fault", ["cut_stream", "stall"])
+async def test_a_stream_that_is_short_or_refused_leaves_its_fault_to_the_next(
+    fine_tune_server: FineTuneServer, client: Client, fault: str
+) -> None:
+    """A stream that ends before as many events, or is none, does not meet a fault that comes after them."""
+    job = await client.create(EXAMPLES)
+    messages = await client.follow(job["id"])
+    getattr(fine_tune_server.faults, fault)("events", after=2)
+    await client.call("GET", "/fine-tunes/none/events?stream=true", status=404)
+    getattr(fine_tune_server.faults, fault)("events", after=1000)
+    async with client.http.get(f"{client.base_url}/fine-tunes/{job['id']}/events?stream=true") as reply:
+        for _ in range(4):
+            await reply.content.readline()
+        assert len(fine_tune_server.faults.unmet) == 1
+    assert await client.follow(job["id"]) == messages
+    assert len(fine_tune_server.faults.unmet) == 1
+    fine_tune_server.faults.clear()
+
+
+async def test_what_asks_for_a_stream_where_there_is_none_is_no_stream(
+    fine_tune_server: FineTuneServer, client: Client
+) -> None:
+    """A list that is asked for as a stream meets the faults of other requests, and not those of streams."""
+    fine_tune_server.faults.cut_stream("any")
+    fine_tune_server.faults.odd_reply("list", {"id": "other"})
+    assert (await client.call("GET", "/fine-tunes?stream=true"))["id"] == "other"
+    assert len(fine_tune_server.faults.unmet) == 1
+    fine_tune_server.faults.clear()
+
+
+async def test_what_is_forgotten_is_not_met_again(fine_tune_server: FineTuneServer, client: Client) -> None:
+    """A fault that a stream has not met yet does not come back once it is forgotten."""
+    job = await client.create(EXAMPLES)
+    fine_tune_server.faults.hold_jobs()
+    held = await client.create(EXAMPLES)
+    fine_tune_server.faults.cut_stream("events", after=1000)
+    async with client.http.get(f"{client.base_url}/fine-tunes/{held['id']}/events?stream=true") as reply:
+        assert await reply.content.readline()
+        fine_tune_server.faults.clear()
+        assert (await reply.read()).endswith(b"data: [DONE]\n\n")
+    await client.follow(job["id"])
+    assert not fine_tune_server.faults.pending
+
+
 async def test_a_comment_is_no_event() -> None:
     """A stream is cut after events; the comments that keep it alive do not count, and arrive."""
     plans = Plans()
@@ -198,12 +293,14 @@ async def test_a_comment_is_no_event() -> None:
 
     def extend(application: web.Application) -> None:
         Middleware(plans, Requests()).add_to(application)
-        application.router.add_get("/v1/stream", stream)
+        application.router.add_get("/fine-tunes/{id}/events", stream)  # outside of /v1, whose own path comes first
 
     async with LocalServer(extend=extend) as server, connected(server.base_url, server.api_key) as client:
         received = b""
         with pytest.raises(aiohttp.ClientError):
-            async with client.http.get(f"{server.base_url}/stream?stream=true") as reply:
+            async with client.http.get(
+                f"{server.base_url.removesuffix('/v1')}/fine-tunes/1/events?stream=true"
+            ) as reply:
                 async for piece in reply.content.iter_any():
                     received += piece
         assert received == b": keep-alive\n\n: keep-alive\n\ndata: 1\n\n"
@@ -379,7 +476,10 @@ async def test_an_unknown_path_is_no_endpoint(fine_tune_server: FineTuneServer, 
         ("fail_next", {"endpoint": "create", "times": 0}),
         ("odd_reply", {"endpoint": "create", "fields": ["id"]}),
         ("odd_reply", {"endpoint": "create", "fields": {}, "without": "id"}),
+        ("odd_reply", {"endpoint": "create", "fields": {}}),
+        ("odd_reply", {"endpoint": "download", "fields": {"id": "other"}}),
         ("cut_stream", {"after": -1}),
+        ("cut_stream", {"endpoint": "create"}),
         ("stall", {"endpoint": "events", "after": 0.5}),
         ("slow", {"endpoint": "create", "seconds": "1"}),
         ("fail_job", {"message": "no", "times": None}),
