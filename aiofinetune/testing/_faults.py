@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+from aiofinetune import _json, structuring
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.testing._endpoints import check_endpoint
 from aiofinetune.testing._plans import Cut, Delay, Failure, Fault, JobFailure, LostReply, OddReply, Plans, Stall
@@ -67,8 +69,10 @@ class Faults:
             times: How many requests.
         """
         _check("status", type(status) is int and 400 <= status <= MAX_STATUS, f"400 to {MAX_STATUS}", status)
+        _check("message", isinstance(message, str), "text", message)
+        _check("code", code is None or _is_text(code), "text, or None", code)
         _check("retry_after", retry_after is None or _is_number(retry_after), "seconds, 0 or more", retry_after)
-        self._add(endpoint, Failure(status, str(message), code, retry_after), times)
+        self._add(endpoint, Failure(status, message, code, retry_after), times)
 
     def lose_reply(self, endpoint: str, *, times: int | None = 1) -> None:
         """Carry out the next requests, and end their connections without a reply.
@@ -92,11 +96,14 @@ class Faults:
             without: The fields to leave out.
             times: How many requests.
         """
-        _check("fields", isinstance(fields, Mapping), "fields and their values", fields)
-        _check("without", not isinstance(without, str), "a list of fields", without)
+        is_json = isinstance(fields, Mapping) and all(map(_is_text, fields)) and _is_json(dict(fields))
+        _check("fields", is_json, "fields and their values, as JSON has them", fields)
+        is_list = isinstance(without, Collection) and not isinstance(without, str) and all(map(_is_text, without))
+        _check("without", is_list, "a list of fields", without)
         _check("fields", bool(fields or without), "fields to set, or fields to leave out in without", fields)
         check_endpoint(endpoint, has_fields=True)
-        self._add(endpoint, OddReply(dict(fields), tuple(without)), times)
+        copy = structuring.loads(structuring.dumps(dict(fields)))  # The test may change what it has given.
+        self._add(endpoint, OddReply(copy, tuple(without)), times)
 
     def cut_stream(self, endpoint: str = "events", *, after: int = 0, times: int | None = 1) -> None:
         """End the connections of the next event streams after `after` events.
@@ -135,7 +142,9 @@ class Faults:
             times: How many jobs.
         """
         _check("times", type(times) is int and times >= 1, "1 or more", times)
-        self._plans.add_job_failures(JobFailure(str(message), param), times)
+        _check("message", _is_text(message), "text", message)
+        _check("param", param is None or _is_text(param), "text, or None", param)
+        self._plans.add_job_failures(JobFailure(message, param), times)
 
     def hold_jobs(self) -> None:
         """Let no job end until `release_jobs`: the next one starts to run and stays so, and the others stay pending.
@@ -164,4 +173,19 @@ def _check(name: str, fits: bool, expected: str, got: object) -> None:  # noqa: 
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    # Infinity, NaN and an integer that is too large for a float are none.
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and _is_json(value)
+
+
+def _is_json(value: object) -> bool:
+    """Return whether a value can be sent as JSON, with orjson or without: half of a surrogate pair cannot either."""
+    try:
+        structuring.dumps(value)
+        _json.dumps(value)  # orjson writes infinity as null, and dates as text.
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True

@@ -115,7 +115,7 @@ async def _reply(met: _Met, handler: Handler) -> web.StreamResponse:
     match met.fault:
         case Failure(status, message, code, retry_after):
             met.note()
-            headers = None if retry_after is None else {"Retry-After": f"{retry_after:g}"}
+            headers = None if retry_after is None else {"Retry-After": _seconds(retry_after)}
             return error_reply(status, message, code=code, headers=headers)
         case Stall() if not met.asked.is_stream:
             met.note()
@@ -223,6 +223,11 @@ def _change(request: web.Request, response: web.StreamResponse, fault: OddReply)
     kept = {name: item for name, item in {**value, **fault.fields}.items() if name not in fault.without}
     response.body = structuring.dumps(kept)
     return True
+
+
+def _seconds(number: float) -> str:
+    """Return a number as clients read it, which is without an exponent."""
+    return f"{number:f}".rstrip("0").removesuffix(".")
 
 
 async def _pause(gate: Gate, seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Collection
 from typing import Any
@@ -36,6 +37,13 @@ from tests.local.plainclient import Client, connected, jsonl
 EXAMPLES = jsonl([("wren ->", " bird"), ("carp ->", " fish")])
 
 
+def endless() -> list[object]:
+    """Return a list that is in itself."""
+    found: list[object] = []
+    found.append(found)
+    return found
+
+
 async def new_request(session: FineTuneSession) -> FineTuneRequest:
     return FineTuneRequest(training_file=(await session.upload_file(EXAMPLES)).id, model="ada")
 
@@ -58,6 +66,24 @@ async def test_a_failure_is_met_as_often_as_asked(
     assert [asked.status for asked in fine_tune_server.requests.to("create")] == [429, 429, 200]
     assert fine_tune_session.times_throttled == 2
     assert len(await fine_tune_session.list_fine_tunes()) == 1
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(0, "0"), (100, "100"), (0.01, "0.01"), (1234567, "1234567")])
+async def test_a_pause_has_no_exponent(
+    fine_tune_server: FineTuneServer, client: Client, seconds: float, header: str
+) -> None:
+    """Clients read the pause as a plain number of seconds."""
+    fine_tune_server.faults.fail_next("list", retry_after=seconds)
+    async with client.http.get(f"{client.base_url}/fine-tunes") as reply:
+        assert reply.headers["Retry-After"] == header
+
+
+async def test_the_fields_of_an_odd_reply_are_a_copy(fine_tune_server: FineTuneServer, client: Client) -> None:
+    """What a test does with its values afterwards does not change the reply that it has asked for."""
+    rows: list[object] = [1]
+    fine_tune_server.faults.odd_reply("list", {"data": rows})
+    rows.append(object())
+    assert (await client.call("GET", "/fine-tunes"))["data"] == [1]
 
 
 async def test_a_failure_has_a_code_and_a_pause(fine_tune_server: FineTuneServer, client: Client) -> None:
@@ -473,8 +499,14 @@ async def test_an_unknown_path_is_no_endpoint(fine_tune_server: FineTuneServer, 
         ("fail_next", {"endpoint": "create", "status": 200}),
         ("fail_next", {"endpoint": "create", "status": True}),
         ("fail_next", {"endpoint": "create", "retry_after": -1}),
+        *(("fail_next", {"endpoint": "create", "retry_after": each}) for each in (math.inf, math.nan, 10**400)),
+        *(("fail_next", {"endpoint": "create", "code": each}) for each in (429, "\ud800")),
+        ("fail_next", {"endpoint": "create", "message": None}),
         ("fail_next", {"endpoint": "create", "times": 0}),
         ("odd_reply", {"endpoint": "create", "fields": ["id"]}),
+        *(("odd_reply", {"endpoint": "create", "fields": {"a": each}}) for each in ({1}, math.nan, endless())),
+        ("odd_reply", {"endpoint": "create", "fields": {1: "a"}}),
+        *(("odd_reply", {"endpoint": "create", "fields": {}, "without": each}) for each in (None, [1])),
         ("odd_reply", {"endpoint": "create", "fields": {}, "without": "id"}),
         ("odd_reply", {"endpoint": "create", "fields": {}}),
         ("odd_reply", {"endpoint": "download", "fields": {"id": "other"}}),
@@ -482,7 +514,10 @@ async def test_an_unknown_path_is_no_endpoint(fine_tune_server: FineTuneServer, 
         ("cut_stream", {"endpoint": "create"}),
         ("stall", {"endpoint": "events", "after": 0.5}),
         ("slow", {"endpoint": "create", "seconds": "1"}),
+        ("slow", {"endpoint": "create", "seconds": math.inf}),
         ("fail_job", {"message": "no", "times": None}),
+        *(("fail_job", {"message": each}) for each in (None, "\ud800")),
+        ("fail_job", {"message": "no", "param": 1}),
     ],
     ids=str,
 )
