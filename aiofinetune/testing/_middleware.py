@@ -26,6 +26,9 @@ _JSON: Final = "application/json"
 _FIRST_REFUSAL: Final = 300
 """The lowest status of a reply that does not have what was asked for."""
 
+_KEY_HEADERS: Final = frozenset({"authorization", "api-key"})
+"""The headers in which clients send the key; the second is Azure's."""
+
 CONTROL: Final = f"{PREFIX}/testing/"
 """What the paths begin with through which another process asks for faults; they meet none, and are not recorded."""
 
@@ -192,7 +195,7 @@ def _below(path: str) -> str:
 
 
 def _record(request: web.Request, body: object) -> Asked:
-    headers = {name.lower(): value for name, value in request.headers.items() if name.lower() != "authorization"}
+    headers = {name.lower(): value for name, value in request.headers.items() if name.lower() not in _KEY_HEADERS}
     path = _below(request.path)
     return Asked(endpoint_of(request), request.method, path, dict(request.query), headers, body)
 

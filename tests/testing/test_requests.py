@@ -8,10 +8,12 @@ import os
 import sys
 from typing import Any
 
+import attrs
 import pytest
 from aiohttp import web
 
-from aiofinetune import ConfigurationError
+from aiofinetune import ConfigurationError, FineTuneSession
+from aiofinetune.dialects import DIALECTS
 from aiofinetune.local import LocalServer
 from aiofinetune.testing import FineTuneServer
 from aiofinetune.testing._endpoints import NAMES
@@ -35,6 +37,18 @@ async def test_requests_are_recorded(fine_tune_server: FineTuneServer, client: C
     assert create.headers["content-type"] == "application/json"
     assert fine_tune_server.api_key not in repr([create.headers, requests])
     assert repr(requests[0]) == "<upload: POST /files -> 200>"
+
+
+@pytest.mark.parametrize("dialect", sorted(DIALECTS))
+async def test_no_record_has_the_key(fine_tune_server: FineTuneServer, dialect: str) -> None:
+    """Whichever header a dialect sends the key in, no record of its requests has it."""
+    server = fine_tune_server
+    async with FineTuneSession(server.api_key, base_url=server.url_of(dialect), dialect=dialect) as session:
+        await session.upload_file(EXAMPLES)
+        await session.list_fine_tunes()
+    assert len(server.requests) >= 2
+    assert {asked.status for asked in server.requests} <= {200, 302}
+    assert server.api_key not in repr([attrs.asdict(asked) for asked in server.requests])
 
 
 async def test_a_request_without_the_key_is_recorded(fine_tune_server: FineTuneServer, client: Client) -> None:
