@@ -7,9 +7,12 @@ import asyncio
 import shlex
 import signal
 import sys
+from typing import Final
 
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.testing import FineTuneServer
+
+_DESCRIPTION: Final = "Run a server of tests on its own, for tests in other processes and languages."
 
 
 async def _serve(port: int, api_key: str | None) -> None:
@@ -25,7 +28,7 @@ async def _serve(port: int, api_key: str | None) -> None:
 
 def main() -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    parser = argparse.ArgumentParser(prog="python -m aiofinetune.testing", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m aiofinetune.testing", description=_DESCRIPTION)
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 chooses a free one")
     parser.add_argument("--api-key", help="key that clients must send; by default a random one")
     arguments = parser.parse_args()

@@ -16,6 +16,7 @@ from aiofinetune import ConfigurationError, FineTuneSession
 from aiofinetune.dialects import DIALECTS
 from aiofinetune.local import LocalServer
 from aiofinetune.testing import FineTuneServer
+from aiofinetune.testing.__main__ import main
 from aiofinetune.testing._endpoints import NAMES
 from aiofinetune.testing._middleware import _below
 from tests.local.plainclient import Client, connected, jsonl
@@ -113,6 +114,16 @@ async def test_a_wrong_fault_is_refused(client: Client, path: str, body: object,
     """Another process is told what is wrong with what it asks for."""
     error = await client.call("POST", f"/testing/faults/{path}", json=body, status=status)
     assert message in error["message"]
+
+
+def test_the_command_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its help is plain text, without the marks of a docstring."""
+    monkeypatch.setattr(sys, "argv", ["testing", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr().out
+    assert "Run a server of tests on its own" in shown
+    assert "`" not in shown
 
 
 async def test_a_server_of_tests_runs_on_its_own() -> None:
