@@ -67,6 +67,8 @@ class LocalServer:
 
     _temporary_parent: str | None = None
     """The folder in which temporary folders are made; None for the system's choice."""
+    _temporary_prefix: str = "aiofinetune-"
+    """What their names begin with."""
 
     def __init__(
         self,
@@ -176,7 +178,7 @@ class LocalServer:
     async def _running(self) -> AsyncIterator[None]:
         failure: BaseException | None = None
         async with (
-            _folder(self._data, self._temporary_parent) as folder,
+            _folder(self._data, self._temporary_prefix, self._temporary_parent) as folder,
             Store(folder, open_models=self._models, keeps_remote=self._remote is not None).opened() as store,
             asyncio.TaskGroup() as group,
         ):
@@ -238,12 +240,12 @@ def _is_key(key: object) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _folder(data: str | os.PathLike[str] | None, parent: str | None) -> AsyncIterator[Path]:
+async def _folder(data: str | os.PathLike[str] | None, prefix: str, parent: str | None) -> AsyncIterator[Path]:
     """Return a context manager of the data folder, which removes a temporary one at its end."""
     if data is not None:
         yield Path(data).absolute()  # noqa: ASYNC240  # It only asks for the working directory.
         return
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="aiofinetune-", dir=parent))
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=prefix, dir=parent))
     try:
         yield folder
     finally:

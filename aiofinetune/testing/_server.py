@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-from typing import Final
+from typing import Final, Self
 
 from aiohttp import web
 
@@ -14,6 +15,7 @@ from aiofinetune.testing._control import Control
 from aiofinetune.testing._faults import Faults
 from aiofinetune.testing._faulty_trainers import FaultyTrainers
 from aiofinetune.testing._instant import InstantTrainers
+from aiofinetune.testing._leftovers import PREFIX, remove_leftovers
 from aiofinetune.testing._middleware import Middleware
 from aiofinetune.testing._plans import Plans
 from aiofinetune.testing._recorder import Requests
@@ -36,7 +38,8 @@ class FineTuneServer(LocalServer):
     It is an async context manager; `in_thread` returns one that is not async.
 
     Args:
-        data: The folder for files, jobs and models; by default a temporary one, in memory if the system has room.
+        data: The folder for files, jobs and models; by default a temporary one, in memory if the system has room. What
+            a killed server leaves in memory, the next server removes.
         port: The port to listen on; 0 chooses a free one.
         api_key: The key that clients must send; by default, a random one.
         real_training: Whether jobs are trained, and completed, as `LocalServer` does.
@@ -49,6 +52,8 @@ class FineTuneServer(LocalServer):
     """What the next requests and jobs meet."""
     requests: Requests
     """What the server was asked."""
+
+    _temporary_prefix = PREFIX
 
     def __init__(
         self,
@@ -72,6 +77,11 @@ class FineTuneServer(LocalServer):
         )
         if _free_bytes(_MEMORY) >= _MIN_MEMORY:
             self._temporary_parent = _MEMORY
+
+    async def __aenter__(self) -> Self:
+        if self._temporary_parent is not None:
+            await asyncio.to_thread(remove_leftovers, self._temporary_parent)
+        return await super().__aenter__()
 
     def _add_to(self, application: web.Application) -> None:
         for addition in self._additions:
