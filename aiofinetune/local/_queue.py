@@ -90,11 +90,11 @@ class Feed:
             position += len((await self.wait(position))[0])
         return self._status
 
-    async def wait_until_over(self, attempt: Attempt) -> None:
+    async def wait_until_over(self, attempt_id: str) -> None:
         """Wait until the job is not running under this attempt."""
         position = 0
         await self._read()
-        while self._status == Status.RUNNING and self._attempt == attempt.id:
+        while self._status == Status.RUNNING and self._attempt == attempt_id:
             position += len((await self.wait(position))[0])
 
     async def _read(self) -> None:
@@ -306,7 +306,7 @@ class Jobs:
 
     async def _stop_with_job(self, attempt: Attempt, training: asyncio.Task[Ended]) -> None:
         # A job that was paused may be resumed by now, and train under another attempt.
-        await self.feed(attempt.job.id).wait_until_over(attempt)
+        await self.feed(attempt.job.id).wait_until_over(attempt.id)
         training.cancel()
 
     async def _read(self, attempt: Attempt, said: _Said, line: bytes) -> None:

@@ -20,6 +20,7 @@ from aiofinetune.errors import ConfigurationError
 from aiofinetune.local import LocalServer
 from aiofinetune.local._engines import model as engine
 from aiofinetune.local._routes import attempts as routes
+from aiofinetune.local._store.attempts import AttemptStore
 from aiofinetune.local._trainers import remote
 from aiofinetune.local._trainers.claims import Claims
 from aiofinetune.local._trainers.remote import RemoteTrainers
@@ -188,6 +189,29 @@ async def test_a_late_attempt_is_told_so(data: Path, examples: bytes) -> None:
         assert [len(list((data / part).iterdir())) for part in ("models", "files", "runs")] == [0, 1, 0]
 
 
+async def test_an_end_takes_no_5xx(data: Path, examples: bytes, model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes to store an end, all that the worker asks meanwhile is answered with 410 after it."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples, n_epochs=1)
+        worker = await hand.claim()
+        await worker.call("GET")
+        watches = [asyncio.create_task(worker.call("GET", "/watch", status=410))]
+        stored, note_success = asyncio.Event(), AttemptStore.note_success
+
+        async def note_late(self: AttemptStore, *arguments: Any) -> None:
+            watches.append(asyncio.create_task(worker.call("GET", "/watch", status=410)))
+            await asyncio.wait(watches, timeout=0.1)
+            await note_success(self, *arguments)
+            stored.set()
+
+        monkeypatch.setattr(AttemptStore, "note_success", note_late)
+        await worker.call("POST", "/lines", data=LINES)
+        await worker.call("POST", "/end", json={**END, "outputs": await worker.upload(model)}, status=204)
+        assert stored.is_set()
+        await asyncio.gather(*watches)
+        assert (len(watches), (await client.finish(job["id"]))["status"]) == (2, "succeeded")
+
+
 async def test_only_one_process_runs_an_attempt(data: Path, examples: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a second process comes with the token of an attempt, the attempt is over for both, and another begins."""
     monkeypatch.setattr("aiofinetune.local._queue._FIRST_PAUSE", 0.01)
@@ -331,7 +355,7 @@ async def test_a_worker_that_says_anything(data: Path, examples: bytes, model: b
         end = {**END, "lines": lines.count(b"\n") + 1, "outputs": digests}
         headers = {"Authorization": f"Bearer {worker.token}", "Aiofinetune-Runner": RUNNER}
         async with worker.http.post(f"{worker.url}/{worker.id}/end", json=end, headers=headers) as response:
-            assert response.status in (204, 410, 503)  # 503 until the failure is stored
+            assert response.status in (204, 410)
         job = await client.finish(job["id"])
         assert job["status"] == "failed"
         assert sum(len(event["message"]) for event in job["events"]) < 5000

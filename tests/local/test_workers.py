@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 import signal
 import socket
@@ -66,8 +67,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-async def test_a_worker_trains_jobs(data: Path, connect: Connect, examples: bytes, temporary: Path) -> None:
-    """A worker trains one job after the other, also from a model that it made, and leaves nothing."""
+async def test_a_worker_trains_jobs(
+    data: Path, connect: Connect, examples: bytes, temporary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker trains one job after the other, also from a model that it made, leaves nothing, and warns of nothing."""
     async with serving(data) as server, connect(server.base_url) as client, working(server):
         job = await client.finish((await client.create(examples, n_epochs=2))["id"])
         assert job["status"] == "succeeded", job["events"]
@@ -79,6 +82,8 @@ async def test_a_worker_trains_jobs(data: Path, connect: Connect, examples: byte
         asked = {"model": further["fine_tuned_model"], "prompt": "3 is", "max_tokens": 1, "temperature": 0}
         assert (await client.call("POST", "/completions", json=asked))["choices"]
         assert list(temporary.iterdir()) == []
+    own = [record for record in caplog.records if record.name.startswith("aiofinetune")]
+    assert [record.getMessage() for record in own if record.levelno >= logging.WARNING] == []
 
 
 async def test_a_worker_and_this_machine_make_the_same_model(

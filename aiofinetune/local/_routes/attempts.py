@@ -10,6 +10,7 @@ if another one comes with the same token, the engine has started the command a s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -17,7 +18,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import attrs
 from aiohttp import web
@@ -40,6 +41,9 @@ PREFIX: Final = "/attempts"
 
 _WATCH: Final = 20.0
 """Seconds until a request that waits for something is answered that nothing has happened."""
+
+_END: Final = 1.0
+"""Seconds within which it is stored how an attempt ended, unless the server is starting or closing."""
 
 MAX_OUTPUT_BYTES: Final = 1 << 30
 """The size that a model or results may have."""
@@ -127,13 +131,21 @@ class AttemptRoutes:
             raise _over()
         live = self._remote.live.get(request.match_info["id"])
         if live is None or live.closed.is_set():
-            raise Refused(503, "the server is starting or closing", headers={"Retry-After": "1"})
+            await self._refuse_at_end(request.match_info["id"], known.job_id)
         runner = request.headers.get("Aiofinetune-Runner", "")
         if not _RUNNER.fullmatch(runner):
             raise Refused(400, "Aiofinetune-Runner: expected 32 hexadecimal digits")
         if known.runner not in (runner, None):
             live.lose("its worker was lost", by_job=True)
             raise _over()
+
+    async def _refuse_at_end(self, attempt_id: str, job_id: str) -> NoReturn:
+        """Refuse a request of an attempt of which this process takes nothing more, or nothing yet."""
+        with contextlib.suppress(TimeoutError), member(self._endless):
+            async with asyncio.timeout(_END):
+                await self._jobs.feed(job_id).wait_until_over(attempt_id)
+                raise _over()
+        raise Refused(503, "the server is starting or closing", headers={"Retry-After": "1"})
 
     # Claiming
 
@@ -186,11 +198,10 @@ class AttemptRoutes:
         with live.request(), member(self._endless):
             try:
                 async with asyncio.timeout(_WATCH):
-                    await live.closed.wait()
+                    # A server that closes stores no end; it cancels this.
+                    await self._jobs.feed(live.attempt.job.id).wait_until_over(live.attempt.id)
             except TimeoutError:
                 return web.Response(status=204)
-        if await self._store.attempts.is_running(live.attempt):
-            raise Refused(503, "the server is closing", headers={"Retry-After": "1"})
         raise _over()
 
     async def _send_input(self, request: web.Request) -> web.StreamResponse:
@@ -259,7 +270,7 @@ class AttemptRoutes:
             if ended.is_well:
                 await self._take_outputs(live, ended.outputs or {})
             await live.end(Ended(ended.is_well, ended.how[:_MAX_WORDS]))
-            await self._jobs.feed(live.attempt.job.id).wait_until_over(live.attempt)
+            await self._jobs.feed(live.attempt.job.id).wait_until_over(live.attempt.id)
         return web.Response(status=204)
 
     async def _take_outputs(self, live: Live, digests: Mapping[str, str]) -> None:

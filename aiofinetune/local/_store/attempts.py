@@ -170,11 +170,6 @@ class AttemptStore:
         return self._attempt(attempt_id, job, now())
 
     @transaction
-    def is_running(self, attempt: Attempt) -> bool:
-        """Return whether its job is running under this attempt."""
-        return self._running_job(attempt) is not None
-
-    @transaction
     def note_validated(self, attempt: Attempt) -> None:
         """Note that the trainer of an attempt has read and checked its files."""
         if self._running_job(attempt):

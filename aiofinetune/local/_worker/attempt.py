@@ -76,13 +76,12 @@ async def run_attempt(http: aiohttp.ClientSession, url: str, token: str, models:
             watching = group.create_task(_watch(calls))
             await _work(calls, work, folder, models)
             watching.cancel()
-        _log.info("fine-tune %s: the trainer has ended", work.job_id)
     except BaseException as error:  # noqa: BLE001  # It is raised below, or means that there is nothing to do.
         over, _ = BaseExceptionGroup("", [error]).split(AttemptOver)
         if over is None:
             await _leave(calls, "was stopped" if isinstance(error, asyncio.CancelledError) else "failed")
             raise _first(error) from error.__cause__
-        _log.info("the attempt is over")
+    _log.info("the attempt is over")  # The server says that to the watch and to the report of the end at once.
 
 
 def _first(error: BaseException) -> BaseException:
@@ -114,6 +113,7 @@ async def _work(calls: Calls, work: Work, folder: Path, models: KeptModels) -> N
     async with _fetched(calls, work, folder, models) as job:
         await in_thread(None, lambda: job_path.write_bytes(structuring.dumps(job)))
         how = await _train(job_path, lines)
+    _log.info("fine-tune %s: the trainer has ended %s", work.job_id, how.how)
     missing = [name for name in work.outputs if not (folder / name).is_file()]
     if how.is_well and missing:
         how = Ended(is_well=False, how=f"without {missing[0]}")
