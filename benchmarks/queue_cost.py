@@ -13,13 +13,13 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from multiprocessing.connection import Connection
-from types import MappingProxyType
 from typing import Final
 
 from aiofinetune import FineTuneRequest, FineTuneSession
 from aiofinetune.local import LocalServer
+from aiofinetune.local._machines import Machine, shared
 from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended
 
@@ -39,7 +39,6 @@ class Trainers:
     """
 
     slots = 1
-    resources: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, parent: Connection) -> None:
         self._parent = parent
@@ -49,6 +48,10 @@ class Trainers:
     def _read(self) -> None:
         self._parent.recv()
         self._may_end.release()
+
+    def machines(self, running: Collection[Attempt]) -> Sequence[Machine]:
+        """One machine that has nothing."""
+        return shared([{}], [attempt.needs for attempt in running])
 
     async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Wait for the parent, and write an empty model and empty results."""

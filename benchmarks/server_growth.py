@@ -52,7 +52,7 @@ class Gate:
     slots = 1
 
     def __init__(self, trainers: Trainers, parent: Connection) -> None:
-        self.resources = trainers.resources
+        self.machines = trainers.machines
         self._trainers = trainers
         self._parent = parent
         self._places = asyncio.Semaphore(0)

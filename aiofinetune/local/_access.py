@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -21,6 +21,7 @@ from aiofinetune.local._trainers import Ended, Trainers
 from aiofinetune.local._trainers.local_process import LocalProcess
 
 if TYPE_CHECKING:
+    from aiofinetune.local._machines import Machine
     from aiofinetune.local._store.attempts import Attempt
 
 _log = logging.getLogger("aiofinetune.local.access")
@@ -126,10 +127,9 @@ class Metrics:
         """The number of attempts at once; see `Trainers`."""
         return self._trainers.slots
 
-    @property
-    def resources(self) -> Mapping[str, int]:
-        """The amount of each resource; see `Trainers`."""
-        return self._trainers.resources
+    def machines(self, running: Collection[Attempt]) -> Sequence[Machine]:
+        """Return what each machine has; see `Trainers`."""
+        return self._trainers.machines(running)
 
     async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Run a trainer, and count it; see `Trainers`."""

@@ -14,8 +14,7 @@ import os
 import re
 import time
 import weakref
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -23,6 +22,7 @@ import attrs
 from aiofinetune import _sse as sse
 from aiofinetune import structuring
 from aiofinetune.errors import ProtocolViolation
+from aiofinetune.local._machines import Machine, described
 from aiofinetune.local._shortage import Shortage, shortage_of
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.attempts import Attempt
@@ -35,6 +35,9 @@ from aiofinetune.models import FineTuneEvent, Status
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 """The first and the longest pause, in seconds, before the queue retries after an error; each is twice the last."""
+
+_UNFIT_INTERVAL: Final = 5.0
+"""Seconds between looks for jobs that need what no machine has."""
 
 _MAX_FAILURE: Final = 2000
 """The most characters of a trainer's word on why it failed."""
@@ -197,6 +200,8 @@ class Jobs:
         """
         has_resumed = False
         async with asyncio.TaskGroup() as group:
+            if self._needs:
+                group.create_task(self._tell_unfit())
             while True:
                 try:
                     await self._put_back()
@@ -214,18 +219,35 @@ class Jobs:
         self._something_new.clear()
         attempt = None
         if len(self._running) < self._trainers.slots:
-            attempt = await self._store.attempts.take_next(self._free(), self._needs)
+            attempt = await self._store.attempts.take_next(self._machines(), self._needs)
         if attempt is None:
             await self._something_new.wait()
         else:
             self._begin(group, attempt)
 
-    def _free(self) -> Mapping[str, int]:
-        """Return the free amount of each resource."""
-        free = Counter(self._trainers.resources)
-        for attempt in self._running.values():
-            free.subtract(attempt.needs)
-        return free
+    def _machines(self) -> Sequence[Machine]:
+        """Return what each machine has, and has free."""
+        return self._trainers.machines(self._running.values())
+
+    async def _tell_unfit(self) -> None:
+        """Say of each job that is the next of its model when no machine has what it needs.
+
+        A worker that asks again, or has just ended an attempt, is away for a moment. So a job is told of that waits at
+        two looks in a row.
+        """
+        earlier, told = set[str](), set[str]()
+        while True:
+            await asyncio.sleep(_UNFIT_INTERVAL)
+            try:
+                found = await self._store.attempts.unfit(self._machines(), self._needs)
+                for job_id in (found.keys() & earlier) - told:
+                    words = f"waits: it needs {described(found[job_id])}, and no machine has that"
+                    await self._store.attempts.note_unfit(job_id, f"Fine-tune {words}")
+                    _log.warning("fine-tune %s %s", job_id, words, extra={"job_id": job_id})
+                    told.add(job_id)
+                earlier = set(found)
+            except Exception as error:  # noqa: BLE001  # as in `run`
+                _log.error("what jobs need cannot be told: %s", shortage_of(error) or repr(error))
 
     def _begin(self, group: asyncio.TaskGroup, attempt: Attempt) -> None:
         self._running[attempt.id] = attempt

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from aiofinetune import structuring
+from aiofinetune.local._machines import Machine
 from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended, Trainers
 from aiofinetune.testing._plans import Plans
@@ -29,10 +30,9 @@ class FaultyTrainers:
         """The number of attempts at once; see `Trainers`."""
         return self._trainers.slots
 
-    @property
-    def resources(self) -> Mapping[str, int]:
-        """The amount of each resource; see `Trainers`."""
-        return self._trainers.resources
+    def machines(self, running: Collection[Attempt]) -> Sequence[Machine]:
+        """Return what each machine has; see `Trainers`."""
+        return self._trainers.machines(running)
 
     async def run(self, attempt: Attempt, on_line: OnLine) -> Ended:
         """Run a job (see `aiofinetune.local._trainers.Trainers`)."""

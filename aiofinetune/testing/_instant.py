@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from aiofinetune import structuring
 from aiofinetune._threads import in_thread
 from aiofinetune.local._atomic import replacing
 from aiofinetune.local._engines.training_files import TrainingError
+from aiofinetune.local._machines import Machine, shared
 from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended
 
@@ -32,7 +32,10 @@ class InstantTrainers:
     """Runs jobs without training. What a trainer would refuse fails its job with the same words."""
 
     slots = 1
-    resources: Mapping[str, int] = MappingProxyType({})
+
+    def machines(self, running: Collection[Attempt]) -> Sequence[Machine]:
+        """Return one machine that has nothing (see `aiofinetune.local._trainers.Trainers`)."""
+        return shared([{}], [attempt.needs for attempt in running])
 
     async def run(self, attempt: Attempt, on_line: OnLine) -> Ended:
         """Run a job (see `aiofinetune.local._trainers.Trainers`)."""

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from aiofinetune.local import LocalServer
 from aiofinetune.local._engines import model as engine
 from aiofinetune.local._routes import attempts as routes
 from aiofinetune.local._store.attempts import AttemptStore
-from aiofinetune.local._trainers import remote
+from aiofinetune.local._trainers import claims, remote
 from aiofinetune.local._trainers.claims import Claims
 from aiofinetune.local._trainers.remote import RemoteTrainers
 from tests.local.plainclient import KEY, Client, connected
@@ -59,9 +59,9 @@ class Worker:
             assert response.status == status, body
             return json.loads(body) if response.content_type == "application/json" else body
 
-    async def claim(self) -> Worker:
+    async def claim(self, **resources: int) -> Worker:
         """Claim an attempt, and return a worker that has its token."""
-        given = await self.call("POST", json={})
+        given = await self.call("POST", json={"resources": resources})
         return attrs.evolve(self, token=given["token"], id=given["id"])
 
     async def upload(self, model: bytes, results: bytes = RESULTS, *, start: int = 0) -> dict[str, str]:
@@ -74,11 +74,11 @@ class Worker:
 
 
 @asynccontextmanager
-async def serving(data: Path) -> AsyncIterator[tuple[Client, Worker]]:
+async def serving(data: Path, **needs: Mapping[str, int]) -> AsyncIterator[tuple[Client, Worker]]:
     """A server that gives its attempts to workers, a client of it, and a worker by hand."""
     trainers = RemoteTrainers(Claims())
     async with (
-        LocalServer(data, api_key=KEY, remote=trainers, worker_token=WORKER) as server,
+        LocalServer(data, api_key=KEY, remote=trainers, worker_token=WORKER, needs=needs) as server,
         connected(server.base_url) as client,
         aiohttp.ClientSession() as http,
     ):
@@ -252,6 +252,46 @@ async def test_resources_that_cannot_be(data: Path, resources: dict[str, float])
     """What a worker says that it has cannot be less than nothing, which would take from what others have."""
     async with serving(data) as (_, hand):
         await hand.call("POST", json={"resources": resources}, status=400)
+
+
+async def test_a_job_goes_to_one_worker_that_has_all_it_needs(data: Path, examples: bytes) -> None:
+    """What two workers have together is not enough for a job, which stays pending; those that fit one train."""
+    async with serving(data, babbage={"gpu": 2}, curie={"gpu": 1}) as (client, hand):
+        models = ("babbage", "ada", "ada", "curie")
+        large, *jobs = [(await client.create(examples, model=model))["id"] for model in models]
+        async with asyncio.TaskGroup() as group:
+            asking = [group.create_task(hand.claim(gpu=1)) for _ in range(2)]
+        assert {(await each.result().call("GET"))["job_id"] for each in asking} == set(jobs[:2])
+        assert (await (await hand.claim(gpu=1)).call("GET"))["job_id"] == jobs[2]
+        assert (await client.call("GET", f"/fine-tunes/{large}"))["status"] == "pending"
+        assert (await (await hand.claim(gpu=2)).call("GET"))["job_id"] == large
+
+
+async def test_an_attempt_whose_worker_left_does_not_run(
+    data: Path, examples: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that was begun for a worker that has left goes back into the queue, and waits for the next worker."""
+    monkeypatch.setattr("aiofinetune.local._queue._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(claims, "_FIRST_CLAIM", 0.01)
+    async with serving(data) as (client, hand):
+        asking = asyncio.create_task(hand.claim())
+        engine = hand.trainers.engine
+        while not engine.slots(0):
+            await asyncio.sleep(0)
+        start = engine.start
+
+        async def start_late(order: remote.Order, live: remote.Live) -> None:
+            asking.cancel()
+            while engine.slots(0):
+                await asyncio.sleep(0)
+            await start(order, live)
+
+        monkeypatch.setattr(engine, "start", start_late)
+        job = await client.create(examples)
+        lost = "Fine-tune interrupted: its worker was lost before it began. It will start again from the beginning"
+        await client.reach(job["id"], lost)
+        monkeypatch.setattr(engine, "start", start)
+        assert (await (await hand.claim()).call("GET"))["job_id"] == job["id"]
 
 
 async def test_a_worker_that_lies_about_its_model(data: Path, examples: bytes) -> None:

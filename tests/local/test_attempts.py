@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 from aiofinetune.local import _queue as queue
+from aiofinetune.local._machines import Machine, shared
 from aiofinetune.local._open_models import OpenModel
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
@@ -29,11 +30,16 @@ class Held:
     """Trainers whose attempts run until a test ends them."""
 
     slots: int = 2
-    resources: Mapping[str, int] = attrs.field(factory=dict)
+    resources: Sequence[Mapping[str, int]] = ({},)
+    """Of each machine."""
     running: dict[str, asyncio.Future[None]] = attrs.field(factory=dict)
     """By job."""
     order: list[str] = attrs.field(factory=list)
     started: asyncio.Condition = attrs.field(factory=asyncio.Condition)
+
+    def machines(self, running: Collection[Attempt]) -> Sequence[Machine]:
+        """The machines, of which each attempt uses the first that has room."""
+        return shared(self.resources, [attempt.needs for attempt in running])
 
     async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Wait until the test ends this attempt, or the queue does."""
@@ -100,7 +106,7 @@ async def test_as_many_jobs_train_as_there_are_slots(data: Path) -> None:
 
 async def test_a_resource_goes_to_the_oldest_job_that_needs_it(data: Path) -> None:
     """A job waits for its resources while others pass it, but no younger job takes what it waits for."""
-    trainers = Held(slots=3, resources={"gpu": 2})
+    trainers = Held(slots=3, resources=[{"gpu": 2}])
     async with Store(data).opened() as store:
         one, two, small, other = await created(store, "babbage", "davinci", "babbage", "ada")
         async with working(store, trainers, babbage={"gpu": 1}, davinci={"gpu": 2}):
@@ -124,10 +130,38 @@ async def test_a_job_without_its_resources_waits(data: Path) -> None:
             other = (await created(store, "babbage"))[0]
             await trainers.until(1)
             assert trainers.order == [other]
-            trainers.resources = {"gpu": 1}
+            trainers.resources = [{"gpu": 1}]
             jobs.look_again()
             await trainers.until(2)
             assert trainers.order == [other, job]
+
+
+async def test_a_job_that_needs_more_than_each_machine_has(
+    data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job for which no machine is enough stays pending and says why; it holds up nobody who fits one."""
+    monkeypatch.setattr(queue, "_UNFIT_INTERVAL", 0.01)
+    trainers = Held(slots=2, resources=[{"gpu": 1}, {"gpu": 1}])
+    async with Store(data).opened() as store:
+        two, one, other = await created(store, "babbage", "curie", "ada")
+        async with working(store, trainers, babbage={"gpu": 2}, curie={"gpu": 1}) as jobs:
+            await trainers.until(2)
+            assert trainers.order == [one, other]
+            words = "waits: it needs gpu=2, and no machine has that"
+            async with asyncio.timeout(30):
+                await jobs.feed(two).wait(3)
+            trainers.running[other].set_result(None)
+            await jobs.feed(other).wait_until(Status.TERMINAL.__contains__)
+            assert trainers.order == [one, other]
+            assert [event.message for event in (await store.jobs.get(two)).events].count(f"Fine-tune {words}") == 1
+            trainers.resources = [{"gpu": 2}]
+            jobs.look_again()
+            trainers.running[one].set_result(None)
+            await trainers.until(3)
+            assert trainers.order == [one, other, two]
+    assert [record.getMessage() for record in caplog.records if words in record.getMessage()] == [
+        f"fine-tune {two} {words}"
+    ]
 
 
 async def test_a_job_whose_engine_is_lost_trains_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local import LocalServer
 from aiofinetune.local import _queue as queue
+from aiofinetune.local._machines import Machine
 from aiofinetune.local._trainers import dask_engine
 from aiofinetune.local._trainers.dask_engine import DaskEngine
 from aiofinetune.local._trainers.remote import RemoteTrainers
@@ -41,6 +42,18 @@ def test_a_scheduler_without_tls_is_refused() -> None:
     pytest.importorskip("distributed", reason="distributed is not installed")
     with pytest.raises(ConfigurationError, match="start it with TLS"):
         DaskEngine("dask://scheduler.example.com:8786")
+
+
+def test_each_worker_of_dask_is_a_machine() -> None:
+    """What the workers have is not added up: a job runs on one."""
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    engine = DaskEngine("dask://127.0.0.1:8786")
+    worker = {"nthreads": 1, "resources": {"gpu": 1.0}}
+    engine._note_workers({"a": worker, "b": worker}, lambda: None)
+    assert engine.machines((), [{"gpu": 2}, {"gpu": 1}]) == [
+        Machine({"gpu": 1}, {"gpu": 0}),
+        Machine({"gpu": 1}, {"gpu": 1}),
+    ]
 
 
 async def test_a_scheduler_that_is_none_is_said_once(

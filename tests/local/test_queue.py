@@ -158,7 +158,7 @@ async def test_no_call_looks_at_all_pending_jobs(data: Path) -> None:
 
         async def wait() -> None:
             # All need what is not free.
-            assert await store.attempts.take_next({}, {"ada": {"gpu": 1}}) is None
+            assert await store.attempts.take_next([], {"ada": {"gpu": 1}}) is None
 
         async def measure(last: str) -> dict[str, int]:
             return {

@@ -6,14 +6,14 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 
 from aiofinetune.local import _queue as queue
+from aiofinetune.local._machines import Machine, shared
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.attempts import Attempt
@@ -28,11 +28,14 @@ class Scripted:
     """Trainers that end at once, each as the next of `endings` says."""
 
     slots = 1
-    resources: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, *endings: Ended | BaseException, lines: tuple[bytes, ...] = ()) -> None:
         self._endings = iter(endings)
         self._lines = lines
+
+    def machines(self, running: Collection[Attempt]) -> Sequence[Machine]:
+        """One machine that has nothing."""
+        return shared([{}], [attempt.needs for attempt in running])
 
     async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Leave what a training leaves, write the lines, and end."""

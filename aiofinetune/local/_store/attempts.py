@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +10,7 @@ import attrs
 
 from aiofinetune import structuring
 from aiofinetune._sqlite import transaction
+from aiofinetune.local._machines import Machine, Resources, fits
 from aiofinetune.local._open_models import OpenModel
 from aiofinetune.local._store.database import StoreDatabase, new_id, now
 from aiofinetune.local._store.files import FileStore
@@ -131,17 +132,43 @@ class AttemptStore:
 
     @transaction
     def take_next(
-        self, free: Mapping[str, int] | None = None, needs: Mapping[str, Mapping[str, int]] | None = None
+        self, machines: Sequence[Machine] = (), needs: Mapping[str, Resources] | None = None
     ) -> Attempt | None:
         """Start an attempt of the oldest pending job whose resources are free; None if there is no such job.
 
-        A resource that an older job waits for is not given to a younger one.
+        A resource that an older job waits for is not given to a younger one, on any machine where the older one fits.
 
         Args:
-            free: The free amount of each resource.
+            machines: What each machine has, and has free.
             needs: The amount of each resource that a job needs, by its base model.
         """
-        left, waiting = dict(free or {}), list[str]()
+        left = [dict(machine.free) for machine in machines]
+        for job_id, needed in self._first_of_each_model(needs or {}):
+            if not needed or any(fits(needed, amounts) for amounts in left):
+                return attrs.evolve(self._begin(job_id), needs=needed)
+            for machine, amounts in zip(machines, left, strict=True):
+                if fits(needed, machine.has):
+                    amounts.update(dict.fromkeys(needed, 0))
+        return None
+
+    @transaction
+    def unfit(self, machines: Sequence[Machine], needs: Mapping[str, Resources]) -> Mapping[str, Resources]:
+        """Return what the first job of each model needs, by job, if no machine has it."""
+        return {
+            job_id: needed
+            for job_id, needed in self._first_of_each_model(needs)
+            if needed and not any(fits(needed, machine.has) for machine in machines)
+        }
+
+    @transaction
+    def note_unfit(self, job_id: str, words: str) -> None:
+        """Add an event to a job that waits for what no machine has, if it is still pending."""
+        if self._jobs.find(job_id).status == Status.PENDING:
+            self._jobs.say(job_id, words, level="warn")
+
+    def _first_of_each_model(self, needs: Mapping[str, Resources]) -> Iterator[tuple[str, Resources]]:
+        """Yield the oldest pending job of each model, oldest first, and what it needs."""
+        waiting = list[str]()
         while row := self._oldest_pending(waiting):
             job_id, model = row
             try:
@@ -149,12 +176,8 @@ class AttemptStore:
             except Refused as refused:
                 self._fail_without_base(job_id, refused)
                 continue
-            needed = (needs or {}).get(base, {})
-            if all(left.get(name, 0) >= amount for name, amount in needed.items()):
-                return attrs.evolve(self._begin(job_id), needs=needed)
-            left |= dict.fromkeys(needed, 0)
+            yield job_id, needs.get(base, {})
             waiting.append(model)
-        return None
 
     def _oldest_pending(self, waiting: Sequence[str]) -> tuple[str, str] | None:
         """Return the id and the model of the oldest pending job, but for those of the models that wait."""

@@ -7,12 +7,13 @@ on.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
 if TYPE_CHECKING:
+    from aiofinetune.local._machines import Machine
     from aiofinetune.local._store.attempts import Attempt
 
 
@@ -55,9 +56,12 @@ class Trainers(Protocol):
         """The number of attempts that can run at once, those that run already included. It may change."""
         ...  # Without this, Pyright takes the method for one that returns None.
 
-    @property
-    def resources(self) -> Mapping[str, int]:
-        """The amount of each resource, such as ``{"gpu": 1}``, that all attempts together can use. It may change."""
+    def machines(self, running: Collection[Attempt]) -> Sequence[Machine]:
+        """Return what each machine has now, and has free.
+
+        Args:
+            running: All attempts that the queue has begun and that are not over, oldest first.
+        """
         ...  # as above
 
     async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Final
 
 import attrs
 
+from aiofinetune.local._machines import Machine, Resources, fits
 from aiofinetune.local._trainers import EngineLost
 from aiofinetune.local._trainers.remote import Live, Order
+
+_FIRST_CLAIM: Final = 10.0
+"""Seconds in which a worker must ask for an attempt that was begun because one had asked. It may have left since."""
 
 _FIRST_CONTACT: Final = 15.0
 """Seconds that a worker has, after it was given an attempt, to begin with it."""
@@ -21,11 +24,11 @@ _FIRST_CONTACT: Final = 15.0
 class _Claim:
     """A worker that waits for an attempt."""
 
-    resources: Mapping[str, int]
+    resources: Resources
     order: asyncio.Future[Order]
 
-    def fits(self, needs: Mapping[str, int]) -> bool:
-        return not self.order.done() and all(self.resources.get(name, 0) >= amount for name, amount in needs.items())
+    def fits(self, needs: Resources) -> bool:
+        return not self.order.done() and fits(needs, self.resources)
 
 
 class Claims:
@@ -40,12 +43,16 @@ class Claims:
         """Return the number of attempts at once; see `aiofinetune.local._trainers.remote.Engine`."""
         return running + len(self._waiting)
 
-    def resources(self, used: Mapping[str, int]) -> Mapping[str, int]:
-        """Return the amount of each resource; see `aiofinetune.local._trainers.remote.Engine`."""
-        found = Counter(used)
-        for claim in self._waiting:
-            found.update(claim.resources)
-        return found
+    def machines(self, placed: Collection[Live], others: Collection[Resources]) -> Sequence[Machine]:
+        """Return what each worker has; see `aiofinetune.local._trainers.remote.Engine`."""
+        waiting = list(self._waiting)
+        busy = [live.worker_has for live in placed]
+        for needs in others:
+            if claim := _chosen(waiting, needs):
+                waiting.remove(claim)
+                busy.append(claim.resources)
+        free = [Machine(claim.resources, claim.resources) for claim in waiting]
+        return [*free, *(Machine(has, {}) for has in busy)]
 
     @contextlib.asynccontextmanager
     async def opened(self, on_change: Callable[[], None]) -> AsyncIterator[None]:
@@ -53,7 +60,7 @@ class Claims:
         self._on_change = on_change
         yield
 
-    async def claim(self, resources: Mapping[str, int]) -> Order:
+    async def claim(self, resources: Resources) -> Order:
         """Wait for an attempt for a worker that has these resources."""
         claim = _Claim(resources, asyncio.get_running_loop().create_future())
         self._waiting.append(claim)
@@ -69,18 +76,26 @@ class Claims:
     async def start(self, order: Order, live: Live) -> None:
         """Give an attempt to a worker; see `aiofinetune.local._trainers.remote.Engine`."""
         needs = live.attempt.needs
-        async with self._arrived:
-            await self._arrived.wait_for(lambda: any(claim.fits(needs) for claim in self._waiting))
-            # The worker that has the least, so that one with a GPU stays free for a job that needs it.
-            claim = min(filter(lambda claim: claim.fits(needs), self._waiting), key=_wealth)
-            self._waiting.remove(claim)
-            claim.order.set_result(order)
-            live.has_place = True
+        try:
+            async with asyncio.timeout(_FIRST_CLAIM), self._arrived:
+                claim = await self._arrived.wait_for(lambda: _chosen(self._waiting, needs))
+                assert claim is not None  # noqa: S101  # It has waited for one.
+                self._waiting.remove(claim)
+                claim.order.set_result(order)
+                live.worker_has = claim.resources
+                live.has_place = True
+        except TimeoutError:
+            raise EngineLost("its worker was lost before it began") from None
         try:
             async with asyncio.timeout(_FIRST_CONTACT):
                 await live.contacted.wait()
         except TimeoutError:
             raise EngineLost("its worker did not begin") from None
+
+
+def _chosen(waiting: Sequence[_Claim], needs: Resources) -> _Claim | None:
+    """Return the worker that has the least, so that one with a GPU stays free for a job that needs it."""
+    return min((claim for claim in waiting if claim.fits(needs)), key=_wealth, default=None)
 
 
 def _wealth(claim: _Claim) -> int:

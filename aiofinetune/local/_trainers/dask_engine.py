@@ -13,13 +13,13 @@ import importlib.util
 import logging
 import re
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from aiofinetune._urls import is_loopback
 from aiofinetune.errors import ConfigurationError
+from aiofinetune.local._machines import Machine, Resources, shared
 from aiofinetune.local._trainers import EngineLost
 from aiofinetune.local._trainers.remote import Live, Order
 from aiofinetune.local._worker.command import EXIT_ABANDONED, run_command
@@ -61,16 +61,20 @@ class DaskEngine:
         self._dask: Any = None  # Any: an extra that the type checkers need not have
         self._client: Any = None
         self._threads = 0
-        self._resources: Mapping[str, int] = {}
+        self._machines: Sequence[Resources] = ()
 
     def slots(self, running: int) -> int:  # noqa: ARG002  # Those that run are on the same threads.
         """Return the number of attempts at once; see `aiofinetune.local._trainers.remote.Engine`."""
         # While the connection is lost, Dask's client takes tasks, and cancels them when it gives up.
         return self._threads if self._is_connected() else 0
 
-    def resources(self, used: Mapping[str, int]) -> Mapping[str, int]:  # noqa: ARG002  # as above
-        """Return the amount of each resource; see `aiofinetune.local._trainers.remote.Engine`."""
-        return self._resources
+    def machines(self, placed: Collection[Live], others: Collection[Resources]) -> Sequence[Machine]:
+        """Return what each worker has; see `aiofinetune.local._trainers.remote.Engine`.
+
+        Dask chooses the worker of an attempt. Where it has chosen another one than this assumes, an attempt waits in
+        Dask's own queue until one that runs has ended, or begins only then.
+        """
+        return shared(self._machines, [*(live.attempt.needs for live in placed), *others])
 
     @contextlib.asynccontextmanager
     async def opened(self, on_change: Callable[[], None]) -> AsyncIterator[None]:
@@ -136,12 +140,10 @@ class DaskEngine:
         return self._client is not None and self._client.status == "running"
 
     def _note_workers(self, workers: Mapping[str, Any], on_change: Callable[[], None]) -> None:
-        threads, resources = 0, Counter[str]()
-        for worker in workers.values():
-            threads += worker["nthreads"]
-            resources.update({name: int(amount) for name, amount in worker["resources"].items()})
-        if (threads, resources) != (self._threads, self._resources):
-            self._threads, self._resources = threads, resources
+        threads = sum(worker["nthreads"] for worker in workers.values())
+        machines = [{name: int(amount) for name, amount in worker["resources"].items()} for worker in workers.values()]
+        if (threads, machines) != (self._threads, self._machines):
+            self._threads, self._machines = threads, machines
             on_change()
 
     async def start(self, order: Order, live: Live) -> None:

@@ -6,10 +6,11 @@ A thread cannot be killed, and a process pool cannot cancel its work, so each tr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from aiofinetune import structuring
 from aiofinetune._threads import in_thread
+from aiofinetune.local._machines import Machine, Resources, shared
 from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended
 from aiofinetune.local._trainers.trainer import ended, read_stderr, started, trainer_input
@@ -23,9 +24,13 @@ class LocalProcess:
         resources: What this machine has, such as ``{"gpu": 1}``, for models that need it.
     """
 
-    def __init__(self, slots: int = 1, resources: Mapping[str, int] | None = None) -> None:
+    def __init__(self, slots: int = 1, resources: Resources | None = None) -> None:
         self.slots = slots
-        self.resources: Mapping[str, int] = resources or {}
+        self._resources = resources or {}
+
+    def machines(self, running: Collection[Attempt]) -> Sequence[Machine]:
+        """Return what this machine has; see `aiofinetune.local._trainers.Trainers`."""
+        return shared([self._resources], [attempt.needs for attempt in running])
 
     async def run(self, attempt: Attempt, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
         """Run a trainer until it ends (see `aiofinetune.local._trainers.Trainers`)."""

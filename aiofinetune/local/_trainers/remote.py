@@ -19,7 +19,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, Protocol
@@ -29,6 +29,7 @@ import attrs
 from aiofinetune._secret import Secret
 from aiofinetune._urls import check_base_url
 from aiofinetune.errors import ConfigurationError
+from aiofinetune.local._machines import Machine, Resources
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._trainers import Ended, EngineLost
@@ -74,8 +75,13 @@ class Engine(Protocol):
         """
         ...  # Without this, Pyright takes the method for one that returns None.
 
-    def resources(self, used: Mapping[str, int]) -> Mapping[str, int]:
-        """Return the amount of each resource on all machines, of which the running attempts have `used`."""
+    def machines(self, placed: Collection[Live], others: Collection[Resources]) -> Sequence[Machine]:
+        """Return what each machine has, and has free.
+
+        Args:
+            placed: The attempts that have a place on a machine.
+            others: What each attempt needs that has none yet, oldest first.
+        """
         ...  # as above
 
     async def start(self, order: Order, live: Live) -> None:
@@ -101,6 +107,8 @@ class Live:
         self.attempt = attempt
         self.has_place: bool = attempt.is_resumed
         """Whether it has a place on a machine."""
+        self.worker_has: Resources = {}
+        """What its worker has, if that is known; only workers that ask for attempts themselves say so."""
         self.contacted: asyncio.Event = asyncio.Event()
         """Set when its process has sent its first request to this server process."""
         self.closed: asyncio.Event = asyncio.Event()
@@ -231,13 +239,10 @@ class RemoteTrainers:
         """The number of attempts that can run at once; see `aiofinetune.local._trainers.Trainers`."""
         return self.engine.slots(sum(live.has_place for live in self.live.values()))
 
-    @property
-    def resources(self) -> Mapping[str, int]:
-        """The amount of each resource; see `aiofinetune.local._trainers.Trainers`."""
-        used: Counter[str] = Counter()
-        for live in self.live.values():
-            used.update(live.attempt.needs if live.has_place else {})
-        return self.engine.resources(used)
+    def machines(self, running: Collection[Attempt]) -> Sequence[Machine]:
+        """Return what each machine has; see `aiofinetune.local._trainers.Trainers`."""
+        placed = {attempt_id: live for attempt_id, live in self.live.items() if live.has_place}
+        return self.engine.machines(placed.values(), [attempt.needs for attempt in running if attempt.id not in placed])
 
     @contextlib.asynccontextmanager
     async def opened(self, store: Store, base_url: str, on_change: Callable[[], None]) -> AsyncIterator[None]:
