@@ -23,6 +23,7 @@ from aiofinetune.cli._worker import read_token
 from aiofinetune.errors import ConfigurationError, LocalFileError
 from aiofinetune.local import LocalServer
 from aiofinetune.local._access import Metrics, extension
+from aiofinetune.local._machines import Resources, described, fits
 from aiofinetune.local._open_models import read_open_models
 from aiofinetune.local._routes.together import BASE_PATH
 from aiofinetune.local._trainers import Trainers
@@ -90,6 +91,9 @@ async def serve(data: Path | None, options: Options) -> None:
     models = await asyncio.to_thread(read_open_models, options.models, options.model_options)
     _start_log(options.log_format)
     remote = _remote(options)
+    needs = _needs(options.needs)
+    if remote is None:
+        _check_needs(needs, dict(options.resource))
     trainers: Trainers = remote or LocalProcess(options.slots, dict(options.resource))
     metrics = Metrics(trainers) if options.metrics else None
     token_file = options.worker_token_file
@@ -105,7 +109,7 @@ async def serve(data: Path | None, options: Options) -> None:
         port=options.port,
         api_key=options.api_key,
         trainers=metrics or trainers,
-        needs=_needs(options.needs),
+        needs=needs,
         models=models,
         remote=remote,
         worker_token=token,
@@ -273,6 +277,20 @@ def _needs(given: Sequence[tuple[str, str, int]]) -> Mapping[str, Mapping[str, i
     for model, name, amount in given:
         needs.setdefault(model, {})[name] = amount
     return needs
+
+
+def _check_needs(needs: Mapping[str, Resources], resources: Resources) -> None:
+    """Check that this machine has what a job of each model needs. Workers may bring it at any time; this one cannot.
+
+    Raises:
+        ConfigurationError: It has not.
+    """
+    for model, needed in needs.items():
+        if not fits(needed, resources):
+            raise ConfigurationError(
+                f"--needs: a job of {model!r} needs {described(needed)}, but this machine has"
+                f" {described(resources) or 'nothing'}; say what it has with --resource NAME=AMOUNT"
+            )
 
 
 def _start_log(log_format: str | None) -> None:

@@ -24,7 +24,7 @@ from aiofinetune.errors import ConfigurationError
 from aiofinetune.local._app import Api
 from aiofinetune.local._completions import Completer
 from aiofinetune.local._connections import Connections, SeldomLog, listen
-from aiofinetune.local._open_models import OpenModel
+from aiofinetune.local._open_models import BUILT_IN, OpenModel
 from aiofinetune.local._queue import Jobs
 from aiofinetune.local._routes.together import BASE_PATH
 from aiofinetune.local._store import Store
@@ -58,8 +58,8 @@ class LocalServer:
             added sees only requests with the right key.
 
     Raises:
-        ConfigurationError: The host or the key is not allowed. On entering the server: the folder or the port cannot
-            be used, or NumPy is not installed.
+        ConfigurationError: The host or the key is not allowed, or `needs` names a model that is not there. On entering
+            the server: the folder or the port cannot be used, or NumPy is not installed.
     """
 
     base_url: str
@@ -95,6 +95,9 @@ class LocalServer:
                 raise ConfigurationError(f"models: expected models such as OpenModel.at('smol', path), got {model!r}")
         if worker_token is not None and worker_token == api_key:
             raise ConfigurationError("worker_token: is the API key; workers need a token of their own")
+        bases = (*BUILT_IN, *(model.name for model in models))
+        if unknown := sorted({*(needs or ())}.difference(bases)):
+            raise ConfigurationError(f"needs: there is no base model {unknown[0]!r}; there are {', '.join(bases)}")
         self.api_key: str = api_key or f"local-{secrets.token_urlsafe(24)}"
         self._data = data
         self._host = host

@@ -297,6 +297,15 @@ async def test_a_killed_worker_over_tls(
         (("serve", "--port", "0", "--tls-cert", __file__), "belong together"),
         (("serve", "--port", "0", "--resource", "gpu"), "expected NAME=AMOUNT"),
         (("serve", "--port", "0", "--needs", "gpu=1"), "expected MODEL:NAME=AMOUNT"),
+        (
+            ("serve", "--port", "0", "--resource", "gpu=1", "--needs", "nope:gpu=1"),
+            "--needs: there is no base model 'nope'; there are ada, babbage, curie, davinci",
+        ),
+        (("serve", "--port", "0", "--needs", "babbage:gpu=1"), "'babbage' needs gpu=1, but this machine has nothing;"),
+        (
+            ("serve", "--port", "0", "--resource", "gpu=1", "--needs", "ada:gpu=2"),
+            "--needs: a job of 'ada' needs gpu=2, but this machine has gpu=1; say what it has with --resource",
+        ),
     ],
 )
 def test_options_that_cannot_be(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
