@@ -28,7 +28,7 @@ from aiofinetune.local._store import Store
 from aiofinetune.local._store.attempts import Attempt
 from aiofinetune.local._store.database import now
 from aiofinetune.local._store.models import Checkpoint
-from aiofinetune.local._trainers import Ended, Trainers, engine_lost
+from aiofinetune.local._trainers import Ended, EngineLost, Trainers, engine_lost
 from aiofinetune.local._trainers.local_process import LocalProcess
 from aiofinetune.models import FineTuneEvent, Status
 
@@ -260,20 +260,34 @@ class Jobs:
                 feed.note_change()
 
     async def _train_or_put_back(self, attempt: Attempt) -> None:
-        """Train a job; if it is interrupted, put it back into the queue, and pause the queue."""
+        """Train a job; if it is interrupted, put it back into the queue."""
         try:
             await self._train(attempt)
             self._failures = 0
         except Exception as error:  # noqa: BLE001  # See `run`.
             lost = engine_lost(error)
-            self._interrupted[attempt.id] = (attempt, self._pause(error), lost is not None and lost.by_job)
+            self._interrupted[attempt.id] = (
+                attempt,
+                self._note_interruption(attempt, error, lost),
+                lost is not None and lost.by_job,
+            )
             with contextlib.suppress(Exception):  # If this fails too, it is retried after the pause.
                 await self._put_back()
         finally:
             del self._running[attempt.id]
             self._something_new.set()
 
-    def _pause(self, error: Exception) -> str:
+    def _note_interruption(self, attempt: Attempt, error: Exception, lost: EngineLost | None) -> str:
+        """Log why an attempt was interrupted, and return the reason; pause unless only its worker is concerned."""
+        where = f" on {lost.where}" if lost and lost.where else ""
+        if lost is None or not (lost.by_stop or lost.is_paced):
+            return self._pause(error, f" (fine-tune {attempt.job.id}{where})")
+        extra = {"job_id": attempt.job.id, "attempt": attempt.id, "where": lost.where}
+        level = logging.INFO if lost.by_stop else logging.WARNING
+        _log.log(level, "fine-tune %s was interrupted%s: %s", attempt.job.id, where, lost, extra=extra)
+        return str(lost)
+
+    def _pause(self, error: Exception, concerned: str = "") -> str:
         """Start no training for a while, and return the reason. Each pause is twice the last."""
         known = shortage_of(error) or engine_lost(error)
         reason = str(known or "the server failed to go on; its log says more")
@@ -281,9 +295,10 @@ class Jobs:
             pause = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE)
             self._failures += 1
             self._paused_until = time.monotonic() + pause
-            _log.error("training is paused for %g s: %s", pause, reason, exc_info=None if known else error)
+            exc_info = None if known else error
+            _log.error("training is paused for %g s: %s%s", pause, reason, concerned, exc_info=exc_info)
         else:
-            _log.error("a training was interrupted: %s", reason, exc_info=None if known else error)
+            _log.error("a training was interrupted: %s%s", reason, concerned, exc_info=None if known else error)
         return reason
 
     async def _put_back(self) -> None:

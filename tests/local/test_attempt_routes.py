@@ -267,6 +267,22 @@ async def test_a_job_goes_to_one_worker_that_has_all_it_needs(data: Path, exampl
         assert (await (await hand.claim(gpu=2)).call("GET"))["job_id"] == large
 
 
+async def test_a_worker_without_room_stops_no_other(
+    data: Path, examples: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker whose disk is full gives its job back; its event and the log name the worker, and nothing pauses."""
+    async with serving(data) as (client, hand):
+        job = await client.create(examples)
+        worker = await hand.claim()
+        await worker.call("GET", params={"where": "far-away"})
+        await worker.call("POST", "/lines", data=b'{"type": "short", "message": "No space left on device"}')
+        reason = "its worker far-away has run out of a resource: No space left on device"
+        await client.reach(job["id"], f"Fine-tune interrupted: {reason}. It will start again from the beginning")
+        assert (await (await hand.claim()).call("GET"))["job_id"] == job["id"]
+    assert f"fine-tune {job['id']} was interrupted on far-away: {reason}" in caplog.text
+    assert "paused" not in caplog.text
+
+
 async def test_an_attempt_whose_worker_left_does_not_run(
     data: Path, examples: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,34 @@ async def test_a_job_whose_engine_is_lost_trains_again(data: Path, monkeypatch: 
         assert len([message for message in messages if message.startswith("Uploaded model")]) == 1
 
 
+async def test_the_loss_of_one_worker_does_not_stop_others(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The queue does not pause for a worker that waits by itself or was stopped; the log names job and worker."""
+    caplog.set_level("INFO")
+    trainers = Held(slots=1)
+    async with Store(data).opened() as store:
+        (job,) = await created(store, "ada")
+        async with working(store, trainers):
+            for count, lost in enumerate(
+                (
+                    EngineLost("its worker failed", where="far-away", is_paced=True),
+                    EngineLost("its worker was stopped", where="far-away", by_stop=True),
+                    EngineLost("Dask's scheduler was lost"),
+                ),
+                1,
+            ):
+                await trainers.until(count)
+                trainers.running[job].set_exception(lost)
+            async with asyncio.timeout(30):
+                while "paused" not in caplog.text:
+                    await asyncio.sleep(0)
+    told = [(each.levelname, each.getMessage()) for each in caplog.records if "started" not in each.getMessage()]
+    assert [each for each in told if job in each[1]] == [
+        ("WARNING", f"fine-tune {job} was interrupted on far-away: its worker failed"),
+        ("INFO", f"fine-tune {job} was interrupted on far-away: its worker was stopped"),
+        ("ERROR", f"training is paused for 1 s: Dask's scheduler was lost (fine-tune {job})"),
+    ]
+
+
 async def test_a_job_that_ends_its_workers_fails(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job fails when its workers have ended ten times in a row; other interruptions only begin it again."""
     monkeypatch.setattr(queue, "_FIRST_PAUSE", 0.0)

@@ -28,6 +28,7 @@ from aiofinetune.local import _queue as queue
 from aiofinetune.local._trainers import remote
 from aiofinetune.local._trainers.claims import Claims
 from aiofinetune.local._trainers.remote import RemoteTrainers
+from aiofinetune.local._worker import claiming
 from aiofinetune.local._worker.attempt import read_work
 from aiofinetune.local._worker.calls import Calls, Passing, _Outage
 from aiofinetune.local._worker.claiming import work
@@ -147,6 +148,25 @@ async def test_a_worker_that_stops_gives_its_job_back(
             messages = await client.follow(job["id"])
         assert messages.count("Completed epoch 1/60") == 2
         assert messages[-1] == "Fine-tune succeeded"
+
+
+async def test_a_worker_that_fails_waits_before_it_asks_again(
+    data: Path, connect: Connect, examples: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that can make no folder waits, each time for longer, while the server goes on."""
+    monkeypatch.setattr(claiming, "_FIRST_PAUSE", 0.01)
+    async with serving(data) as server, connect(server.base_url) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr("tempfile.tempdir", str(data / "none"))
+            async with working(server):
+                job = await client.create(examples, n_epochs=1)
+                async with asyncio.timeout(30):
+                    while "asks for the next one in 0.02 s" not in caplog.text:
+                        await asyncio.sleep(0.01)
+        async with working(server):
+            assert (await client.finish(job["id"]))["status"] == "succeeded"
+    assert "asks for the next one in 0.01 s" in caplog.text
+    assert "training is paused" not in caplog.text
 
 
 async def test_an_attempt_goes_on_over_a_restart_of_the_server(data: Path, connect: Connect, examples: bytes) -> None:

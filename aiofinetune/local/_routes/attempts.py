@@ -179,6 +179,7 @@ class AttemptRoutes:
         live = self._live(request)
         with live.request():
             where = "".join(filter(str.isprintable, request.query.get("where", "")))[:100] or "another machine"
+            live.where = where
             if not await self._store.attempts.note_runner(live.attempt, request.headers["Aiofinetune-Runner"], where):
                 live.lose("its worker was lost", by_job=True)
                 raise _over()
@@ -190,7 +191,8 @@ class AttemptRoutes:
 
     async def _leave(self, request: web.Request) -> web.StreamResponse:
         has_failed = request.query.get("how") == "failed"
-        self._live(request).lose(f"its worker {'failed' if has_failed else 'was stopped'}", by_job=has_failed)
+        how = "failed" if has_failed else "was stopped"
+        self._live(request).lose(f"its worker {how}", by_job=has_failed, by_stop=not has_failed)
         return web.Response(status=204)
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:

@@ -34,11 +34,25 @@ class EngineLost(Exception):
         message: What was lost, for the job's owner; "Fine-tune interrupted: " comes before it.
         by_job: Whether the job itself may be the reason: its worker ended while it trained it. A job to which that
             happens again and again fails.
+        by_stop: Whether its worker was stopped in an ordinary way, as for an update.
+        where: The machine that ran it, if that is known.
+        is_paced: Whether what failed waits by itself before it takes another attempt, so that the queue need not.
     """
 
-    def __init__(self, message: str, *, by_job: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        by_job: bool = False,
+        by_stop: bool = False,
+        where: str | None = None,
+        is_paced: bool = False,
+    ) -> None:
         super().__init__(message)
         self.by_job = by_job
+        self.by_stop = by_stop
+        self.where = where
+        self.is_paced = is_paced
 
 
 def engine_lost(error: BaseException) -> EngineLost | None:

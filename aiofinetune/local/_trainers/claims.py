@@ -34,6 +34,9 @@ class _Claim:
 class Claims:
     """Gives attempts to the workers that ask for them; the one that has waited for longest comes first."""
 
+    paces: bool = True
+    """A worker waits before it asks again after an attempt that failed there."""
+
     def __init__(self) -> None:
         self._waiting: list[_Claim] = []
         self._arrived = asyncio.Condition()

@@ -53,6 +53,9 @@ class DaskEngine:
         ConfigurationError: The extra is not installed, the address is not valid, or it needs certificates.
     """
 
+    paces: bool = False
+    """Dask begins the next attempt at once, perhaps on the machine where the last one failed."""
+
     def __init__(self, address: str, certificates: tuple[Path, Path, Path] | None = None) -> None:
         if importlib.util.find_spec("distributed") is None:
             raise ConfigurationError(f"{address} needs Dask: pip install 'aiofinetune[dask]'")

@@ -30,9 +30,10 @@ from aiofinetune._secret import Secret
 from aiofinetune._urls import check_base_url
 from aiofinetune.errors import ConfigurationError
 from aiofinetune.local._machines import Machine, Resources
+from aiofinetune.local._shortage import Shortage
 from aiofinetune.local._store import Store
 from aiofinetune.local._store.attempts import Attempt
-from aiofinetune.local._trainers import Ended, EngineLost
+from aiofinetune.local._trainers import Ended, EngineLost, engine_lost
 from aiofinetune.local._trainers.trainer import input_paths, output_paths
 
 _SILENCE: Final = 90.0
@@ -66,6 +67,9 @@ class Order:
 
 class Engine(Protocol):
     """Starts commands on other machines."""
+
+    paces: bool
+    """Whether a machine where an attempt has failed waits by itself before it runs another one."""
 
     def slots(self, running: int) -> int:
         """Return the number of attempts that can run at once.
@@ -107,6 +111,8 @@ class Live:
         self.attempt = attempt
         self.has_place: bool = attempt.is_resumed
         """Whether it has a place on a machine."""
+        self.where: str | None = None
+        """The machine that runs it, if this server process was told."""
         self.worker_has: Resources = {}
         """What its worker has, if that is known; only workers that ask for attempts themselves say so."""
         self.contacted: asyncio.Event = asyncio.Event()
@@ -170,15 +176,23 @@ class Live:
         """Note that the trainer has ended, and that all lines and outputs are here."""
         await self._arrived.put(ended)
 
-    def lose(self, message: str, *, by_job: bool = False) -> None:
+    def lose(self, message: str, *, by_job: bool = False, by_stop: bool = False) -> None:
         """Give the attempt up. See `EngineLost`."""
-        self._lost = EngineLost(message, by_job=by_job)
+        self._lost = EngineLost(message, by_job=by_job, by_stop=by_stop)
         self._changed.set()
 
     async def read(self, on_line: Callable[[bytes], Awaitable[None]]) -> Ended:
-        """Pass on the lines as they arrive, until the trainer has ended."""
+        """Pass on the lines as they arrive, until the trainer has ended.
+
+        Raises:
+            EngineLost: The trainer says that its machine has run out of something.
+        """
         while isinstance(arrived := await self._arrived.get(), bytes):
-            await on_line(arrived)
+            try:
+                await on_line(arrived)
+            except Shortage as shortage:  # This machine's own are errors of other types.
+                worker = f"its worker {self.where}" if self.where else "its worker"
+                raise EngineLost(f"{worker} has run out of a resource: {shortage}") from shortage
         return arrived
 
     async def watch(self) -> None:
@@ -278,6 +292,10 @@ class RemoteTrainers:
                 for task in tasks:
                     task.cancel()
             return ended
+        except Exception as error:
+            if lost := engine_lost(error):
+                lost.where, lost.is_paced = live.where, self.engine.paces
+            raise
         finally:
             await live.close()
             del self.live[attempt.id]

@@ -55,7 +55,7 @@ class Work:
     """Tells the files of the open model from those of every other, and from other ones with the same names."""
 
 
-async def run_attempt(http: aiohttp.ClientSession, url: str, token: str, models: KeptModels) -> None:
+async def run_attempt(http: aiohttp.ClientSession, url: str, token: str, models: KeptModels) -> bool:
     """Run an attempt to its end, or until the server says that it is over.
 
     Args:
@@ -64,17 +64,21 @@ async def run_attempt(http: aiohttp.ClientSession, url: str, token: str, models:
         token: The token of the attempt.
         models: The open models of this worker.
 
+    Returns:
+        Whether this machine can run another one at once; False if it has run out of something.
+
     Raises:
         ConnectFailed: The server cannot be reached.
         Refusal: The server refuses what this worker sends.
     """
     calls = Calls(http, url, Secret(token), secrets.token_hex(16))
+    lines = _Lines(calls)
     try:
         work = read_work(await calls.json("GET", "", params={"where": socket.gethostname()}))
         _log.info("fine-tune %s started", work.job_id)
         async with _folder() as folder, asyncio.TaskGroup() as group:
             watching = group.create_task(_watch(calls))
-            await _work(calls, work, folder, models)
+            await _work(calls, lines, work, folder, models)
             watching.cancel()
     except BaseException as error:  # noqa: BLE001  # It is raised below, or means that there is nothing to do.
         over, _ = BaseExceptionGroup("", [error]).split(AttemptOver)
@@ -82,6 +86,7 @@ async def run_attempt(http: aiohttp.ClientSession, url: str, token: str, models:
             await _leave(calls, "was stopped" if isinstance(error, asyncio.CancelledError) else "failed")
             raise _first(error) from error.__cause__
     _log.info("the attempt is over")  # The server says that to the watch and to the report of the end at once.
+    return not lines.tell_of_shortage()
 
 
 def _first(error: BaseException) -> BaseException:
@@ -108,8 +113,8 @@ async def _watch(calls: Calls) -> None:
         await calls.json("GET", "/watch")
 
 
-async def _work(calls: Calls, work: Work, folder: Path, models: KeptModels) -> None:
-    job_path, lines = folder / "job.json", _Lines(calls)
+async def _work(calls: Calls, lines: _Lines, work: Work, folder: Path, models: KeptModels) -> None:
+    job_path = folder / "job.json"
     async with _fetched(calls, work, folder, models) as job:
         await in_thread(None, lambda: job_path.write_bytes(structuring.dumps(job)))
         how = await _train(job_path, lines)
@@ -171,6 +176,14 @@ class _Lines:
         """Add a line, which is sent soon."""
         self.all.append(line.rstrip(b"\n"))
         self._added.set()
+
+    def tell_of_shortage(self) -> bool:
+        """Return whether the trainer ended because this machine has run out of something."""
+        try:
+            last = structuring.loads(self.all[-1]) if self.all else None
+        except (ValueError, ProtocolViolation):
+            return False
+        return isinstance(last, dict) and last.get("type") == "short"
 
     async def send_all(self) -> None:
         """Send lines as they are added, until cancelled."""

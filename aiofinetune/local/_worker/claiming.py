@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from typing import Final
 
 import aiohttp
 
@@ -18,6 +20,11 @@ from aiofinetune.local._worker.attempt import run_attempt
 from aiofinetune.local._worker.calls import AttemptOver, Calls
 from aiofinetune.local._worker.folder import MODELS, temporary_folder
 from aiofinetune.local._worker.kept import KeptModels
+
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 60.0
+"""The first and the longest pause, in seconds, after an attempt that failed here; each is twice the last. So a machine
+whose disk is full leaves the jobs to others."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,10 +44,15 @@ async def work(url: str, token: str, resources: Mapping[str, int]) -> None:
     """
     async with aiohttp.ClientSession() as http, _models() as models:
         calls = Calls(http, url, Secret(token), secrets.token_hex(16))
+        pause = 0.0
         while True:
             match await _claim(calls, resources):
                 case {"id": str(attempt_id), "token": str(attempt_token)}:
-                    await _run(http, f"{url}/{attempt_id}", attempt_token, models)
+                    is_well = await _run(http, f"{url}/{attempt_id}", attempt_token, models)
+                    pause = 0.0 if is_well else min(max(_FIRST_PAUSE, 2 * pause), _LONGEST_PAUSE)
+                    if pause:
+                        _log.warning("attempts fail on this machine; it asks for the next one in %g s", pause)
+                        await asyncio.sleep(pause)
                 case None:
                     pass
                 case answer:
@@ -65,11 +77,15 @@ async def _claim(calls: Calls, resources: Mapping[str, int]) -> object:
         raise AuthenticationFailed(401, "the server does not know this token of a worker") from None
 
 
-async def _run(http: aiohttp.ClientSession, url: str, token: str, models: KeptModels) -> None:
-    """Run an attempt. What fails here must not end the worker, unless the server cannot be reached."""
+async def _run(http: aiohttp.ClientSession, url: str, token: str, models: KeptModels) -> bool:
+    """Run an attempt; return whether this machine can run another one at once.
+
+    What fails here must not end the worker, unless the server cannot be reached.
+    """
     try:
-        await run_attempt(http, url, token, models)
+        return await run_attempt(http, url, token, models)
     except ConnectFailed:
         raise
     except Exception:  # noqa: BLE001  # See above.
         _log.exception("an attempt failed on this machine")
+        return False
