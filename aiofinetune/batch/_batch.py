@@ -181,7 +181,7 @@ class Batch:
         self._on_progress = progress
         self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._to_cancel: list[str] = []
-        """The ids of the jobs to cancel on leaving the context."""
+        """The ids of the jobs to cancel on leaving the context, without those that are cancelled."""
         self._started_at = time.monotonic()
         self._is_entered = False
         self._stack = AsyncExitStack()
@@ -245,6 +245,11 @@ class Batch:
         """The jobs of this batch that have not ended, by id."""
         said = self._follower.messages
         return {job.job_id: attrs.evolve(job, message=said.get(job.job_id, "")) for job in self._core.active_jobs()}
+
+    @property
+    def not_cancelled(self) -> tuple[str, ...]:
+        """The ids of the jobs that `cancel_on_exit` did not cancel: the service refused, or leaving was interrupted."""
+        return tuple(self._to_cancel)
 
     async def __aenter__(self) -> Self:
         if self._is_entered:

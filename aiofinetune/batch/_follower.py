@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from aiofinetune._jobs.looking import Seen
@@ -152,16 +152,17 @@ class Follower:
             return on.ResultsFetched(action.attempt, error=error)
         return on.ResultsFetched(action.attempt, figures)
 
-    async def cancel(self, job_ids: Iterable[str]) -> None:
-        """Cancel jobs."""
+    async def cancel(self, job_ids: list[str]) -> None:
+        """Cancel jobs, and remove from the list those that are cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            for job_id in job_ids:
-                tasks.create_task(self._cancel(job_id))
+            for job_id in list(job_ids):
+                tasks.create_task(self._cancel(job_id, job_ids))
 
-    async def _cancel(self, job_id: str) -> None:
+    async def _cancel(self, job_id: str, job_ids: list[str]) -> None:
         try:
             async with self._ending:
                 await self._session.cancel_fine_tune(job_id)
+            job_ids.remove(job_id)
         except FineTuneError as error:
             _log.warning("cancelling %s failed: %s", job_id, in_short(error))
 
