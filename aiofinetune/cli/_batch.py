@@ -28,6 +28,7 @@ from aiofinetune.cli._exit import NO_SUCH_SERVICE, Exit, exit_status
 from aiofinetune.cli._output import one_line, print_json_line
 from aiofinetune.cli._run import on_signal
 from aiofinetune.cli._shell import Shell, stamped
+from aiofinetune.cli._stdio import OutputFailed
 from aiofinetune.cli._summary import check_summary, opened, write
 from aiofinetune.cli._wording import again
 from aiofinetune.data import Report
@@ -143,7 +144,9 @@ async def run_manifest(
         if ended := _before(rerun, count, retry_failed=retry_failed):
             run.say(ended)
         try:
-            return await run.to_the_end(summary)
+            # Also while jobs are cancelled at the end.
+            with run.interruptible():
+                return await run.to_the_end(summary)
         except asyncio.CancelledError:
             # The second signal cancels the task that this command consists of.
             if len(run.signals) < 2:
@@ -239,6 +242,9 @@ class _Run:
         self.signals: list[int] = []
         """The numbers of the signals that were received."""
         self._status = Exit.DONE
+        self._loop = asyncio.get_running_loop()
+        self._failure: OutputFailed | None = None
+        """Why stdout cannot be written."""
         self._cancels = cancels
         self._show_ended = show_ended
 
@@ -262,7 +268,7 @@ class _Run:
         stopped = None
         # The batch locks its journal before the summary is opened, so that the summary of another run is not truncated.
         async with self._batch, self._shown():
-            with self._interruptible(), self._logged(), opened(summary) as lines:
+            with self._logged(), opened(summary) as lines:
                 try:
                     async for outcome in self._batch:
                         self._show(outcome)
@@ -284,7 +290,8 @@ class _Run:
         if stopped is not None:
             self.say(one_line(str(stopped)))
             self.say(f"{self._count - progress.ended} of {self._count} jobs {self._rest(stopped)}")
-        return exit_status(stopped, so_far=self._status, signal=self.signals[0] if self.signals else 0)
+        status = exit_status(stopped, so_far=self._status, signal=self.signals[0] if self.signals else 0)
+        return exit_status(self._failure, so_far=status)
 
     def _rest(self, stopped: BatchStopped) -> str:
         """Return what happens to the jobs that have not ended, and what to do."""
@@ -302,7 +309,7 @@ class _Run:
         return f"have not ended. {self.way_on('To continue')}"
 
     @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Stop sending at the first Ctrl-C or SIGTERM, and exit at the second."""
         task = asyncio.current_task()
 
@@ -369,7 +376,10 @@ class _Run:
     def _show(self, outcome: Outcome) -> None:
         self._status = exit_status(outcomes=[outcome], so_far=self._status)
         if self._shell.as_json:
-            print_json_line(outcome.summary())
+            try:
+                print_json_line(outcome.summary())
+            except OutputFailed as error:
+                self._fail(error)
         elif self._show_ended or _is_news(outcome):
             # On a terminal this is printed above the table of active jobs, which disappears at the end.
             self.say(outcome_line(outcome))
@@ -378,7 +388,20 @@ class _Run:
         """Print a line, in a log with the time."""
         # A service's text is not markup, and each line must stay one line.
         line = words if self._console.is_terminal else stamped(words)
-        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        try:
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        except OutputFailed as error:
+            self._fail(error)
+            self.say(words)
+
+    def _fail(self, error: OutputFailed) -> None:
+        """Say the rest on stderr, and stop the batch. An error would go astray: the batch's own log is printed too."""
+        self._failure = error
+        self._console = self._shell.err
+        fate = "are cancelled" if self._cancels else "continue at the service"
+        self.say(f"{error}. Sending no more requests. Active jobs {fate}")
+        # The batch may be in the middle of what it logs, and that perhaps in a thread.
+        self._loop.call_soon_threadsafe(self._batch.stop)
 
     def _picture(self) -> Group:
         return self._table.picture(list(self._batch.active.values()), self._batch.progress)

@@ -47,11 +47,12 @@ class Exit(IntEnum):
     JOURNAL_UNUSABLE = 6
     UNCERTAIN = 7
     INTERRUPTED = 130
+    PIPE_CLOSED = 141
     TERMINATED = 143
 
 
 MEANINGS: Final = {
-    Exit.DONE: "done",
+    Exit.DONE: "done; also a server or a worker that was stopped",
     Exit.SOME_FAILED: "some entries failed, were cancelled or rejected, or a results file was not saved",
     Exit.WRONG_USE: "wrong use",
     Exit.REFUSED: "the service refused the command or stopped the batch (key, quota)",
@@ -60,11 +61,12 @@ MEANINGS: Final = {
     Exit.JOURNAL_UNUSABLE: "the journal is in use or unusable",
     Exit.UNCERTAIN: "a person must look: it is uncertain whether a job was made, or one has vanished",
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",
+    Exit.PIPE_CLOSED: "nobody reads what the command prints",
     Exit.TERMINATED: "terminated (SIGTERM)",
 }
 _ORDER: Final = (
-    *(Exit.INTERRUPTED, Exit.TERMINATED, Exit.UNCERTAIN, Exit.JOURNAL_UNUSABLE, Exit.DATA_WRONG, Exit.WRONG_USE),
-    *(Exit.REFUSED, Exit.UNREACHABLE, Exit.SOME_FAILED, Exit.DONE),
+    *(Exit.INTERRUPTED, Exit.TERMINATED, Exit.UNCERTAIN, Exit.JOURNAL_UNUSABLE, Exit.DATA_WRONG),
+    *(Exit.PIPE_CLOSED, Exit.WRONG_USE, Exit.REFUSED, Exit.UNREACHABLE, Exit.SOME_FAILED, Exit.DONE),
 )
 """Of several statuses, the first in this order is the status of the command."""
 
@@ -105,7 +107,8 @@ def _of_error(error: BaseException) -> Exit:
         case CreateUncertain() | FineTuneUnreadable():
             return Exit.UNCERTAIN
         case DatasetError() | ManifestInvalid() | LocalFileError() | EntryChanged():
-            return Exit.DATA_WRONG
+            # Who closes a pipe does nothing wrong.
+            return Exit.PIPE_CLOSED if getattr(error, "is_closed_pipe", False) else Exit.DATA_WRONG
         case JournalUnusable():
             return Exit.JOURNAL_UNUSABLE
         case ConfigurationError() | RequestInvalid():

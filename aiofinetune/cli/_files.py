@@ -15,7 +15,8 @@ from aiofinetune.cli._options import Command, examples, session_command
 from aiofinetune.cli._output import Column, ago, moment, one_line, print_columns, print_fields, print_line, size
 from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
-from aiofinetune.errors import LocalFileError, RequestInvalid
+from aiofinetune.cli._stdio import telling
+from aiofinetune.errors import RequestInvalid
 from aiofinetune.models import Deleted, File
 from aiofinetune.session import FineTuneSession
 
@@ -58,10 +59,12 @@ async def upload_files(shell: Shell, paths: tuple[Path, ...], purpose: str) -> N
     async with shell.session() as session:
         for path in paths:
             file = await upload(shell, session, path, purpose)
-            if shell.as_json:
-                shell.print_json(file)
-            else:
-                print_line(shell.out, f"{file.id}  {path}  {size(file.bytes)}".rstrip())
+            words = f"{file.id}  {path}  {size(file.bytes)}".rstrip()
+            with telling(f"uploaded {words}"):
+                if shell.as_json:
+                    shell.print_json(file)
+                else:
+                    print_line(shell.out, words)
 
 
 @group.command("list", cls=Command, epilog=examples("aiofinetune files list --purpose fine-tune"))
@@ -161,11 +164,8 @@ def _print_content(content: bytes) -> None:
         for line in content.decode(errors="replace").splitlines():
             click.echo(one_line(line))
         return
-    try:
-        stdout.write(content)
-        stdout.flush()
-    except OSError as error:
-        raise LocalFileError(f"stdout: {error.strerror}") from error
+    stdout.write(content)
+    stdout.flush()
 
 
 @group.command("delete", cls=Command, epilog=examples("aiofinetune files delete file-abc123 --yes"))
@@ -191,10 +191,11 @@ def confirm(question: str, *, yes: bool) -> None:
 
 def show_deleted(shell: Shell, deleted: Deleted) -> None:
     """Print what was deleted."""
-    if shell.as_json:
-        shell.print_json(deleted)
-    else:
-        print_line(shell.out, f"deleted {deleted.id}")
+    with telling(f"deleted {deleted.id}"):
+        if shell.as_json:
+            shell.print_json(deleted)
+        else:
+            print_line(shell.out, f"deleted {deleted.id}")
 
 
 COMMANDS: Final = {"files": group}

@@ -22,6 +22,7 @@ from aiofinetune.cli._options import Command, examples, session_command
 from aiofinetune.cli._output import Column, ago, moment, print_columns, print_fields, print_line
 from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
+from aiofinetune.cli._stdio import telling
 from aiofinetune.errors import BadRequest, NotFound, RequestInvalid
 from aiofinetune.models import METHODS, File, FineTune, FineTuneRequest, Method, Status
 from aiofinetune.session import FineTuneSession, find_rules
@@ -160,15 +161,16 @@ async def create(
             return
         with _noting_names({"training_file": training_file, "validation_file": validation_file}):
             job = await session.create_fine_tune(request)
-        if shell.as_json:
-            shell.print_json(job)
-        elif follow:
-            print_line(shell.out, f"created {job.id} ({job.status})")
-        else:
-            show_job(shell, job)
-            shell.hint(f"Follow it: {shell.command('follow', job.id)}")
-        if follow:
-            await follow_to_the_end(shell, session, job.id)
+        with telling(f"created {job.id}; to follow it: {shell.command('follow', job.id)}"):
+            if shell.as_json:
+                shell.print_json(job)
+            elif follow:
+                print_line(shell.out, f"created {job.id} ({job.status})")
+            else:
+                show_job(shell, job)
+                shell.hint(f"Follow it: {shell.command('follow', job.id)}")
+            if follow:
+                await follow_to_the_end(shell, session, job.id)
 
 
 @contextlib.contextmanager
@@ -397,10 +399,12 @@ async def resume(shell: Shell, ids: tuple[str, ...]) -> int:
 
 async def _then_show(shell: Shell, call: Coroutine[object, object, FineTune]) -> None:
     job = await call
-    if shell.as_json:
-        shell.print_json(job)
-    else:
-        print_line(shell.out, f"{job.id} {job.service_status or job.status}")
+    words = f"{job.id} {job.service_status or job.status}"
+    with telling(words):
+        if shell.as_json:
+            shell.print_json(job)
+        else:
+            print_line(shell.out, words)
 
 
 @click.command("delete-job", cls=Command, epilog=examples("aiofinetune delete-job ft-abc123 --dialect together"))
@@ -411,10 +415,11 @@ async def delete_job(shell: Shell, ids: tuple[str, ...]) -> int:
 
     async def delete(fine_tune_id: str) -> None:
         deleted = await session.delete_fine_tune(fine_tune_id)
-        if shell.as_json:
-            shell.print_json(deleted)
-        else:
-            print_line(shell.out, f"{deleted.id} deleted")
+        with telling(f"{deleted.id} deleted"):
+            if shell.as_json:
+                shell.print_json(deleted)
+            else:
+                print_line(shell.out, f"{deleted.id} deleted")
 
     async with shell.session() as session:
         return await for_each(ids, delete)

@@ -10,11 +10,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 
 from aiofinetune.cli._exit import Exit, exit_status, way_out
+from aiofinetune.cli._stdio import OutputFailed
 from aiofinetune.cli._wording import in_options
 from aiofinetune.errors import (
     BadRequest,
@@ -66,19 +67,33 @@ async def _until_signal(main: Coroutine[object, object, int | None]) -> int:
 def on_signal(interrupt: Callable[[int], None]) -> Iterator[None]:
     """Call a function with the number of each SIGINT and SIGTERM that is received in the block.
 
-    Only the main thread of a process receives signals. In another, as where a test runs a command, there are none.
+    Only the main thread of a process receives signals. In another, as where a test runs a command, there are none. In a
+    block in another the inner function is called, and after it the outer one again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
+    before = [signal.getsignal(number) for number in _SIGNALS]
+    _interrupts.append(interrupt)
     for number in _SIGNALS:
-        loop.add_signal_handler(number, interrupt, number)
+        loop.add_signal_handler(number, _interrupt, number)
     try:
         yield
     finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
+        _interrupts.remove(interrupt)
+        if not _interrupts:
+            for number, handler in zip(_SIGNALS, before, strict=True):
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+
+def _interrupt(number: int) -> None:
+    _interrupts[-1](number)
+
+
+_interrupts: Final[list[Callable[[int], None]]] = []
+"""What is called with the number of a signal: the last one. The signals are those of the process."""
 
 
 async def for_each(names: Sequence[str], do: Callable[[str], Awaitable[object]]) -> Exit:
@@ -113,13 +128,24 @@ def reported(verbosity: int = 0, find_way_out: Callable[[BaseException], str | N
         if verbosity > 1:
             for line in "".join(traceback.format_exception(error)).splitlines():
                 _write(line)
-        _say(_worded(error))
-        advice = find_way_out(error)
-        for line in (*getattr(error, "__notes__", ()), *([advice] if advice else [])):
-            _write(f"  {line}")
-        sys.exit(int(exit_status(error)))
+        fail(error, find_way_out(error))
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(int(exit_status(signal=signal.SIGINT)))
+
+
+def fail(error: FineTuneError, advice: str | None = None) -> NoReturn:
+    """Print an error to stderr, and exit with its status.
+
+    Args:
+        error: The error.
+        advice: What to do about it.
+    """
+    # Who closes a pipe, as in `aiofinetune list | head -1`, has seen enough.
+    if not isinstance(error, OutputFailed) or not error.is_closed_pipe:
+        _say(_worded(error))
+    for line in (*getattr(error, "__notes__", ()), *([advice] if advice else [])):
+        _write(f"  {line}")
+    sys.exit(int(exit_status(error)))
 
 
 def _worded(error: FineTuneError) -> list[str]:
