@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -152,6 +153,7 @@ async def run_manifest(
             if len(run.signals) < 2:
                 raise
             run.say(f"Quit at once. {run.way_on('What was being sent is looked for by')}")
+            run.say_left()
             return exit_status(signal=run.signals[0])
 
 
@@ -263,6 +265,14 @@ class _Run:
             without, more = [*without, "--journal"], ["--journal", str(self._journal.path)]
         return again(self._shell.words, without, flags, [*more, *options])
 
+    def say_left(self) -> None:
+        """Name the jobs that were to be cancelled, and were not."""
+        left = self._batch.not_cancelled
+        if left and self._journal.is_kept:
+            are = "job was" if len(left) == 1 else "jobs were"
+            words = f"{len(left)} {are} not cancelled, and may still run and cost money"
+            self.say(f"{words}. To cancel: {self._shell.command('cancel', *left)}")
+
     async def to_the_end(self, summary: Path | None) -> int:
         """Run the batch; return the exit status."""
         stopped = None
@@ -289,14 +299,15 @@ class _Run:
                 self.say(f"To create a new job for an entry that has none: {self._again('--retry-uncertain', 'LABEL')}")
         if stopped is not None:
             self.say(one_line(str(stopped)))
-            self.say(f"{self._count - progress.ended} of {self._count} jobs {self._rest(stopped)}")
+            self.say(f"{self._count - progress.ended} of {self._count} entries {self._rest(stopped)}")
+        self.say_left()
         status = exit_status(stopped, so_far=self._status, signal=self.signals[0] if self.signals else 0)
         return exit_status(self._failure, so_far=status)
 
     def _rest(self, stopped: BatchStopped) -> str:
-        """Return what happens to the jobs that have not ended, and what to do."""
+        """Return what happens to the entries that have not ended, and what to do."""
         if self._cancels:
-            return f"had not ended; the active ones are being cancelled. {self.way_on('To send the rest')}"
+            return f"had not ended; active jobs are being cancelled. {self.way_on('To send the rest')}"
         match stopped.__cause__:
             case AuthenticationFailed() | PermissionDenied():
                 kept = "have not ended. The service refused the key; the journal keeps what was done"
@@ -317,7 +328,8 @@ class _Run:
             self.signals.append(number)
             if len(self.signals) == 1:
                 fate = "are cancelled" if self._cancels else "continue at the service"
-                self.say(f"Sending no more requests. Active jobs {fate}. Press Ctrl-C again to quit at once")
+                repeat = "Press Ctrl-C again" if number == signal.SIGINT else "Send SIGTERM again"
+                self.say(f"Sending no more requests. Active jobs {fate}. {repeat} to quit at once")
                 self._batch.stop()
             elif task is not None:
                 task.cancel()

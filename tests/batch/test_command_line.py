@@ -155,7 +155,7 @@ async def test_fail_fast_says_what_is_left() -> None:
     assert "the batch sends no more requests: job-1 ended without a model: fine-tune ft-" in shown
     left = 9 - len(server.jobs)
     way_on = "To continue: aiofinetune batch jobs.jsonl --fail-fast --concurrency 1"
-    assert lines[-1] == f"{left} of 9 jobs have not ended. {way_on}"
+    assert lines[-1] == f"{left} of 9 entries have not ended. {way_on}"
 
 
 async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_command() -> None:
@@ -174,7 +174,7 @@ async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_comma
         assert process.returncode == 130
         assert [line for line in stderr.decode().splitlines() if not TIME.match(line)] == []
         way_on = "To continue: aiofinetune batch jobs.jsonl --max-active 2 --poll-interval 0.05"
-        assert TIME.sub("", stdout.decode().splitlines()[-1]) == f"5 of 5 jobs have not ended. {way_on}"
+        assert TIME.sub("", stdout.decode().splitlines()[-1]) == f"5 of 5 entries have not ended. {way_on}"
         assert len(server.active) == len(server.jobs) == 2
         server.lasts = 0
         for job_id in list(server.active):
@@ -216,7 +216,7 @@ async def test_interrupted_with_cancel_on_exit_it_cancels() -> None:
         assert process.returncode == 130
     assert [job["status"] for job in server.jobs.values()] == ["cancelled"] * 2
     assert TIME.sub("", stdout.decode().splitlines()[-1]) == (
-        "2 of 2 jobs had not ended; the active ones are being cancelled."
+        "2 of 2 entries had not ended; active jobs are being cancelled."
         " To send the rest: aiofinetune batch jobs.jsonl --cancel-on-exit"
     )
 
@@ -321,8 +321,8 @@ async def test_a_key_that_is_refused_is_told() -> None:
         status, lines, _ = await run(name, "--api-key", KEY, url=url)
         assert status == 3
         assert lines[-1] == (
-            "2 of 2 jobs have not ended. The service refused the key; the journal keeps what was done. To continue with"
-            " another key (--api-key-file FILE, or the variable OPENAI_API_KEY): aiofinetune batch jobs.jsonl"
+            "2 of 2 entries have not ended. The service refused the key; the journal keeps what was done. To continue"
+            " with another key (--api-key-file FILE, or the variable OPENAI_API_KEY): aiofinetune batch jobs.jsonl"
         )
         server.refuse = lambda _endpoint: None
         assert (await run(name, url=url))[0] == 0
@@ -365,7 +365,7 @@ async def test_a_quota_that_is_used_up_is_told() -> None:
     assert status == 3
     assert "the batch sends no more requests: 429: You exceeded your current quota" in " ".join(lines)
     way_on = "To continue when the quota is renewed: aiofinetune batch jobs.jsonl"
-    assert lines[-1] == f"2 of 4 jobs have not ended. {way_on}"
+    assert lines[-1] == f"2 of 4 entries have not ended. {way_on}"
     assert again[-1].endswith(f". {way_on}")
 
 

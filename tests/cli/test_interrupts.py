@@ -44,3 +44,27 @@ def test_a_signal_while_modules_are_imported(module: str, number: signal.Signals
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
+async def test_jobs_that_are_left_by_a_second_signal_are_named(tmp_path: Path) -> None:
+    """With --cancel-on-exit the last line names the jobs that were not cancelled, and how to cancel them.
+
+    What to do for quitting at once is said of the signal that came.
+    """
+    server = BatchServer(lasts=None)
+    file = server.add_file("train.jsonl", b"train")
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("\n".join(json.dumps({"training_file": file, "n_epochs": n}) for n in (1, 2, 3)))
+    async with server.listening() as url, running("batch", str(path), "--cancel-on-exit", url=url) as process:
+        await server.until(lambda: server.asked["stream"] == 3)
+        server.held["cancel"] = asyncio.Event()
+        process.send_signal(signal.SIGTERM)
+        await server.until(lambda: server.asked["cancel"] == 3)
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = await process.communicate()
+        server.held["cancel"].set()
+        jobs = set(server.jobs)
+    lines = [line[20:] for line in stdout.decode().splitlines()]
+    assert (process.returncode, b"Traceback" in stderr) == (143, False)
+    assert lines[0] == "Sending no more requests. Active jobs are cancelled. Send SIGTERM again to quit at once"
+    words, _, command = lines[-1].partition(" To cancel: aiofinetune cancel ")
+    assert words == "3 jobs were not cancelled, and may still run and cost money."
+    assert set(command.split()) == jobs
