@@ -26,7 +26,7 @@ from aiofinetune.batch._rerun import Rerun, look_back
 from aiofinetune.cli._batch_view import LiveTable, counts_line, outcome_line, unknown_words
 from aiofinetune.cli._data_check import looking_into
 from aiofinetune.cli._exit import NO_SUCH_SERVICE, Exit, exit_status
-from aiofinetune.cli._output import one_line, print_json_line
+from aiofinetune.cli._output import one_line, print_json_line, print_line
 from aiofinetune.cli._run import on_signal
 from aiofinetune.cli._shell import Shell, stamped
 from aiofinetune.cli._stdio import OutputFailed
@@ -126,7 +126,7 @@ async def run_manifest(
     await asyncio.to_thread(_check_labels, manifest, options.get("retry_uncertain", ()))
     console = shell.err if shell.as_json else shell.out
     if check:
-        console.print(f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, no problems")
+        print_line(console, f"{manifest}: {count} {'job' if count == 1 else 'jobs'}, no problems")
         return 0
     async with shell.session() as session:
         rerun = await _look_back(manifest, journal.path, session, changes=accept_changes, base_url=accept_base_url)

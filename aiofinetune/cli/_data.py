@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from aiofinetune.cli._exit import Exit
-from aiofinetune.cli._output import print_table
+from aiofinetune.cli._output import print_line, print_table, print_text
 from aiofinetune.cli._run import reported
 from aiofinetune.data import (
     CHECKS,
@@ -327,30 +327,31 @@ def _unescaped(text: str) -> str:
 
 
 def _show_report(console: Console, report: Report, suggestion: Suggestion | None, columns: Columns) -> None:
-    console.print(Text(report.file, "bold"))
-    console.print(Text(_summary(report)))
+    print_text(console, report.file, "bold")
+    print_text(console, _summary(report))
     if report.findings:
         table = Table(Column("rows", justify="right"), Column("problem", overflow="fold"), box=None, pad_edge=False)
         for finding in report.findings:
             table.add_row(Text(f"{finding.count:,}"), _finding_text(finding, can_map=_lacks_columns(report)))
-        console.print(table)
+        print_table(console, table)
     else:
-        console.print("no problems")
+        print_text(console, "no problems")
     if mapping := suggested_mapping(report):
-        console.print(Text(f"The columns have other names; try again with {shlex.join(mapping)}"))
+        print_line(console, f"The columns have other names; try again with {shlex.join(mapping)}")
     elif _lacks_columns(report):
         words = "No row has both columns. Try again with the names that they have in this file:"
-        console.print(Text(f"{words} --prompt COLUMN --completion COLUMN"))
+        print_line(console, f"{words} --prompt COLUMN --completion COLUMN")
     elif any(finding.is_mend_safe for finding in report.findings) and report.unreadable_rows < report.rows:
         given = zip(("--prompt", "--completion"), attrs.astuple(columns), attrs.astuple(Columns()), strict=True)
         named = [word for option, name, usual in given if name != usual for word in (option, name)]
         command = shlex.join(["aiofinetune", "data", "mend", report.file, *named, "-o", "FILE"])
-        console.print(Text(f"To mend what can be mended safely: {command}"))
+        print_line(console, f"To mend what can be mended safely: {command}")
     if report.suggested_encoding:
         words = f"The lines that cannot be decoded may be {report.suggested_encoding}: look at them, and then give"
-        console.print(Text(f"{words} --fallback-encoding {report.suggested_encoding}"))
+        print_line(console, f"{words} --fallback-encoding {report.suggested_encoding}")
     if suggestion is not None and report.is_accepted:
-        console.print(Text(_suggestion_text(suggestion)))
+        for line in _suggestion_text(suggestion).splitlines():
+            print_text(console, line)
 
 
 def _summary(report: Report) -> str:
@@ -409,19 +410,18 @@ def _suggestion_text(suggestion: Suggestion) -> str:
 
 def _show_mends(console: Console, report: MendReport) -> None:
     for mended in report.mended:
-        console.print(Text.assemble((mended.mend, "bold"), f": {mended.count:,}"))
+        print_text(console, f"{mended.mend}: {mended.count:,}", "bold")
         for change in mended.changes:
             where = "" if change.line is None else f"line {change.line:,}: "
-            console.print(Text(f"  - {where}{_short(change.before)}", "red"))
+            print_text(console, f"  - {where}{_short(change.before)}", "red")
             if change.after is not None:
-                console.print(Text(f"  + {where}{_short(change.after)}", "green"))
+                print_text(console, f"  + {where}{_short(change.after)}", "green")
         if lines := mended.dropped_lines:
             shown = ", ".join(f"{line:,}" for line in lines[:10])
-            console.print(
-                Text(f"  dropped lines: {shown}{f' and {len(lines) - 10:,} more' if len(lines) > 10 else ''}")
-            )
+            more = f" and {len(lines) - 10:,} more" if len(lines) > 10 else ""
+            print_text(console, f"  dropped lines: {shown}{more}")
     where = "dry run, nothing was written" if report.output is None else f"written to {report.output}"
-    console.print(Text(f"{report.rows_in:,} rows, {report.dropped:,} dropped, {report.rows_out:,} left; {where}"))
+    print_text(console, f"{report.rows_in:,} rows, {report.dropped:,} dropped, {report.rows_out:,} left; {where}")
 
 
 def _show_split(console: Console, report: SplitReport) -> None:
@@ -430,7 +430,7 @@ def _show_split(console: Console, report: SplitReport) -> None:
     for name, counts in sorted(report.classes.items()):
         table.add_row(Text(name.strip()), *(f"{count:,}" for count in counts))
     table.add_row("all", f"{report.training_rows:,}", f"{report.validation_rows:,}")
-    console.print(table)
+    print_table(console, table)
 
 
 def _short(text: str, most: int = 200) -> str:

@@ -6,6 +6,7 @@ No control character of a text that is printed here reaches the terminal.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
@@ -52,6 +53,11 @@ def print_line(console: Console, text: str, style: str = "") -> None:
     console.print(Text(one_line(text), style), soft_wrap=True, highlight=False)
 
 
+def print_text(console: Console, text: str, style: str = "") -> None:
+    """Print text that is no markup, folded between words where output has a width; not for what is to be pasted."""
+    console.print(Text(one_line(text), style), soft_wrap=not has_width(console), highlight=False)
+
+
 def print_drawing(console: Console, lines: Iterable[Line]) -> None:
     """Print a drawing of `aiofinetune.results`."""
     for line in lines:
@@ -60,11 +66,15 @@ def print_drawing(console: Console, lines: Iterable[Line]) -> None:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table; in a pipe as wide as it is, so that no cell is cut or folded."""
+    """Print a table; in a pipe as wide as it is, so that no cell is cut or folded, and no line ends with spaces."""
     if has_width(console):
         console.print(table)
-    else:
-        Console(file=console.file, width=10_000).print(table)
+        return
+    wide = Console(file=io.StringIO(), width=10_000)
+    with wide.capture() as capture:
+        wide.print(table)
+    for line in capture.get().splitlines():
+        print_line(console, line.rstrip())
 
 
 def print_fields(console: Console, fields: Iterable[tuple[str, str]]) -> None:

@@ -40,6 +40,17 @@ def test_a_report_can_be_read_at_any_width(messy: Path, columns: int) -> None:
     assert max(map(len, lines)) <= columns
 
 
+def test_a_report_in_a_pipe_is_not_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command to paste is on one line, whatever its length, and no line ends with spaces."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    file = tmp_path / f"{'long-' * 20}name.csv"
+    file.write_text("animal,kind\ncat,mammal\ncat,mammal\n")
+    named = ("--prompt", "animal", "--completion", "kind")
+    lines = CliRunner().invoke(cli, ["data", "check", str(file), *named]).stdout.splitlines()
+    assert f"To mend what can be mended safely: aiofinetune data mend {file} {' '.join(named)} -o FILE" in lines
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
 def test_the_exit_status_says_how_bad_it_is(tmp_path: Path, messy: Path) -> None:
     """By default an error fails; --fail-on moves the bar."""
     good = write(tmp_path, pairs(("a ->", " b")), "good.jsonl")
