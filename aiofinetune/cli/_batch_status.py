@@ -15,10 +15,11 @@ from aiofinetune.batch._journal import read_journal
 from aiofinetune.batch._journal_file import is_journal
 from aiofinetune.batch._report import EntryReport, count_statuses, report_entries
 from aiofinetune.cli._output import Column, ago, clock, print_columns, print_json_line, print_line
+from aiofinetune.cli._types import LocalPath
 
 
 @click.command("status")
-@click.argument("journal", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("journal", type=LocalPath(path_type=Path, exists=True, dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, an object for each entry on a line.")
 def status(journal: Path, *, as_json: bool) -> None:
     """Show how far a batch is, from its JOURNAL. No service is asked.

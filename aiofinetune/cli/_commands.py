@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from aiofinetune._version import __version__
 from aiofinetune.cli._exit import MEANINGS
 from aiofinetune.cli._options import WORDS, Command, examples, session_command
+from aiofinetune.cli._types import LocalPath, Number
 
 if TYPE_CHECKING:
     from aiofinetune.cli._shell import Shell
@@ -188,10 +189,10 @@ def services(dialect: str | None) -> None:
         "aiofinetune batch status sweep.toml.journal",
     ),
 )
-@click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("manifest", type=LocalPath(path_type=Path, exists=True, dir_okay=False))
 @click.option(
     "--journal",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(path_type=Path, dir_okay=False),
     help="What the batch did, to continue it from. Default: MANIFEST.journal.",
 )
 @click.option("--fresh", is_flag=True, help="Begin a new journal, with the time in its name, and so all jobs anew.")
@@ -210,25 +211,25 @@ def services(dialect: str | None) -> None:
 )
 @click.option(
     "--per-minute",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     help="Maximum number of jobs to create per minute.",
 )
 @click.option(
     "--poll-interval",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=10.0,
     show_default=True,
     help="Seconds between requests for the list of jobs.",
 )
 @click.option(
     "--outage",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=300.0,
     show_default=True,
     help="Seconds for which the service may be away before the batch sends no more.",
 )
-@click.option("--results", type=click.Path(path_type=Path, file_okay=False), help="Folder for the results files.")
-@click.option("--summary", type=click.Path(path_type=Path, dir_okay=False), help="JSON Lines file for the outcomes.")
+@click.option("--results", type=LocalPath(path_type=Path, file_okay=False), help="Folder for the results files.")
+@click.option("--summary", type=LocalPath(path_type=Path, dir_okay=False), help="JSON Lines file for the outcomes.")
 @click.option("--fail-fast", is_flag=True, help="Stop sending after the first failure.")
 @click.option("--cancel-on-exit", is_flag=True, help="Cancel the jobs that are still active on exit.")
 @click.option("--accept-changes", is_flag=True, help="Create new jobs for requests that have changed.")
@@ -255,6 +256,8 @@ async def batch(
     """
     from aiofinetune.cli._batch import journal_of, run_manifest
 
+    if fresh and (options["retry_failed"] or options["retry_uncertain"]):
+        raise click.UsageError("--fresh begins a new journal, with nothing to retry; leave out one of them")
     with journal_of(manifest, journal, fresh=fresh, is_local=shell.local) as path:
         return await run_manifest(manifest, path, summary, shell, **options)
 
@@ -264,7 +267,7 @@ def data() -> None:
     """Check and mend training data; split, convert and sample it."""
 
 
-_PLOT = click.Path(path_type=Path, dir_okay=False, writable=True)
+_PLOT = LocalPath(path_type=Path, dir_okay=False, writable=True)
 """The file of a picture."""
 
 
@@ -304,12 +307,12 @@ async def results(shell: Shell, jobs: tuple[str, ...], **options: Any) -> int:
 @click.argument("jobs", metavar="MANIFEST|JOURNAL|JOB...", nargs=-1, required=True)
 @click.option(
     "--journal",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(path_type=Path, dir_okay=False),
     help="Default: MANIFEST.journal, or that of a run with --fresh if it was written later.",
 )
 @click.option(
     "--results",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=LocalPath(path_type=Path, file_okay=False, exists=True),
     help="Folder that the batch downloaded results files to. By default they are downloaded again.",
 )
 @click.option("--sort", metavar="COLUMN", help="Sort by a figure (the best first), a parameter or another column.")
@@ -342,7 +345,7 @@ async def compare(shell: Shell, jobs: tuple[str, ...], **options: Any) -> int:
 @click.argument("prompts", metavar="[PROMPT]...", nargs=-1)
 @click.option(
     "--file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    type=LocalPath(path_type=Path, dir_okay=False, exists=True),
     help="Data file of prompts, in any format; with completions the accuracy is measured.",
 )
 @click.option("--prompt", default="prompt", show_default=True, help="Column of --file with the prompts.")
@@ -350,7 +353,7 @@ async def compare(shell: Shell, jobs: tuple[str, ...], **options: Any) -> int:
 @click.option("--chat/--no-chat", default=None, help="Ask by messages, or not; by default as the service's API has it.")
 @click.option("--beside", metavar="MODEL", help="Show the answers of another model too, such as the base model.")
 @click.option("--max-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer, in tokens.")
-@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="0 is not random.")
+@click.option("--temperature", type=Number(0, 2), default=0.0, show_default=True, help="0 is not random.")
 @click.option("--stop", multiple=True, help="Text at which an answer ends; may be given several times.")
 @click.option("--show", type=click.IntRange(0), default=10, show_default=True, help="Rows of --file to show.")
 @session_command

@@ -22,6 +22,7 @@ from rich.text import Text
 from aiofinetune.cli._exit import Exit
 from aiofinetune.cli._output import print_line, print_table, print_text
 from aiofinetune.cli._run import reported
+from aiofinetune.cli._types import LocalPath, Number
 from aiofinetune.data import (
     CHECKS,
     EMBEDDED,
@@ -52,8 +53,8 @@ _RULES: Final = {"embedded": EMBEDDED, "fine-tunes": FINE_TUNES, "jobs": JOBS}
 _QUIET_SECONDS: Final = 1.0
 """A progress bar appears after this time."""
 
-_FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
-_OUTPUT: Final = click.Path(path_type=Path, dir_okay=False)
+_FILE: Final = LocalPath(path_type=Path, exists=True, dir_okay=False)
+_OUTPUT: Final = LocalPath(path_type=Path, dir_okay=False)
 _output = click.option("-o", "--output", type=_OUTPUT, required=True, help="JSON Lines file to write.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace files that exist; never the input.")
 _seed = click.option("--seed", type=int, default=0, show_default=True, help="The same seed chooses the same rows.")
@@ -104,7 +105,7 @@ def _told(function: Function) -> Function:
 @_api
 @_mapped
 @click.option("--tokenizer", type=_FILE, help="tokenizer.json to count tokens with; by default they are estimated.")
-@click.option("--price", type=click.FloatRange(0), help="Price of 1,000 trained tokens, to state the cost.")
+@click.option("--price", type=Number(0), help="Price of 1,000 trained tokens, to state the cost.")
 @click.option("--epochs", type=click.IntRange(1), help="Number of epochs; by default the service's.")
 @click.option(
     "--fail-on",
@@ -198,7 +199,7 @@ def mend(
     required=True,
     help="JSON Lines file to write the validation rows to.",
 )
-@click.option("--share", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="For validation; default 0.2.")
+@click.option("--share", type=Number(0, 1, min_open=True, max_open=True), help="For validation; default 0.2.")
 @click.option("--count", type=click.IntRange(1), help="Number of rows for validation.")
 @_seed
 @_mapped

@@ -11,10 +11,11 @@ import click
 
 from aiofinetune.cli._options import examples
 from aiofinetune.cli._resources import read_needs, read_resources
+from aiofinetune.cli._types import LocalPath
 
 # ruff: noqa: PLC0415  # see above
 
-_READ: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
+_READ: Final = LocalPath(path_type=Path, exists=True, dir_okay=False)
 """A file that is read."""
 
 
@@ -35,7 +36,7 @@ _READ: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @click.option(
     "--local-data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(path_type=Path, file_okay=False),
     help="Folder for the server's state; by default a temporary folder.",
 )
 @click.option(
@@ -131,7 +132,7 @@ def worker(server: str, token_file: Path, **options: Any) -> None:
 @click.option("--model", default="curie", show_default=True, type=click.Choice(["ada", "babbage", "curie", "davinci"]))
 @click.option(
     "--model-path",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalPath(path_type=Path, file_okay=False),
     help="Folder of a local open model to tune instead; needs the extra 'transformers'.",
 )
 @click.option("--n-epochs", type=click.IntRange(1), help="Number of epochs; by default 4, or 1 for an open model.")

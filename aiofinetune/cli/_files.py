@@ -16,6 +16,7 @@ from aiofinetune.cli._output import Column, ago, moment, one_line, print_columns
 from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
 from aiofinetune.cli._stdio import telling
+from aiofinetune.cli._types import LocalPath
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.models import Deleted, File
 from aiofinetune.session import FineTuneSession
@@ -51,7 +52,7 @@ def _bar(shell: Shell, name: str) -> Iterator[Callable[[int, int | None], object
     cls=Command,
     epilog=examples("aiofinetune files upload train.jsonl", "aiofinetune files upload train.jsonl --json | jq -r .id"),
 )
-@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=LocalPath(path_type=Path, exists=True))
 @click.option("--purpose", default="fine-tune", show_default=True, help="What the service is to use them for.")
 @session_command
 async def upload_files(shell: Shell, paths: tuple[Path, ...], purpose: str) -> None:
@@ -127,7 +128,7 @@ async def get(shell: Shell, ids: tuple[str, ...]) -> int:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    type=LocalPath(path_type=Path, dir_okay=False, allow_dash=True),
     help="File to write; - is stdout. By default the file's own name, in this folder.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a file that exists.")

@@ -23,7 +23,8 @@ from aiofinetune.cli._output import Column, ago, moment, print_columns, print_fi
 from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
 from aiofinetune.cli._stdio import telling
-from aiofinetune.errors import BadRequest, NotFound, RequestInvalid
+from aiofinetune.cli._types import LocalPath
+from aiofinetune.errors import BadRequest, LocalFileError, NotFound, RequestInvalid
 from aiofinetune.models import METHODS, File, FineTune, FineTuneRequest, Method, Status
 from aiofinetune.session import FineTuneSession, find_rules
 
@@ -116,7 +117,7 @@ _JSON_PAIR: Final = _Pair(reads_json=True)
 @click.option("--seed", type=int, help="Seed of the training.")
 @click.option("--method", type=click.Choice(METHODS), help="How to train; by default supervised.")
 @click.option("--method-option", type=_JSON_PAIR, multiple=True, help="Hyperparameter of the method; repeatable.")
-@click.option("--grader", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="JSON file of the grader.")
+@click.option("--grader", type=LocalPath(path_type=Path, dir_okay=False, exists=True), help="JSON file of the grader.")
 @click.option("--metadata", type=_Pair(), multiple=True, help="Text to keep with the job; repeatable.")
 @click.option("--extra", type=_JSON_PAIR, multiple=True, help="Parameter of the service's own; repeatable.")
 @click.option("--no-data-check", "data_check", flag_value=False, default=True, help="Do not look into the data files.")
@@ -229,14 +230,14 @@ def _check_files(request: FineTuneRequest, look: Callable[[str], Report] | None)
     """Check that local files exist, and what is in them.
 
     Raises:
-        RequestInvalid: There is no such file.
+        LocalFileError: There is no such file.
         DatasetError: The data of a file is wrong.
     """
     files = {"training_file": request.training_file, "validation_file": request.validation_file}
     local = {field: file for field, file in files.items() if file is not None and is_local(file)}
-    for field, file in local.items():
+    for file in local.values():
         if not Path(file).is_file():
-            raise RequestInvalid(field, f"there is no file {file!r}")
+            raise LocalFileError(f"{file}: there is no such file")
     if look is not None:
         for file in dict.fromkeys(local.values()):
             look(file).raise_for_errors()

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
+from aiofinetune.cli._types import LocalPath, Number
 from aiofinetune.cli._wording import PLACES, SOURCES, origin, places
 
 # ruff: noqa: PLC0415  # --help needs only the names of the options
@@ -108,7 +109,7 @@ class _Option(click.Option):
             raise
 
 
-_FILE: Final = click.Path(path_type=Path, dir_okay=False)
+_FILE: Final = LocalPath(path_type=Path, dir_okay=False)
 _OPTIONS: Final = (
     _Option(["--base-url"], metavar="URL", help="URL of the service, with its /v1; else OPENAI_BASE_URL."),
     _Option(
@@ -122,12 +123,12 @@ _OPTIONS: Final = (
     _Option(["--local"], is_flag=True, help="Run an embedded server for this command, and need no key."),
     _Option(
         ["--local-data"],
-        type=click.Path(path_type=Path, file_okay=False),
+        type=LocalPath(path_type=Path, file_okay=False),
         help="Run it with this folder, which keeps its files, jobs and models.",
     ),
     _Option(
         ["--timeout"],
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         metavar="SECONDS",
         help="Longest wait for a reply, or for an upload or a download to move; default 60.",
     ),

@@ -16,17 +16,19 @@ import click
 
 from aiofinetune.cli._exit import Exit, exit_status, way_out
 from aiofinetune.cli._stdio import OutputFailed
-from aiofinetune.cli._wording import in_options
+from aiofinetune.cli._wording import in_arguments, in_commands, in_options
 from aiofinetune.errors import (
     BadRequest,
     ConfigurationError,
     Conflict,
     FineTuneError,
     JournalUnusable,
+    LocalFileError,
     NotFound,
     ProtocolViolation,
     RequestInvalid,
 )
+from aiofinetune.models import CreateUncertain
 
 _ABOUT_OPTIONS: Final = (ConfigurationError, JournalUnusable, ProtocolViolation, RequestInvalid)
 """The errors whose words may name parameters."""
@@ -55,7 +57,7 @@ async def _until_signal(main: Coroutine[object, object, int | None]) -> int:
             raise
         # A create that was cancelled says in a note what is known about its job.
         for note in getattr(error, "__notes__", ()):
-            _say([str(note)])
+            _say([in_commands(str(note))])
     except FineTuneError as error:
         if not received:
             raise
@@ -153,6 +155,11 @@ def _worded(error: FineTuneError) -> list[str]:
     words, ctx = str(error), click.get_current_context(silent=True)
     if ctx is not None and isinstance(error, _ABOUT_OPTIONS):
         words = in_options(words, ctx)
+    elif ctx is not None and isinstance(error, LocalFileError):
+        # What it says of a field may be a file's name.
+        words = in_arguments(words, ctx)
+    elif isinstance(error, CreateUncertain):
+        words = in_commands(words)
     # The lists of what is wrong with a manifest or a journal have a line for each; a service's text is one line.
     return words.splitlines() if isinstance(error, JournalUnusable | ValueError) else [words]
 

@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "cancel_fine_tune": "cancel",
     "create_fine_tune": "create",
     "list_checkpoints": "checkpoints",
+    "list_fine_tunes": "list",
     "pause_fine_tune": "pause",
     "resume_fine_tune": "resume",
     "retrieve_fine_tune": "get",
@@ -52,10 +53,21 @@ def in_options(words: str, ctx: click.Context) -> str:
         name = found[1] if found[1] in options else _OPTION_OF.get(found[1])
         if name in options:
             words = f"{origin(name, ctx)}{words[found.end(1) :]}"
-    words = _ARGUMENT_OF_OPTION.sub(r"\1", words)
-    words = _CALL.sub(
+    return _PASSED.sub(
+        lambda match: f"{match[1]} {options.get(match[2], match[2])}", in_commands(in_arguments(words, ctx))
+    )
+
+
+def in_commands(words: str) -> str:
+    """Return what an error says of calls, said of commands: ``retrieve_fine_tune()`` is ``'aiofinetune get'``."""
+    return _CALL.sub(
         lambda match: f"'aiofinetune {_COMMANDS[match[1]]}'" if match.start() else _COMMANDS[match[1]], words
     )
+
+
+def in_arguments(words: str, ctx: click.Context) -> str:
+    """Return what an error says of arguments in code, said of options: ``overwrite=True`` is ``--overwrite``."""
+    options = _options(ctx)
 
     def option(match: re.Match[str]) -> str:
         if match[1] not in options:
@@ -63,8 +75,7 @@ def in_options(words: str, ctx: click.Context) -> str:
         value = match[2].strip("'")
         return options[match[1]] if value == "True" else f"{options[match[1]]} {shlex.quote(value)}"
 
-    words = _ARGUMENT.sub(option, words)
-    return _PASSED.sub(lambda match: f"{match[1]} {options.get(match[2], match[2])}", words)
+    return _ARGUMENT.sub(option, _ARGUMENT_OF_OPTION.sub(r"\1", words))
 
 
 def origin(name: str, ctx: click.Context) -> str:

@@ -54,7 +54,7 @@ def check_target(path: str | PathLike[str], inputs: Iterable[str | PathLike[str]
     if any(are_one_file(target, it) for it in inputs):
         raise LocalFileError(f"{target}: is the input; give another file to write")
     if not overwrite:
-        raise LocalFileError(f"{target}: exists; give another file, or allow it to be overwritten")
+        raise LocalFileError(f"{target}: exists; give another file, or pass overwrite=True")
     if not target.is_file():
         raise LocalFileError(f"{target}: is not a regular file")
 

@@ -81,7 +81,7 @@ async def test_an_interrupted_create_says_what_is_known() -> None:
         _, stderr = await process.communicate()
         server.held["create"].set()
     assert process.returncode == 130
-    assert b"may have" in stderr
+    assert b"may have made a job; in 'aiofinetune list', look for a new job" in stderr
 
 
 async def test_on_a_terminal_there_is_a_bar_below_the_events(monkeypatch: pytest.MonkeyPatch) -> None:

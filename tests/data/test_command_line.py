@@ -75,6 +75,24 @@ def test_json_has_the_whole_report(tmp_path: Path, messy: Path) -> None:
     assert "is the input" in run("check", messy, "-o", messy).output or messy.read_text().startswith('{"prompt"')
 
 
+def test_the_option_that_overwrites_is_named(messy: Path) -> None:
+    """A file that exists is not written over, and what would do so is said as an option."""
+    other = messy.with_name("other.jsonl")
+    other.write_text("")
+    result = run("mend", messy, "-o", other)
+    assert result.exit_code == 5
+    assert result.output.endswith("other.jsonl: exists; give another file, or pass --overwrite\n")
+
+
+@pytest.mark.parametrize("words", ["check -", "mend MESSY -o -", "sample MESSY --count 1 -o -", "convert - -o FILE"])
+def test_a_dash_is_no_file(messy: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """Who means a standard stream is told that there is none, and no file of that name is read or written."""
+    monkeypatch.chdir(messy.parent)
+    result = run(*words.replace("MESSY", str(messy)).split())
+    assert (result.exit_code, "'-' is not stdin or stdout here" in result.output) == (2, True)
+    assert not Path("-").exists()
+
+
 def test_a_file_is_mended(tmp_path: Path, messy: Path) -> None:
     """A dry run shows what changes; the output has it; neither and both are wrong usage."""
     shown = run("mend", messy, "--dry-run", "--mend", "no-leading-space").stdout
