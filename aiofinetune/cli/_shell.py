@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
@@ -225,6 +226,33 @@ class _OnConsole(logging.Handler):
         print_line(self._console, f"aiofinetune: {record.getMessage()}")
 
 
+class _LogFile(logging.FileHandler):
+    """Appends records to a file. If that fails, it is said once, and the command goes on without its log.
+
+    Args:
+        file: The file.
+        shown: What shows records to people.
+    """
+
+    def __init__(self, file: Path, shown: logging.Handler) -> None:
+        super().__init__(file, encoding="utf-8", errors="backslashreplace")
+        self._file = file
+        self._shown = shown
+        self._is_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  # as logging has it
+        """Say why a record could not be written."""
+        if not self._is_told and self._shown.level <= logging.WARNING:
+            self._is_told = True
+            words = f"{self._file}: {getattr(sys.exception(), 'strerror', None)}; the log is not written"
+            self._shown.handle(logging.makeLogRecord({"msg": words, "levelno": logging.WARNING}))
+
+    def close(self) -> None:
+        """Close the file, with what could not be written."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 class _OneLine(logging.Formatter):
     """Formats a record on one line, whatever a service has said."""
 
@@ -239,7 +267,7 @@ def _logged(shown: logging.Handler, file: Path | None) -> Iterator[None]:
     handlers = [shown]
     if file is not None:
         try:
-            handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"))
+            handlers.append(_LogFile(file, shown))
         except FileNotFoundError:
             raise ConfigurationError(f"log_file: the folder {file.parent} does not exist") from None
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiofinetune.cli._options import of_one_service
+from aiofinetune.cli._shell import _logged
 from tests.cli import ashell, objects, shell
 from tests.servers.rawserver import KEY, Received, answering, reply, serve
 
@@ -229,6 +231,17 @@ async def test_what_is_retried_is_logged() -> None:
     assert not logging.getLogger("aiofinetune").handlers
     result = shell("models", "--log-file", "nowhere/log.txt")
     assert (result.exit_code, "--log-file: the folder nowhere does not exist" in result.stderr) == (2, True)
+
+
+def test_a_log_for_which_there_is_no_room_is_told_once() -> None:
+    """A command goes on where its log cannot be written."""
+    screen = io.StringIO()
+    with _logged(logging.StreamHandler(screen), Path("/dev/full")):
+        for _ in range(2):
+            logging.getLogger("aiofinetune").error("lost")
+    assert screen.getvalue().splitlines() == [
+        *("lost", "/dev/full: No space left on device; the log is not written", "lost")
+    ]
 
 
 def test_each_option_has_one_name() -> None:
