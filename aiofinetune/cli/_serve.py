@@ -20,7 +20,7 @@ import click
 
 from aiofinetune._urls import check_base_url, is_loopback
 from aiofinetune.cli._worker import read_token
-from aiofinetune.errors import ConfigurationError, LocalFileError
+from aiofinetune.errors import ConfigurationError
 from aiofinetune.local import LocalServer
 from aiofinetune.local._access import Metrics, extension
 from aiofinetune.local._machines import Resources, described, fits
@@ -86,7 +86,7 @@ async def serve(data: Path | None, options: Options) -> None:
 
     Raises:
         ConfigurationError: The server cannot start, or an extra is not installed.
-        LocalFileError: Stdout cannot be written.
+        OutputFailed: Stdout cannot be written.
     """
     models = await asyncio.to_thread(read_open_models, options.models, options.model_options)
     _start_log(options.log_format)
@@ -141,13 +141,10 @@ def _print(exports: Mapping[str, str]) -> None:
     """Print the lines that point a client at the server.
 
     Raises:
-        LocalFileError: They cannot be written, so that nobody would learn a random key.
+        OutputFailed: They cannot be written, so that nobody would learn a random key.
     """
-    try:
-        for name, value in exports.items():
-            click.echo(f"export {name}={value}")
-    except OSError as error:
-        raise LocalFileError(f"stdout cannot be written: {error.strerror}") from error
+    for name, value in exports.items():
+        click.echo(f"export {name}={value}")
 
 
 def _refuse_plain_text(options: Options) -> None:

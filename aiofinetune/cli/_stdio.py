@@ -26,7 +26,7 @@ class OutputFailed(LocalFileError):
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stdout: {os.strerror(number)}")
+        super().__init__(f"stdout cannot be written: {os.strerror(number)}")
         self.is_closed_pipe = number == errno.EPIPE
         """Whether nobody reads it any more, as in ``aiofinetune list | head -1``."""
 

@@ -15,7 +15,7 @@ from tests.servers.batchserver import BatchServer
 from tests.servers.rawserver import KEY
 
 COMMAND = (sys.executable, "-m", "aiofinetune")
-FULL = "aiofinetune: stdout: No space left on device"
+FULL = "aiofinetune: stdout cannot be written: No space left on device"
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,9 @@ async def test_what_needs_no_service_fails_alike(words: str) -> None:
     assert await run(*words.split()) == (5, [FULL])
 
 
-@pytest.mark.parametrize(("out", "status", "words"), [("full", 5, FULL[13:]), ("unread", 141, "stdout: Broken pipe")])
+@pytest.mark.parametrize(
+    ("out", "status", "words"), [("full", 5, FULL[13:]), ("unread", 141, "stdout cannot be written: Broken pipe")]
+)
 async def test_a_batch_stops_and_its_journal_goes_on(out: str, status: int, words: str) -> None:
     """It sends no more, says so and how to go on on stderr, and the same command makes no job twice.
 
