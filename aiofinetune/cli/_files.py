@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from aiofinetune.cli._options import Command, examples, session_command
 from aiofinetune.cli._output import Column, ago, moment, one_line, print_columns, print_fields, print_line, size
-from aiofinetune.cli._run import for_each
+from aiofinetune.cli._run import asking, for_each
 from aiofinetune.cli._shell import Shell
 from aiofinetune.cli._stdio import telling
 from aiofinetune.cli._types import LocalPath
@@ -187,7 +187,8 @@ async def delete(shell: Shell, ids: tuple[str, ...], *, yes: bool) -> int:
 def confirm(question: str, *, yes: bool) -> None:
     """Ask on a terminal whether to go on; what is in a script is meant."""
     if not yes and sys.stdin.isatty():
-        click.confirm(question, abort=True, err=True)
+        with asking():
+            click.confirm(question, abort=True, err=True)
 
 
 def show_deleted(shell: Shell, deleted: Deleted) -> None:

@@ -98,6 +98,24 @@ _interrupts: Final[list[Callable[[int], None]]] = []
 """What is called with the number of a signal: the last one. The signals are those of the process."""
 
 
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """Let a signal end the command at once in the block, in which the event loop waits for a person's answer."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [signal.signal(number, _end) for number in _SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(_SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
 async def for_each(names: Sequence[str], do: Callable[[str], Awaitable[object]]) -> Exit:
     """Do something for each name, and return the exit status of all. A refusal of one does not keep the others."""
     status = Exit.DONE

@@ -98,7 +98,7 @@ async def test_what_was_left_out_is_not_counted() -> None:
 
 
 async def test_what_is_no_journal() -> None:
-    """A damaged journal says in which line, a manifest where its journal is; a missing file is wrong use."""
+    """A damaged journal says in which line, a manifest where its journal is; a missing file is a wrong one."""
     server = BatchServer()
     wanted = entries(server, 2)
     Path("jobs.jsonl").write_text("{}")
@@ -112,4 +112,4 @@ async def test_what_is_no_journal() -> None:
     assert (told.exit_code, told.stderr) == (6, "aiofinetune: damaged: is damaged in line 3; restore an intact copy\n")
     Path("empty").touch()
     assert (await status("empty")).exit_code == 6
-    assert (await status("gone")).exit_code == 2
+    assert (await status("gone")).exit_code == 5

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_processes import running
+from tests.batch.test_command_line import on_a_terminal
+from tests.cli.test_processes import COMMAND, running
 from tests.servers.batchserver import BatchServer
 from tests.servers.rawserver import KEY
 
@@ -42,6 +43,16 @@ def test_a_signal_while_modules_are_imported(module: str, number: signal.Signals
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+async def test_ctrl_c_at_a_question_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is asked whether to delete, and presses Ctrl-C, need not answer."""
+    monkeypatch.setattr("tests.batch.test_command_line.COMMAND", COMMAND)
+    server = BatchServer()
+    async with server.listening() as url, on_a_terminal("files", "delete", "file-1", url=url) as (process, screen):
+        await screen.shows("Delete 1 file at the service?")
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
 
 
 async def test_jobs_that_are_left_by_a_second_signal_are_named(tmp_path: Path) -> None:
