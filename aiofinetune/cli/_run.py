@@ -100,20 +100,19 @@ _interrupts: Final[list[Callable[[int], None]]] = []
 
 @contextlib.contextmanager
 def asking() -> Iterator[None]:
-    """Let a signal end the command at once in the block, in which the event loop waits for a person's answer."""
+    """Let a signal end the process in the block, in which the event loop waits for a person's answer.
+
+    A handler in Python might wait for that answer too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = [signal.signal(number, _end) for number in _SIGNALS]
+    before = [signal.signal(number, signal.SIG_DFL) for number in _SIGNALS]
     try:
         yield
     finally:
         for number, handler in zip(_SIGNALS, before, strict=True):
             signal.signal(number, handler)
-
-
-def _end(number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + number)
 
 
 async def for_each(names: Sequence[str], do: Callable[[str], Awaitable[object]]) -> Exit:

@@ -46,13 +46,13 @@ def test_a_signal_while_modules_are_imported(module: str, number: signal.Signals
 
 
 async def test_ctrl_c_at_a_question_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is asked whether to delete, and presses Ctrl-C, need not answer."""
+    """Who is asked whether to delete, and presses Ctrl-C, need not answer. A shell has 130 for it."""
     monkeypatch.setattr("tests.batch.test_command_line.COMMAND", COMMAND)
     server = BatchServer()
     async with server.listening() as url, on_a_terminal("files", "delete", "file-1", url=url) as (process, screen):
         await screen.shows("Delete 1 file at the service?")
         process.send_signal(signal.SIGINT)
-        assert await process.wait() == 130
+        assert await process.wait() == -signal.SIGINT
 
 
 async def test_jobs_that_are_left_by_a_second_signal_are_named(tmp_path: Path) -> None:
