@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
@@ -108,7 +109,7 @@ class Outcome:
     ended_at: float
     """The Unix time at which its end was seen."""
     figures: Mapping[str, float] = attrs.field(factory=dict)
-    """The last value of each column of the results file, if results are downloaded."""
+    """The last value of each column of the results file, if results are downloaded; NaN or infinite if it diverged."""
     attempt: int = 1
     """The number of the attempt that ended: 1, and one more for each retry or changed request under the label."""
     is_replayed: bool = False
@@ -125,7 +126,7 @@ class Outcome:
         return seconds_of(self.job, self.sent_at, self.ended_at)
 
     def summary(self) -> dict[str, object]:
-        """Return a summary of the outcome as a JSON object."""
+        """Return a summary of the outcome as a JSON object, in which a figure that is NaN or infinite is null."""
         return {
             "label": self.label,
             "status": self.status,
@@ -133,7 +134,7 @@ class Outcome:
             "model": None if self.job is None else self.job.fine_tuned_model,
             "parameters": self.parameters,
             "seconds": self.seconds,
-            "figures": dict(self.figures),
+            "figures": {name: it if math.isfinite(it) else None for name, it in self.figures.items()},
             "error": None if self.error is None else str(self.error),
         }
 

@@ -16,6 +16,7 @@ from aiofinetune.batch._notices import Notices
 from aiofinetune.batch._outcomes import ActiveJob, Outcome, Progress
 from aiofinetune.cli._following import Training
 from aiofinetune.cli._output import duration, one_line
+from aiofinetune.results._figures import diverged
 
 _SHOWN_ACTIVE: Final = 10
 _MIN_LABEL: Final = 11
@@ -31,6 +32,8 @@ def outcome_line(outcome: Outcome) -> str:
     words = str(outcome.error or model)
     if outcome.status == "succeeded" and outcome.error is not None:
         words = f"{model}; its results file was not saved: {outcome.error}"
+    elif lost := diverged(outcome.figures):
+        words = f"{model}; its training diverged: at the end its {lost}"
     return f"{outcome.label} {outcome.status}{took} {one_line(words)}"
 
 

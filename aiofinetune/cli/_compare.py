@@ -16,6 +16,7 @@ from aiofinetune.cli._output import cell, has_width, number, print_csv, print_li
 from aiofinetune.cli._runs import runs_of, runs_of_batch, with_results
 from aiofinetune.cli._shell import Shell
 from aiofinetune.results import Comparison, Run, plot_comparison, title_of
+from aiofinetune.results._figures import diverged
 
 _FIGURES_KEPT: Final = 3
 """The number of figures that a narrow table keeps longer than the labels, if parameters tell the jobs apart."""
@@ -87,13 +88,22 @@ async def _runs(names: Sequence[str], journal: Path | None, shell: Shell) -> lis
     return [run for name in names for run in runs[name]]
 
 
-def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print a table of jobs, with what has room."""
+def print_diverged(runs: Iterable[Run], console: Console) -> None:
+    """Print a line for each job whose training diverged."""
+    for run in runs:
+        if words := diverged(run.figures()):
+            print_line(console, f"{run.label} diverged: at the end its {words}", "bold red")
+
+
+def print_comparison(comparison: Comparison, console: Console, *, says_diverged: bool = True) -> None:
+    """Print a table of jobs, with what has room, and which of them diverged."""
     if shared := comparison.shared:
         words = ", ".join(f"{name}={cell(value)}" for name, value in shared.items())
         console.print(Text(f"all: {words}", "bright_black"), soft_wrap=not has_width(console), highlight=False)
     columns, left_out = _fitting(comparison, console)
     print_table(console, _table(comparison, columns))
+    if says_diverged:
+        print_diverged(comparison.runs, console)
     if any(comparison.best(name) for name in columns):
         print_line(console, "* the best of its column", "bright_black")
     if any(name.startswith("training_") for name in columns):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -162,9 +163,22 @@ def print_csv(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def print_json_line(value: object) -> None:
-    """Print JSON on one line in ASCII, at once."""
-    sys.stdout.write(json.dumps(value) + "\n")
+    """Print JSON on one line in ASCII, at once; NaN and infinity, which JSON does not have, are null."""
+    try:
+        line = json.dumps(value, allow_nan=False)
+    except ValueError:
+        line = json.dumps(_finite(value))
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def _finite(value: object) -> object:
+    """Return a JSON value with None in place of NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def ago(then: float | None, now: float | None = None) -> str:
@@ -216,7 +230,7 @@ def duration(seconds: float) -> str:
 
 def number(value: float) -> str:
     """Return a figure as people read it."""
-    return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.3g}"
+    return f"{value:.4f}" if 0.001 <= abs(value) < 1e9 or not value else f"{value:.3g}"
 
 
 def cell(value: object) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from aiofinetune.cli._compare import print_comparison
+from aiofinetune.cli._compare import print_comparison, print_diverged
 from aiofinetune.cli._output import (
     cell,
     is_ascii,
@@ -64,11 +64,12 @@ def _print(runs: Sequence[Run], epochs: Mapping[str, int | None], console: Conso
     results = {run.label: run.results or Results() for run in runs}
     if len(runs) == 1:
         print_line(console, _heading(runs[0]), "bold")
+    print_diverged(runs, console)
     print_drawing(console, draw_curves(results, epochs, width=console.width, is_ascii=is_ascii(console)))
     if len(runs) == 1:
         print_table(console, _summary(results[runs[0].label]))
     else:
-        print_comparison(Comparison(runs), console)
+        print_comparison(Comparison(runs), console, says_diverged=False)
 
 
 def _epochs(run: Run, given: int | None) -> int | None:
@@ -91,6 +92,7 @@ def _told(run: Run) -> dict[str, object]:
         "label": run.label,
         "job": run.job,
         "status": run.status,
+        "diverged": run.diverged,
         "fine_tuned_model": run.fine_tuned_model,
         "parameters": dict(run.parameters),
         "summary": summary,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -251,7 +252,7 @@ def show_metrics(results: Results, query: Mapping[str, str]) -> list[dict[str, f
     kept = {rows[index * len(rows) // resolution].step for index in range(min(resolution, len(rows)))}
     shown = []
     for row in rows:
-        figures = {_FIGURES[name]: value for name, value in row.figures().items() if name in _FIGURES}
+        figures = {_FIGURES[name]: it for name, it in row.figures().items() if name in _FIGURES and math.isfinite(it)}
         if row.step not in kept:
             # Only the figures of the training are sampled.
             figures = {name: value for name, value in figures.items() if name.startswith("eval/")}

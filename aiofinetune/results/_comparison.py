@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import attrs
 
 from aiofinetune.errors import ConfigurationError
-from aiofinetune.results._figures import in_order, is_loss, title_of
+from aiofinetune.results._figures import diverged, finite, in_order, is_loss, title_of
 from aiofinetune.results._rows import Results
 
-_OWN: Final = ("label", "status", "job", "fine_tuned_model", "seconds")
+_OWN: Final = ("label", "status", "job", "fine_tuned_model", "seconds", "diverged")
 """The columns that are neither parameters nor figures."""
 _SHOWN_FIRST: Final = (
     "classification/accuracy",
@@ -50,16 +51,22 @@ class Run:
     def figures(self) -> dict[str, float]:
         """Return the final value of each figure, and of a training figure, which has one for each batch, a mean.
 
-        It is the mean of the last twentieth of the steps.
+        It is the mean of the last twentieth of the steps, or the last value if that is NaN or infinite.
         """
         results = self.results or Results()
         final = {name: it.final for name, it in results.summary().items()}
-        for name in final:
-            if name.startswith("training_"):
-                values = [value for _, value in results.series(name)]
-                last = values[-max(1, len(values) // 20) :]
-                final[name] = sum(last) / len(last)
+        for name, value in final.items():
+            if name.startswith("training_") and math.isfinite(value):
+                points = results.series(name)
+                last = [value for _, value in finite(points[-max(1, len(points) // 20) :])]
+                # Each is divided by itself, as a sum may be too large.
+                final[name] = sum(value / len(last) for value in last)
         return final
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its training diverged: a loss is NaN or infinite at the end."""
+        return diverged({name: it.final for name, it in (self.results or Results()).summary().items()}) is not None
 
 
 class Comparison:
@@ -72,6 +79,7 @@ class Comparison:
     def __init__(self, runs: Iterable[Run]) -> None:
         self.runs: list[Run] = list(runs)
         self._figures = [run.figures() for run in self.runs]
+        self._diverged = [diverged(figures) is not None for figures in self._figures]
 
     @property
     def varied(self) -> list[str]:
@@ -107,9 +115,13 @@ class Comparison:
         return self._figures[run].get(column, self.runs[run].parameters.get(column))
 
     def best(self, figure: str) -> frozenset[int]:
-        """Return the places of the jobs with the best value of a figure; none if fewer than two jobs have it."""
-        values = {place: figures[figure] for place, figures in enumerate(self._figures) if figure in figures}
-        if len(values) < 2:
+        """Return the places of the jobs with the best value of a figure; none if fewer than two jobs have it.
+
+        A job that diverged is never among them, whatever its other figures are.
+        """
+        having = {place: figures[figure] for place, figures in enumerate(self._figures) if figure in figures}
+        values = {at: value for at, value in having.items() if math.isfinite(value) and not self._diverged[at]}
+        if len(having) < 2 or not values:
             return frozenset()
         best = min(values.values()) if is_loss(figure) else max(values.values())
         return frozenset(place for place, value in values.items() if value == best)
@@ -134,15 +146,24 @@ class Comparison:
     def ordered(self, column: str) -> Comparison:
         """Return the comparison sorted by a column, the best or lowest first, and jobs without a value last.
 
+        By a figure, those that diverged come after the others that have it.
+
         Args:
             column: A figure, a parameter, or another of the columns of `to_dicts`.
         """
-        descends = column in self.figures and not is_loss(column)
-        places = sorted(range(len(self.runs)), key=lambda place: _rank(self.value(place, column), descends=descends))
-        return Comparison(self.runs[place] for place in places)
+        is_figure = column in self.figures
+        descends = is_figure and not is_loss(column)
+
+        def rank(place: int) -> tuple[int, float, str]:
+            value = self.value(place, column)
+            if is_figure and value is not None and self._diverged[place]:
+                return 2, 0.0, ""
+            return _rank(value, descends=descends)
+
+        return Comparison(self.runs[place] for place in sorted(range(len(self.runs)), key=rank))
 
     def to_dicts(self) -> list[dict[str, object]]:
-        """Return a dict for each job, all with the same keys: its label, status, parameters and final figures."""
+        """Return a dict for each job, all with the same keys: its label, status, parameters, final figures and more."""
         columns = [*_OWN, *self._parameters(), *self.figures]
         return [{name: self.value(place, name) for name in columns} for place in range(len(self.runs))]
 
@@ -151,8 +172,10 @@ class Comparison:
 
 
 def _rank(value: object, *, descends: bool) -> tuple[int, float, str]:
-    """Return what a value is sorted by: numbers before texts, and nothing last."""
+    """Return what a value is sorted by: numbers before texts, then NaN and infinity, and nothing last."""
     if value is None:
+        return 3, 0.0, ""
+    if isinstance(value, float) and not math.isfinite(value):
         return 2, 0.0, ""
     if isinstance(value, int | float):
         return 0, -value if descends else value, ""

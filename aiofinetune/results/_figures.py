@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, TypeAlias
 
@@ -49,9 +50,12 @@ class FigureSummary:
     """The final and the best value of one figure, and the steps in which they were computed."""
 
     final: float
+    """The last value that was computed: NaN or infinite if the training diverged."""
     final_step: int
     best: float
-    """The lowest loss, or the highest of any other figure. The best of a training figure is that of one batch."""
+    """The lowest loss, or the highest of any other figure. The best of a training figure is that of one batch.
+
+    NaN and infinite values are not among them, unless there are no others: then it is the final one."""
     best_step: int
     """The first step with the best value."""
 
@@ -59,9 +63,24 @@ class FigureSummary:
 def summarize(figure: str, points: Points) -> FigureSummary:
     """Return the summary of a figure that has at least one value."""
     sign = 1 if is_loss(figure) else -1
-    best_step, best = min(points, key=lambda point: sign * point[1])
     final_step, final = points[-1]
+    best_step, best = min(finite(points) or points[-1:], key=lambda point: sign * point[1])
     return FigureSummary(final, final_step, best, best_step)
+
+
+def finite(points: Points) -> Points:
+    """Return the points without those whose value is NaN or infinite."""
+    return [point for point in points if math.isfinite(point[1])]
+
+
+def diverged(figures: Mapping[str, float]) -> str | None:
+    """Say which losses are NaN or infinite, such as ``"training loss is nan"``; None if all are numbers.
+
+    Args:
+        figures: The final value of each figure.
+    """
+    lost = {name: value for name, value in figures.items() if is_loss(name) and not math.isfinite(value)}
+    return ", ".join(f"{title_of(name)} is {value}" for name, value in lost.items()) or None
 
 
 def is_loss(figure: str) -> bool:

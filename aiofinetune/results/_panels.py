@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias
 
 import attrs
 
-from aiofinetune.results._figures import smoothed, title_of
+from aiofinetune.results._figures import Points, finite, smoothed, title_of
 from aiofinetune.results._rows import Results
 
 Kind: TypeAlias = Literal["dots", "line", "marks"]
@@ -97,18 +97,23 @@ def _panels_of_one(rows: Results, marks: Sequence[float]) -> Iterator[Panel]:
 
 
 def _losses(rows: Results) -> Iterator[Curve]:
-    training = rows.series("training_loss")
+    training = _drawn(rows, "training_loss")
     yield Curve("training", training, "dots", 0)
     yield Curve("smoothed", smoothed(training), "line", 0)
-    yield Curve("validation", rows.series("full_validation_loss") or rows.series("validation_loss"), "marks", 1)
+    yield Curve("validation", _drawn(rows, "full_validation_loss", "validation_loss"), "marks", 1)
 
 
 def _accuracies(rows: Results) -> Iterator[Curve]:
-    training = smoothed(rows.series("training_token_accuracy"))
+    training = smoothed(_drawn(rows, "training_token_accuracy"))
     yield Curve("training tokens, smoothed", training, "line", 0)
-    validation = rows.series("full_validation_token_accuracy") or rows.series("validation_token_accuracy")
+    validation = _drawn(rows, "full_validation_token_accuracy", "validation_token_accuracy")
     yield Curve("validation tokens", validation, "marks", 1)
-    yield Curve("classification", rows.series("classification/accuracy"), "marks", 2)
+    yield Curve("classification", _drawn(rows, "classification/accuracy"), "marks", 2)
+
+
+def _drawn(rows: Results, *figures: str) -> Points:
+    """Return the first of the figures that has any numbers, without what is NaN or infinite."""
+    return next((points for figure in figures if (points := finite(rows.series(figure)))), [])
 
 
 def _panels_of_many(shown: Mapping[str, Results], epochs: Mapping[str, int | None]) -> Iterator[Panel]:
@@ -128,7 +133,8 @@ def _panels_of_many(shown: Mapping[str, Results], epochs: Mapping[str, int | Non
         is_training = metric.startswith("training_")
         curves = []
         for number, (name, rows) in enumerate(shown.items()):
-            points = smoothed(rows.series(metric)) if is_training else rows.series(metric)
+            points = _drawn(rows, metric)
+            points = smoothed(points) if is_training else points
             scaled = [(step * scales[name], value) for step, value in points]
             if scaled:
                 curves.append(Curve(name, scaled, "line", number, _LETTERS[number % len(_LETTERS)]))
@@ -137,7 +143,7 @@ def _panels_of_many(shown: Mapping[str, Results], epochs: Mapping[str, int | Non
 
 
 def _compared(shown: Iterable[Results]) -> list[str]:
-    found = {metric for rows in shown for metric in rows.metrics}
+    found = {metric for rows in shown for metric in rows.metrics if _drawn(rows, metric)}
     losses: list[str] = [n for n in ("training_loss", "full_validation_loss", "validation_loss") if n in found]
     # The loss on the whole validation file says the same as that on a sample of it, with less noise.
     return losses[:2] + [name for name in _ACCURACIES if name in found][:1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -116,6 +117,9 @@ def _chosen(comparison: Comparison, figure: str | None, against: str | None) -> 
     figure = figures[0] if figure is None else comparison.column(figure)
     if figure not in figures:
         raise ConfigurationError(f"{figure}: is not a figure; there are {', '.join(figures)}")
+    values = [comparison.value(place, figure) for place in range(len(comparison.runs))]
+    if not any(isinstance(value, float) and math.isfinite(value) for value in values):
+        raise ConfigurationError(f"there is nothing to plot: {title_of(figure)} is NaN or infinite in all jobs")
     if against is not None:
         against = comparison.column(against)
     elif varied:
@@ -150,7 +154,7 @@ def _groups(comparison: Comparison, chosen: _Chosen) -> tuple[dict[str, list[tup
     rows = []
     for place, run in enumerate(comparison.runs):
         x, y = run.parameters.get(chosen.against), comparison.value(place, chosen.figure)
-        if x is not None and isinstance(y, int | float):
+        if x is not None and isinstance(y, int | float) and math.isfinite(y):
             rows.append((x, y, tuple(run.parameters.get(name) for name in chosen.others)))
     values = sorted({x for x, _, _ in rows}, key=lambda x: (not _is_number(x), x if _is_number(x) else 0, str(x)))
     are_numbers = all(map(_is_number, values))

@@ -2,7 +2,8 @@
 
 Columns are read by name (reference: the legacy fine-tuning guide, "Analyzing your fine-tuned model"), because services
 add some and leave out others. A figure that was not computed in a step is an empty cell. Some services write -1
-instead, and others whatever their tools write for a missing value.
+instead, and others whatever their tools write for a missing value. NaN stands for one too, but only in a step of which
+a loss is a number: elsewhere it is what the training of a job that diverged has come to.
 
 The jobs API (``/v1/fine_tuning/jobs``) has other names for the same figures. They are read under the reference's names,
 so that all that reads rows has one name for each figure: its ``train_loss`` is `ResultRow.training_loss`.
@@ -22,7 +23,7 @@ from typing import Final
 import attrs
 
 from aiofinetune.errors import ProtocolViolation
-from aiofinetune.results._figures import FIELDS, FigureSummary, Points, in_order, summarize
+from aiofinetune.results._figures import FIELDS, FigureSummary, Points, in_order, is_loss, summarize
 
 _COUNTS: Final = ("step", "elapsed_tokens", "elapsed_examples")
 _OTHER_NAMES: Final = {
@@ -40,15 +41,24 @@ _CLASSIFICATION: Final = "classification/"
 _MISSING: Final = frozenset(
     {
         *("", "-", "--", "\u2013", "\u2014", ".", "?", "none", "null", "nil", "missing", "undefined"),
-        *("na", "n/a", "<na>", "#n/a", "#na", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "1.#inf", "-1.#inf"),
+        *("na", "n/a", "<na>", "#n/a", "#na"),
     }
 )
-"""The texts that tools write for a missing value or for NaN, in lower case."""
+"""The texts that tools write for a missing value, in lower case."""
+_NOT_FINITE: Final = {
+    **dict.fromkeys(("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"), math.nan),
+    "1.#inf": math.inf,
+    "-1.#inf": -math.inf,
+}
+"""What C libraries on Windows write, which `float` does not read."""
 
 
 @attrs.frozen
 class ResultRow:
-    """The figures of one training step. Losses are in nats per token, and accuracies between 0 and 1."""
+    """The figures of one training step. Losses are in nats per token, and accuracies between 0 and 1.
+
+    The figures of a training that diverged are NaN or infinite.
+    """
 
     step: int
     """The number of the step, starting at 1."""
@@ -109,7 +119,8 @@ class Results(list[ResultRow]):
             name = metric.removeprefix(_CLASSIFICATION)
             return [(row.step, row.classification[name]) for row in self if name in row.classification]
         texts = [(row.step, row.other[metric]) for row in self if metric in row.other]
-        return [(step, value) for step, text in texts if (value := _number_or_none(text)) is not None]
+        numbers = [(step, value) for step, text in texts if (value := _number_or_none(text)) is not None]
+        return [(step, value) for step, value in numbers if math.isfinite(value)]
 
     def summary(self) -> dict[str, FigureSummary]:
         """Return the final and the best value of each figure, and the steps in which they were computed."""
@@ -175,7 +186,10 @@ def write_csv(results: Results) -> bytes:
 
 
 def last_figures(rows: Iterable[ResultRow]) -> dict[str, float]:
-    """Return the last value of each figure that was computed, by the reference's column names."""
+    """Return the last value of each figure that was computed, by the reference's column names.
+
+    Those of a training that diverged are NaN or infinite.
+    """
     last: dict[str, float] = {}
     for row in rows:
         last.update(row.figures())
@@ -216,13 +230,18 @@ def _row(cells: Mapping[str, str | None], line: int) -> ResultRow:
         elif (number := _number(cell, name, line)) is None:
             continue
         elif name in _COUNTS:
-            counts[name] = int(number)
+            if math.isfinite(number):
+                counts[name] = int(number)
         elif name in FIELDS:
             figures[name] = number
         else:
             classification[name.removeprefix(_CLASSIFICATION)] = number
     if "step" not in counts:
         raise ProtocolViolation(f"line {line} of the results file has no step")
+    if any(is_loss(name) and math.isfinite(figures[name]) for name in figures):
+        # The model is sound, so NaN stands for what was not computed.
+        figures = {name: figure for name, figure in figures.items() if not math.isnan(figure)}
+        classification = {name: figure for name, figure in classification.items() if not math.isnan(figure)}
     return ResultRow(
         step=counts["step"],
         elapsed_tokens=counts.get("elapsed_tokens"),
@@ -241,13 +260,14 @@ def _number_or_none(cell: str) -> float | None:
 
 
 def _number(cell: str | None, name: str, line: int) -> float | None:
-    """Return the number in a cell; None if it is missing, -1 or not finite."""
-    if cell is None or cell.strip().lower() in _MISSING:
+    """Return the number in a cell, which may be NaN or infinite; None if it is missing or -1."""
+    text = "" if cell is None else cell.strip().lower()
+    if cell is None or text in _MISSING:
         return None
     try:
-        number = float(cell)
+        number = _NOT_FINITE.get(text) or float(cell)
     except ValueError:
         raise ProtocolViolation(
             f"line {line} of the results file: column {name!r} holds {cell[:40]!r}, not a number"
         ) from None
-    return number if math.isfinite(number) and number != -1 else None
+    return number if number != -1 else None

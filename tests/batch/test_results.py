@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from aiofinetune import FineTuneRequest, LocalFileError, NoResults
 from aiofinetune.batch._batch import Batch
 from aiofinetune.batch._manifest import Entry
+from aiofinetune.batch._results_folder import results_path
+from aiofinetune.cli._batch_view import outcome_line
 from aiofinetune.errors import FineTuneError, JournalUnusable
 from tests.batch.runs import entries, outcomes_of, write
 from tests.servers.batchserver import RESULTS, BatchServer, talking_to
@@ -31,6 +34,21 @@ async def test_results_are_downloaded_to_a_folder(tmp_path: Path) -> None:
     assert f"{names[1]}.{told[names[1]]}.csv" in {path.name for path in paths}
     for outcome in outcomes:
         assert dict(outcome.figures).get("training_loss") == (None if outcome.label == "job-1" else 0.25)
+
+
+async def test_a_training_that_diverged(tmp_path: Path) -> None:
+    """The last figures of a model that diverged are no numbers; its line says so, and its summary is JSON."""
+    server = BatchServer()
+    async with talking_to(server) as session:
+        wanted = entries(server, 1)
+        (outcome,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal"))
+        assert outcome.job is not None
+        path = results_path(tmp_path, outcome.label, outcome.job.id)
+        path.write_bytes(b"step,training_loss\n1,0.5\n2,nan\n")
+        (outcome,) = await outcomes_of(Batch(session, wanted, journal=tmp_path / "journal", results=tmp_path))
+    assert math.isnan(outcome.figures["training_loss"])
+    assert outcome.summary()["figures"] == {"training_loss": None}
+    assert outcome_line(outcome).endswith("; its training diverged: at the end its training loss is nan")
 
 
 async def test_a_batch_that_was_not_entered_says_so() -> None:

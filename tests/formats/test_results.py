@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 import re
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def test_last_figures(samples: Path) -> None:
         ("step,validation_loss\n1,-1.0\n", [ResultRow(1)]),
         ("step,validation_loss\n1,\n", [ResultRow(1)]),
         ("step,validation_loss\n1,  \n", [ResultRow(1)]),
-        ("step,validation_loss\n1,nan\n", [ResultRow(1)]),
-        ("step,validation_loss\n1,inf\n", [ResultRow(1)]),
+        ("step,training_loss,validation_loss\n1,0.5,nan\n", [ResultRow(1, training_loss=0.5)]),
+        ("step,training_loss,validation_loss\n1,nan,0.5\n", [ResultRow(1, validation_loss=0.5)]),
         ("step,classification/accuracy\n1,-1\n2,0.5\n", [ResultRow(1), ResultRow(2, classification={"accuracy": 0.5})]),
         ("step,elapsed_tokens\n1,-1\n", [ResultRow(1)]),
         (
@@ -121,11 +122,11 @@ MISSING = [
     "-",
     "--",
     "\u2014",
-    "nan",
-    "NaN",
-    "-nan",
+    "-1",
+    "-1.0",
+    " None ",
 ]
-MISSING += ["inf", "-inf", "Infinity", "1e999", "1.#QNAN", "-1", "-1.0", " None "]
+NOT_FINITE = ["nan", "NaN", "-nan", "1.#QNAN", "1.#IND", "inf", "-inf", "Infinity", "1e999", "-1.#INF", " nan "]
 
 
 @pytest.mark.parametrize("column", ["training_loss", "validation_loss", "elapsed_tokens", "classification/f1.0"])
@@ -133,6 +134,18 @@ def test_missing_values(column: str) -> None:
     """A cell that says in whatever way that there is no value is None, and the rest of the file is read."""
     text = f"step,{column}\n" + "".join(f"{step},{cell}\n" for step, cell in enumerate(MISSING, 1))
     assert read_results(text.encode()) == [ResultRow(step) for step in range(1, len(MISSING) + 1)]
+
+
+@pytest.mark.parametrize("cell", NOT_FINITE)
+def test_figures_of_a_training_that_diverged(cell: str) -> None:
+    """NaN and infinity are figures, as a training that diverged has nothing else; of counts they are none."""
+    table = f"step,elapsed_tokens,training_loss,classification/f1.0\n1,{cell},{cell},{cell}\n"
+    (row,) = read_results(table.encode())
+    assert row.elapsed_tokens is None
+    assert row.training_loss is not None
+    assert not math.isfinite(row.training_loss)
+    assert not math.isfinite(row.classification["f1.0"])
+    assert ("inf" in cell.lower() or "1e" in cell) == math.isinf(row.training_loss)
 
 
 def test_unknown_columns_keep_their_words() -> None:

@@ -111,6 +111,33 @@ async def test_results_of_several_files(tmp_path: Path) -> None:
     assert re.search(r"^b +0\.5000 +0\.2500\*", text, re.MULTILINE)
 
 
+def write_losses(path: Path, *losses: str) -> str:
+    path.write_text("step,training_loss\n" + "".join(f"{step},{loss}\n" for step, loss in enumerate(losses, 1)))
+    return str(path)
+
+
+async def test_a_training_that_diverged_is_said_to_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A job whose last loss is NaN is said to have diverged, is not the best, and is sorted last."""
+    paths = [
+        write_losses(tmp_path / "div.csv", "0.9", "0.5", "nan", "nan"),
+        write_losses(tmp_path / "good.csv", "0.9", "0.8", "0.7", "0.6"),
+    ]
+    words = "div diverged: at the end its training loss is nan"
+    text, _ = await compared(paths, Screen(), sort="training_loss")
+    assert [line.split() for line in text.splitlines()[2:5]] == [["good", "0.6000*"], ["div", "nan"], words.split()]
+    assert (await shown(paths, Screen())).count(words) == 1
+    text = await shown(paths[:1], Screen())
+    assert text.splitlines()[1] == words
+    assert re.search(r"^training loss +nan +0\.5000 +2$", text, re.MULTILINE)
+    capsys.readouterr()
+    await shown(paths[:1], Screen(), as_json=True)
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert told["diverged"] is True
+    assert told["summary"]["training_loss"] == {"final": None, "final_step": 4, "best": 0.5, "best_step": 2}
+    text = await shown([write_losses(tmp_path / "lost.csv", "nan", "inf")], Screen())
+    assert "lost diverged: at the end its training loss is inf" in text
+
+
 async def test_results_by_the_service(service: BatchServer, capsys: pytest.CaptureFixture[str]) -> None:
     """A job is given by its id; JSON has its parameters, its summary and its rows, CSV the rows alone."""
     async with FineTuneSession() as session:

@@ -47,6 +47,30 @@ def test_training_figures_are_means() -> None:
     assert Run("a", results=Results([ResultRow(1, training_loss=2.0)])).figures() == {"training_loss": 2.0}
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("end", [NAN, INF, -INF])
+def test_a_training_that_diverged_is_never_the_best(end: float) -> None:
+    """A job with a loss that is no number at the end says so, is not the best by any figure, and is sorted last."""
+    lost = Results([ResultRow(1, training_loss=0.5, classification={"accuracy": 1.0}), ResultRow(2, training_loss=end)])
+    good = Results([ResultRow(1, training_loss=0.8, classification={"accuracy": 0.5}), ResultRow(2, training_loss=0.6)])
+    runs = [Run("div", results=lost), Run("good", results=good), Run("none")]
+    comparison = Comparison(runs)
+    assert [run.diverged for run in runs] == [it["diverged"] for it in comparison.to_dicts()] == [True, False, False]
+    for figure in ("training_loss", "classification/accuracy"):
+        assert comparison.best(figure) == {1}
+        assert [run.label for run in comparison.ordered(figure).runs] == ["good", "div", "none"]
+    assert Comparison([runs[0], runs[0]]).best("training_loss") == frozenset()
+
+
+def test_a_batch_without_a_number_is_left_out_of_the_mean() -> None:
+    """A training that goes on after an overflow has not diverged."""
+    losses = [NAN if step == 39 else float(step) for step in range(1, 41)]
+    run = Run("a", results=Results(ResultRow(step, training_loss=loss) for step, loss in enumerate(losses, 1)))
+    assert (run.figures(), run.diverged) == ({"training_loss": 40.0}, False)
+
+
 @pytest.mark.parametrize(
     ("column", "labels"),
     [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable
 
 import pytest
 
 from aiofinetune import ResultRow
-from aiofinetune.results import FigureSummary, Results, read_results
+from aiofinetune.results import FigureSummary, Results, last_figures, read_results
 from aiofinetune.results._figures import smoothed, title_of
 
 JOBS = (
@@ -75,6 +76,21 @@ def test_summary() -> None:
         "classification/accuracy": FigureSummary(final=0.625, final_step=4, best=0.75, best_step=2),
     }
     assert Results().summary() == {}
+
+
+DIVERGED = b"step,training_loss\n1,0.9\n2,0.5\n3,nan\n4,nan\n"
+"""A job whose training diverged after its second step."""
+
+
+def test_summary_of_a_training_that_diverged() -> None:
+    """The last value counts also if it is no number; the best one is a number, if there is any."""
+    rows = read_results(DIVERGED)
+    figure = rows.summary()["training_loss"]
+    assert math.isnan(figure.final)
+    assert (figure.final_step, figure.best, figure.best_step) == (4, 0.5, 2)
+    assert math.isnan(last_figures(rows)["training_loss"])
+    figure = read_results(b"step,training_loss\n1,nan\n2,inf\n").summary()["training_loss"]
+    assert (figure.final, figure.final_step) == (figure.best, figure.best_step) == (math.inf, 2)
 
 
 def test_dicts_have_the_same_keys() -> None:
