@@ -95,8 +95,7 @@ class _Grid:
         self.cells: list[list[Piece]] = [[Piece(" ")] * width for _ in range(height)]
 
     def column(self, x: float) -> int:
-        low, high = self._panel.x_range
-        return round((self.width - 1) * (x - low) / ((high - low) or 1))
+        return round((self.width - 1) * self._panel.share_along(x))
 
     def row(self, y: float) -> int:
         return round((self.height - 1) * (1 - self._panel.share_of(y)))
@@ -108,8 +107,7 @@ class _Grid:
 
     def half_column(self, x: float) -> int:
         """Return the column of dots: each cell has two."""
-        low, high = self._panel.x_range
-        return round((2 * self.width - 1) * (x - low) / ((high - low) or 1))
+        return round((2 * self.width - 1) * self._panel.share_along(x))
 
     def put(self, column: int, row: int, text: str, colour: str | None) -> None:
         if 0 <= column < self.width:

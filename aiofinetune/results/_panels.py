@@ -13,6 +13,7 @@ from aiofinetune.results._rows import Results
 
 Kind: TypeAlias = Literal["dots", "line", "marks"]
 
+_LARGEST: Final = 1e290
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 _ACCURACIES: Final[tuple[str, ...]] = (
     "classification/accuracy",
@@ -50,6 +51,12 @@ class Panel:
     y_range: tuple[float, float]
     is_log: bool = False
     """Whether the axis is logarithmic, because the curves fall to a small part of their height."""
+
+    def share_along(self, x: float) -> float:
+        """Return how far along the axis a step is, from 0 to 1; all are at its start if there is one step only."""
+        low, high = self.x_range
+        # Halves, because the range may be larger than the largest float.
+        return min(1.0, max(0.0, (x / 2 - low / 2) / ((high / 2 - low / 2) or 1)))
 
     def share_of(self, y: float) -> float:
         """Return how far up the axis a value is, from 0 to 1; a value outside the axis is at its end."""
@@ -90,7 +97,7 @@ def panels_of(results: Mapping[str, Results], epochs: Mapping[str, int | None]) 
 
 
 def _panels_of_one(rows: Results, marks: Sequence[float]) -> Iterator[Panel]:
-    x_range = (rows[0].step, rows[-1].step)
+    x_range = (_first(rows), _last(rows))
     for title, curves in (("loss", _losses(rows)), ("accuracy", _accuracies(rows))):
         if drawn := [curve for curve in curves if curve.points]:
             yield Panel(title, drawn, "step", x_range, marks, *_y_axis(title, drawn))
@@ -111,22 +118,35 @@ def _accuracies(rows: Results) -> Iterator[Curve]:
     yield Curve("classification", _drawn(rows, "classification/accuracy"), "marks", 2)
 
 
+def _first(rows: Results) -> int:
+    # A file may have its steps in any order.
+    return min(row.step for row in rows)
+
+
+def _last(rows: Results) -> int:
+    return max(row.step for row in rows)
+
+
 def _drawn(rows: Results, *figures: str) -> Points:
-    """Return the first of the figures that has any numbers, without what is NaN or infinite."""
-    return next((points for figure in figures if (points := finite(rows.series(figure)))), [])
+    """Return the first of the figures that has any numbers, without what is NaN or infinite.
+
+    The largest are cut, so that sums of them are finite.
+    """
+    points = next((points for figure in figures if (points := finite(rows.series(figure)))), [])
+    return [(step, min(_LARGEST, max(-_LARGEST, value))) for step, value in points]
 
 
 def _panels_of_many(shown: Mapping[str, Results], epochs: Mapping[str, int | None]) -> Iterator[Panel]:
     """Yield a panel for each figure. If steps are not the same part of an epoch in all jobs, the axis is epochs."""
-    lengths = {rows[-1].step / count for name, rows in shown.items() if (count := epochs[name])}
+    lengths = {_last(rows) / count for name, rows in shown.items() if (count := epochs[name])}
     in_epochs = None not in epochs.values() and len(lengths) > 1
     scales = {
-        name: (epochs[name] or 1) / rows[-1].step if in_epochs and rows[-1].step else 1.0
+        name: (epochs[name] or 1) / _last(rows) if in_epochs and _last(rows) else 1.0
         for name, rows in shown.items()
     }
-    longest = max(shown, key=lambda name: shown[name][-1].step * scales[name])
-    last = shown[longest][-1].step * scales[longest]
-    first = 0.0 if in_epochs else float(min(rows[0].step for rows in shown.values()))
+    longest = max(shown, key=lambda name: _last(shown[name]) * scales[name])
+    last = _last(shown[longest]) * scales[longest]
+    first = 0.0 if in_epochs else float(min(_first(rows) for rows in shown.values()))
     marks = [float(end) for end in range(1, (epochs[longest] or 0) + 1)]
     marks = marks if in_epochs else _marks(shown[longest], epochs[longest])
     for metric in _compared(shown.values()):
@@ -151,8 +171,9 @@ def _compared(shown: Iterable[Results]) -> list[str]:
 
 def _marks(rows: Results, epochs: int | None) -> list[float]:
     """Return the steps in which the epochs end, from the first row on."""
-    ends = [rows[-1].step * number / epochs for number in range(1, epochs + 1)] if epochs else []
-    return [end for end in ends if end >= rows[0].step]
+    first, last = _first(rows), _last(rows)
+    ends = [last * number / epochs for number in range(1, epochs + 1)] if epochs else []
+    return [end for end in ends if end >= first]
 
 
 def _y_axis(title: str, curves: Sequence[Curve]) -> tuple[tuple[float, float], bool]:

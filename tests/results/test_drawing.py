@@ -103,8 +103,10 @@ def test_nothing_to_draw(results: Results) -> None:
     assert draw_curves({}) == []
 
 
-VALUES = st.floats(-1e300, 1e300) | st.none() | st.floats(0, 1)
-ROWS = st.lists(st.tuples(st.integers(0, 10**9), VALUES, VALUES, VALUES), max_size=12)
+VALUES = st.floats() | st.none() | st.floats(0, 1) | st.sampled_from([1e308, -1e308, 1e-320, 5e-324])
+ROWS = st.lists(
+    st.tuples(st.integers(0, 10**9) | st.integers(-(10**308), 10**308), VALUES, VALUES, VALUES), max_size=12
+)
 
 
 @settings(max_examples=50)
@@ -122,13 +124,20 @@ def test_any_figures_fit(
     results = {
         f"job-{number}" * 9: Results(
             ResultRow(step, training_loss=loss, validation_loss=other, training_token_accuracy=accuracy)
-            for step, loss, other, accuracy in sorted(rows, key=lambda row: row[0])
+            for step, loss, other, accuracy in rows
         )
         for number, rows in enumerate(jobs)
     }
     drawn = text_of(results, dict.fromkeys(results, epochs), width=width, height=height, is_ascii=is_ascii)
     assert all(len(line) <= max(width, 40) for line in drawn.splitlines())
     assert drawn.isascii() or not is_ascii
+
+
+def test_steps_in_any_order() -> None:
+    """The axis reaches from the lowest step to the highest, whichever is first in the file."""
+    rows = [ResultRow(step, training_loss=float(step)) for step in (10**9, 1, 10**9 // 2)]
+    axis = text_of({"a": Results(rows)}).splitlines()[-1].split()
+    assert axis == ["step", "1", "1000000000"]
 
 
 def test_wide_characters_take_two_cells() -> None:
