@@ -405,6 +405,7 @@ def _detailed_reader(cls: Any, converter: Converter, *, strict: bool) -> Hook:
     """
     origin = get_origin(cls) or cls
     fields = _fields(origin, get_args(cls))
+    names = {field.name for field in fields}
 
     def read_class(value: Any, _type: Any) -> Any:
         if type(value) is not dict:
@@ -412,12 +413,15 @@ def _detailed_reader(cls: Any, converter: Converter, *, strict: bool) -> Hook:
         problems: list[tuple[str, str]] = []
         made = {}
         for field in fields:
+            if (given := value.get(field.name)) is None and not field.is_required:
+                made[field.name] = field.default
+                continue
             try:
-                made[field.name] = _read_field(field, value.get(field.name), converter, strict=strict)
+                made[field.name] = _read_field(field, given, converter, strict=strict)
             except _Misfit as misfit:
                 problems += [(f".{field.name}{path}", words) for path, words in misfit.problems]
         if strict:
-            unknown = sorted(value.keys() - made.keys() - {field.name for field in fields})
+            unknown = sorted(value.keys() - names)
             problems += [(f".{name}", "is not a parameter of this request") for name in unknown]
         if problems:
             raise _Misfit(*problems)

@@ -200,9 +200,11 @@ class _Table:
     def line_of(self, *fields: str) -> int:
         """Return the line number of the first field that is found, or of the request if none is."""
         for field in fields:
-            name = re.escape(field.partition("[")[0])
+            *table, name = map(re.escape, field.partition("[")[0].rsplit(".", 1))
+            # A parameter may be swept.
+            before = rf"{table[0]}\s*\.\s*" if table else r"(sweep\s*\.\s*)?"
             for number, line in enumerate(self.source, self.line + 1):
-                if re.match(rf"\s*(sweep\s*\.\s*)?{name}\b", line):
+                if re.match(rf"\s*{before}{name}\b", line):
                     return number
         return self.line
 
@@ -212,6 +214,8 @@ def _entries(path: Path) -> Iterator[tuple[_Table, Entry | Problem]]:
     defaults: dict[str, object] = {}
     number = 0
     is_toml = path.suffix.lower() == ".toml"
+    # A text, as joining a Path to each file takes longer than looking for the file.
+    stem, folder = path.stem, str(path.parent)
     for item in _toml_tables(path) if is_toml else _json_tables(path):
         if isinstance(item, Problem):
             yield _Table(item.line, {}), item
@@ -223,7 +227,7 @@ def _entries(path: Path) -> Iterator[tuple[_Table, Entry | Problem]]:
                 yield item, problem
         else:
             number += 1
-            for entry in _expand(item, defaults, f"{path.stem}-{number}", path.parent, is_toml=is_toml):
+            for entry in _expand(item, defaults, f"{stem}-{number}", folder, is_toml=is_toml):
                 yield item, entry
 
 
@@ -254,10 +258,32 @@ def _json_tables(path: Path) -> Iterator[_Table | Problem]:
         except ValueError as error:
             yield Problem(number, "request", f"is not JSON: {_reason(line, error)}")
             continue
-        if isinstance(values, dict):
+        if (name := _twice(text)) is not None:
+            yield Problem(number, name, "is given twice; keep one")
+        elif isinstance(values, dict):
             yield _Table(number, values)
         else:
             yield Problem(number, "request", 'expected an object such as {"training_file": "spam.jsonl"}')
+
+
+def _twice(text: bytes) -> str | None:
+    """Return the first name that an object in a line of JSON has more than once; None if there is none.
+
+    JSON leaves it open which of the values counts. TOML refuses such a name itself.
+    """
+    found: list[str] = []
+
+    def note(pairs: list[tuple[str, object]]) -> None:
+        if len({name for name, _ in pairs}) < len(pairs):
+            found.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+
+    try:
+        # Numbers are not looked at, whatever their length.
+        json.loads(text, object_pairs_hook=note, parse_int=str, parse_float=str)
+    except RecursionError:
+        # It is refused as what it holds, as no parameter is nested so deeply.
+        return None
+    return found[0] if found else None
 
 
 def _reason(line: bytes, error: ValueError) -> str:
@@ -315,7 +341,7 @@ def _line_of(text: str, pattern: str) -> int:
 
 
 def _expand(
-    table: _Table, defaults: Mapping[str, object], label: str, folder: Path, *, is_toml: bool
+    table: _Table, defaults: Mapping[str, object], label: str, folder: str, *, is_toml: bool
 ) -> Iterator[Entry | Problem]:
     """Yield the entries that one request stands for, or its problems."""
     values = {**defaults, **table.values}
@@ -323,19 +349,8 @@ def _expand(
     if not isinstance(given_label, str) or not given_label.strip() or not given_label.isprintable():
         yield Problem(table.line_of("label"), "label", "expected a single line of text")
         return
-    if not isinstance(sweep, dict) or not all(isinstance(choices, list) and choices for choices in sweep.values()):
-        example = "sweep.n_epochs = [1, 2, 4]" if is_toml else '{"n_epochs": [1, 2, 4]}'
-        yield Problem(table.line_of("sweep"), "sweep", f"expected lists of values, such as {example}")
-        return
-    for name, choices in sweep.items():
-        counts = Counter(map(str, choices))
-        for value in [value for value, count in counts.items() if count > 1]:
-            # Both jobs would have one label.
-            yield Problem(table.line_of(name, "sweep"), f"sweep.{name}", f"has the value {value} twice")
-            return
-    size = math.prod(len(choices) for choices in sweep.values())
-    if size > _MAX_SWEEP:
-        yield Problem(table.line_of("sweep"), "sweep", f"expands to {size} jobs; at most {_MAX_SWEEP} are allowed")
+    if problem := _wrong_sweep(table, sweep, is_toml=is_toml):
+        yield problem
         return
     told: set[Problem] = set()
     for combination in itertools.product(*sweep.values()):
@@ -349,17 +364,35 @@ def _expand(
                 told.add(item)
 
 
-def _entry(table: _Table, label: str, values: Mapping[str, object], folder: Path) -> Iterator[Entry | Problem]:
-    wrong = _problems_of(table, values)
-    if values.get("training_file") is None:
-        wrong.append(Problem(table.line, "training_file", "is missing"))
-    if wrong:
-        yield from wrong
-        return
+def _wrong_sweep(table: _Table, sweep: object, *, is_toml: bool) -> Problem | None:
+    if not isinstance(sweep, dict) or not all(isinstance(choices, list) and choices for choices in sweep.values()):
+        example = "sweep.n_epochs = [1, 2, 4]" if is_toml else '{"n_epochs": [1, 2, 4]}'
+        return Problem(table.line_of("sweep"), "sweep", f"expected lists of values, such as {example}")
+    for name, choices in sweep.items():
+        line = table.line_of(f"sweep.{name}", "sweep")
+        if name in _OWN_FIELDS:
+            words = "is not a parameter; the jobs of a sweep have the request's label and their values"
+            return Problem(line, f"sweep.{name}", words)
+        counts = Counter(map(str, choices))
+        for value in [value for value, count in counts.items() if count > 1]:
+            # Both jobs would have one label.
+            return Problem(line, f"sweep.{name}", f"has the value {value} twice")
+    size = math.prod(len(choices) for choices in sweep.values())
+    if size > _MAX_SWEEP:
+        words = f"expands to {size} jobs; at most {_MAX_SWEEP} are allowed"
+        return Problem(table.line_of("sweep"), "sweep", words)
+    return None
+
+
+def _entry(table: _Table, label: str, values: Mapping[str, object], folder: str) -> Iterator[Entry | Problem]:
     try:
         request = structuring.read_request(values, FineTuneRequest)
     except RequestInvalid as error:
-        yield Problem(table.line_of(error.field), error.field, error.problem)
+        # Each value is checked by itself only now, as most requests are valid.
+        wrong = _problems_of(table, values)
+        if values.get("training_file") is None:
+            wrong.append(Problem(table.line, "training_file", "is missing"))
+        yield from wrong or [Problem(table.line_of(error.field), error.field, error.problem)]
         return
     if not label.isprintable():
         yield Problem(
@@ -378,7 +411,7 @@ def _entry(table: _Table, label: str, values: Mapping[str, object], folder: Path
     yield Entry(label, _with_paths_from(folder, request))
 
 
-def _with_paths_from(folder: Path, request: FineTuneRequest) -> FineTuneRequest:
+def _with_paths_from(folder: str, request: FineTuneRequest) -> FineTuneRequest:
     training, validation = request.training_file, request.validation_file
     if is_local(training, folder):
         request = attrs.evolve(request, training_file=_path_from(folder, training))
@@ -387,8 +420,8 @@ def _with_paths_from(folder: Path, request: FineTuneRequest) -> FineTuneRequest:
     return request
 
 
-def _path_from(folder: Path, file: str) -> str:
-    path = str(folder / file)
+def _path_from(folder: str, file: str) -> str:
+    path = str(Path(folder) / file)
     # Path drops a leading "./", without which this might be taken for an id.
     return path if _looks_local(path) else os.path.join(os.curdir, path)  # noqa: PTH118
 

@@ -141,8 +141,7 @@ def _panels_of_many(shown: Mapping[str, Results], epochs: Mapping[str, int | Non
     lengths = {_last(rows) / count for name, rows in shown.items() if (count := epochs[name])}
     in_epochs = None not in epochs.values() and len(lengths) > 1
     scales = {
-        name: (epochs[name] or 1) / _last(rows) if in_epochs and _last(rows) else 1.0
-        for name, rows in shown.items()
+        name: (epochs[name] or 1) / _last(rows) if in_epochs and _last(rows) else 1.0 for name, rows in shown.items()
     }
     longest = max(shown, key=lambda name: _last(shown[name]) * scales[name])
     last = _last(shown[longest]) * scales[longest]

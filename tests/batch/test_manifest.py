@@ -333,6 +333,21 @@ WRONG = {
             "line 1, n_epochs: expected an integer of at least 1, got -1",
         ],
     ),
+    "a name twice": (
+        "jobs.jsonl",
+        '{"training_file": "file-1", "n_epochs": 1, "n_epochs": 50}\n{"defaults": {"model": "a", "model": "b"}}',
+        ["line 1, n_epochs: is given twice; keep one", "line 2, model: is given twice; keep one"],
+    ),
+    "a name twice in a sweep": (
+        "jobs.jsonl",
+        '{"training_file": "file-1", "sweep": {"n_epochs": [1], "n_epochs": [2]}}',
+        ["line 1, n_epochs: is given twice; keep one"],
+    ),
+    "a sweep of labels": (
+        "jobs.toml",
+        '[[requests]]\nlabel = "a"\ntraining_file = "file-1"\nsweep.label = ["b", "c"]',
+        ["line 4, sweep.label: is not a parameter; the jobs of a sweep have the request's label and their values"],
+    ),
     "a sweep too large": (
         "jobs.jsonl",
         f'{{"training_file": "file-1", "sweep": {{"n_epochs": [{RANGE}], "batch_size": [{RANGE}]}}}}',
