@@ -349,7 +349,11 @@ def _expand(
     if not isinstance(given_label, str) or not given_label.strip() or not given_label.isprintable():
         yield Problem(table.line_of("label"), "label", "expected a single line of text")
         return
-    if problem := _wrong_sweep(table, sweep, is_toml=is_toml):
+    if not isinstance(sweep, dict) or not all(isinstance(choices, list) and choices for choices in sweep.values()):
+        example = "sweep.n_epochs = [1, 2, 4]" if is_toml else '{"n_epochs": [1, 2, 4]}'
+        yield Problem(table.line_of("sweep"), "sweep", f"expected lists of values, such as {example}")
+        return
+    if problem := _wrong_sweep(table, sweep):
         yield problem
         return
     told: set[Problem] = set()
@@ -364,10 +368,7 @@ def _expand(
                 told.add(item)
 
 
-def _wrong_sweep(table: _Table, sweep: object, *, is_toml: bool) -> Problem | None:
-    if not isinstance(sweep, dict) or not all(isinstance(choices, list) and choices for choices in sweep.values()):
-        example = "sweep.n_epochs = [1, 2, 4]" if is_toml else '{"n_epochs": [1, 2, 4]}'
-        return Problem(table.line_of("sweep"), "sweep", f"expected lists of values, such as {example}")
+def _wrong_sweep(table: _Table, sweep: Mapping[str, Sequence[object]]) -> Problem | None:
     for name, choices in sweep.items():
         line = table.line_of(f"sweep.{name}", "sweep")
         if name in _OWN_FIELDS:

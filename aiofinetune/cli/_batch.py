@@ -209,7 +209,8 @@ def _wrong_data(look: Callable[[str], Report], file: str) -> list[str]:
 
 def _check_labels(manifest: Path, labels: Collection[str]) -> None:
     """Check that labels that were named are those of entries, so that a misspelt one is not passed over."""
-    if unknown := set(labels).difference(entry.label for entry in read_manifest(manifest) if labels):
+    # Without labels the manifest, which may be very long, is not read again.
+    if labels and (unknown := set(labels).difference(entry.label for entry in read_manifest(manifest))):
         raise ConfigurationError(
             f"retry_uncertain: {', '.join(sorted(unknown))}: no entry of {manifest} has this label"
         )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aiofinetune import FineTuneRequest
 from aiofinetune.batch._manifest import Entry, ManifestInvalid, Problem, check_manifest, is_local, read_manifest
+from aiofinetune.cli._batch import _check_labels
 from aiofinetune.errors import LocalFileError
 
 
@@ -508,6 +509,11 @@ def test_a_file_name_too_long_for_any_file() -> None:
 def test_nesting_without_end_is_a_complaint() -> None:
     """A file of brackets alone is not TOML, and no RecursionError."""
     assert complaints("jobs.toml", "x = " + "[" * 20_000).startswith("jobs.toml, line 1, manifest: is not TOML")
+
+
+def test_labels_are_looked_for_only_if_some_are_named(tmp_path: Path) -> None:
+    """A manifest, which may be very long, is not read once more for labels that nobody named."""
+    _check_labels(tmp_path / "there is none.jsonl", ())
 
 
 def check_only_complains(path: Path) -> None:
