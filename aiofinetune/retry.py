@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from numbers import Integral, Real
 from typing import Final
 
 import attrs
@@ -23,6 +24,16 @@ from aiofinetune.errors import (
     TooManyJobs,
     TransportError,
 )
+
+
+def is_number(value: object) -> bool:
+    """Return whether a setting is a number, of Python's or another kind such as numpy's; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_integer(value: object) -> bool:
+    """Return whether a setting is a whole number by its type."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -51,12 +62,13 @@ class Retry(Value):
 
     def __attrs_post_init__(self) -> None:
         """Check the ranges."""
-        if self.attempts < 1:
-            raise ConfigurationError(f"attempts: expected at least 1, got {self.attempts!r}")
+        if not is_integer(self.attempts) or self.attempts < 1:
+            raise ConfigurationError(f"attempts: expected an integer of at least 1, got {self.attempts!r}")
         for name in ("base", "cap", "deadline", "grace"):
+            seconds = getattr(self, name)
             # Written as "not >=" so that NaN is refused too.
-            if not getattr(self, name) >= 0:
-                raise ConfigurationError(f"{name}: expected at least 0 seconds, got {getattr(self, name)!r}")
+            if not is_number(seconds) or not seconds >= 0:
+                raise ConfigurationError(f"{name}: expected at least 0 seconds, got {seconds!r}")
 
 
 SPREAD: Final = 0.2

@@ -116,6 +116,9 @@ class FineTuneSession:
     ) -> None:
         if not callable(api_key):
             # The parameter itself is rebound: a traceback that shows local variables must not show the key.
+            if not isinstance(api_key, str | None):
+                # The value is not shown, as it may hold a key.
+                raise ConfigurationError(f"api_key: expected a text or a function, got {type(api_key).__name__}")
             api_key = Secret(os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key)
             if not api_key:
                 raise ConfigurationError("api_key: missing; pass api_key or set OPENAI_API_KEY")
@@ -128,6 +131,8 @@ class FineTuneSession:
         for name, value, kind in (("timeout", timeout, Timeout), ("retry", retry, Retry)):
             if not isinstance(value, kind):
                 raise ConfigurationError(f"{name}: expected a {kind.__name__}, got {value!r}")
+        if not isinstance(http, aiohttp.ClientSession | None):
+            raise ConfigurationError(f"http: expected an aiohttp.ClientSession, got {http!r}")
         secrets = [] if callable(api_key) else [api_key]
         token = None
         if callable(api_key):
@@ -641,6 +646,7 @@ def find_service(dialect: Dialect | str | None, base_url: str | None) -> tuple[D
     Raises:
         ConfigurationError: There is no such dialect, or it has no base URL of its own and none was given.
     """
+    _check_text("base_url", base_url)
     chosen = dialect if dialect is not None else os.environ.get("AIOFINETUNE_DIALECT") or None
     if base_url is None:
         base_url = os.environ.get("OPENAI_BASE_URL") or None
@@ -663,6 +669,7 @@ def _headers_of(dialect: Dialect, key: Secret | None, organization: str | None) 
     headers = {**HEADERS, "User-Agent": _USER_AGENT}
     if key is not None:
         headers[dialect.key_header] = Secret(f"Bearer {key}") if dialect.key_header == "Authorization" else key
+    _check_text("organization", organization)
     if organization is None:
         organization = os.environ.get("OPENAI_ORG_ID")
     if organization:
@@ -677,6 +684,7 @@ def _version_of(dialect: Dialect, base_url: str, api_version: str | None) -> dic
     Raises:
         ConfigurationError: The dialect does not take it, or this base URL needs it.
     """
+    _check_text("api_version", api_version)
     if api_version is not None and not dialect.takes_api_version:
         raise ConfigurationError(f"api_version: the dialect {dialect.name!r} does not take it")
     if not dialect.takes_api_version:
@@ -687,6 +695,11 @@ def _version_of(dialect: Dialect, base_url: str, api_version: str | None) -> dic
             f"api_version: {base_url!r} needs one; pass api_version or set OPENAI_API_VERSION, or add /v1 to base_url"
         )
     return {"api-version": version} if version else {}
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str | None):
+        raise ConfigurationError(f"{name}: expected a text, got {value!r}")
 
 
 def _check_header(name: str, value: str) -> None:

@@ -34,6 +34,7 @@ from aiofinetune.errors import (
     FineTuneError,
     ProtocolViolation,
 )
+from aiofinetune.retry import is_number
 
 MAX_CALLS: Final = 100
 """The maximum number of plain calls at the same time; further calls wait. Event streams do not count."""
@@ -86,7 +87,7 @@ class Timeout(Value):
         """Check the ranges."""
         for name, seconds in attrs.asdict(self).items():
             # Written as "not >" so that NaN is refused too.
-            if not seconds > 0:
+            if not is_number(seconds) or not seconds > 0:
                 raise ConfigurationError(f"{name}: expected more than 0 seconds, got {seconds!r}")
 
 

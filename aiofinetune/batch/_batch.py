@@ -38,6 +38,7 @@ from aiofinetune.batch._results_folder import ResultsFolder
 from aiofinetune.batch._runner import Call, Note, Runner
 from aiofinetune.dialects._dialect import Follows
 from aiofinetune.errors import ConfigurationError, FineTuneError, JournalUnusable
+from aiofinetune.retry import is_integer, is_number
 from aiofinetune.session import FineTuneSession
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ class Batch:
     ) -> None:
         _check_limits(max_active, reserve, concurrency, per_minute, poll_interval, outage)
         _check_retries(retry, retry_uncertain)
+        _check_path("journal", journal)
+        _check_path("results", results)
         settings = Settings(
             max_active=math.inf if max_active is None else max_active - reserve,
             concurrency=concurrency,
@@ -408,24 +411,38 @@ def _check_limits(
     poll_interval: float,
     outage: float,
 ) -> None:
-    if reserve < 0:
-        raise ConfigurationError(f"reserve: expected at least 0, got {reserve}")
+    if not is_integer(reserve) or reserve < 0:
+        raise ConfigurationError(f"reserve: expected an integer of at least 0, got {reserve!r}")
     if reserve and max_active is None:
         raise ConfigurationError(f"reserve: got {reserve} without max_active; it is a part of that")
+    if max_active is not None and not is_integer(max_active):
+        raise ConfigurationError(f"max_active: expected an integer of at least 1, or None; got {max_active!r}")
     if max_active is not None and max_active - reserve < 1:
         raise ConfigurationError(f"max_active: {max_active} minus a reserve of {reserve} leaves no job for this batch")
-    if concurrency < 1:
-        raise ConfigurationError(f"concurrency: expected at least 1, got {concurrency}")
-    if per_minute is not None and not per_minute > 0:
-        raise ConfigurationError(f"per_minute: expected a number greater than 0, got {per_minute}")
-    if not poll_interval > 0:
-        raise ConfigurationError(f"poll_interval: expected more than 0 seconds, got {poll_interval}")
-    if not outage >= 0:
-        raise ConfigurationError(f"outage: expected at least 0 seconds, got {outage}")
+    if not is_integer(concurrency) or concurrency < 1:
+        raise ConfigurationError(f"concurrency: expected an integer of at least 1, got {concurrency!r}")
+    _check_times(per_minute, poll_interval, outage)
+
+
+def _check_times(per_minute: float | None, poll_interval: float, outage: float) -> None:
+    # Written as "not >" so that NaN is refused too.
+    if per_minute is not None and (not is_number(per_minute) or not per_minute > 0):
+        raise ConfigurationError(f"per_minute: expected a number greater than 0, got {per_minute!r}")
+    if not is_number(poll_interval) or not poll_interval > 0:
+        raise ConfigurationError(f"poll_interval: expected more than 0 seconds, got {poll_interval!r}")
+    if not is_number(outage) or not outage >= 0:
+        raise ConfigurationError(f"outage: expected at least 0 seconds, got {outage!r}")
+
+
+def _check_path(name: str, path: object) -> None:
+    if not isinstance(path, str | os.PathLike | None):
+        raise ConfigurationError(f"{name}: expected a path, got {path!r}")
 
 
 def _check_retries(retry: str | None, retry_uncertain: Collection[str]) -> None:
-    if retry not in {None, "failed"}:
+    if retry not in (None, "failed"):
         raise ConfigurationError(f"retry: expected 'failed' or None, got {retry!r}")
     if isinstance(retry_uncertain, str):
         raise ConfigurationError(f"retry_uncertain: expected a list of labels, got the text {retry_uncertain!r}")
+    if not isinstance(retry_uncertain, Collection):
+        raise ConfigurationError(f"retry_uncertain: expected a list of labels, got {retry_uncertain!r}")

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,13 +85,18 @@ async def test_a_reserve_that_leaves_nothing() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"concurrency": 0}, {"per_minute": 0}, {"per_minute": -1}, {"reserve": -1}, {"reserve": 1}, {"poll_interval": 0}],
+    [
+        *({"concurrency": 0}, {"per_minute": 0}, {"per_minute": -1}, {"reserve": -1}, {"reserve": 1}),
+        *({"poll_interval": 0}, {"max_active": 1.5}, {"max_active": "2"}, {"reserve": 0.5}, {"concurrency": 1.5}),
+        *({"per_minute": "6"}, {"poll_interval": None}, {"outage": "5"}, {"journal": 5}, {"results": 5}),
+        *({"retry": ["failed"]}, {"retry_uncertain": 5}),
+    ],
 )
-async def test_limits_that_are_none(wrong: dict[str, int]) -> None:
-    """A limit that lets nothing through is refused as it is set up, by its name."""
+async def test_settings_that_are_none(wrong: dict[str, Any]) -> None:
+    """A limit that lets nothing through, or a setting of a wrong type, is refused as it is set up, by its name."""
     async with talking_to(BatchServer()) as session:
         with pytest.raises(ConfigurationError, match=f"^{next(iter(wrong))}: "):
-            Batch(session, [], **wrong)  # type: ignore[arg-type]  # each takes a number
+            Batch(session, [], **wrong)
 
 
 async def test_no_more_requests_at_once_than_allowed() -> None:

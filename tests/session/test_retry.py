@@ -118,9 +118,13 @@ def test_throttling_is_not_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("figure", "value"), [("attempts", 0), ("base", -1.0), ("cap", -0.1), ("deadline", float("nan")), ("grace", -1)]
+    ("figure", "value"),
+    [
+        *(("attempts", 0), ("base", -1.0), ("cap", -0.1), ("deadline", float("nan")), ("grace", -1)),
+        *(("attempts", 2.5), ("attempts", True), ("attempts", "3"), ("base", "1"), ("grace", None)),
+    ],
 )
-def test_figures_that_make_no_sense(figure: str, value: float) -> None:
+def test_figures_that_make_no_sense(figure: str, value: object) -> None:
     """A policy that cannot be kept is refused when it is made, by the figure's name."""
     with pytest.raises(errors.ConfigurationError, match=f"^{figure}: "):
         Retry(**{figure: value})  # type: ignore[arg-type]  # one figure at a time

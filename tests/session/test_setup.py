@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aiofinetune import ConfigurationError, ConnectFailed, FineTuneError, FineTuneSession, ProtocolViolation
+from aiofinetune import ConfigurationError, ConnectFailed, FineTuneError, FineTuneSession, ProtocolViolation, Timeout
 from tests.servers.rawserver import KEY, Received, answering, reply, serve, session_for, targets
 from tests.session.calls import MODELS, ONCE, REQUEST, create, list_models
 
@@ -198,6 +198,29 @@ def test_policies_of_another_kind(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(ConfigurationError, match=f"^{name}: expected a {name.title()}, got "):
         FineTuneSession(KEY, **wrong)
+
+
+@pytest.mark.parametrize("key", [5, b"sk-hidden"])
+def test_a_key_of_another_type(key: Any) -> None:
+    """What is no text is no key, and is not shown: bytes would be sent with their quotes."""
+    with pytest.raises(ConfigurationError, match=r"^api_key: expected a text or a function, got (int|bytes)$"):
+        FineTuneSession(key)
+
+
+@pytest.mark.parametrize("name", ["base_url", "organization", "api_version", "http"])
+def test_settings_of_another_type(name: str) -> None:
+    """A setting of a wrong type is refused by its name."""
+    settings: dict[str, Any] = {name: 5}
+    with pytest.raises(ConfigurationError, match=f"^{name}: expected .*, got 5$"):
+        FineTuneSession(KEY, **settings)
+
+
+@pytest.mark.parametrize("name", ["connect", "reply", "stall", "stream"])
+@pytest.mark.parametrize("value", ["5", None, True])
+def test_times_that_are_no_numbers(name: str, value: Any) -> None:
+    """A text is no number of seconds."""
+    with pytest.raises(ConfigurationError, match=f"^{name}: expected more than 0 seconds, got "):
+        Timeout(**{name: value})
 
 
 # Borrowed and own
