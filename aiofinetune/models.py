@@ -312,6 +312,8 @@ def problem_of(name: str, value: object) -> str | None:
     if value is None or name not in _RULES:
         return None
     expected, fits = _RULES[name]
+    if type(value) is int and value > _LARGEST and fits(_LARGEST):
+        expected = f"at most {_LARGEST}"
     return None if fits(value) else f"expected {expected}, got {_shown(value)}"
 
 

@@ -60,6 +60,10 @@ NEEDS_METRICS = "is only used with compute_classification_metrics=True"
             for value in (0, -1, 1.0, 1.5, "4", True, [4])
         ),
         *(
+            (field, {field: 10**20}, f"expected at most {2**63 - 1}, got {10**20}")
+            for field in ("n_epochs", "batch_size", "seed", "learning_rate_multiplier", "prompt_loss_weight")
+        ),
+        *(
             ("learning_rate_multiplier", {"learning_rate_multiplier": value}, f"{POSITIVE}, got {value!r}")
             for value in (0, -0.1, float("nan"), float("inf"), "0.1", True)
         ),
