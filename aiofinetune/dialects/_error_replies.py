@@ -46,13 +46,14 @@ def error_of(reply: Reply) -> APIError:
     request_id = printable(reply.headers.get("x-request-id"))
     if 300 <= reply.status < 400:
         # Not shortened (aiohttp limits its length): a key that is cut in half would not be recognised and removed.
-        location = printable(reply.headers.get("location")) or "nowhere"
-        return APIError(
-            reply.status,
+        location = printable(reply.headers.get("location"))
+        why = (
             f"the redirect to {location!r} is not followed, because it leads to another origin (which must not get the"
-            " key), changes the method, or answers an upload; if the API is there, set base_url accordingly",
-            request_id=request_id,
+            " key), changes the method, or answers an upload; if the API is there, set base_url accordingly"
+            if location
+            else "the redirect does not say where to (it has no Location); check base_url"
         )
+        return APIError(reply.status, why, request_id=request_id)
     retry_after = retry_after_of(reply.headers, now=server_time(reply) or time.time())
     words = error_words(reply.body)
     if words is None:

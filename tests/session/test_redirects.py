@@ -86,6 +86,13 @@ async def test_odd_redirect(location: str) -> None:
     assert all(request.headers["authorization"] == f"Bearer {KEY}" for request in seen)
 
 
+async def test_redirect_without_a_target() -> None:
+    """A redirect that does not say where to is said to be one, not taken for one to another origin."""
+    async with talking_to(answering(reply(302))) as session:
+        with pytest.raises(APIError, match=r"^302: the redirect does not say where to \(it has no Location\)"):
+            await session.list_models()
+
+
 async def test_redirects_in_a_circle() -> None:
     """A service that redirects for ever is given up."""
     seen: list[Received] = []
