@@ -19,7 +19,9 @@ from aiofinetune.results import Comparison, Run, plot_comparison, title_of
 from aiofinetune.results._figures import diverged
 
 _FIGURES_KEPT: Final = 3
-"""The number of figures that a narrow table keeps longer than the labels, if parameters tell the jobs apart."""
+"""The number of figures that a narrow table keeps longer than how long the jobs took."""
+_MIN_LABEL: Final = 16
+"""The least width of the labels, which are folded where there is less room than they need."""
 
 
 @attrs.frozen
@@ -121,7 +123,7 @@ def _fitting(comparison: Comparison, console: Console) -> tuple[list[str], list[
     while has_width(console) and order and _width(comparison, columns, console) > console.width:
         columns.remove(order[0])
         left_out.append(order.pop(0))
-    return columns, [name for name in [*comparison.figures, "label", "seconds"] if name in left_out]
+    return columns, [name for name in [*comparison.figures, "seconds"] if name in left_out]
 
 
 def _columns(comparison: Comparison) -> Iterable[str]:
@@ -140,14 +142,13 @@ def _dispensable(comparison: Comparison, columns: Sequence[str]) -> Iterable[str
     figures = comparison.figures
     yield from reversed(figures[_FIGURES_KEPT:])
     yield from (name for name in ("seconds",) if name in columns)
-    told = [tuple(repr(run.parameters.get(name)) for name in comparison.varied) for run in comparison.runs]
-    if len(set(told)) == len(told):
-        yield "label"
     yield from reversed(figures[1:_FIGURES_KEPT])
 
 
 def _width(comparison: Comparison, columns: Sequence[str], console: Console) -> int:
+    """Return the least width that a table of these columns needs."""
     table = _table(comparison, columns)
+    table.columns[0].max_width = _MIN_LABEL
     return console.measure(table, options=console.options.update(width=10_000)).maximum
 
 

@@ -247,6 +247,16 @@ async def test_compare_by_the_service(
     assert "OPENAI_API_KEY" in warning
 
 
+async def test_a_narrow_table_says_which_job_is_which(service: BatchServer, tmp_path: Path) -> None:
+    """Where there is little room the labels are folded, not left out."""
+    manifest = await batch_in(tmp_path, service)
+    text, _ = await compared([str(manifest)], Screen(40), results=tmp_path / "results")
+    assert max(map(len, text.splitlines())) <= 40
+    column = "".join(line.split()[0] for line in text.splitlines() if line)
+    label = "a-label-that-is-long-enough-to-be-left-out/n_epochs="
+    assert [column.count(f"{label}{epochs}") for epochs in (1, 2, 4)] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 async def test_compare_fits_a_terminal(service: BatchServer, tmp_path: Path, width: int) -> None:
     """A narrow table leaves out what tells least, and says what; a pipe gets all columns, each cell whole."""
