@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from numbers import Integral, Real
 from typing import Final
 
 import attrs
@@ -28,12 +27,12 @@ from aiofinetune.errors import (
 
 def is_number(value: object) -> bool:
     """Return whether a setting is a number, of Python's or another kind such as numpy's; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return hasattr(value, "__float__") and not isinstance(value, bool)
 
 
 def is_integer(value: object) -> bool:
     """Return whether a setting is a whole number by its type."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 @attrs.frozen(eq=False, repr=False)
