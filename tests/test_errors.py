@@ -58,7 +58,8 @@ ONE_OF_EACH = [
 
 
 def classes(base: type[aiofinetune.FineTuneError]) -> list[type[aiofinetune.FineTuneError]]:
-    kinds = [kind for kind in base.__subclasses__() if kind.__module__.startswith("aiofinetune")]
+    # Those of the command line are for itself alone.
+    kinds = [kind for kind in base.__subclasses__() if re.match(r"aiofinetune\b(?!\.cli)", kind.__module__)]
     return [base] + [below for kind in kinds for below in classes(kind)]
 
 
