@@ -50,12 +50,15 @@ def has_width(console: Console) -> bool:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """Print text that is no markup on one line, which only the terminal folds."""
+    """Print text without markup on one line, which only the terminal wraps."""
     console.print(Text(one_line(text), style), soft_wrap=True, highlight=False)
 
 
 def print_text(console: Console, text: str, style: str = "") -> None:
-    """Print text that is no markup, folded between words where output has a width; not for what is to be pasted."""
+    """Print text without markup, and wrap it between words if the output has a width.
+
+    Commands that people paste go through `print_line`, which does not wrap.
+    """
     console.print(Text(one_line(text), style), soft_wrap=not has_width(console), highlight=False)
 
 

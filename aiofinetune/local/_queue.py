@@ -230,10 +230,10 @@ class Jobs:
         return self._trainers.machines(self._running.values())
 
     async def _tell_unfit(self) -> None:
-        """Say of each job that is the next of its model when no machine has what it needs.
+        """Log the jobs that wait because no machine has what they need, the first of each model, and tell their events.
 
-        A worker that asks again, or has just ended an attempt, is away for a moment. So a job is told of that waits at
-        two looks in a row.
+        A worker is unknown for a moment between two attempts, so a job is logged only if it waits at two looks in a
+        row.
         """
         earlier, told = set[str](), set[str]()
         while True:

@@ -99,7 +99,7 @@ class Middleware:
             met.end()
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Note the status of a reply, or lose it, whatever it is."""
+        """Record the status of a reply; if the request met `LostReply`, break the connection off instead."""
         if request.path.startswith(CONTROL):
             return
         met = _met.get(None)

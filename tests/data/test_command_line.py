@@ -86,7 +86,7 @@ def test_the_option_that_overwrites_is_named(messy: Path) -> None:
 
 @pytest.mark.parametrize("words", ["check -", "mend MESSY -o -", "sample MESSY --count 1 -o -", "convert - -o FILE"])
 def test_a_dash_is_no_file(messy: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
-    """Who means a standard stream is told that there is none, and no file of that name is read or written."""
+    """A command refuses "-" in place of a file: it neither reads nor writes a file of that name."""
     monkeypatch.chdir(messy.parent)
     result = run(*words.replace("MESSY", str(messy)).split())
     assert (result.exit_code, "'-' is not stdin or stdout here" in result.output) == (2, True)

@@ -69,7 +69,7 @@ def test_a_client_is_given_an_address_that_it_can_send_to(listens_at: str, shown
 
 
 def test_https_is_not_warned_of() -> None:
-    """Only plain http beyond loopback is told to be readable."""
+    """The warning that others can read what is sent is printed only for plain http beyond loopback."""
     assert "can read" not in " ".join(notes("https://127.0.0.1:1/v1", "https://0.0.0.0:1/v1"))
     assert "can read" in " ".join(notes("http://192.0.2.1:1/v1", "http://192.0.2.1:1/v1"))
     assert "can read" not in " ".join(notes("http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1"))
