@@ -19,9 +19,10 @@ from aiofinetune.dialects._long_list import Row, has_more
 from aiofinetune.dialects._requests import Reply
 from aiofinetune.models import FineTune, Status
 
-_BLOCK: Final = 500
-"""The number of jobs that ended and are read together, which takes about 10 ms."""
-_MAX_PLAIN: Final = 20
+_BLOCK: Final = 100
+"""The number of jobs that ended and are read together, in about 2 ms. With five times as many, the garbage collector
+goes through them while they are read, which takes a quarter of the time that reading takes."""
+_MAX_PLAIN: Final = 100
 """The number of blocks that are kept as they are. More are compressed, to a fifth: of 40,000 jobs that all ended, they
 took a quarter of a batch's memory. Fewer are not, because that takes 2 % of the CPU of a job."""
 
