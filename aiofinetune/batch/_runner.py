@@ -33,6 +33,11 @@ _AT_ONCE: Final = 32
 _UNWATCHED: Final = contextlib.nullcontext()
 
 
+def _no_time() -> float:
+    """Return the time before a batch begins and after it ends: no decision depends on it, and there may be no loop."""
+    return 0.0
+
+
 class _Over(Exception):
     """The batch is over, so its tasks are cancelled at once: nothing may be told to a core that is done."""
 
@@ -71,6 +76,8 @@ class Runner:
         self._is_writing = False
         self._tasks: asyncio.TaskGroup | None = None
         """The tasks of what is under way; None before the run and after it, when nothing is begun."""
+        self._now: Callable[[], float] = _no_time
+        """The event loop's clock, while the batch runs."""
         self._news = asyncio.Event()
         """Set when something happened, and the core is to decide what follows."""
         self._alarm: asyncio.TimerHandle | None = None
@@ -82,6 +89,7 @@ class Runner:
     async def run(self, *others: Callable[[], Coroutine[Any, Any, None]]) -> None:  # Any: as `async def` has it
         """Run the batch to its end, and in the meantime `others`, such as the reading of its input."""
         try:
+            self._now = asyncio.get_running_loop().time
             async with asyncio.TaskGroup() as self._tasks:
                 # It may have been stopped before it was entered.
                 if self.finish is None:
@@ -94,7 +102,7 @@ class Runner:
         except* Exception as failures:  # noqa: BLE001  # raised to the caller that iterates
             self.finish = act.Finish(_first(failures), None, None)
         finally:
-            self._tasks = None
+            self._tasks, self._now = None, _no_time
             self._disarm()
             for attempt in list(self._watched):
                 self._end_watch(attempt, "left", None)
@@ -107,10 +115,6 @@ class Runner:
         else:
             self._begin(self._core.go_on(self._now()))
             self._changed()
-
-    def _now(self) -> float:
-        # Before it begins and after it ends, no decision depends on the time, and there may be no event loop.
-        return 0.0 if self._tasks is None else asyncio.get_running_loop().time()
 
     def _begin(self, actions: Iterable[act.Action]) -> None:
         for action in actions:
@@ -155,11 +159,19 @@ class Runner:
                 self._begin(self._core.go_on(self._now()))
                 if not self._unwritten:
                     return
-            action = self._unwritten.popleft()
-            with self._watching(action):
-                record = self._records[type(action)](action)
-                event = record.event(record.note)
-            self.tell(event)
+            event = self._recorded(self._unwritten.popleft())
+            self._begin(self._core.handle(event, self._now()))
+        # What the last event changed is not decided on yet.
+        self._news.set()
+
+    def _recorded(self, action: act.Action) -> on.Event:
+        """Record an action without a journal, and return the event that answers it."""
+        if _observe.observer is None:
+            record = self._records[type(action)](action)
+            return record.event(record.note)
+        with self._watching(action):
+            record = self._records[type(action)](action)
+            return record.event(record.note)
 
     async def _write_all(self, write: Write) -> None:
         """Write the records that wait, all in one call, and repeat this with those added in the meantime."""
