@@ -158,7 +158,7 @@ class Bench:
         for number in range(-1, rounds):
             for peer in there:
                 python = str(self.environments[peer.name].python)
-                idle, loaded = _time_of(python, "pass"), _time_of(python, f"import {peer.imports}")
+                idle, loaded = _time_of(python, "pass"), _time_of(python, peer.imports)
                 figures = {"cpu": loaded[0] - idle[0], "wall": loaded[1] - idle[1]}
                 if number >= 0:  # the first writes the compiled files
                     run = {"work": "import", "unit": "import", "peer": peer.name, "round": number, "ops": 1}

@@ -42,7 +42,7 @@ class Peer:
         variant: Told to the program, which may know more than one.
         newest: The newest Python that its releases were made for.
         share: Of the work that the fastest peers get, so that a slow one does not take long; figures are per operation.
-        imports: What its users import.
+        imports: The statement by which its users import it.
         loop: On which it runs: ``asyncio`` or ``uvloop``.
         dialects: In which it works.
     """
@@ -63,30 +63,41 @@ JOBS_DIALECTS: Final = ("jobs", "azure", "nebius")
 
 ALL_DIALECTS: Final = ("fine-tunes", *JOBS_DIALECTS, "together")
 
+# The package imports nothing until one of its names is used.
+_SESSION: Final = "from aiofinetune import FineTuneSession"
+
 PEERS: Final = (
-    Peer("aiohttp", "bare", ("aiohttp", "orjson"), "aiohttp", dialects=ALL_DIALECTS),
-    Peer("aiofinetune", "ours", (_OURS, "orjson"), "aiofinetune", dialects=ALL_DIALECTS),
+    Peer("aiohttp", "bare", ("aiohttp", "orjson"), "import aiohttp", dialects=ALL_DIALECTS),
+    Peer("aiofinetune", "ours", (_OURS, "orjson"), _SESSION, dialects=ALL_DIALECTS),
     # What a typed reply costs at least, and what another loop gains.
-    Peer("aiohttp-msgspec", "bare_msgspec", ("aiohttp", "msgspec", "orjson"), "aiohttp, msgspec"),
-    Peer("aiohttp-uvloop", "bare", ("aiohttp", "orjson", "uvloop"), "aiohttp, uvloop", loop="uvloop"),
-    Peer("aiofinetune-uvloop", "ours", (_OURS, "orjson", "uvloop"), "aiofinetune, uvloop", loop="uvloop"),
-    Peer("aiofinetune-no-orjson", "ours", (_OURS,), "aiofinetune"),
-    Peer("openai-0.28-shared", "openai_0", ("openai==0.28.1",), "openai", "shared", (3, 11), 0.4),
-    Peer("openai-0.28", "openai_0", ("openai==0.28.1",), "openai", "default", (3, 11), 0.2),
+    Peer("aiohttp-msgspec", "bare_msgspec", ("aiohttp", "msgspec", "orjson"), "import aiohttp, msgspec"),
+    Peer("aiohttp-uvloop", "bare", ("aiohttp", "orjson", "uvloop"), "import aiohttp, uvloop", loop="uvloop"),
+    Peer("aiofinetune-uvloop", "ours", (_OURS, "orjson", "uvloop"), f"{_SESSION}; import uvloop", loop="uvloop"),
+    Peer("aiofinetune-no-orjson", "ours", (_OURS,), _SESSION),
+    Peer("openai-0.28-shared", "openai_0", ("openai==0.28.1",), "import openai", "shared", (3, 11), 0.4),
+    Peer("openai-0.28", "openai_0", ("openai==0.28.1",), "import openai", "default", (3, 11), 0.2),
     # The last release with client.fine_tunes.
-    Peer("openai-1.7", "openai_1", ("openai==1.7.1", "httpx<0.28"), "openai", "", (3, 12), 0.1),
-    Peer("openai", "openai_newest", ("openai",), "openai", "httpx", share=0.1, dialects=("fine-tunes", *JOBS_DIALECTS)),
+    Peer("openai-1.7", "openai_1", ("openai==1.7.1", "httpx<0.28"), "import openai", "", (3, 12), 0.1),
+    Peer(
+        "openai",
+        "openai_newest",
+        ("openai",),
+        "import openai",
+        "httpx",
+        share=0.1,
+        dialects=("fine-tunes", *JOBS_DIALECTS),
+    ),
     Peer(
         "openai-aiohttp",
         "openai_newest",
         ("openai[aiohttp]",),
-        "openai",
+        "import openai",
         "aiohttp",
         share=0.2,
         dialects=("fine-tunes", *JOBS_DIALECTS),
     ),
-    Peer("together", "together_newest", ("together",), "together", share=0.1, dialects=("together",)),
-    Peer("httpx", "httpx_sse", ("httpx", "httpx-sse"), "httpx", share=0.2),
+    Peer("together", "together_newest", ("together",), "import together", share=0.1, dialects=("together",)),
+    Peer("httpx", "httpx_sse", ("httpx", "httpx-sse"), "import httpx", share=0.2),
 )
 
 
