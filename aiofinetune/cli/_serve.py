@@ -242,6 +242,11 @@ def _dask(address: str, options: Options) -> Engine:
     """
     from aiofinetune.local._trainers.dask_engine import DaskEngine  # noqa: PLC0415  # only when it is used
 
+    if options.public_url is None and options.host in _EVERY_ADDRESS:
+        raise ConfigurationError(
+            f"host: {options.host!r} names no machine, and Dask's workers are told a URL of this server; give"
+            " --public-url, or the --host at which they reach it"
+        )
     ca, cert, key = options.dask_ca, options.dask_cert, options.dask_key
     if ca is None or cert is None or key is None:
         if ca or cert or key:

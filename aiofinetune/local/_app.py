@@ -20,7 +20,7 @@ from aiofinetune.local._completers import Completers
 from aiofinetune.local._completions import Completer
 from aiofinetune.local._connections import connection_of, new_request_id
 from aiofinetune.local._queue import Jobs
-from aiofinetune.local._routes import Handler, Routes
+from aiofinetune.local._routes import Handler, Routes, token_of
 from aiofinetune.local._routes.attempts import PREFIX, AttemptRoutes
 from aiofinetune.local._routes.bodies import MAX_JSON_BYTES
 from aiofinetune.local._routes.files import FileRoutes
@@ -147,13 +147,10 @@ class Api:
 
     def _check_key(self, request: web.Request) -> None:
         given = request.headers.get("Authorization", "")
-        # The name of a scheme may be in any case (RFC 9110, section 11.1).
-        scheme, _, key = given.partition(" ")
+        key = token_of(request)
         if not given:
-            scheme, key = "bearer", request.headers.get("api-key", "")  # Azure's header for keys.
-            given = key
-        is_right = hmac.compare_digest(key.lstrip(" ").encode(errors="surrogateescape"), self._api_key)
-        if scheme.lower() != "bearer" or not is_right:
+            given = key = request.headers.get("api-key", "")  # Azure's header for keys.
+        if not hmac.compare_digest(key.encode(errors="surrogateescape"), self._api_key):
             raise Refused(
                 401,
                 f"{'Wrong' if given else 'No'} API key; send 'Authorization: Bearer KEY'",

@@ -150,6 +150,15 @@ async def test_keys_and_tokens_open_only_their_own(data: Path, examples: bytes) 
         await client.call("GET", "/nowhere", status=404)
 
 
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER"])
+async def test_the_scheme_of_a_token_may_be_in_any_case(data: Path, examples: bytes, scheme: str) -> None:
+    """The routes of workers and those of clients both take ``Authorization: bearer TOKEN`` (RFC 9110)."""
+    async with serving(data) as (client, hand):
+        await client.create(examples)
+        assert await hand.call("POST", json={"resources": {}}, headers={"Authorization": f"{scheme} {WORKER}"})
+        await client.call("GET", "/models", headers={"Authorization": f"{scheme} {KEY}"})
+
+
 @pytest.mark.parametrize("path", ["..", ".", "%2e%2e", "..%2f..%2ffiles", "attempt-%00", "attempt-" + "A" * 24, "%"])
 async def test_a_path_in_an_id_or_a_name_leads_nowhere(data: Path, examples: bytes, path: str) -> None:
     """An id is only compared with those of attempts, and a name with those of the attempt's own files."""

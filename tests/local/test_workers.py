@@ -313,6 +313,10 @@ async def test_a_killed_worker_over_tls(
         (("worker", "--server", "http://example.com"), "--server: 'http://example.com' would carry"),
         (("serve", "--port", "0", "--trainers", "workers"), "--worker-token-file"),
         (("serve", "--port", "0", "--trainers", "slurm"), "expected local, workers or dask://"),
+        (
+            ("serve", "--host", "0.0.0.0", "--api-key", "kk", "--allow-plain-http", "--trainers", "dask://127.0.0.1:1"),
+            "--host: '0.0.0.0' names no machine",
+        ),
         (("serve", "--port", "0", "--tls-cert", __file__, "--tls-key", __file__), "--tls-cert, --tls-key"),
         (("serve", "--port", "0", "--tls-cert", __file__), "belong together"),
         (("serve", "--port", "0", "--resource", "gpu"), "expected NAME=AMOUNT"),

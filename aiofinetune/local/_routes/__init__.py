@@ -21,3 +21,10 @@ class Routes(Protocol):
     def paths(self) -> Paths:
         """Return the handlers of each path."""
         ...  # Without this, Pyright takes the method for one that returns None.
+
+
+def token_of(request: web.Request) -> str:
+    """Return the token of ``Authorization: Bearer TOKEN``; "" if there is no such header."""
+    # The name of a scheme may be in any case (RFC 9110, section 11.1).
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.lstrip(" ") if scheme.lower() == "bearer" else ""

@@ -26,7 +26,7 @@ from aiohttp import web
 from aiofinetune import structuring
 from aiofinetune.errors import RequestInvalid
 from aiofinetune.local._queue import Jobs
-from aiofinetune.local._routes import Paths
+from aiofinetune.local._routes import Paths, token_of
 from aiofinetune.local._routes.bodies import BODY_TIMEOUT, read_json_object, too_slow
 from aiofinetune.local._routes.replies import PIECE_BYTES, json_reply, member, send_file
 from aiofinetune.local._store import Store
@@ -118,8 +118,7 @@ class AttemptRoutes:
 
         A request of an attempt that is over is refused with 410, whatever else is wrong with it.
         """
-        kind, _, token = request.headers.get("Authorization", "").partition(" ")
-        given = digest(token if kind == "Bearer" else "")
+        given = digest(token_of(request))
         if "id" not in request.match_info:
             if self._worker_token is None or not hmac.compare_digest(given, self._worker_token):
                 raise _unauthorized("the workers' token")
