@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -191,12 +192,15 @@ def summary(report: Report) -> str:
         "openai-aiohttp": f"{_newest(report, 'openai')}, aiohttp",
         "together": _newest(report, "together"),
     }
-    return (
-        f"{_summary_of(report, [work for work in works if ':' not in work[0]], reference)}\n\n"
-        f"{_summary_of(report, [work for work in works if ':' in work[0]], others)}\n\n"
+    words = (
         f"{machine['cpu']}, {machine['cores']} cores; medians of {_rounds(report)} rounds."
         " Bare is aiohttp with orjson and dicts. For the batch, all but aiofinetune only create and list: no journal,"
         " no limits, no job followed."
+    )
+    return (
+        f"{_summary_of(report, [work for work in works if ':' not in work[0]], reference)}\n\n"
+        f"{_summary_of(report, [work for work in works if ':' in work[0]], others)}\n\n"
+        f"{textwrap.fill(words, 120)}"
     )
 
 
@@ -224,15 +228,17 @@ def _rounds(report: Report) -> int:
     return len(rounds)
 
 
-_BETWEEN: Final = ("<!-- python -m benchmarks.table --readme -->\n", "\n<!-- end -->")
+_BETWEEN: Final = ("<!-- python -m benchmarks.table --readme -->\n", "<!-- end -->")
 
 
 def renew(readme: Path, report: Report) -> None:
     """Put a run's summary in the place of the README's."""
     begin, end = _BETWEEN
-    before, _, rest = readme.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    readme.write_text(before + begin + summary(report) + end + after)
+    before, found, rest = readme.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise SystemExit(f"{readme}: expected a table between {begin.strip()!r} and {end!r}")
+    readme.write_text(f"{before}{begin}{summary(report)}\n{end}{after}")
 
 
 def _works(report: Report) -> str:
