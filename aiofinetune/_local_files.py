@@ -40,16 +40,20 @@ async def opened(path: Path, mode: str, named: Path | None = None) -> AsyncItera
         named: The path to show in an error; by default `path`.
 
     Raises:
-        LocalFileError: The file cannot be opened.
+        LocalFileError: The file cannot be opened, or what is left to write cannot be written.
     """
     files: list[IO[bytes]] = []
     try:
         # The thread opens the file even if this is cancelled. The result is kept in a list, so that it is closed below.
         await _in_thread(named or path, lambda: files.append(_open(path, mode)))
         yield files[0]  # type: ignore[misc]  # BinaryIO is the type of such files
-    finally:
+    except BaseException:
         for file in files:
-            await in_thread(None, file.close)
+            # What could not be written fails again when the file is closed, which must not replace the first error.
+            with contextlib.suppress(OSError):
+                await in_thread(None, file.close)
+        raise
+    await _in_thread(named or path, files[0].close)
 
 
 def _target(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from asyncio import StreamWriter
 from pathlib import Path
 
@@ -120,3 +121,19 @@ async def test_download_to_nowhere(tmp_path: Path) -> None:
         with pytest.raises(LocalFileError):
             await session.download_file("file-1", tmp_path / "missing" / "a.csv")
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+async def test_download_to_a_full_disk(size: int, tmp_path: Path) -> None:
+    """A disk without room is an error of the file, be the content short or long, and no part of it is left."""
+    data = b"x" * size
+    async with talking_to(knowing_file(size, answering(reply(body=data)))) as session:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # Python ignores the signal, so that writing more fails as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+        try:
+            with pytest.raises(LocalFileError, match=r"a\.csv: File too large"):
+                await session.download_file("file-1", tmp_path / "a.csv")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
