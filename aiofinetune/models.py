@@ -438,6 +438,9 @@ def _given_reader() -> Callable[[FineTuneRequest], dict[str, object]]:
 
 # Errors that carry a job
 
+_MAX_NAMED: Final = 10
+"""The number of ids that the text of an error names. Its attributes have them all."""
+
 
 class CreateUncertain(FineTuneError):
     """It is not known whether a create made a job, or which job; a person has to look.
@@ -481,7 +484,9 @@ class CreateUncertain(FineTuneError):
         since = min([self.since, *(job.created_at for job in self.candidates if job.created_at is not None)])
         # Both times come from outside, and strftime() fails for a time that is negative or after the year 9999.
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(0, min(since, 253402300799))))
-        request, ids = self.request, ", ".join(self.candidate_ids)
+        request, ids = self.request, ", ".join(self.candidate_ids[:_MAX_NAMED])
+        if (more := len(self.candidate_ids) - _MAX_NAMED) > 0:
+            ids += f" or one of {more} more"
         return (
             (
                 "the service accepted the create and made a job, but it is not known which one."

@@ -132,6 +132,16 @@ def test_copies(error: aiofinetune.FineTuneError) -> None:
             ),
         ),
         (
+            aiofinetune.CreateUncertain(
+                FineTuneRequest(training_file="file-1"), 0.0, (), False, tuple(f"ft-{number}" for number in range(12))
+            ),
+            (
+                "the reply to the create was lost; a job may have been made. In list_fine_tunes(), look for a job"
+                " created at 1970-01-01T00:00:00Z or later with training file file-1, model (any) and suffix (none); it"
+                " may be ft-0, ft-1, ft-2, ft-3, ft-4, ft-5, ft-6, ft-7, ft-8, ft-9 or one of 2 more"
+            ),
+        ),
+        (
             aiofinetune.FineTuneUnreadable("$.status is missing", "ft-1"),
             "the create made the job ft-1, but the job cannot be read: $.status is missing",
         ),
