@@ -255,22 +255,17 @@ async def test_a_job_of_many_events_leaves_the_loop_to_others(
 
     def spy(value: object) -> dict[str, object]:
         if threading.current_thread() is threading.main_thread():
+            if in_one_go[-1] == 0:
+                asyncio.get_running_loop().call_soon(in_one_go.append, 0)
             in_one_go[-1] += 1
         return write(value)
 
-    async def count_turns() -> None:
-        while True:
-            await asyncio.sleep(0)
-            in_one_go.append(0)
-
     monkeypatch.setattr(structuring, "write_reply", spy)
-    counting = asyncio.create_task(count_turns())
     path = f"/fine-tunes/{job['id']}"
     for url in (path, f"{path}/events", f"{path}/events?stream=true"):
         async with client.http.get(client.base_url + url) as response:
             assert (await response.read()).count(b"Completed epoch") == 10_001
-    counting.cancel()
-    assert max(in_one_go) <= 500
+    assert 0 < max(in_one_go) <= 500
 
 
 # A machine that is short of something
