@@ -33,11 +33,6 @@ _AT_ONCE: Final = 32
 _UNWATCHED: Final = contextlib.nullcontext()
 
 
-def _no_time() -> float:
-    """Return the time before a batch begins and after it ends: no decision depends on it, and there may be no loop."""
-    return 0.0
-
-
 class _Over(Exception):
     """The batch is over, so its tasks are cancelled at once: nothing may be told to a core that is done."""
 
@@ -76,8 +71,6 @@ class Runner:
         self._is_writing = False
         self._tasks: asyncio.TaskGroup | None = None
         """The tasks of what is under way; None before the run and after it, when nothing is begun."""
-        self._now: Callable[[], float] = _no_time
-        """The event loop's clock, while the batch runs."""
         self._news = asyncio.Event()
         """Set when something happened, and the core is to decide what follows."""
         self._alarm: asyncio.TimerHandle | None = None
@@ -89,7 +82,6 @@ class Runner:
     async def run(self, *others: Callable[[], Coroutine[Any, Any, None]]) -> None:  # Any: as `async def` has it
         """Run the batch to its end, and in the meantime `others`, such as the reading of its input."""
         try:
-            self._now = asyncio.get_running_loop().time
             async with asyncio.TaskGroup() as self._tasks:
                 # It may have been stopped before it was entered.
                 if self.finish is None:
@@ -102,7 +94,7 @@ class Runner:
         except* Exception as failures:  # noqa: BLE001  # raised to the caller that iterates
             self.finish = act.Finish(_first(failures), None, None)
         finally:
-            self._tasks, self._now = None, _no_time
+            self._tasks = None
             self._disarm()
             for attempt in list(self._watched):
                 self._end_watch(attempt, "left", None)
@@ -115,6 +107,10 @@ class Runner:
         else:
             self._begin(self._core.go_on(self._now()))
             self._changed()
+
+    def _now(self) -> float:
+        # Before it begins and after it ends, no decision depends on the time, and there may be no event loop.
+        return 0.0 if self._tasks is None else asyncio.get_running_loop().time()
 
     def _begin(self, actions: Iterable[act.Action]) -> None:
         for action in actions:
@@ -166,9 +162,6 @@ class Runner:
 
     def _recorded(self, action: act.Action) -> on.Event:
         """Record an action without a journal, and return the event that answers it."""
-        if _observe.observer is None:
-            record = self._records[type(action)](action)
-            return record.event(record.note)
         with self._watching(action):
             record = self._records[type(action)](action)
             return record.event(record.note)
