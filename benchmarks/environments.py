@@ -61,7 +61,9 @@ class Peer:
 JOBS_DIALECTS: Final = ("jobs", "azure", "nebius")
 """Those with the jobs of OpenAI's API, in pages."""
 
-ALL_DIALECTS: Final = ("fine-tunes", *JOBS_DIALECTS, "together")
+_OPENAI_DIALECTS: Final = ("fine-tunes", *JOBS_DIALECTS)
+
+ALL_DIALECTS: Final = (*_OPENAI_DIALECTS, "together")
 
 # The package imports nothing until one of its names is used.
 _SESSION: Final = "from aiofinetune import FineTuneSession"
@@ -78,15 +80,7 @@ PEERS: Final = (
     Peer("openai-0.28", "openai_0", ("openai==0.28.1",), "import openai", "default", (3, 11), 0.2),
     # The last release with client.fine_tunes.
     Peer("openai-1.7", "openai_1", ("openai==1.7.1", "httpx<0.28"), "import openai", "", (3, 12), 0.1),
-    Peer(
-        "openai",
-        "openai_newest",
-        ("openai",),
-        "import openai",
-        "httpx",
-        share=0.1,
-        dialects=("fine-tunes", *JOBS_DIALECTS),
-    ),
+    Peer("openai", "openai_newest", ("openai",), "import openai", "httpx", share=0.1, dialects=_OPENAI_DIALECTS),
     Peer(
         "openai-aiohttp",
         "openai_newest",
@@ -94,7 +88,7 @@ PEERS: Final = (
         "import openai",
         "aiohttp",
         share=0.2,
-        dialects=("fine-tunes", *JOBS_DIALECTS),
+        dialects=_OPENAI_DIALECTS,
     ),
     Peer("together", "together_newest", ("together",), "import together", share=0.1, dialects=("together",)),
     Peer("httpx", "httpx_sse", ("httpx", "httpx-sse"), "import httpx", share=0.2),

@@ -21,6 +21,7 @@ from aiofinetune import Batch, JournalUnusable
 from aiofinetune.batch._rerun import look_back
 from tests.servers.batchserver import BatchServer, talking_to
 from tests.support.damage import COUNT, Case, child, corrupted, entries, flipped, sent, write_version_1
+from tests.support.limits import limited
 
 HEADER: Final = 76
 """Bytes of a journal before its first line."""
@@ -282,12 +283,8 @@ async def test_a_name_that_is_too_long(tmp_path: Path) -> None:
 async def test_a_full_disk(tmp_path: Path) -> None:
     """Where the journal cannot grow nothing more is sent; when it can again, the batch goes on where it was."""
     async with half(tmp_path) as (case, batch):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (case.journal.stat().st_size + 50, before[1]))
-        try:
+        with limited(resource.RLIMIT_FSIZE, case.journal.stat().st_size + 50):
             await stops(case, batch, r"sweep\.journal: File too large$")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # Journals of version 1

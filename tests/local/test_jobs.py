@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from aiofinetune.local import _queue as jobs
 from aiofinetune.local._store.attempts import AttemptStore
 from aiofinetune.local._trainers import trainer
 from tests.local.plainclient import Client, Connect, Launch
+from tests.support.limits import limited
 
 LONG = 100_000
 """Epochs that no test waits for."""
@@ -269,17 +270,6 @@ async def test_a_job_of_many_events_leaves_the_loop_to_others(
 
 
 # A machine that is short of something
-
-
-@contextlib.contextmanager
-def limited(what: int, limit: int) -> Iterator[None]:
-    """Let this process, and those that it starts, have no more of something."""
-    soft, hard = resource.getrlimit(what)
-    resource.setrlimit(what, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(what, (soft, hard))
 
 
 async def reach_interruption(client: Client, job_id: str) -> str:

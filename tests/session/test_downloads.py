@@ -12,6 +12,7 @@ import pytest
 from aiofinetune import ConnectionLost, LocalFileError, NotFound, ProtocolViolation, ReplyTimeout
 from tests.servers.rawserver import Received, answering, knowing_file, reply, talking_to
 from tests.session.calls import CUT, DATA, ONCE
+from tests.support.limits import limited
 
 pytestmark = pytest.mark.fastforward
 
@@ -128,12 +129,6 @@ async def test_download_to_a_full_disk(size: int, tmp_path: Path) -> None:
     """A disk without room is an error of the file, be the content short or long, and no part of it is left."""
     data = b"x" * size
     async with talking_to(knowing_file(size, answering(reply(body=data)))) as session:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        # Python ignores the signal, so that writing more fails as on a full disk.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
-        try:
-            with pytest.raises(LocalFileError, match=r"a\.csv: File too large"):
-                await session.download_file("file-1", tmp_path / "a.csv")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        with limited(resource.RLIMIT_FSIZE, 50), pytest.raises(LocalFileError, match=r"a\.csv: File too large"):
+            await session.download_file("file-1", tmp_path / "a.csv")
     assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,6 @@ import contextlib
 import json
 import resource
 from asyncio import StreamWriter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -40,6 +38,7 @@ from tests.servers.rawserver import (
 )
 from tests.session.calls import ONCE
 from tests.session.streams import DONE, messages
+from tests.support.limits import limited
 
 pytestmark = pytest.mark.fastforward
 
@@ -280,17 +279,6 @@ async def test_stream_outlives_other_timeouts() -> None:
             assert [each async for each in events] == []
 
 
-@asynccontextmanager
-async def many_files() -> AsyncIterator[None]:
-    """As many open files as this system lets a process have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 async def test_thousand_streams() -> None:
     """A thousand open streams keep no other call from its turn, and each tells its own job's events."""
     goes_on = asyncio.Event()
@@ -305,22 +293,24 @@ async def test_thousand_streams() -> None:
 
     # Debugging asyncio costs more here than all else.
     asyncio.get_running_loop().set_debug(False)
-    async with many_files(), talking_to(handler) as session:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with limited(resource.RLIMIT_NOFILE, most):
+        async with talking_to(handler) as session:
 
-        async def follow(number: int) -> bool:
-            async with session.stream_fine_tune_events(f"ft-{number}") as events:
-                first = await anext(events)
-                open_streams.append(number)
-                if len(open_streams) == 1000:
-                    all_open.set()
-                assert [each async for each in events] == []
-            return first.message == f"ft-{number}"
+            async def follow(number: int) -> bool:
+                async with session.stream_fine_tune_events(f"ft-{number}") as events:
+                    first = await anext(events)
+                    open_streams.append(number)
+                    if len(open_streams) == 1000:
+                        all_open.set()
+                    assert [each async for each in events] == []
+                return first.message == f"ft-{number}"
 
-        open_streams: list[int] = []
-        all_open = asyncio.Event()
-        async with asyncio.TaskGroup() as group:
-            following = [group.create_task(follow(number)) for number in range(1000)]
-            await all_open.wait()
-            assert (await session.retrieve_fine_tune("ft-1")).id == "ft-1"
-            goes_on.set()
+            open_streams: list[int] = []
+            all_open = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                following = [group.create_task(follow(number)) for number in range(1000)]
+                await all_open.wait()
+                assert (await session.retrieve_fine_tune("ft-1")).id == "ft-1"
+                goes_on.set()
     assert all(task.result() for task in following)
