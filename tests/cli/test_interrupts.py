@@ -18,7 +18,11 @@ from tests.servers.batchserver import BatchServer
 from tests.servers.rawserver import KEY
 
 EARLY = """
-import os, sys
+import os, signal, sys
+
+# What runs the tests may be in the background of a shell, which then has this signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 from aiofinetune.__main__ import main
 
 class Finder:
