@@ -10,6 +10,7 @@ from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._creates import owner_of
 from aiofinetune.batch._no_journal import AnyJournal
+from aiofinetune.batch._notices import log_search
 from aiofinetune.models import CreateUncertain
 
 _RECENT: Final = 3600.0
@@ -32,6 +33,8 @@ class EarlierRuns:
         lost = await self._journal.lost()
         owners = await self._journal.owners(0.0 if lost else self._began - _RECENT)
         self.known.update(owners)
+        if lost:
+            log_search(len(lost))
         return on.EarlierRunsRead(tuple(lost), owners)
 
     async def search(self, action: act.SearchForCreate) -> on.JobFound | on.NothingMade | on.CreateUnclear:

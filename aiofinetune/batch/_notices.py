@@ -96,6 +96,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
+def log_search(count: int) -> None:
+    """Log that the jobs of so many creates are searched for, and that nothing is sent in the meantime."""
+    _log.info("before anything is sent, looking for jobs of creates whose replies an earlier run missed: %d", count)
+
+
 def log_left(left: LeaveJob) -> None:
     """Log that a job that may still run is no longer followed."""
     extra = {"label": left.label, "job_id": left.job_id, "event": "left"}

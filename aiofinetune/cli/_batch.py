@@ -141,9 +141,11 @@ async def run_manifest(
             accept_base_url=accept_base_url,
             **options,
         )
-        run = _Run(batch, count, journal, shell, cancels=bool(options.get("cancel_on_exit")), show_ended=show_ended)
-        if ended := _before(rerun, count, retry_failed=retry_failed):
-            run.say(ended)
+        ended = _ended(rerun, retry_failed=retry_failed)
+        cancels = bool(options.get("cancel_on_exit"))
+        run = _Run(batch, count, journal, shell, ended=ended, cancels=cancels, show_ended=show_ended)
+        if before := _before(rerun, count, ended):
+            run.say(before)
         try:
             # Also while jobs are cancelled at the end.
             with run.interruptible():
@@ -216,10 +218,14 @@ def _check_labels(manifest: Path, labels: Collection[str]) -> None:
         )
 
 
-def _before(rerun: Rerun, count: int, *, retry_failed: bool) -> str:
+def _ended(rerun: Rerun, *, retry_failed: bool) -> int:
+    """Return how many entries ended in earlier runs, and are not sent again."""
+    return rerun.succeeded + (0 if retry_failed else rerun.failed)
+
+
+def _before(rerun: Rerun, count: int, ended: int) -> str:
     """Return what a rerun finds, as text for people; "" if nothing has ended."""
-    retried = rerun.failed if retry_failed else 0
-    ended = rerun.succeeded + rerun.failed - retried
+    retried = rerun.succeeded + rerun.failed - ended
     if not ended and not retried:
         return ""
     to_go = count - ended
@@ -234,10 +240,20 @@ class _Run:
     """One run of a batch, and its display."""
 
     def __init__(
-        self, batch: Batch, count: int, journal: JournalPlace, shell: Shell, *, cancels: bool, show_ended: bool
+        self,
+        batch: Batch,
+        count: int,
+        journal: JournalPlace,
+        shell: Shell,
+        *,
+        ended: int,
+        cancels: bool,
+        show_ended: bool,
     ) -> None:
         self._batch = batch
         self._count = count
+        self._unread = ended
+        """How many of the entries that ended in earlier runs the batch has not come to yet."""
         self._journal = journal
         self._shell = shell
         self._console = shell.err if shell.as_json else shell.out
@@ -293,14 +309,15 @@ class _Run:
                     # That a person must look at an outcome goes first.
                     self.say(one_line(str(error)))
         progress = self._batch.progress
-        self.say(counts_line(progress, self._count))
+        unread = 0 if stopped is None else self._unread
+        self.say(counts_line(progress, self._count) + (f"; {unread} more had ended before" if unread else ""))
         if unknown := unknown_words(progress):
             self.say(f"Look before anything is sent again: {unknown}. 'aiofinetune list' shows the jobs of the service")
             if self._journal.is_kept:
                 self.say(f"To create a new job for an entry that has none: {self._again('--retry-uncertain', 'LABEL')}")
         if stopped is not None:
             self.say(one_line(str(stopped)))
-            self.say(f"{self._count - progress.ended} of {self._count} entries {self._rest(stopped)}")
+            self.say(f"{self._count - progress.ended - unread} of {self._count} entries {self._rest(stopped)}")
         self.say_left()
         status = exit_status(stopped, so_far=self._status, signal=self.signals[0] if self.signals else 0)
         return exit_status(self._failure, so_far=status)
@@ -388,6 +405,7 @@ class _Run:
 
     def _show(self, outcome: Outcome) -> None:
         self._status = exit_status(outcomes=[outcome], so_far=self._status)
+        self._unread -= outcome.is_replayed and not _is_news(outcome)
         if self._shell.as_json:
             try:
                 print_json_line(outcome.summary())

@@ -664,6 +664,43 @@ async def test_a_live_table() -> None:
     assert shown.splitlines()[-1].startswith("16 of 16 ended: ")
 
 
+async def test_a_rerun_that_looks_for_a_lost_create_says_so_and_counts_what_ended_before() -> None:
+    """It says what it looks for; stopped meanwhile, it counts what ended before, though it has come to none of it."""
+    server = BatchServer()
+    server.hides = lambda job: job["hyperparams"]["n_epochs"] == 3
+    name = sweep(server, 4)
+    async with server.listening() as url:
+        async with running(name, "--concurrency", "1", url=url) as process:
+            # The third job is made, and the command is killed before the reply is there.
+            await server.until(lambda: server.asked["create"] == 2)
+            server.held["create"] = asyncio.Event()
+            await server.until(lambda: len(server.jobs) == 3)
+            process.kill()
+            await process.wait()
+        del server.held["create"]
+        async with running(name, url=url) as process:
+            assert process.stderr is not None
+            _, told = [TIME.sub("", (await process.stderr.readline()).decode()) for _ in range(2)]
+            looking = "before anything is sent, looking for jobs of creates whose replies an earlier run missed"
+            assert told == f"{looking}: 1\n"
+            process.send_signal(signal.SIGINT)
+            stdout, _ = await process.communicate()
+        server.hides, server.lasts = lambda _job: False, None
+        async with running(name, url=url) as process:
+            await server.until(lambda: bool(server.active & server.streamed))
+            process.send_signal(signal.SIGINT)
+            later, _ = await process.communicate()
+    assert b"3 of 4 ended: 3 succeeded, 0 failed, 0 cancelled, 0 rejected\n" in later
+    assert b"1 of 4 entries have not ended" in later
+    lines = [TIME.sub("", line) for line in stdout.decode().splitlines()]
+    assert lines[0] == "4 entries: 2 ended before, 2 to go"
+    assert lines[2:] == [
+        "0 of 4 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected; 2 more had ended before",
+        "the batch sends no more requests: it was asked to stop",
+        "2 of 4 entries have not ended. To continue: aiofinetune batch jobs.jsonl",
+    ]
+
+
 async def test_brackets_in_the_live_table() -> None:
     """Labels and errors with square brackets are shown as they are in the table too."""
     server = BatchServer(lasts=None)
