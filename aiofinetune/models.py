@@ -312,6 +312,9 @@ def problem_of(name: str, value: object) -> str | None:
     if value is None or name not in _RULES:
         return None
     expected, fits = _RULES[name]
+    if isinstance(value, str) and not (value.isascii() or _is_unicode(value)):
+        # Such as the name of a file that has other bytes, as Python has it.
+        expected = "text that UTF-8 can encode"
     if type(value) is int and value > _LARGEST and fits(_LARGEST):
         expected = f"at most {_LARGEST}"
     return None if fits(value) else f"expected {expected}, got {_shown(value)}"

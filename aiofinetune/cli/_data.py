@@ -141,7 +141,7 @@ def check(
         is_bad |= fail_on != "never" and bool(report.at_least(Severity(fail_on)))
         if not as_json:
             _show_report(console, report, suggestion, Columns(prompt, completion))
-    text = json.dumps(told if len(told) > 1 else told[0], indent=2, ensure_ascii=False) + "\n"
+    text = _json_of(told if len(told) > 1 else told[0]) + "\n"
     if output is not None:
         read = (options["validation"], options["tokenizer"])
         _write(output, (*files, *(it for it in read if it is not None)), text)
@@ -308,7 +308,12 @@ def progress_bar(
 
 
 def _print_json(told: dict[str, object]) -> None:
-    click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+    click.echo(_json_of(told))
+
+
+def _json_of(value: object) -> str:
+    # The name of a file may have bytes that are no UTF-8, which JSON must not have.
+    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="replace").decode()
 
 
 def _write(output: Path, inputs: tuple[Path, ...], text: str) -> None:

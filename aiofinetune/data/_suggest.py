@@ -48,7 +48,8 @@ def suggest_request(
 
     Args:
         report: What `check_file` returned for the training file.
-        training_file: The id of the uploaded file; by default the file's path, as a batch takes it.
+        training_file: The id of the uploaded file; by default the file's path, as a batch takes it. What UTF-8 cannot
+            encode in it is replaced, for no request can name such a file.
         validation_file: The same for the validation file.
         model: The model to tune; by default the service's.
         n_epochs: The number of epochs; by default the service's, which is 4 in the reference.
@@ -60,8 +61,8 @@ def suggest_request(
     classes = list(report.task.classes) if report.task is not None else []
     is_classified = bool(classes) and validation_file is not None
     request = FineTuneRequest(
-        training_file=training_file or report.file,
-        validation_file=validation_file,
+        training_file=training_file or _encodable(report.file),
+        validation_file=None if validation_file is None else _encodable(validation_file),
         model=model,
         n_epochs=n_epochs,
         compute_classification_metrics=True if is_classified else None,
@@ -76,3 +77,7 @@ def suggest_request(
         steps=-(-report.rows // batch_size_of(report.rows)) * epochs,
         cost=None if price_per_1000_tokens is None else tokens * price_per_1000_tokens / 1000,
     )
+
+
+def _encodable(path: str) -> str:
+    return path.encode(errors="replace").decode()

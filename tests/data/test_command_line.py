@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,19 @@ def test_json_has_the_whole_report(tmp_path: Path, messy: Path) -> None:
     assert run("check", messy, "--validation-file", other, "-o", other).exit_code == 5
     assert rows_in(other) == pairs(("x", "y"))
     assert "is the input" in run("check", messy, "-o", messy).output or messy.read_text().startswith('{"prompt"')
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a file system that takes only UTF-8 as names")
+def test_a_file_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    """It is checked like any other, and the report is JSON; no request can name it, and `create` says so."""
+    file = write(tmp_path, pairs(("a ->", " b")), os.fsdecode(b"\xe9.jsonl"))
+    result = run("check", file, "--json", "-o", tmp_path / "report.json")
+    assert result.exit_code == 0
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert report == json.loads(result.stdout_bytes)
+    assert report["suggestion"]["request"]["training_file"] == str(tmp_path / "?.jsonl")
+    refused = CliRunner().invoke(cli, ["create", str(file), "--api-key", "key", "--base-url", "http://127.0.0.1:9/v1"])
+    assert (refused.exit_code, "TRAINING_FILE: expected text that UTF-8 can encode" in refused.output) == (2, True)
 
 
 def test_the_option_that_overwrites_is_named(messy: Path) -> None:
