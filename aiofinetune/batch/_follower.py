@@ -13,7 +13,7 @@ from aiofinetune.batch._core import actions as act
 from aiofinetune.batch._core import events as on
 from aiofinetune.batch._no_journal import AnyJournal
 from aiofinetune.batch._results_folder import ResultsFolder
-from aiofinetune.errors import FineTuneError, JournalUnusable, NotFound, ProtocolViolation
+from aiofinetune.errors import BadRequest, Conflict, FineTuneError, JournalUnusable, NotFound, ProtocolViolation
 from aiofinetune.models import FineTune, FineTuneEnded, FineTuneEvent, Status
 from aiofinetune.session import FineTuneSession
 
@@ -153,7 +153,7 @@ class Follower:
         return on.ResultsFetched(action.attempt, figures)
 
     async def cancel(self, job_ids: list[str]) -> None:
-        """Cancel jobs, and remove from the list those that are cancelled."""
+        """Cancel jobs, and remove from the list those that are cancelled, or have ended."""
         async with asyncio.TaskGroup() as tasks:
             for job_id in list(job_ids):
                 tasks.create_task(self._cancel(job_id, job_ids))
@@ -161,7 +161,12 @@ class Follower:
     async def _cancel(self, job_id: str, job_ids: list[str]) -> None:
         try:
             async with self._ending:
-                await self._session.cancel_fine_tune(job_id)
+                try:
+                    await self._session.cancel_fine_tune(job_id)
+                except (BadRequest, Conflict):
+                    # It may have ended just before.
+                    if not (await self._session.retrieve_fine_tune(job_id)).is_terminal:
+                        raise
             job_ids.remove(job_id)
         except FineTuneError as error:
             _log.warning("cancelling %s failed: %s", job_id, in_short(error))

@@ -62,7 +62,8 @@ class Input:
         except (Exception, BaseExceptionGroup, asyncio.CancelledError) as failure:
             if _is_cancelled():
                 # No more requests are needed, so an error that the input raises on being closed does not matter.
-                _log.info("the input of requests was closed: %s", in_short(failure))
+                if not isinstance(failure, asyncio.CancelledError):
+                    _log.info("the input of requests failed as it was closed: %s", in_short(failure))
             elif isinstance(failure, Exception):
                 end = on.InputFailed(failure)
             elif isinstance(failure, asyncio.CancelledError):

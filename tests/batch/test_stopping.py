@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -330,6 +331,46 @@ async def test_cancel_on_exit_survives_a_service_that_will_not() -> None:
     ):
         await server.until(lambda: len(server.active) == 2)
     assert server.asked["cancel"] == 2
+
+
+async def test_an_input_that_is_left_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """A batch that is left while its input waits for more logs nothing about the input."""
+    server = BatchServer()
+
+    async def waiting() -> AsyncGenerator[Entry, None]:
+        for entry in entries(server, 1):
+            yield entry
+        await asyncio.Event().wait()
+
+    caplog.set_level(logging.INFO, "aiofinetune")
+    async with talking_to(server) as session, asyncio.timeout(60), Batch(session, waiting()) as batch:
+        assert (await anext(batch)).status == "succeeded"
+    assert "input" not in caplog.text
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_job_that_ends_just_before_its_cancel_is_not_left(
+    caplog: pytest.LogCaptureFixture, *, ends: bool
+) -> None:
+    """Where the service refuses a cancel because the job has ended, nothing is left running, and nothing is warned of.
+
+    Of a job that has not ended both are said.
+    """
+    server = BatchServer(lasts=None)
+
+    def refuse(endpoint: str) -> bytes | None:
+        if endpoint != "cancel":
+            return None
+        if ends:
+            server.end("ft-2")
+        return error(400, "this job cannot be cancelled")
+
+    async with talking_to(server) as session, asyncio.timeout(60):
+        async with Batch(session, entries(server, 1), cancel_on_exit=True) as batch:
+            await server.until(lambda: server.asked["stream"] == 1)
+            server.refuse = refuse
+        assert batch.not_cancelled == (() if ends else ("ft-2",))
+    assert ("cancelling ft-2 failed" in caplog.text) is not ends
 
 
 @pytest.mark.parametrize("iterates", [True, False])
