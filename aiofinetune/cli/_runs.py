@@ -18,7 +18,7 @@ from aiofinetune.batch._manifest import Entry, read_manifest
 from aiofinetune.batch._outcomes import parameters_of, seconds_of
 from aiofinetune.batch._results_folder import results_path
 from aiofinetune.cli._shell import Shell
-from aiofinetune.errors import ConfigurationError, FineTuneError, LocalFileError, ProtocolViolation
+from aiofinetune.errors import FineTuneError, LocalFileError, ProtocolViolation
 from aiofinetune.models import Status
 from aiofinetune.results import Results, Run, read_results
 from aiofinetune.session import FineTuneSession
@@ -161,12 +161,12 @@ def _is_file(name: str) -> bool:
     """Return whether a name is a file.
 
     Raises:
-        ConfigurationError: It can only be a path, but there is no such file.
+        LocalFileError: It can only be a path, but there is no such file.
     """
     if Path(name).is_file():
         return True
     if "/" in name or name.endswith(_SUFFIXES):
-        raise ConfigurationError(f"{name}: there is no such file")
+        raise LocalFileError(f"{name}: there is no such file")
     return False
 
 

@@ -202,15 +202,13 @@ def _key(key: str | None, file: Path | None) -> Secret | None:
         with file.open("rb") as opened_file:
             line = opened_file.readline(_MAX_KEY_BYTES)
         key = line.decode().strip()
-    except FileNotFoundError:
-        raise ConfigurationError(f"api_key_file: {file} does not exist") from None
     except OSError as error:
-        raise LocalFileError(f"{file}: {error.strerror}") from error
+        raise LocalFileError(f"--api-key-file: {file}: {error.strerror}") from error
     except UnicodeDecodeError:
         # The error would show what may be a key.
-        raise ConfigurationError(f"api_key_file: the first line of {file} is not text") from None
+        raise LocalFileError(f"--api-key-file: the first line of {file} is not text") from None
     if not key:
-        raise ConfigurationError(f"api_key_file: the first line of {file} is empty; write the key there")
+        raise LocalFileError(f"--api-key-file: the first line of {file} is empty; write the key there")
     return Secret(key)
 
 

@@ -194,14 +194,13 @@ async def test_a_key_on_the_command_line_is_warned_about(url: str, seen: list[Re
     assert not (await ashell("models", url=url, AIOFINETUNE_API_KEY="key-that-few-see")).stderr
 
 
-@pytest.mark.parametrize(("content", "status"), [(None, 2), (b"", 2), (b"\n" + KEY.encode(), 2), (b"\xff", 2)])
-def test_a_key_file_that_holds_no_key(content: bytes | None, status: int) -> None:
-    """A missing, empty or unreadable key file is one line."""
+@pytest.mark.parametrize("content", [None, b"", b"\n" + KEY.encode(), b"\xff"])
+def test_a_key_file_that_holds_no_key(content: bytes | None) -> None:
+    """A missing, empty or unreadable key file is one line, with the status of a local file that is wrong."""
     if content is not None:
         Path("key").write_bytes(content)
     result = shell("models", "--api-key-file", "key")
-    assert (result.exit_code, result.stderr.count("aiofinetune:")) == (status, 1)
-    assert "key" in result.stderr
+    assert (result.exit_code, result.stderr.count("aiofinetune: --api-key-file: ")) == (5, 1)
 
 
 def test_errors_are_one_line_and_the_way_out() -> None:

@@ -23,6 +23,7 @@ from aiofinetune import (
     FineTuneRequest,
     FineTuneSession,
     JournalUnusable,
+    LocalFileError,
     NotFound,
     read_manifest,
 )
@@ -166,7 +167,7 @@ async def test_csv_of_several_jobs_names_them(tmp_path: Path, capsys: pytest.Cap
 
 async def test_files_that_are_no_results(tmp_path: Path) -> None:
     """A file that is missing, or is another one, is named; it is not taken for the id of a job."""
-    with pytest.raises(ConfigurationError, match=r"nowhere\.csv: there is no such file"):
+    with pytest.raises(LocalFileError, match=r"nowhere\.csv: there is no such file"):
         await shown([str(tmp_path / "nowhere.csv")], Screen())
     (tmp_path / "a.csv").write_text("a,b\n")
     with pytest.raises(FineTuneError, match=r"a\.csv: the results file has no column 'step'"):
@@ -387,7 +388,7 @@ def test_options_reach_the_commands(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["compare", path, "--sort", "label", "--csv"])
     assert done.stdout.splitlines()[1].startswith("a,")
     done = CliRunner().invoke(cli, ["results", str(tmp_path / "b.csv")])
-    assert (done.exit_code, done.output) == (2, f"aiofinetune: {tmp_path}/b.csv: there is no such file\n")
+    assert (done.exit_code, done.output) == (5, f"aiofinetune: {tmp_path}/b.csv: there is no such file\n")
     done = CliRunner().invoke(cli, ["try", "ada"])
     assert (done.exit_code, "there is no prompt" in done.output) == (2, True)
 
