@@ -110,9 +110,10 @@ def convert_file(
     ):
         for line, fields in rows_of(source):
             try:
-                file.write(json_line(_converted(fields, to, template, columns)))
+                converted = _converted(fields, to, template, columns)
             except ValueError as error:
                 raise DatasetError(source.path, line, str(error)) from error
+            file.write(json_line(path, line, converted))
             count += 1
     return count
 

@@ -29,7 +29,7 @@ from aiofinetune.data._report import cut
 from aiofinetune.data._rows import Columns, find_shape, rename, text_of
 from aiofinetune.data._rules import FINE_TUNES, JOBS, MESSAGES, PAIRS, Rules
 from aiofinetune.data._text_mends import TEXT_MENDS
-from aiofinetune.data._writing import created, json_line
+from aiofinetune.data._writing import created
 from aiofinetune.errors import ConfigurationError, DatasetError
 
 SHOWN_CHANGES: Final = 3
@@ -216,7 +216,7 @@ class _Mending:
         for _, fields in rows:
             count += 1
             if output is not None:
-                output.write(json_line(fields))
+                output.write(dumps(fields) + b"\n")
         return count
 
     # Rows between two passes are in a temporary file.

@@ -105,8 +105,8 @@ def split_file(
         files = [stack.enter_context(created(output, [path], overwrite=overwrite)) for output in (training, validation)]
         totals = [0, 0]
         classes: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for (_, fields), is_validation in zip(rows_of(opened(stack)), chosen, strict=True):
-            files[is_validation].write(json_line(fields))
+        for (line, fields), is_validation in zip(rows_of(opened(stack)), chosen, strict=True):
+            files[is_validation].write(json_line(path, line, fields))
             totals[is_validation] += 1
             if strata.has_classes:
                 classes[_class_of(fields, columns)][is_validation] += 1
@@ -253,10 +253,10 @@ def sample_file(
         open_source(path, encoding=encoding, fallback=fallback, max_line_bytes=limit) as source,
         created(output, [path], overwrite=overwrite) as file,
     ):
-        for _, fields in rows_of(source):
+        for line, fields in rows_of(source):
             # Selection sampling (Knuth, The Art of Computer Programming, 3.4.2, algorithm S).
             if chooser.random() * left < wanted - written:
-                file.write(json_line(fields))
+                file.write(json_line(path, line, fields))
                 written += 1
             left -= 1
     return written

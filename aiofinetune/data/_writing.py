@@ -10,8 +10,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import BinaryIO
 
+from aiofinetune.data._catalog import CHECKS
 from aiofinetune.data._json_rows import dumps
-from aiofinetune.errors import LocalFileError
+from aiofinetune.errors import DatasetError, LocalFileError
 
 
 @contextmanager
@@ -69,6 +70,18 @@ def are_one_file(first: str | PathLike[str], second: str | PathLike[str]) -> boo
         return False
 
 
-def json_line(fields: Mapping[str, object]) -> bytes:
-    """Return a row as a line."""
-    return dumps(fields) + b"\n"
+def json_line(path: str | PathLike[str], line: int, fields: Mapping[str, object]) -> bytes:
+    """Return a row as a line.
+
+    Args:
+        path: The file that the row is from.
+        line: Its line there.
+        fields: The row.
+
+    Raises:
+        DatasetError: A text in it holds half of a surrogate pair.
+    """
+    try:
+        return dumps(fields) + b"\n"
+    except UnicodeEncodeError as error:
+        raise DatasetError(fspath(path), line, f"{CHECKS['lone-surrogate'].says} Mend it first") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiofinetune.data import check_file, sample_file, split_file
+from aiofinetune.data import check_file, convert_file, sample_file, split_file
 from aiofinetune.errors import ConfigurationError, DatasetError, LocalFileError
 from tests.data.files import PAIRS, counts, pairs, rows_in, write
 
@@ -132,3 +133,18 @@ def test_a_sample_has_rows_of_the_file_in_order(
     assert len(chosen) == min(count, len(rows))
     sample_file(path, output, count, seed=seed, overwrite=True)
     assert rows_in(output) == chosen
+
+
+@pytest.mark.parametrize("how", ["split", "sample", "convert"])
+def test_half_a_surrogate_pair_is_refused_by_its_line(tmp_path: Path, how: str) -> None:
+    """A row with a text that UTF-8 cannot encode is an error that names its line, and nothing is written."""
+    file = tmp_path / "half.jsonl"
+    file.write_text('{"prompt": "a ->", "completion": " b"}\n{"prompt": "\\ud800 ->", "completion": " c"}\n')
+    write_rows: dict[str, Callable[[], object]] = {
+        "split": lambda: split_file(file, tmp_path / "t.jsonl", tmp_path / "v.jsonl", share=0.5),
+        "sample": lambda: sample_file(file, tmp_path / "s.jsonl", 2),
+        "convert": lambda: convert_file(file, tmp_path / "c.jsonl"),
+    }
+    with pytest.raises(DatasetError, match=r"half\.jsonl, line 2: A text holds half of a surrogate pair\. Mend it"):
+        write_rows[how]()
+    assert list(tmp_path.iterdir()) == [file]
