@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -127,9 +127,8 @@ def print_columns(console: Console, columns: Sequence[Column]) -> None:
     elif has_width(console):
         console.print(_table(kept))
     else:
-        for cells in zip(*((column.title, *column.cells) for column in kept), strict=True):
-            padded = (_padded(column, one_line(cell)) for column, cell in zip(kept, cells, strict=True))
-            print_line(console, (" " * _GAP).join(padded).rstrip())
+        for cells in zip(*map(_padded, kept), strict=True):
+            print_line(console, (" " * _GAP).join(cells).rstrip())
     if left_out := [column.title for column in columns[len(kept) :] if any(column.cells)]:
         print_line(console, f"no room for: {', '.join(left_out)} (--json has all)", "dim")
 
@@ -138,9 +137,13 @@ def _width(columns: Sequence[Column]) -> int:
     return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
 
 
-def _padded(column: Column, cell: str) -> str:
-    space = " " * (max(map(cell_len, (column.title, *column.cells))) - cell_len(cell))
-    return space + cell if column.is_number else cell + space
+def _padded(column: Column) -> Iterator[str]:
+    """Yield the title and the cells of a column, all as wide as the widest."""
+    cells = [one_line(cell) for cell in (column.title, *column.cells)]
+    width = max(map(cell_len, cells))
+    for cell in cells:
+        space = " " * (width - cell_len(cell))
+        yield space + cell if column.is_number else cell + space
 
 
 def _table(columns: Sequence[Column]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from aiofinetune.cli._following import Training
@@ -69,6 +70,20 @@ def test_a_table_in_a_pipe_has_a_line_for_each_row() -> None:
         [IDS[0], "succeeded", "5", *["a", "rather", "long", "note", "of", "several", "words"], MODEL],
         [IDS[1], "running", "1000"],
     ]
+
+
+def test_a_long_table_in_a_pipe_measures_each_cell_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a row takes does not depend on how many there are."""
+    measured = [0]
+
+    def spy(text: str) -> int:
+        measured[0] += 1
+        return cell_len(text)
+
+    monkeypatch.setattr("aiofinetune.cli._output.cell_len", spy)
+    screen = Screen()
+    print_columns(screen.console, [Column("job", [f"ft-{n}" for n in range(1000)])])
+    assert (len(screen.lines), measured[0] < 5000) == (1001, True)
 
 
 def test_nothing_steers_the_terminal() -> None:
