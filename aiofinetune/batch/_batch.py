@@ -209,6 +209,7 @@ class Batch:
         return Progress(
             counts.seen,
             counts.active,
+            counts.settling,
             counts.others,
             **{str(status): count for status, count in counts.ended.items()},
             replayed=counts.replayed,

@@ -146,7 +146,9 @@ class Progress:
     seen: int = 0
     """The number of entries that were read."""
     active: int = 0
-    """The number of this batch's jobs that have not ended."""
+    """The number of this batch's jobs that have not ended, or whose ends are being handled."""
+    settling: int = 0
+    """The number of those whose ends are being recorded, or whose results are being downloaded."""
     others: int = 0
     """The number of other programs' jobs that had not ended at the last look."""
     # The number of entries that ended with each `Outcome.status`.

@@ -30,7 +30,7 @@ from aiofinetune.cli._output import one_line, print_json_line, print_line
 from aiofinetune.cli._run import on_signal
 from aiofinetune.cli._shell import Shell, stamped
 from aiofinetune.cli._stdio import OutputFailed
-from aiofinetune.cli._summary import check_summary, opened, write
+from aiofinetune.cli._summary import check_summary, opened
 from aiofinetune.cli._wording import again
 from aiofinetune.data import Report
 from aiofinetune.errors import (
@@ -262,6 +262,8 @@ class _Run:
         """The numbers of the signals that were received."""
         self._status = Exit.DONE
         self._loop = asyncio.get_running_loop()
+        self._failed: FineTuneError | None = None
+        """Why the first entry that failed in this run did."""
         self._failure: OutputFailed | None = None
         """Why stdout cannot be written."""
         self._cancels = cancels
@@ -293,14 +295,14 @@ class _Run:
     async def to_the_end(self, summary: Path | None) -> int:
         """Run the batch; return the exit status."""
         stopped = None
-        # The batch locks its journal before the summary is opened, so that the summary of another run is not truncated.
+        # The batch locks its journal before it has an outcome, so that the summary of another run is not written over.
         async with self._batch, self._shown():
             with self._logged(), opened(summary) as lines:
                 try:
                     async for outcome in self._batch:
                         self._show(outcome)
                         if lines is not None:
-                            write(lines, outcome)
+                            lines.write(outcome)
                 except BatchStopped as error:
                     stopped = error
                 except FineTuneError as error:
@@ -309,24 +311,32 @@ class _Run:
                     # That a person must look at an outcome goes first.
                     self.say(one_line(str(error)))
         progress = self._batch.progress
-        unread = 0 if stopped is None else self._unread
-        self.say(counts_line(progress, self._count) + (f"; {unread} more had ended before" if unread else ""))
+        uncounted = 0 if stopped is None else self._unread + progress.settling
+        have = "has" if uncounted == 1 else "have"
+        more = f"; {uncounted} more {have} ended, and the next run counts that" if uncounted else ""
+        self.say(counts_line(progress, self._count) + more)
         if unknown := unknown_words(progress):
             self.say(f"Look before anything is sent again: {unknown}. 'aiofinetune list' shows the jobs of the service")
             if self._journal.is_kept:
                 self.say(f"To create a new job for an entry that has none: {self._again('--retry-uncertain', 'LABEL')}")
         if stopped is not None:
             self.say(one_line(str(stopped)))
-            self.say(f"{self._count - progress.ended - unread} of {self._count} entries {self._rest(stopped)}")
+            self.say(f"{self._count - progress.ended - uncounted} of {self._count} entries {self._rest(stopped)}")
         self.say_left()
-        status = exit_status(stopped, so_far=self._status, signal=self.signals[0] if self.signals else 0)
+        # An entry that ended the batch counts as what it is: sending the same again ends it again.
+        told = None if self._is_of_entry(stopped) else stopped
+        status = exit_status(told, so_far=self._status, signal=self.signals[0] if self.signals else 0)
         return exit_status(self._failure, so_far=status)
+
+    def _is_of_entry(self, stopped: BatchStopped | None) -> bool:
+        """Return whether a batch was stopped by how one of its entries ended, as ``--fail-fast`` has it."""
+        return stopped is not None and stopped.__cause__ is not None and stopped.__cause__ is self._failed
 
     def _rest(self, stopped: BatchStopped) -> str:
         """Return what happens to the entries that have not ended, and what to do."""
-        if self._cancels:
+        if self._cancels and self._batch.progress.active:
             return f"had not ended; active jobs are being cancelled. {self.way_on('To send the rest')}"
-        match stopped.__cause__:
+        match None if self._is_of_entry(stopped) else stopped.__cause__:
             case AuthenticationFailed() | PermissionDenied():
                 kept = "have not ended. The service refused the key; the journal keeps what was done"
                 key = "with another key (--api-key-file FILE, or the variable OPENAI_API_KEY)"
@@ -378,7 +388,10 @@ class _Run:
 
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
-        """Show what the batch logs about its jobs and its waits, and all warnings."""
+        """Show what the batch logs about its jobs and its waits, and all warnings; with ``--quiet``, only errors."""
+        if self._shell.is_quiet:
+            yield
+            return
         usual = self._shell.log
         handler = _Shown(self, usual.level)
         logger, life = logging.getLogger("aiofinetune"), logging.getLogger("aiofinetune.batch")
@@ -406,6 +419,8 @@ class _Run:
     def _show(self, outcome: Outcome) -> None:
         self._status = exit_status(outcomes=[outcome], so_far=self._status)
         self._unread -= outcome.is_replayed and not _is_news(outcome)
+        if self._failed is None and not outcome.is_replayed:
+            self._failed = outcome.error
         if self._shell.as_json:
             try:
                 print_json_line(outcome.summary())

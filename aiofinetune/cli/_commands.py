@@ -307,7 +307,7 @@ async def results(shell: Shell, jobs: tuple[str, ...], **options: Any) -> int:
 @click.argument("jobs", metavar="MANIFEST|JOURNAL|JOB...", nargs=-1, required=True)
 @click.option(
     "--journal",
-    type=LocalPath(path_type=Path, dir_okay=False),
+    type=LocalPath(path_type=Path, exists=True, dir_okay=False),
     help="Default: MANIFEST.journal, or that of a run with --fresh if it was written later.",
 )
 @click.option(

@@ -171,7 +171,7 @@ def _print_content(content: bytes) -> None:
 
 @group.command("delete", cls=Command, epilog=examples("aiofinetune files delete file-abc123 --yes"))
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask. Where stdin is no terminal, nothing is asked.")
 @session_command
 async def delete(shell: Shell, ids: tuple[str, ...], *, yes: bool) -> int:
     """Delete files at the service."""

@@ -35,7 +35,7 @@ async def models(shell: Shell, names: tuple[str, ...]) -> None:
 
 @click.command("delete-model", cls=Command, epilog=examples("aiofinetune delete-model ada:ft-acme-2026-11-27 --yes"))
 @click.argument("names", metavar="MODEL...", nargs=-1, required=True)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask. Where stdin is no terminal, nothing is asked.")
 @session_command
 async def delete_model(shell: Shell, names: tuple[str, ...], *, yes: bool) -> int:
     """Delete fine-tuned models at the service. They cannot be brought back."""

@@ -72,7 +72,7 @@ async def runs_of_batch(path: Path, journal: Path | None, shell: Shell) -> list[
         if len(journals) > 1:
             shell.hint(f"{path} has {len(journals)} journals; read {journal}, written last (--journal names another)")
     entries = await asyncio.to_thread(lambda: list(read_manifest(path)))
-    known = await asyncio.to_thread(lambda: read_records(journal) if journal is not None and journal.exists() else [])
+    known = [] if journal is None else await asyncio.to_thread(read_records, journal)
     records = {record.attempt.label: record for record in known}
     return [_run_of(records.get(entry.label) or entry) for entry in entries]
 

@@ -163,8 +163,8 @@ def opened(
         words: The words of the command line, after the program's name.
 
     Raises:
-        ConfigurationError: There is no such file with a key, it holds none, or there is no such folder for the log.
-        LocalFileError: The file of the key cannot be read, or that of the log cannot be written.
+        ConfigurationError: There is no such folder for the log.
+        LocalFileError: The file of the key cannot be read or holds none, or that of the log cannot be written.
     """
     no_color = True if given["no_color"] else None
     seconds, retries = given["timeout"], given["retries"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
@@ -35,28 +36,41 @@ def check_summary(summary: Path, others: tuple[Path, ...]) -> None:
         raise ConfigurationError(f"summary: {summary} exists and is not a summary; give another file")
 
 
+class Summary:
+    """A summary that is being written. The lines of an earlier run stay until this one has an outcome.
+
+    Args:
+        file: The file, open for appending, and not buffered: each line is in it even if this process is killed.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._has_begun = False
+
+    def write(self, outcome: Outcome) -> None:
+        """Write the line of an outcome, at once.
+
+        Raises:
+            LocalFileError: It cannot be written.
+        """
+        try:
+            if not self._has_begun and os.fstat(self._file.fileno()).st_size:
+                self._file.truncate(0)
+            self._has_begun = True
+            self._file.write(structuring.dumps(outcome.summary()) + b"\n")
+        except OSError as error:
+            raise LocalFileError(f"{self._file.name}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
-def opened(summary: Path | None) -> Iterator[IO[bytes] | None]:
+def opened(summary: Path | None) -> Iterator[Summary | None]:
     """Return a context manager of the summary to write; None if none is wanted."""
     if summary is None:
         yield None
         return
     try:
-        # Not buffered, so that every outcome is in the file even if this process is killed.
-        file = summary.open("wb", buffering=0)
+        file = summary.open("ab", buffering=0)
     except OSError as error:
         raise LocalFileError(f"{summary}: {error.strerror}") from error
     with file:
-        yield file
-
-
-def write(lines: IO[bytes], outcome: Outcome) -> None:
-    """Write the line of an outcome, at once.
-
-    Raises:
-        LocalFileError: It cannot be written.
-    """
-    try:
-        lines.write(structuring.dumps(outcome.summary()) + b"\n")
-    except OSError as error:
-        raise LocalFileError(f"{lines.name}: {error.strerror}") from error
+        yield Summary(file)

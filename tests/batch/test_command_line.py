@@ -21,7 +21,7 @@ import pytest
 
 from aiofinetune import FineTuneRequest, LocalFileError
 from aiofinetune.batch._outcomes import Outcome
-from aiofinetune.cli._summary import write
+from aiofinetune.cli._summary import Summary
 from tests.cli import ashell
 from tests.servers.batchserver import BatchServer, error
 from tests.servers.rawserver import KEY
@@ -156,6 +156,43 @@ async def test_fail_fast_says_what_is_left() -> None:
     left = 9 - len(server.jobs)
     way_on = "To continue: aiofinetune batch jobs.jsonl --fail-fast --concurrency 1"
     assert lines[-1] == f"{left} of 9 entries have not ended. {way_on}"
+
+
+async def test_fail_fast_after_a_refused_entry_is_no_refusal_of_the_batch() -> None:
+    """An entry that is rejected gives the status 1 also where --fail-fast stops the batch, whose key is good."""
+    server = BatchServer()
+    server.refuse = lambda endpoint: error(404, "not this model") if endpoint == "create" else None
+    async with server.listening() as url:
+        status, lines, _ = await run(sweep(server, 3), "--fail-fast", "--concurrency", "1", url=url)
+    assert status == 1
+    assert not any("refused the key" in line for line in lines)
+
+
+async def test_an_end_that_is_recorded_is_counted_where_its_results_are_still_fetched() -> None:
+    """The last line of an interrupted batch counts the ends that its journal has, though no outcome was printed."""
+    server = BatchServer(lasts=None)
+    server.held["download"] = asyncio.Event()
+    async with server.listening() as url, running(sweep(server, 2), "--results", "results", url=url) as process:
+        await server.until(lambda: server.asked["stream"] == 2)
+        server.end("ft-2")
+        await server.until(lambda: server.asked["download"] == 1)
+        process.send_signal(signal.SIGINT)
+        stdout, _ = await process.communicate()
+    lines = [TIME.sub("", line) for line in stdout.decode().splitlines()]
+    counted = "0 of 2 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected"
+    assert f"{counted}; 1 more has ended, and the next run counts that" in lines
+    assert lines[-1].startswith("1 of 2 entries have not ended. ")
+    status = await ashell("batch", "status", "jobs.jsonl.journal", url="")
+    assert "2 entries: 1 succeeded, 1 active" in status.stdout
+
+
+async def test_a_quiet_batch_prints_only_ends() -> None:
+    """With -q no line says which jobs were created and have started."""
+    server = BatchServer()
+    async with server.listening() as url:
+        done = await ashell("batch", sweep(server, 2), "-q", url=url)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 3
 
 
 async def test_interrupted_once_it_leaves_the_jobs_and_goes_on_by_the_same_command() -> None:
@@ -403,10 +440,10 @@ def test_a_summary_on_a_full_disk() -> None:
     """A summary for which there is no room is an error that names it."""
     outcome = Outcome("a", "rejected", FineTuneRequest(training_file="file-1"), None, None, None, None, 0.0)
     with (
-        Path("/dev/full").open("wb", buffering=0) as full,
+        Path("/dev/full").open("ab", buffering=0) as full,
         pytest.raises(LocalFileError, match=r"^/dev/full: No space left on device$"),
     ):
-        write(full, outcome)
+        Summary(full).write(outcome)
 
 
 async def test_a_terminal_that_knows_few_letters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -665,7 +702,10 @@ async def test_a_live_table() -> None:
 
 
 async def test_a_rerun_that_looks_for_a_lost_create_says_so_and_counts_what_ended_before() -> None:
-    """It says what it looks for; stopped meanwhile, it counts what ended before, though it has come to none of it."""
+    """It says what it looks for; stopped meanwhile, it counts what ended before, though it has come to none of it.
+
+    A summary of an earlier run stays until there is an outcome.
+    """
     server = BatchServer()
     server.hides = lambda job: job["hyperparams"]["n_epochs"] == 3
     name = sweep(server, 4)
@@ -678,26 +718,29 @@ async def test_a_rerun_that_looks_for_a_lost_create_says_so_and_counts_what_ende
             process.kill()
             await process.wait()
         del server.held["create"]
-        async with running(name, url=url) as process:
+        Path("summary").write_text('{"label": "job-1", "status": "succeeded", "job": "ft-2"}\n')
+        async with running(name, "--summary", "summary", url=url) as process:
             assert process.stderr is not None
             _, told = [TIME.sub("", (await process.stderr.readline()).decode()) for _ in range(2)]
             looking = "before anything is sent, looking for jobs of creates whose replies an earlier run missed"
             assert told == f"{looking}: 1\n"
             process.send_signal(signal.SIGINT)
             stdout, _ = await process.communicate()
+        assert len(Path("summary").read_text().splitlines()) == 1
         server.hides, server.lasts = lambda _job: False, None
-        async with running(name, url=url) as process:
+        async with running(name, "--summary", "summary", url=url) as process:
             await server.until(lambda: bool(server.active & server.streamed))
             process.send_signal(signal.SIGINT)
             later, _ = await process.communicate()
+        assert len(Path("summary").read_text().splitlines()) == 3
     assert b"3 of 4 ended: 3 succeeded, 0 failed, 0 cancelled, 0 rejected\n" in later
     assert b"1 of 4 entries have not ended" in later
     lines = [TIME.sub("", line) for line in stdout.decode().splitlines()]
     assert lines[0] == "4 entries: 2 ended before, 2 to go"
     assert lines[2:] == [
-        "0 of 4 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected; 2 more had ended before",
+        "0 of 4 ended: 0 succeeded, 0 failed, 0 cancelled, 0 rejected; 2 more have ended, and the next run counts that",
         "the batch sends no more requests: it was asked to stop",
-        "2 of 4 entries have not ended. To continue: aiofinetune batch jobs.jsonl",
+        "2 of 4 entries have not ended. To continue: aiofinetune batch jobs.jsonl --summary summary",
     ]
 
 

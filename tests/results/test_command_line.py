@@ -389,6 +389,9 @@ def test_options_reach_the_commands(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[1].startswith("a,")
     done = CliRunner().invoke(cli, ["results", str(tmp_path / "b.csv")])
     assert (done.exit_code, done.output) == (5, f"aiofinetune: {tmp_path}/b.csv: there is no such file\n")
+    (tmp_path / "jobs.jsonl").write_text('{"training_file": "file-1"}\n')
+    done = CliRunner().invoke(cli, ["compare", str(tmp_path / "jobs.jsonl"), "--journal", str(tmp_path / "nope")])
+    assert (done.exit_code, "nope' does not exist" in done.output) == (5, True)
     done = CliRunner().invoke(cli, ["try", "ada"])
     assert (done.exit_code, "there is no prompt" in done.output) == (2, True)
 

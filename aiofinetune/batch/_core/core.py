@@ -47,7 +47,9 @@ class Counts:
     sending: int
     """The number of entries that are being sent."""
     active: int
-    """The number of this batch's jobs that have not ended."""
+    """The number of this batch's jobs that have not ended, or whose ends are being handled."""
+    settling: int
+    """The number of those whose ends are being handled."""
     others: int
     """The number of other programs' jobs that had not ended at the last look."""
     waiting: int
@@ -98,6 +100,7 @@ class BatchCore:
             seen=len(attempts) - attempts.waiting + attempts.ended.total(),
             sending=attempts.count(*UNMADE),
             active=self._run.active,
+            settling=attempts.count(SETTLING) - attempts.replaying,
             others=len(self._looks.others),
             waiting=attempts.waiting,
             ended=attempts.ended.copy(),
