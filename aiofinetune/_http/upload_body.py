@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from aiofinetune._http.caller import Caller
 from aiofinetune._http.upload_source import Content
@@ -15,6 +15,8 @@ from aiofinetune.models import File
 
 T = TypeVar("T")
 
+_ENCODED: Final = {code: f"%{code:02X}" for code in (*range(0x20), ord('"'), 0x7F)}
+
 
 def multipart(purpose: str, filename: str, boundary: str) -> tuple[bytes, bytes]:
     """Return the bytes before and after a file's content in a form with the fields `purpose` and `file` (RFC 7578).
@@ -22,10 +24,11 @@ def multipart(purpose: str, filename: str, boundary: str) -> tuple[bytes, bytes]
     Args:
         purpose: The purpose of the file.
         filename: The name at the service. Quotes and line breaks in it are percent-encoded, as in browsers
-            (https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data).
+            (https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data), and so are
+            other control characters, which no header may hold (RFC 9110, 5.5).
         boundary: A random text that does not occur in the file.
     """
-    escaped = filename.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+    escaped = filename.translate(_ENCODED)
     head = (
         f"--{boundary}\r\n"
         'Content-Disposition: form-data; name="purpose"\r\n'

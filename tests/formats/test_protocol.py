@@ -620,10 +620,11 @@ def test_form() -> None:
         ("a\r\nX-Evil: 1", "a%0D%0AX-Evil: 1"),
         ("a\r\n\r\n--b0und--\r\n", "a%0D%0A%0D%0A--b0und--%0D%0A"),
         ("a;b=c.jsonl", "a;b=c.jsonl"),
+        ("\x1b[31ma\x7f\t.jsonl", "%1B[31ma%7F%09.jsonl"),
     ],
 )
 def test_file_name(filename: str, known_as: str) -> None:
-    """A file's name arrives, with quotes and line breaks encoded as browsers do."""
+    """A file's name arrives, with quotes and line breaks encoded as browsers do, and other control characters too."""
     head, tail = multipart("fine-tune", filename, "b0und")
     assert parse(head + b"data" + tail, "b0und") == [
         ("purpose", None, b"fine-tune"),
