@@ -150,6 +150,21 @@ async def test_a_worker_that_stops_gives_its_job_back(
         assert messages[-1] == "Fine-tune succeeded"
 
 
+async def test_a_worker_that_stops_as_its_attempt_ends(data: Path, connect: Connect, examples: bytes) -> None:
+    """A worker that is stopped while an attempt ends claims no other one."""
+    async with serving(data) as server, connect(server.base_url) as client, working(server) as worker:
+        job = await client.create(examples, n_epochs=100_000)
+        await client.reach(job["id"], "Completed epoch 1/100000")
+        await client.call("POST", f"/fine-tunes/{job['id']}/cancel")
+        async with asyncio.timeout(30):
+            # The task group of the attempt cancels its task until the trainer has ended.
+            while not worker.cancelling():
+                await asyncio.sleep(0)
+            worker.cancel()
+            await asyncio.wait([worker])
+        assert worker.cancelled()
+
+
 async def test_a_worker_that_fails_waits_before_it_asks_again(
     data: Path, connect: Connect, examples: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

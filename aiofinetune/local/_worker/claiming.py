@@ -45,7 +45,7 @@ async def work(url: str, token: str, resources: Mapping[str, int]) -> None:
     async with aiohttp.ClientSession() as http, _models() as models:
         calls = Calls(http, url, Secret(token), secrets.token_hex(16))
         pause = 0.0
-        while True:
+        while not _is_cancelled():
             match await _claim(calls, resources):
                 case {"id": str(attempt_id), "token": str(attempt_token)}:
                     is_well = await _run(http, f"{url}/{attempt_id}", attempt_token, models)
@@ -57,6 +57,16 @@ async def work(url: str, token: str, resources: Mapping[str, int]) -> None:
                     pass
                 case answer:
                     raise ProtocolViolation(f"the server's answer to a claim is {answer!r:.200}")
+        raise asyncio.CancelledError
+
+
+def _is_cancelled() -> bool:
+    """Return whether this task was cancelled, even if an attempt that ended at that moment took the cancellation.
+
+    Before Python 3.13, a task group whose task fails raises that error alone, although its own task was cancelled too.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 @contextlib.asynccontextmanager
