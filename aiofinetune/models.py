@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 _LARGEST: Final = 2**63 - 1
 """The largest 64-bit integer: not every JSON parser reads a larger one exactly."""
+_DEEPEST: Final = 200
+"""How deep a JSON value may nest: orjson writes 254 levels, a request's own among them."""
 
 
 class Status:
@@ -86,20 +88,25 @@ class Hyperparams(Value):
     classification_betas: tuple[float, ...] | None = None
 
 
+def _as_dict(value: Mapping[str, Any] | None) -> Mapping[str, Any] | None:  # Any: text, or what JSON can hold
+    # A copy, so that a request does not change after its checks. A value of any other type passes through unchanged.
+    return dict(value) if value is not None and isinstance(value, Mapping) else value
+
+
 @attrs.frozen(eq=False, repr=False)
 class Method(Value):
     """How a job trains (OpenAI: the ``method`` of a fine-tuning job).
 
     Args:
         type: ``"supervised"``, ``"preference"`` (DPO) or ``"reinforcement"``; in a job perhaps a word of the service's.
-        hyperparameters: Those of the method itself, such as ``{"beta": 0.1}``, by the service's names. They are not
-            checked. `FineTuneRequest` has those that all methods share.
-        grader: What grades the model's answers, for ``"reinforcement"``, in the service's form. It is not checked.
+        hyperparameters: Those of the method itself, such as ``{"beta": 0.1}``, by the service's names. A
+            request checks only that JSON can hold them. `FineTuneRequest` has those that all methods share.
+        grader: What grades the model's answers, for ``"reinforcement"``, in the service's form. It is checked likewise.
     """
 
     type: str
-    hyperparameters: Mapping[str, object] | None = attrs.field(default=None, hash=False)
-    grader: Mapping[str, object] | None = attrs.field(default=None, hash=False)
+    hyperparameters: Mapping[str, object] | None = attrs.field(default=None, converter=_as_dict, hash=False)
+    grader: Mapping[str, object] | None = attrs.field(default=None, converter=_as_dict, hash=False)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -206,6 +213,8 @@ def _shown(value: object) -> str:
     except ValueError:
         # Python refuses to convert an integer of more than 4,300 digits to text (`sys.set_int_max_str_digits`).
         text = "an integer with thousands of digits"
+    except RecursionError:
+        text = "a value of very many levels"
     return text if len(text) <= 80 else f"{text[:80]}… ({type(value).__name__})"
 
 
@@ -240,11 +249,28 @@ def _is_unicode(text: str) -> bool:
 
 
 def _is_text_map(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)
+    return isinstance(value, Mapping) and all(
+        isinstance(text, str) and _is_unicode(text) for pair in value.items() for text in pair
+    )
 
 
-def _is_object(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+def _is_json(value: object, deepest: int = _DEEPEST) -> bool:
+    # What is written with orjson and without, and alike: orjson has no integers beyond 64 bits, and writes NaN as null.
+    if value is None or isinstance(value, bool):
+        return True
+    if isinstance(value, str):
+        return _is_unicode(value)
+    if isinstance(value, list) or type(value) is tuple:
+        return deepest > 0 and all(_is_json(item, deepest - 1) for item in value)
+    if isinstance(value, dict):
+        return deepest > 0 and _is_object(value, deepest - 1)
+    return _is_number(value)
+
+
+def _is_object(value: object, deepest: int = _DEEPEST) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and _is_unicode(name) and _is_json(item, deepest) for name, item in value.items()
+    )
 
 
 def _or_word(fits: Callable[[object], bool], *words: str) -> Callable[[object], bool]:
@@ -252,16 +278,15 @@ def _or_word(fits: Callable[[object], bool], *words: str) -> Callable[[object], 
 
 
 def _is_method(value: object) -> bool:
-    return isinstance(value, Method) and value.type in METHODS
+    return (
+        isinstance(value, Method)
+        and value.type in METHODS
+        and all(settings is None or _is_object(settings) for settings in (value.hyperparameters, value.grader))
+    )
 
 
 def _as_method(value: Method | str | None) -> Method | None:
     return Method(value) if isinstance(value, str) else value
-
-
-def _as_dict(value: Mapping[str, Any] | None) -> Mapping[str, Any] | None:  # Any: text, or what JSON can hold
-    # A copy, so that a request does not change after its checks. A value of any other type passes through unchanged.
-    return dict(value) if value is not None and isinstance(value, Mapping) else value
 
 
 def _is_beta_list(value: object) -> bool:
@@ -294,7 +319,7 @@ _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "classification_positive_class": ("the text of a completion", _is_text),
     "classification_betas": ("a list of numbers greater than 0", _is_beta_list),
     "suffix": (f"1 to {MAX_SUFFIX} characters", lambda value: _is_text(value, most=MAX_SUFFIX)),
-    "method": (f"one of {', '.join(METHODS)}, or a Method of one of these types", _is_method),
+    "method": (f"one of {', '.join(METHODS)}, or a Method of one of these types with JSON values", _is_method),
     "seed": ("an integer of at least 0", _is_count(0)),
     "metadata": ("texts by name", _is_text_map),
     "extra": ("JSON values by name", _is_object),
@@ -352,7 +377,7 @@ class FineTuneRequest(Value):
         seed: The seed of the training. The same seed and parameters should give the same model.
         metadata: Texts to keep with the job, by name.
         extra: Further parameters of the service by their own names, such as ``{"trainingType": "Standard"}``. They are
-            sent as they are, and are not checked.
+            sent as they are; only that JSON can hold them is checked.
 
     Not every service has every parameter: `create_fine_tune` raises `RequestInvalid` for one that it does not have.
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import math
 import re
+from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 
 import attrs
 import pytest
@@ -17,6 +20,7 @@ from aiofinetune import (
     FineTuneEvent,
     FineTuneRequest,
     Hyperparams,
+    Method,
     Model,
     RequestInvalid,
     Status,
@@ -246,6 +250,14 @@ def test_survives_the_wire(made: FineTuneRequest) -> None:
 @example("n_epochs", -(10**5000))
 @example("n_epochs", 2**64)
 @example("training_file", "\ud800")
+@example("metadata", {"team": "\ud800"})
+@example("extra", {"": -(2**63) - 1})
+@example("extra", {"\ud800": 1})
+@example("extra", {"rate": math.nan})
+@example("extra", {"rates": [{"rate": math.inf}]})
+@example("extra", {"when": date(2026, 1, 1)})
+@example("method", Method("preference", {"beta": math.nan}))
+@example("method", Method("reinforcement", grader={"weight": 2**64}))
 def test_any_value(field: str, value: object) -> None:
     """Whatever a parameter is given, it is refused by the parameter's name, or can be sent and read."""
     try:
@@ -259,6 +271,43 @@ def test_any_value(field: str, value: object) -> None:
             == made
         )
     assert blamed in {field, "validation_file", "compute_classification_metrics"}
+
+
+@pytest.mark.parametrize("levels", [240, 5_000])
+def test_a_value_that_nests_too_deeply(levels: int) -> None:
+    """Values that JSON libraries do not write for their depth are refused by the parameter's name."""
+    with pytest.raises(RequestInvalid, match="JSON values by name") as caught:
+        request(extra={"deep": _nested(levels)})
+    assert caught.value.field == "extra"
+
+
+def test_a_value_that_nests_deeply() -> None:
+    """A value of 200 levels can be sent and read."""
+    made = request(extra={"deep": _nested(200)})
+    assert (
+        structuring.read_request(structuring.read_json(structuring.write_request(made.given())), FineTuneRequest)
+        == made
+    )
+
+
+def test_mappings_of_any_type() -> None:
+    """A parameter that is a mapping may be one that JSON libraries do not write."""
+    made = request(
+        method=Method("preference", MappingProxyType({"beta": 1})),
+        metadata=MappingProxyType({"team": "search"}),
+        extra=MappingProxyType({"type": "Standard"}),
+    )
+    assert (
+        structuring.read_request(structuring.read_json(structuring.write_request(made.given())), FineTuneRequest)
+        == made
+    )
+
+
+def _nested(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 def test_completion_text() -> None:
