@@ -99,8 +99,8 @@ class Method(Value):
 
     Args:
         type: ``"supervised"``, ``"preference"`` (DPO) or ``"reinforcement"``; in a job perhaps a word of the service's.
-        hyperparameters: Those of the method itself, such as ``{"beta": 0.1}``, by the service's names. A
-            request checks only that JSON can hold them. `FineTuneRequest` has those that all methods share.
+        hyperparameters: Those of the method itself, such as ``{"beta": 0.1}``, by the service's names. A request
+            checks only that JSON can hold them. `FineTuneRequest` has those that all methods share.
         grader: What grades the model's answers, for ``"reinforcement"``, in the service's form. It is checked likewise.
     """
 
@@ -337,12 +337,14 @@ def problem_of(name: str, value: object) -> str | None:
     if value is None or name not in _RULES:
         return None
     expected, fits = _RULES[name]
-    if isinstance(value, str) and not (value.isascii() or _is_unicode(value)):
+    if fits(value):
+        return None
+    if isinstance(value, str) and not _is_unicode(value):
         # Such as the name of a file that has other bytes, as Python has it.
         expected = "text that UTF-8 can encode"
-    if type(value) is int and value > _LARGEST and fits(_LARGEST):
+    elif type(value) is int and value > _LARGEST and fits(_LARGEST):
         expected = f"at most {_LARGEST}"
-    return None if fits(value) else f"expected {expected}, got {_shown(value)}"
+    return f"expected {expected}, got {_shown(value)}"
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)

@@ -418,7 +418,8 @@ class _Run:
 
     def _show(self, outcome: Outcome) -> None:
         self._status = exit_status(outcomes=[outcome], so_far=self._status)
-        self._unread -= outcome.is_replayed and not _is_news(outcome)
+        if not _is_news(outcome):
+            self._unread -= 1
         if self._failed is None and not outcome.is_replayed:
             self._failed = outcome.error
         if self._shell.as_json:

@@ -39,6 +39,11 @@ def request(**parameters: object) -> FineTuneRequest:
     return FineTuneRequest(**{"training_file": "file-1", **parameters})  # type: ignore[arg-type]
 
 
+def received(made: FineTuneRequest) -> FineTuneRequest:
+    """Return what the other side reads of a request that is sent."""
+    return structuring.read_request(structuring.read_json(structuring.write_request(made.given())), FineTuneRequest)
+
+
 FILE_ID = "expected the id of an uploaded file, such as 'file-abc123'"
 COUNT = "expected an integer of at least 1"
 POSITIVE = "expected a number greater than 0"
@@ -238,10 +243,7 @@ def test_statuses() -> None:
 @given(REQUESTS)
 def test_survives_the_wire(made: FineTuneRequest) -> None:
     """Any request that can be made arrives at the other side as it was."""
-    assert (
-        structuring.read_request(structuring.read_json(structuring.write_request(made.given())), FineTuneRequest)
-        == made
-    )
+    assert received(made) == made
 
 
 @given(st.sampled_from([field.name for field in attrs.fields(FineTuneRequest)]), ANYTHING)
@@ -266,10 +268,7 @@ def test_any_value(field: str, value: object) -> None:
         blamed = error.field
     else:
         blamed = field
-        assert (
-            structuring.read_request(structuring.read_json(structuring.write_request(made.given())), FineTuneRequest)
-            == made
-        )
+        assert received(made) == made
     assert blamed in {field, "validation_file", "compute_classification_metrics"}
 
 
@@ -284,10 +283,7 @@ def test_a_value_that_nests_too_deeply(levels: int) -> None:
 def test_a_value_that_nests_deeply() -> None:
     """A value of 200 levels can be sent and read."""
     made = request(extra={"deep": _nested(200)})
-    assert (
-        structuring.read_request(structuring.read_json(structuring.write_request(made.given())), FineTuneRequest)
-        == made
-    )
+    assert received(made) == made
 
 
 def test_mappings_of_any_type() -> None:
@@ -297,10 +293,7 @@ def test_mappings_of_any_type() -> None:
         metadata=MappingProxyType({"team": "search"}),
         extra=MappingProxyType({"type": "Standard"}),
     )
-    assert (
-        structuring.read_request(structuring.read_json(structuring.write_request(made.given())), FineTuneRequest)
-        == made
-    )
+    assert received(made) == made
 
 
 def _nested(levels: int) -> object:
