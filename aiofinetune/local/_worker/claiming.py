@@ -7,14 +7,14 @@ import contextlib
 import functools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Final
 
 import aiohttp
 
 from aiofinetune import structuring
 from aiofinetune._secret import Secret
-from aiofinetune._threads import in_thread
+from aiofinetune._threads import in_thread, until_over
 from aiofinetune.errors import AuthenticationFailed, ConnectFailed, ProtocolViolation
 from aiofinetune.local._worker.attempt import run_attempt
 from aiofinetune.local._worker.calls import AttemptOver, Calls
@@ -45,7 +45,7 @@ async def work(url: str, token: str, resources: Mapping[str, int]) -> None:
     async with aiohttp.ClientSession() as http, _models() as models:
         calls = Calls(http, url, Secret(token), secrets.token_hex(16))
         pause = 0.0
-        while not _is_cancelled():
+        while True:
             match await _claim(calls, resources):
                 case {"id": str(attempt_id), "token": str(attempt_token)}:
                     is_well = await _run(http, f"{url}/{attempt_id}", attempt_token, models)
@@ -57,16 +57,6 @@ async def work(url: str, token: str, resources: Mapping[str, int]) -> None:
                     pass
                 case answer:
                     raise ProtocolViolation(f"the server's answer to a claim is {answer!r:.200}")
-        raise asyncio.CancelledError
-
-
-def _is_cancelled() -> bool:
-    """Return whether this task was cancelled, even if an attempt that ended at that moment took the cancellation.
-
-    Before Python 3.13, a task group whose task fails raises that error alone, although its own task was cancelled too.
-    """
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 @contextlib.asynccontextmanager
@@ -93,9 +83,25 @@ async def _run(http: aiohttp.ClientSession, url: str, token: str, models: KeptMo
     What fails here must not end the worker, unless the server cannot be reached.
     """
     try:
-        return await run_attempt(http, url, token, models)
+        return await _apart(run_attempt(http, url, token, models))
     except ConnectFailed:
         raise
     except Exception:  # noqa: BLE001  # See above.
         _log.exception("an attempt failed on this machine")
         return False
+
+
+async def _apart(attempt: Coroutine[object, object, bool]) -> bool:
+    """Run an attempt in a task of its own. If cancelled, cancel that task, wait until it ends, and raise.
+
+    An attempt ends by an error in a task group. Before Python 3.13, such a group takes a cancellation that comes while
+    it ends, and may leave `cancelling` of its task raised where none came.
+    """
+    task = asyncio.create_task(attempt)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        with contextlib.suppress(Exception, asyncio.CancelledError):  # The first cancellation is raised below.
+            await until_over(task)
+        raise
