@@ -77,6 +77,11 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "is not a regular file")
 
 
+def no_file(path: str) -> LocalFileError:
+    """Return the error that says why a path is no regular file."""
+    return LocalFileError(f"{path}: {'is not a regular file' if Path(path).exists() else 'there is no such file'}")
+
+
 def _open(path: Path, mode: str) -> IO[bytes]:
     check_regular(path)
     return path.open(mode)

@@ -322,7 +322,7 @@ _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "method": (f"one of {', '.join(METHODS)}, or a Method of one of these types with JSON values", _is_method),
     "seed": ("an integer of at least 0", _is_count(0)),
     "metadata": ("texts by name", _is_text_map),
-    "extra": ("JSON values by name", _is_object),
+    "extra": (f"JSON values by name, with integers of 64 bits and at most {_DEEPEST} levels", _is_object),
 }
 """The allowed values of each parameter of a job, as text for a message and as a test."""
 
@@ -379,7 +379,7 @@ class FineTuneRequest(Value):
         seed: The seed of the training. The same seed and parameters should give the same model.
         metadata: Texts to keep with the job, by name.
         extra: Further parameters of the service by their own names, such as ``{"trainingType": "Standard"}``. They are
-            sent as they are; only that JSON can hold them is checked.
+            sent as they are, if JSON can hold them, with integers of 64 bits and at most 200 levels.
 
     Not every service has every parameter: `create_fine_tune` raises `RequestInvalid` for one that it does not have.
 

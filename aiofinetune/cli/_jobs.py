@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import click
 
+from aiofinetune._local_files import no_file
 from aiofinetune._other_models import Checkpoint, PriceEstimate
 from aiofinetune.batch._manifest import is_local
 from aiofinetune.cli._files import upload
@@ -24,7 +25,7 @@ from aiofinetune.cli._run import for_each
 from aiofinetune.cli._shell import Shell
 from aiofinetune.cli._stdio import telling
 from aiofinetune.cli._types import LocalPath
-from aiofinetune.errors import BadRequest, LocalFileError, NotFound, RequestInvalid
+from aiofinetune.errors import BadRequest, NotFound, RequestInvalid
 from aiofinetune.models import METHODS, File, FineTune, FineTuneRequest, Method, Status
 from aiofinetune.session import FineTuneSession, find_rules
 
@@ -230,14 +231,14 @@ def _check_files(request: FineTuneRequest, look: Callable[[str], Report] | None)
     """Check that local files exist, and what is in them.
 
     Raises:
-        LocalFileError: There is no such file.
+        LocalFileError: There is no such file, or it is a pipe or a device.
         DatasetError: The data of a file is wrong.
     """
     files = {"training_file": request.training_file, "validation_file": request.validation_file}
     local = {field: file for field, file in files.items() if file is not None and is_local(file)}
     for file in local.values():
         if not Path(file).is_file():
-            raise LocalFileError(f"{file}: there is no such file")
+            raise no_file(file)
     if look is not None:
         for file in dict.fromkeys(local.values()):
             look(file).raise_for_errors()

@@ -104,7 +104,7 @@ class _Option(click.Option):
             return super().process_value(ctx, value)
         except click.BadParameter as error:
             if (where := origin(self.name or "", ctx)) not in self.opts:
-                words = f"{error.message} It comes from {where.removesuffix(f', {self.name}')}."
+                words = f"{error.message.rstrip('.')}. It comes from {where.removesuffix(f', {self.name}')}."
                 raise click.BadParameter(words, ctx, self) from None
             raise
 

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 import attrs
 
+from aiofinetune._local_files import no_file
 from aiofinetune.batch._core import AttemptRecord
 from aiofinetune.batch._journal import read_records
 from aiofinetune.batch._journal_file import is_journal
@@ -161,12 +162,12 @@ def _is_file(name: str) -> bool:
     """Return whether a name is a file.
 
     Raises:
-        LocalFileError: It can only be a path, but there is no such file.
+        LocalFileError: It can only be a path, but there is no such file, or it is a pipe or a device.
     """
     if Path(name).is_file():
         return True
     if "/" in name or name.endswith(_SUFFIXES):
-        raise LocalFileError(f"{name}: there is no such file")
+        raise no_file(name)
     return False
 
 

@@ -211,6 +211,15 @@ async def test_wrong_data_is_refused_before_anything_is_sent() -> None:
         assert (await ashell(*words, "--no-data-check", url=url)).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("/dev/null", "is not a regular file"), ("./trian", "there is no such file")]
+)
+async def test_a_path_that_is_no_file_is_refused(name: str, words: str) -> None:
+    """The error tells a path that leads nowhere from one that leads to a pipe or a device."""
+    result = await ashell("create", name, url="http://127.0.0.1:9/v1")
+    assert (result.exit_code, result.stderr) == (5, f"aiofinetune: {name}: {words}\n")
+
+
 async def test_a_name_that_is_no_file_is_said_to_be_taken_for_an_id(embedded: LocalServer) -> None:
     """Where the service knows no such file, the error says that there is no local one; of a local file it does not."""
     for name in (".", "trian"):

@@ -140,6 +140,11 @@ def test_a_wrong_configuration_file_is_named(text: str, words: str) -> None:
             {"AIOFINETUNE_RETRIES": "many"},
             "'many' is not a valid integer range. It comes from AIOFINETUNE_RETRIES.",
         ),
+        (
+            "",
+            {"AIOFINETUNE_TIMEOUT": "nan"},
+            "expected a number, got 'nan'. It comes from AIOFINETUNE_TIMEOUT.",
+        ),
         ("", {"AIOFINETUNE_DIALECT": "x"}, "AIOFINETUNE_DIALECT: expected"),
         ("", {"url": "nowhere"}, "OPENAI_BASE_URL: expected a URL"),
     ],

@@ -169,6 +169,8 @@ async def test_files_that_are_no_results(tmp_path: Path) -> None:
     """A file that is missing, or is another one, is named; it is not taken for the id of a job."""
     with pytest.raises(LocalFileError, match=r"nowhere\.csv: there is no such file"):
         await shown([str(tmp_path / "nowhere.csv")], Screen())
+    with pytest.raises(LocalFileError, match=r"^/dev/null: is not a regular file$"):
+        await shown(["/dev/null"], Screen())
     (tmp_path / "a.csv").write_text("a,b\n")
     with pytest.raises(FineTuneError, match=r"a\.csv: the results file has no column 'step'"):
         await shown([str(tmp_path / "a.csv")], Screen())
